@@ -1,0 +1,1 @@
+"""Feature-cache, two-stage pipeline for audio deepfake detection."""

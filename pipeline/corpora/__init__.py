@@ -1,0 +1,1 @@
+"""Corpus adapters: one file a corpus, each with `trials(root, protocol, split)`."""

@@ -1,0 +1,29 @@
+"""Errors made for people: what was expected, what came, where, and how to mend it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+SHOWN = 10
+
+
+class InputError(Exception):
+    """Something the user gave is wrong; the message is all that the user needs to mend it."""
+
+
+def listing(problems: Sequence[str]) -> str:
+    """The first ten problems, one a line, and how many more there are."""
+    lines = [f"  {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  ... and {len(problems) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def exit_on_input_error(main: Callable[[], None]) -> None:
+    """Run a command; bad input ends it with one message on stderr and exit code 2, never a traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,1 @@
+"""Metrics: pure functions over NumPy arrays of scores."""

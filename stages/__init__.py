@@ -1,0 +1,1 @@
+"""The stages of the flow: parse arguments, call `pipeline`, save."""
