@@ -1,0 +1,36 @@
+# make demo   install, run the whole flow on the default params.yaml, print the leaderboard
+# make test   install, then lint, types, structure and tests
+# EXTRA=gpu   takes faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRA ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test
+
+demo: $(VENV)/installed-$(EXTRA)
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo
+	@cat data/report/leaderboard.txt
+	@echo
+	@echo "The report: data/report/index.html"
+
+test: $(VENV)/installed-$(EXTRA)-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
+	@touch $@
+
+$(VENV)/installed-$(EXTRA)-test: $(VENV)/installed-$(EXTRA)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA),test]"
+	@touch $@
