@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and what scores or reports 
     from torch import Tensor
 
 Reduce = Literal["max", "mean", "softmax"]
+Tap = int | Literal["final"]  # a layer by its number, or the last one after the encoder's LayerNorm
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,38 @@ class Centroids:
             raise ValueError(f"expected reduce to be max, mean or softmax, got {self.reduce!r}")
 
 
+@dataclass(frozen=True)
+class Card:
+    """The identity of an encoder: where it came from, what it is, and a sha256 over its weights."""
+
+    source: str
+    weights_sha256: str
+    architecture: dict[str, Any]
+    normalize: Literal["utterance", "none"]
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return int(self.architecture["num_hidden_layers"])
+
+    @property
+    def channels(self) -> int:
+        """Width D of every layer."""
+        return int(self.architecture["hidden_size"])
+
+    def frames(self, samples: int) -> int:
+        """Number of frames that `samples` samples give."""
+        for kernel, stride in zip(self.architecture["conv_kernel"], self.architecture["conv_stride"], strict=True):
+            samples = (samples - kernel) // stride + 1
+        return max(samples, 0)
+
+    def check_taps(self, taps: Sequence[Tap]) -> None:
+        """Raise InputError for a layer that the encoder does not have."""
+        for tap in taps:
+            if tap != "final" and not 0 <= tap <= self.layers:
+                raise InputError(f"extract.layers: expected 0 to {self.layers} or final, got {tap!r}")
+
+
 def member(axis: str, name: str) -> ModuleType:
     """The module `pipeline.<axis>.<name>`. Raises InputError, with the members there are, for an unknown name."""
     folder = Path(__file__).parent / axis
@@ -85,29 +116,3 @@ def member(axis: str, name: str) -> ModuleType:
             f"a new one is the file pipeline/{axis}/{name}.py"
         )
     return importlib.import_module(f"pipeline.{axis}.{name}")
-
-
-def hyperparameters(build: Callable[..., Any], given: Mapping[str, Any], *, section: str) -> dict[str, Any]:
-    """The keyword-only parameters of `build` that `given` sets, checked against names and annotated types.
-
-    Raises InputError naming `section` and the key for an unknown, missing or mistyped parameter.
-    """
-    known = {
-        name: parameter
-        for name, parameter in inspect.signature(build, eval_str=True).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    for name in given:
-        if name not in known:
-            raise InputError(f"{section}.{name} is not a parameter; expected {', '.join(known) or 'none'}")
-    for name, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and name not in given:
-            raise InputError(f"{section}.{name} is missing; expected {parameter.annotation}")
-    return {name: _checked(value, known[name].annotation, f"{section}.{name}") for name, value in given.items()}
-
-
-def _checked(value: Any, annotation: Any, where: str) -> Any:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError as error:
-        raise InputError(f"{where}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None

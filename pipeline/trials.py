@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -145,14 +144,6 @@ def to_csv(trials: Trials) -> str:
             )
         )
     return text.getvalue()
-
-
-def write(trials: Trials, path: Path) -> None:
-    """Write the table beside its place and rename it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(to_csv(trials), encoding="utf-8")
-    os.replace(beside, path)
 
 
 def read(path: Path) -> Trials:
