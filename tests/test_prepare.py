@@ -1,0 +1,202 @@
+"""From anyone's corpus to a trial table: what is valid goes through, everything else is named with file and line."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline import params, trials
+from pipeline.corpora import manifest
+from pipeline.errors import InputError, exit_on_input_error
+from pipeline.trials import Row, from_rows
+from stages import prepare
+from tests.test_audio import write_bad
+
+ROOT = Path(__file__).parents[1]
+SPEECH = ROOT.parent / "shared" / "speech"
+HEADER = "utterance,path,label,split"
+GOOD = ["a,a.wav,bonafide,dev", "b,b.wav,spoof,dev", "c,c.wav,spoof,train"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with three audio files and params.yaml whose set `dev` is its manifest."""
+    for i, name in enumerate("abc"):
+        samples = np.random.default_rng(i).normal(0, 0.1, (2_000, 2 if name == "b" else 1))
+        soundfile.write(tmp_path / f"{name}.wav", samples, (8_000, 48_000, 16_000)[i])
+    text = (ROOT / "params.yaml").read_text()
+    text = text.replace("corpus: demo", "corpus: manifest").replace("root: data/demo", f"root: {tmp_path}")
+    text = text.replace("protocol: pipeline/corpora/demo.py", f"protocol: {tmp_path}/trials.csv")
+    (tmp_path / "params.yaml").write_text(text)
+    return tmp_path
+
+
+def run(folder: Path, lines: list[str], capsys: pytest.CaptureFixture[str], *, header: str = HEADER) -> tuple[int, str]:
+    """Exit code and stderr of `prepare` on a manifest of these lines."""
+    (folder / "trials.csv").write_text("\n".join([header, *lines]) + "\n")
+    sys.argv = ["prepare", "--set", "dev", "--params", str(folder / "params.yaml"), "--trials", str(folder / "out.csv")]
+    code = 0
+    try:
+        exit_on_input_error(prepare.main)
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    return code, capsys.readouterr().err
+
+
+def test_a_valid_manifest_becomes_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["b,sub/../b.wav,spoof,dev,A1,s1,x", "a,a.wav,bonafide,dev,,,2.5", "c,c.wav,spoof,train,A2,s2,"]
+    lines[0] = lines[0].replace(",x", ",")
+    assert run(folder, lines, capsys, header=HEADER + ",attack,speaker,quality")[0] == 0
+    table = trials.read(folder / "out.csv")
+    assert table.utterance.tolist() == ["b", "a"]  # the manifest's order, this split only
+    assert table.path.tolist() == ["b.wav", "a.wav"]
+    assert table.is_bonafide.tolist() == [False, True]
+    assert (table.attack.tolist(), table.speaker.tolist()) == (["A1", "-"], ["s1", "-"])
+    np.testing.assert_array_equal(table.quality, [np.nan, 2.5])
+    assert table.bytes.tolist() == [(folder / name).stat().st_size for name in table.path]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("d,c.wav,bona fide,dev", "expected label bonafide or spoof, got 'bona fide'"),
+        ("d,c.wav,1,dev", "expected label bonafide or spoof, got '1'"),
+        ("a,c.wav,spoof,dev", "utterance a is listed twice, first at {file}:2"),
+        ("d,../c.wav,spoof,dev", "expected a path below the corpus root, got '../c.wav'"),
+        ("d,x/../../c.wav,spoof,dev", "expected a path below the corpus root"),
+        ("d,/etc/passwd,spoof,dev", "expected a path below the corpus root, got '/etc/passwd'"),
+        ("d,C:\\x.wav,spoof,dev", "expected a path below the corpus root"),
+        ("d,..\\x.wav,spoof,dev", "expected a path below the corpus root"),
+        ("d,,spoof,dev", "expected a path below the corpus root, got ''"),
+        ("d e,c.wav,spoof,dev", "expected an utterance name without white space, got 'd e'"),
+        (",c.wav,spoof,dev", "expected an utterance name without white space, got ''"),
+    ],
+)
+def test_bad_lines_are_named(folder: Path, capsys: pytest.CaptureFixture[str], line: str, message: str) -> None:
+    code, said = run(folder, [*GOOD, line], capsys)
+    assert code == 2
+    assert f"{folder}/trials.csv:5: " in said
+    assert message.format(file=f"{folder}/trials.csv") in said
+    assert said.startswith("error: 1 of 3 trials cannot be used")
+    assert not (folder / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "message"),
+    [
+        (
+            ["a,a.wav,dev"],
+            "utterance,path,split",
+            ":1: expected the columns utterance, path, label, split; label not",
+        ),
+        (["a,a.wav"], HEADER, ":2: expected 4 cells, got fewer"),
+        (["a,a.wav,bonafide,dev,9"], HEADER + ",quality", "expected a quality (MOS) from 1 to 5 or nothing, got '9'"),
+        (["a,a.wav,bonafide,dev,good"], HEADER + ",quality", "got 'good'"),
+        (GOOD[:1], HEADER, "expected bona fide and spoof trials, got only bonafide"),
+        (GOOD[1:], HEADER, "expected bona fide and spoof trials, got only spoof"),
+        (GOOD[2:], HEADER, "expected trials of split 'dev', got only train"),
+        ([], HEADER, "expected trials of split 'dev', got only none"),
+    ],
+)
+def test_bad_manifests_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], lines: list[str], header: str, message: str
+) -> None:
+    code, said = run(folder, lines, capsys, header=header)
+    assert code == 2
+    assert message in said
+    assert f"{folder}/trials.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no such file"),
+        ("empty", "0 bytes"),
+        ("not audio", "expected an audio file"),
+        ("cut wav", "cut off"),
+        ("short", "expected at least 25 ms"),
+    ],
+)
+def test_unusable_audio_is_found_before_anything_is_computed(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind: str, message: str
+) -> None:
+    write_bad(kind, folder / "d.wav")
+    code, said = run(folder, [*GOOD, "d,d.wav,spoof,dev"], capsys)
+    assert code == 2
+    assert said.startswith(f"error: 1 of 3 audio files cannot be used:\n  utterance d: {folder}/d.wav: ")
+    assert message in said
+
+
+def test_all_problems_are_told_at_once_but_not_more_than_ten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = run(folder, [*GOOD, *(f"m{i:02d},m{i}.wav,spoof,dev" for i in range(13))], capsys)
+    assert code == 2
+    assert "13 of 15 audio files cannot be used" in said
+    assert said.count("no such file") == 10
+    assert "... and 3 more" in said
+
+
+def test_a_missing_manifest_and_one_that_is_not_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such manifest"):
+        manifest.trials(tmp_path, tmp_path / "none.csv", "dev")
+    (tmp_path / "utf16.csv").write_bytes("utterance,path,label,split\n".encode("utf-16"))
+    with pytest.raises(InputError, match="expected UTF-8 text, got byte 0xff"):
+        manifest.trials(tmp_path, tmp_path / "utf16.csv", "dev")
+
+
+def test_a_set_that_is_not_there(folder: Path) -> None:
+    sys.argv = ["prepare", "--set", "test", "--params", str(folder / "params.yaml"), "--trials", "x.csv"]
+    with pytest.raises(InputError, match="sets: expected one of train, dev, eval, got 'test'"):
+        prepare.main()
+
+
+def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
+    rows = [
+        Row("t:2", "u1", "x/a b.flac", "bonafide", speaker="s,1", quality="4.1234567890123", bytes=7),
+        Row("t:3", "u2", 'x/"q".flac', "spoof", attack="A1", bytes=8),
+    ]
+    table = from_rows(rows, source="t")
+    (tmp_path / "t.csv").write_text(trials.to_csv(table))
+    back = trials.read(tmp_path / "t.csv")
+    for field in dataclasses.fields(table):
+        np.testing.assert_array_equal(getattr(back, field.name), getattr(table, field.name))
+    assert trials.fingerprint(back) == trials.fingerprint(table)
+    with pytest.raises(InputError, match="no trial table there; run `dvc repro prepare`"):
+        trials.read(tmp_path / "none.csv")
+    (tmp_path / "t.csv").write_text("utterance\nx\n")
+    with pytest.raises(InputError, match=r"t\.csv:1: expected the columns utterance,path,"):
+        trials.read(tmp_path / "t.csv")
+
+
+def test_the_fingerprint_sees_order_names_and_sizes_alone() -> None:
+    rows = [Row("t:2", "u1", "a", "bonafide", bytes=1), Row("t:3", "u2", "b", "spoof", bytes=2)]
+    base = trials.fingerprint(from_rows(rows, source="t"))
+    moved = [dataclasses.replace(row, path=f"new/{row.path}", quality="3", speaker="s") for row in rows]
+    assert trials.fingerprint(from_rows(moved, source="t")) == base
+    others = [
+        rows[::-1],
+        [rows[0], dataclasses.replace(rows[1], bytes=3)],
+        [rows[0], dataclasses.replace(rows[1], utterance="v")],
+    ]
+    assert len({base, *(trials.fingerprint(from_rows(other, source="t")) for other in others)}) == 4
+
+
+@pytest.mark.skipif(not SPEECH.exists(), reason="no speech folder beside the project")
+@pytest.mark.parametrize(
+    ("corpus", "split", "bonafide", "spoof"),
+    [("digits", "train", 80, 160), ("digits", "dev", 27, 53), ("digits", "eval", 60, 180), ("wild", "eval", 10, 70)],
+)
+def test_real_corpora_are_read_as_they_are_counted(corpus: str, split: str, bonafide: int, spoof: int) -> None:
+    table = manifest.trials(SPEECH / corpus, SPEECH / corpus / "trials.csv", split)
+    assert (int(table.is_bonafide.sum()), int((~table.is_bonafide).sum())) == (bonafide, spoof)
+    sized = prepare.with_sizes(table, SPEECH / corpus)
+    assert (sized.bytes > 1_000).all()
+    assert not np.isnan(table.quality).any()
+
+
+def test_the_shipped_demo_needs_nothing_from_outside() -> None:
+    for source in params.load(ROOT / "params.yaml").sets.values():
+        assert (ROOT / source.protocol).is_file()
+        assert not Path(source.root).is_absolute()
