@@ -1,0 +1,185 @@
+"""XLSR: windows of samples to the features of chosen layers.
+
+Loads wav2vec 2.0 encoders of XLSR's structure by hub name or from a local folder through transformers, or builds a
+small one with random weights. Whatever the source, the weights are named by a sha256 over their tensors.
+
+Layer k is the output after k transformer layers, 0 is the input of the first: the residual stream, without the
+encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+from transformers.utils import logging
+
+from pipeline.contracts import Card, Tap
+from pipeline.errors import InputError
+from pipeline.params import EncoderParams, RandomEncoder
+
+NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
+
+# What the weights' shapes do not tell of the arithmetic.
+_ARCHITECTURE = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "do_stable_layer_norm",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "conv_bias",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+)
+# Everything random that transformers switches on by default.
+_QUIET = {
+    "apply_spec_augment": False,
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+}
+
+
+def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
+    """The whole encoder in eval mode, float32, on the CPU, and its card.
+
+    Raises InputError for a source that cannot be loaded or lacks weights of the encoder.
+    """
+    model = _random(params.random) if params.random else _pretrained(params.source, revision=params.revision)
+    model.eval().requires_grad_(False)
+    config = model.config.to_dict()
+    return model, Card(
+        source=params.source,
+        weights_sha256=weights_sha256(model),
+        architecture={name: _plain(config[name]) for name in _ARCHITECTURE},
+        normalize=params.normalize,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _random(shape: RandomEncoder) -> Wav2Vec2Model:
+    """XLSR's structure in the given size, weights drawn from the shape's own seed."""
+    config = Wav2Vec2Config(
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.width,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feedforward,
+        conv_dim=(shape.conv_channels,) * 7,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        conv_bias=True,
+        **_QUIET,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(shape.seed)
+        return Wav2Vec2Model(config)
+
+
+def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
+    logging.disable_progress_bar()
+    try:
+        model, report = Wav2Vec2Model.from_pretrained(
+            source, revision=revision or "main", dtype=torch.float32, output_loading_info=True, **_QUIET
+        )
+    except (OSError, ValueError) as error:
+        kind = "local folder" if Path(source).exists() else "hub name"
+        raise InputError(
+            f"encoder.source: expected a hub name or a folder that transformers wrote (config.json and "
+            f"model.safetensors), could not load the {kind} {source!r}: {error}"
+        ) from None
+    missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
+    if missing:  # transformers would fill them with random numbers
+        raise InputError(
+            f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
+        )
+    return model
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 over the names, shapes and float32 bytes of all weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+class Encoder(nn.Module):
+    """A frozen encoder cut above its highest tap.
+
+    Takes windows and gives the features of each tap; nothing above the highest tap is kept or computed.
+    """
+
+    def __init__(self, model: Wav2Vec2Model, *, taps: tuple[Tap, ...], normalize: Literal["utterance", "none"]) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = taps
+        self.normalize = normalize
+        self._caught: dict[Tap, Tensor] = {}
+        if "final" not in taps:
+            highest = max(int(tap) for tap in taps)
+            # transformers needs one layer; with only layer 0 tapped its output is dropped
+            model.encoder.layers = model.encoder.layers[: max(highest, 1)]
+        for tap in taps:
+            if tap == 0:
+                model.encoder.layers[0].register_forward_pre_hook(self._catch_input)
+            elif tap != "final":
+                model.encoder.layers[int(tap) - 1].register_forward_hook(self._catch_output(tap))
+
+    def _catch_input(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._caught[0] = inputs[0]
+
+    def _catch_output(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._caught[tap] = output[0] if isinstance(output, tuple) else output
+
+        return catch
+
+    @torch.inference_mode()
+    def forward(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
+        """Features of every tap for a batch of windows.
+
+        Args:
+            windows: (B, S) float32 samples at 16 kHz.
+            valid: (B,) int, how many samples of each window are signal; the rest is padding.
+
+        Returns:
+            tap -> (B, T, D) float32, and n_frames (B,): how many frames of each are signal.
+        """
+        mask = torch.arange(windows.shape[1], device=windows.device) < valid[:, None]  # (B, S)
+        samples = normalized(windows, mask) if self.normalize == "utterance" else windows
+        padded = None if bool(mask.all()) else mask.long()
+        output = self.model(samples * mask, attention_mask=padded)
+        caught, self._caught = self._caught, {}
+        if "final" in self.taps:
+            caught["final"] = output.last_hidden_state
+        n_frames = self.model._get_feat_extract_output_lengths(valid)
+        return {tap: caught[tap] for tap in self.taps}, n_frames
+
+
+def normalized(windows: Tensor, mask: Tensor) -> Tensor:
+    """Each window (B, S) to zero mean and unit variance over its valid samples."""
+    count = mask.sum(1, keepdim=True)  # (B, 1)
+    mean = (windows * mask).sum(1, keepdim=True) / count
+    centred = (windows - mean) * mask
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / (variance + NORMALIZE_EPS).sqrt()

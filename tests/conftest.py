@@ -1,0 +1,53 @@
+"""A tiny encoder and a tiny corpus of noise that several tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline import xlsr
+from pipeline.contracts import Card
+from pipeline.params import EncoderParams, RandomEncoder
+from pipeline.trials import Row, Trials, from_rows
+
+TINY = EncoderParams(
+    source="random",
+    random=RandomEncoder(layers=3, width=32, heads=4, feedforward=48, conv_channels=16, seed=5),
+    normalize="utterance",
+)
+
+
+Corpus = tuple[Path, Trials]
+
+
+@pytest.fixture(scope="session")
+def card() -> Card:
+    """The identity of the tiny encoder."""
+    return xlsr.load(TINY)[1]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """A folder with ten utterances of 0.1 to 0.3 s of coloured noise, and their table."""
+    root = tmp_path / "audio"
+    root.mkdir()
+    rows = []
+    for i in range(10):
+        rng = np.random.default_rng(i)
+        samples = 0.1 * rng.normal(size=rng.integers(1_600, 4_800)).cumsum()
+        soundfile.write(root / f"u{i}.wav", samples / np.abs(samples).max() / 2, 16_000)
+        size = (root / f"u{i}.wav").stat().st_size
+        label = "bonafide" if i % 2 else "spoof"
+        rows.append(
+            Row(
+                f"trials.csv:{i + 2}",
+                f"u{i}",
+                f"u{i}.wav",
+                label,
+                speaker=f"s{i % 3}",
+                quality=f"{1 + i * 0.4}",
+                bytes=size,
+            )
+        )
+    return root, from_rows(rows, source="trials.csv")

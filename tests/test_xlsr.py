@@ -1,0 +1,170 @@
+"""The encoder: taps are the full model's hidden states, and neither batch nor padding changes them."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2FeatureExtractor
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+
+from pipeline import xlsr
+from pipeline.errors import InputError
+from pipeline.extract import FEATURES_VERSION
+from pipeline.params import EncoderParams
+from tests.conftest import TINY
+
+SAMPLES = 3_200
+
+
+def noise(n: int, samples: int = SAMPLES, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(0, 0.1, (n, samples)).astype(np.float32))
+
+
+def full(n: int, samples: int = SAMPLES) -> torch.Tensor:
+    return torch.full((n,), samples)
+
+
+@pytest.fixture(scope="module")
+def model() -> Wav2Vec2Model:
+    return xlsr.load(TINY)[0]
+
+
+def encoder(model: Wav2Vec2Model, *taps: int | str, normalize: str = "utterance") -> xlsr.Encoder:
+    return xlsr.Encoder(copy.deepcopy(model), taps=taps, normalize=normalize)
+
+
+def test_taps_are_the_hidden_states_of_the_whole_model(model: Wav2Vec2Model) -> None:
+    windows = noise(2)
+    with torch.inference_mode():
+        output = model(xlsr.normalized(windows, torch.ones(2, SAMPLES, dtype=torch.bool)), output_hidden_states=True)
+    taps, n_frames = encoder(model, 0, 1, 2, 3, "final")(windows, full(2))
+    for k in range(4):
+        torch.testing.assert_close(taps[k], output.hidden_states[k], rtol=0, atol=1e-6)
+    torch.testing.assert_close(taps["final"], output.last_hidden_state, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.encoder.layer_norm(taps[3]), taps["final"], rtol=0, atol=1e-6)
+    assert (taps[3] - taps["final"]).abs().max() > 0.1
+    assert n_frames.tolist() == [taps[0].shape[1]] * 2 == [9, 9]
+
+
+@pytest.mark.parametrize(("taps", "kept"), [((0,), 1), ((1,), 1), ((2, 1), 2), ((3,), 3), ((0, "final"), 3)])
+def test_nothing_above_the_highest_tap_is_kept(model: Wav2Vec2Model, taps: tuple, kept: int) -> None:
+    cut = encoder(model, *taps)
+    whole = encoder(model, 0, 1, 2, 3, "final")
+    assert len(cut.model.encoder.layers) == kept
+    got, expected = cut(noise(2), full(2))[0], whole(noise(2), full(2))[0]
+    assert tuple(got) == taps
+    for tap in taps:
+        torch.testing.assert_close(got[tap], expected[tap], rtol=0, atol=1e-6)
+
+
+def test_batch_size_changes_nothing(model: Wav2Vec2Model) -> None:
+    encode = encoder(model, 1, 3, "final")
+    windows = noise(5)
+    together, _ = encode(windows, full(5))
+    for i in range(5):
+        alone, _ = encode(windows[i : i + 1], full(1))
+        for tap in together:
+            torch.testing.assert_close(alone[tap][0], together[tap][i], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["utterance", "none"])
+def test_padding_to_a_window_changes_nothing(model: Wav2Vec2Model, normalize: str) -> None:
+    encode = encoder(model, 0, 1, 3, "final", normalize=normalize)
+    lengths = torch.tensor([400, 1_900, 3_200])
+    windows = noise(3)
+    for i, length in enumerate(lengths):
+        windows[i, length:] = 7.0  # whatever stands in the padding must not count
+    padded, n_frames = encode(windows, lengths)
+    for i, length in enumerate(lengths.tolist()):
+        alone, (frames,) = encode(windows[i : i + 1, :length], full(1, length))
+        assert n_frames[i] == frames == alone[0].shape[1]
+        for tap in padded:
+            torch.testing.assert_close(padded[tap][i, :frames], alone[tap][0], rtol=0, atol=2e-5)
+
+
+def test_normalisation_is_transformers_own() -> None:
+    windows = 3 * noise(3) + 0.5
+    windows[2] *= 1e-4  # quiet enough for the epsilon to show
+    expected = Wav2Vec2FeatureExtractor(do_normalize=True)(list(windows.numpy()), sampling_rate=16_000).input_values
+    got = xlsr.normalized(windows, torch.ones(3, SAMPLES, dtype=torch.bool))
+    np.testing.assert_allclose(got.numpy(), np.stack(expected), atol=2e-4)
+    unnormalised = encoder(xlsr.load(TINY)[0], 1, normalize="none")
+    assert (
+        unnormalised(windows, full(3))[0][1] - encoder(xlsr.load(TINY)[0], 1)(windows, full(3))[0][1]
+    ).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 64_600, 66_800])
+def test_frames_by_the_card(samples: int) -> None:
+    card = xlsr.load(TINY)[1]
+    published = {400: 1, 719: 1, 720: 2, 16_000: 49, 64_600: 201, 66_800: 208}
+    assert card.frames(samples) == published[samples]
+    assert card.frames(399) == 0
+
+
+def test_eval_mode_without_anything_random(model: Wav2Vec2Model) -> None:
+    config = model.config
+    assert not model.training
+    assert not config.apply_spec_augment
+    rates = (config.layerdrop, config.hidden_dropout, config.attention_dropout, config.activation_dropout)
+    assert (*rates, config.feat_proj_dropout) == (0,) * 5
+    assert not any(p.requires_grad for p in model.parameters())
+    encode = encoder(model, 3)
+    torch.testing.assert_close(encode(noise(2), full(2))[0][3], encode(noise(2), full(2))[0][3], rtol=0, atol=0)
+
+
+def test_random_weights_come_from_their_own_seed() -> None:
+    torch.manual_seed(1)
+    first = xlsr.load(TINY)[1]
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.rand(1) == after  # the global generator was left alone
+    assert xlsr.load(TINY)[1] == first
+    other = TINY.model_copy(update={"random": TINY.random.model_copy(update={"seed": 6})})
+    assert xlsr.load(other)[1].weights_sha256 != first.weights_sha256
+
+
+def folder_params(folder: Path) -> EncoderParams:
+    return EncoderParams(source=str(folder), normalize="utterance")
+
+
+def test_a_local_folder_is_the_same_encoder(model: Wav2Vec2Model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded, card = xlsr.load(folder_params(tmp_path))
+    assert card.weights_sha256 == xlsr.load(TINY)[1].weights_sha256
+    assert card.architecture == xlsr.load(TINY)[1].architecture
+    torch.testing.assert_close(
+        encoder(loaded, 2)(noise(2), full(2))[0][2], encoder(model, 2)(noise(2), full(2))[0][2], rtol=0, atol=0
+    )
+
+
+def test_missing_weights_are_refused_not_invented(model: Wav2Vec2Model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layers.1.attention.k_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 weights.*encoder\.layers\.1\.attention\.k_proj\.weight"):
+        xlsr.load(folder_params(tmp_path))
+
+
+def test_a_source_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"encoder\.source: expected a hub name or a folder"):
+        xlsr.load(folder_params(tmp_path))
+
+
+def test_numbers_have_not_changed() -> None:
+    """Golden numbers of this project's own; if they must change, raise FEATURES_VERSION and write the new ones here."""
+    seconds = torch.arange(SAMPLES) / 16_000
+    wave = (0.1 * torch.sin(2 * torch.pi * 200 * seconds) + 0.05 * torch.sin(2 * torch.pi * 1_370 * seconds))[None]
+    taps, _ = encoder(xlsr.load(TINY)[0], 0, 2, "final")(wave, full(1))
+    found = {
+        tap: [round(v, 4) for v in (x.mean().item(), x.std().item(), x[0, 4, 7].item())] for tap, x in taps.items()
+    }
+    golden = {0: [-0.2005, 0.6606, 0.4733], 2: [-0.2058, 0.6594, 0.4671], "final": [0.0, 1.0017, 1.0661]}
+    assert FEATURES_VERSION == 1
+    for tap, expected in golden.items():
+        np.testing.assert_allclose(found[tap], expected, atol=3e-4, err_msg="raise FEATURES_VERSION")
