@@ -1,0 +1,432 @@
+"""The feature store: a Zarr v3 group on disk, written shard by shard, read through memory maps.
+
+    <root>/<encoder fingerprint>/<set>-<trials fingerprint>.zarr/
+        zarr.json                     attributes: the format's version and the spec
+        n_frames                      (N,) int32
+        clean/layer_07                (N, T, D) float16
+        clean/pooled_07               (N, 2, D) float32: mean and standard deviation over the valid frames
+        done/clean/00003.json         written last: a sha256 of every array's shard 3
+
+Arrays are uncompressed, one utterance an inner chunk with a crc32c, `shard` utterances a shard file. So a shard file
+is rows of equal length, `row bytes | crc32c`, then the shard index: any Zarr reader opens it, and a memory map of it
+is an array. Shard bytes are made here rather than by zarr-python, to be written beside and renamed, and read back
+nowhere in between; a test holds them equal to zarr-python's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import Tap
+from pipeline.errors import InputError, listing
+from pipeline.files import write_bytes
+
+FORMAT = 1  # raised when stores written by an older version can no longer be read
+CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16  # offset and length, two uint64
+CLEAN = "clean"  # the view without augmentation
+FLOAT16_MAX = 65_504.0
+
+Block = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a store holds, except for its layers and views, which may grow.
+
+    encoder: everything that the numbers depend on (card, window, dtype, version), JSON-ready.
+    trials: fingerprint of the ordered utterances. utterances N, frames T, channels D, shard: utterances a shard.
+    """
+
+    encoder: dict[str, Any]
+    trials: str
+    utterances: int
+    frames: int
+    channels: int
+    shard: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards, the last of which may be short."""
+        return -(-self.utterances // self.shard)
+
+    def rows(self, shard: int) -> range:
+        """The utterances of one shard."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, self.utterances))
+
+    def folder(self, set_name: str) -> str:
+        """Where the store of this spec lies below the root."""
+        return f"{fingerprint(self.encoder)}/{set_name}-{self.trials}.zarr"
+
+    def bytes_of(self, layers: int, *, rows: int | None = None) -> int:
+        """Bytes on disk of `layers` layers of one view with their pooled arrays, for all or `rows` utterances."""
+        frames = self.frames * self.channels * 2 + CRC_BYTES + INDEX_ENTRY_BYTES
+        pooled = 2 * self.channels * 4 + CRC_BYTES + INDEX_ENTRY_BYTES
+        return layers * (frames + pooled) * (self.utterances if rows is None else rows)
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of a JSON-ready mapping."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def layer_array(layer: Tap) -> str:
+    """Array name of a layer: 7 -> layer_07, final -> layer_final."""
+    return f"layer_{_suffix(layer)}"
+
+
+def pooled_array(layer: Tap) -> str:
+    """Array name of a layer's mean and standard deviation."""
+    return f"pooled_{_suffix(layer)}"
+
+
+def _suffix(layer: Tap) -> str:
+    return layer if isinstance(layer, str) else f"{layer:02d}"
+
+
+# ---------------------------------------------------------------- bytes of a shard
+
+
+def encode_shard(block: Block, *, shard: int) -> bytes:
+    """The bytes of one shard file: a block (n, ...) as n chunks with crc32c, and the index of `shard` entries."""
+    n = len(block)
+    rows = np.ascontiguousarray(block).reshape(n, -1).view(np.uint8)  # (n, row bytes)
+    length = rows.shape[1] + CRC_BYTES
+    data = np.empty((n, length), np.uint8)
+    data[:, :-CRC_BYTES] = rows
+    for i in range(n):
+        data[i, -CRC_BYTES:] = _crc32c(rows[i])
+    index = np.full((shard, 2), np.iinfo(np.uint64).max, dtype="<u8")  # all ones: no such chunk
+    index[:n, 0] = np.arange(n) * length
+    index[:n, 1] = length
+    tail = index.view(np.uint8).ravel()
+    return b"".join((data.tobytes(), tail.tobytes(), _crc32c(tail).tobytes()))
+
+
+def _crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.array([google_crc32c.value(data.tobytes())], dtype="<u4").view(np.uint8)
+
+
+def map_shard(path: Path, *, row: tuple[int, ...], dtype: str, shard: int) -> Block:
+    """A shard file as a read-only array (n, *row), memory-mapped; nothing is read before it is used.
+
+    Raises InputError where the file is missing, or is not rows of this shape.
+    """
+    length = int(np.prod(row)) * np.dtype(dtype).itemsize + CRC_BYTES
+    tail = shard * INDEX_ENTRY_BYTES + CRC_BYTES
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (FileNotFoundError, ValueError):
+        raise InputError(f"{path}: the shard is missing or empty; {REPAIR}") from None
+    n, rest = divmod(len(data) - tail, length)
+    index = data[-tail:-CRC_BYTES]
+    if rest or not 0 < n <= shard or _crc32c(index).tobytes() != data[-CRC_BYTES:].tobytes():
+        raise InputError(f"{path}: the shard is cut off or damaged ({len(data)} bytes); {REPAIR}")
+    entries = np.ascontiguousarray(index).view("<u8").reshape(shard, 2)[:n]
+    if (entries[:, 0] != np.arange(n) * length).any() or (entries[:, 1] != length).any():
+        raise InputError(f"{path}: not a shard that this project wrote; {REPAIR}")
+    strides = (length, *np.empty(row, dtype).strides)
+    return np.ndarray((n, *row), dtype, buffer=data, strides=strides)
+
+
+REPAIR = "delete it with its marker below done/ and run `dvc repro -f extract`"
+
+
+# ---------------------------------------------------------------- the store
+
+
+class Store:
+    """One store on a local disk, open for writing shards and for checking what is there."""
+
+    def __init__(self, path: Path, spec: Spec) -> None:
+        self.path = path
+        self.spec = spec
+
+    @staticmethod
+    @contextlib.contextmanager
+    def locked(path: Path) -> Iterator[None]:
+        """Keep other extractions from writing this store. Raises InputError where one already does."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(path.name + ".lock").open("w") as lock:  # released by the kernel, however we end
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{path}: another extraction is writing this store; wait for it or stop it") from None
+            yield
+
+    @classmethod
+    def create(cls, root: Path, set_name: str, spec: Spec) -> Store:
+        """Open the store of a spec, made now if it is not there.
+
+        Raises InputError where one of another spec or format lies at its place.
+        """
+        import zarr  # readers go without it, and start a little faster for that
+
+        path = root / spec.folder(set_name)
+        if not path.exists():
+            beside = path.with_name(path.name + ".part")
+            shutil.rmtree(beside, ignore_errors=True)
+            group = zarr.create_group(beside, attributes={"format": FORMAT, "spec": dataclasses.asdict(spec)})
+            group.create_array("n_frames", **_array(spec, (), "int32", -1))
+            group.create_group("done")
+            beside.rename(path)
+        return cls.open(path, spec)
+
+    @classmethod
+    def open(cls, path: Path, spec: Spec | None = None) -> Store:
+        """Open a store that is there. Raises InputError where it is missing, or of another spec or format."""
+        if not (path / "zarr.json").is_file():
+            raise InputError(f"{path}: no feature store there; run `dvc repro -f extract`")
+        try:
+            found = json.loads((path / "zarr.json").read_text())["attributes"]
+            version, kept = found["format"], found["spec"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}/zarr.json is damaged; move the store away and run `dvc repro -f extract`"
+            ) from None
+        if version != FORMAT:
+            raise InputError(
+                f"{path}: expected store format {FORMAT}, got {version}; "
+                "move the store away and run `dvc repro -f extract`"
+            )
+        if spec is not None and kept != _plain(dataclasses.asdict(spec)):
+            raise InputError(f"{path}: the store was made with another spec ({_difference(kept, spec)}); {OTHER_SPEC}")
+        return cls(path, Spec(**kept))
+
+    # ------------------------------------------------ writing
+
+    def add_arrays(self, view: str, layers: Iterable[Tap]) -> None:
+        """Make the arrays of layers that the view does not have yet."""
+        import zarr
+
+        zarr.open_group(self.path).require_group(f"done/{view}")
+        group = zarr.open_group(self.path).require_group(view)
+        for layer in layers:
+            for name, row, dtype in self._arrays(layer):
+                if name not in group:
+                    group.create_array(name, **_array(self.spec, row, dtype, float("nan")))
+
+    def _arrays(self, layer: Tap) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        spec = self.spec
+        return (
+            (layer_array(layer), (spec.frames, spec.channels), "float16"),
+            (pooled_array(layer), (2, spec.channels), "float32"),
+        )
+
+    def missing(self, view: str, layers: Sequence[Tap], shard: int) -> tuple[Tap, ...]:
+        """The layers that a shard does not have yet."""
+        marker = self.marker(view, shard)
+        return tuple(layer for layer in layers if f"{view}/{layer_array(layer)}" not in marker)
+
+    def marker(self, view: str, shard: int) -> dict[str, str]:
+        """Array -> sha256 of its shard file, for all that is complete; empty where nothing is."""
+        path = self._marker_path(view, shard)
+        if not path.exists():
+            return {}
+        try:
+            return cast(dict[str, str], json.loads(path.read_text()))
+        except ValueError:
+            raise InputError(f"{path}: the marker is damaged; delete it and run `dvc repro -f extract`") from None
+
+    def _marker_path(self, view: str, shard: int) -> Path:
+        return self.path / "done" / view / f"{shard:05d}.json"
+
+    def shard_path(self, array: str, shard: int) -> Path:
+        """The file of one shard of an array."""
+        axes = 1 if array == "n_frames" else 3
+        return self.path.joinpath(array, "c", str(shard), *["0"] * (axes - 1))
+
+    def write(
+        self,
+        view: str,
+        shard: int,
+        features: Mapping[Tap, Block],
+        pooled: Mapping[Tap, Block],
+        n_frames: Block,
+    ) -> None:
+        """Write some layers of one shard whole, and then its marker.
+
+        Args:
+            features: layer -> (n, T, D) float16. pooled: layer -> (n, 2, D) float32. n_frames: (n,).
+
+        Idempotent: the same blocks give the same bytes, and a shard that is written again is replaced in one step.
+        """
+        blocks = {f"{view}/{layer_array(layer)}": block for layer, block in features.items()}
+        blocks |= {f"{view}/{pooled_array(layer)}": block for layer, block in pooled.items()}
+        marker = self.marker(view, shard)
+        for array, block in blocks.items():
+            marker[array] = _put(self.shard_path(array, shard), encode_shard(block, shard=self.spec.shard))
+        frames = np.full(self.spec.shard, -1, "<i4")  # Zarr stores the last chunk of an unsharded array in full
+        frames[: len(n_frames)] = n_frames
+        marker["n_frames"] = _put(
+            self.shard_path("n_frames", shard), frames.tobytes() + _crc32c(frames.view(np.uint8)).tobytes()
+        )
+        _put(self._marker_path(view, shard), (json.dumps(marker, indent=1, sort_keys=True) + "\n").encode())
+
+    # ------------------------------------------------ checking
+
+    def digest(self, views: Sequence[str], layers: Sequence[Tap]) -> str:
+        """sha256 over the checksums of every shard of the given views and layers.
+
+        Raises InputError where a shard is not complete.
+        """
+        digest = hashlib.sha256()
+        for view in views:
+            wanted = ["n_frames"]
+            wanted += [f"{view}/{name}" for layer in layers for name, _, _ in self._arrays(layer)]
+            for shard in range(self.spec.shards):
+                marker = self.marker(view, shard)
+                for array in wanted:
+                    if array not in marker:
+                        raise InputError(
+                            f"{self.path}: shard {shard} of {array} is missing; run `dvc repro -f extract`"
+                        )
+                    digest.update(f"{array} {shard} {marker[array]}\n".encode())
+        return digest.hexdigest()
+
+    def verify(self, views: Sequence[str], layers: Sequence[Tap]) -> int:
+        """Read every shard file and compare its sha256 with its marker; the number of files.
+
+        Raises InputError naming the files that differ or are missing.
+        """
+        wrong: list[str] = []
+        files = 0
+        wanted = {"n_frames"} | {f"{v}/{name}" for v in views for layer in layers for name, _, _ in self._arrays(layer)}
+        for view in views:
+            for shard in range(self.spec.shards):
+                for array, expected in self.marker(view, shard).items():
+                    if array in wanted:
+                        files += 1
+                        path = self.shard_path(array, shard)
+                        got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+                        if got != expected:
+                            wrong.append(f"{path}: expected sha256 {expected[:12]}..., got {got[:12]}")
+        if wrong:
+            raise InputError(f"{len(wrong)} of {files} shard files are damaged; {REPAIR}:\n{listing(wrong)}")
+        return files
+
+
+OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    return json.loads(json.dumps(value))
+
+
+def _difference(kept: dict[str, Any], spec: Spec) -> str:
+    wanted = _plain(dataclasses.asdict(spec))
+    keys = [key for key in wanted if kept.get(key) != wanted[key]]
+    return ", ".join(f"{key}: the store has {kept.get(key)}, the parameters say {wanted[key]}" for key in keys)
+
+
+def _array(spec: Spec, row: tuple[int, ...], dtype: str, fill: float) -> dict[str, Any]:
+    """Arguments of zarr's create_array for one array of the store."""
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
+    shape = (spec.utterances, *row)
+    chunks = (1, *row) if row else (spec.shard,)
+    return {
+        "shape": shape,
+        "chunks": chunks,
+        "shards": (spec.shard, *row) if row else None,
+        "dtype": dtype,
+        "fill_value": fill,
+        "serializer": BytesCodec(endian="little"),
+        "filters": None,
+        "compressors": [Crc32cCodec()],
+    }
+
+
+def _put(path: Path, data: bytes) -> str:
+    """Write a file whole and give the sha256 of its bytes."""
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """A receipt as `extract` wrote it. Raises InputError where it is missing, something else, or of another format."""
+    if not path.is_file():
+        raise InputError(f"{path}: no receipt there; run `dvc repro extract`")
+    try:
+        receipt: dict[str, Any] = json.loads(path.read_text())
+        version = receipt["format"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: expected a receipt, got something else; run `dvc repro -f extract`") from None
+    if version != FORMAT:
+        raise InputError(f"{path}: expected store format {FORMAT}, got {version}; run `dvc repro -f extract`")
+    return receipt
+
+
+def open_receipt(path: Path, *, root: Path) -> tuple[Store, dict[str, Any]]:
+    """The store that a receipt stands for, and the receipt.
+
+    Raises InputError where the store is missing, incomplete, of another spec, or holds other bytes.
+    """
+    receipt = read_receipt(path)
+    store = Store.open(root / receipt["store"])
+    if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
+        raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
+    if store.digest(receipt["views"], receipt["layers"]) != receipt["digest"]:
+        raise InputError(
+            f"{store.path}: expected the bytes that {path} stands for, got others; run `dvc repro -f extract`"
+        )
+    return store, receipt
+
+
+class Reader:
+    """Rows of chosen layers of a complete store, straight from memory maps into a batch."""
+
+    def __init__(self, store: Store, *, view: str, layers: Sequence[Tap], pooled: bool) -> None:
+        spec = store.spec
+        self.spec = spec
+        self._store = store
+        self._arrays = [f"{view}/{pooled_array(layer) if pooled else layer_array(layer)}" for layer in layers]
+        self.row: tuple[int, ...] = (2, spec.channels) if pooled else (spec.frames, spec.channels)
+        self.dtype = "float32" if pooled else "float16"
+        self.n_frames = _read_frames(store)
+        # A map costs no file handle but counts against the kernel's 65,530 maps a process.
+        self._map = functools.lru_cache(maxsize=16_384)(self._open)
+
+    def _open(self, array: str, shard: int) -> Block:
+        return map_shard(self._store.shard_path(array, shard), row=self.row, dtype=self.dtype, shard=self.spec.shard)
+
+    def gather(self, rows: NDArray[np.int64]) -> Block:
+        """Rows (B,) of all layers in one array (B, L, *row), `row` being (T, D) float16 or (2, D) float32."""
+        out = np.empty((len(rows), len(self._arrays), *self.row), self.dtype)
+        shards, places = np.divmod(rows, self.spec.shard)
+        for position, array in enumerate(self._arrays):
+            for i, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+                out[i, position] = self._map(array, shard)[place]
+        return out
+
+
+def _read_frames(store: Store) -> NDArray[np.int32]:
+    """n_frames (N,) of a complete store, its checksums compared."""
+    spec = store.spec
+    chunks = []
+    for shard in range(spec.shards):
+        path = store.shard_path("n_frames", shard)
+        data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)
+        frames, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
+        if len(frames) != spec.shard * 4 or _crc32c(frames).tobytes() != crc.tobytes():
+            raise InputError(f"{path}: the shard is missing or damaged; {REPAIR}")
+        chunks.append(frames.view("<i4")[: len(spec.rows(shard))])
+    return np.concatenate(chunks)

@@ -1,0 +1,29 @@
+"""Read every shard that a receipt stands for and compare its checksum; name the files that are damaged or missing.
+
+Not a step of the flow: run it when you doubt a disk, or after copying stores to another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline import params, store
+from pipeline.errors import exit_on_input_error
+
+
+def main() -> None:
+    """Parse, verify, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("receipts", type=Path, nargs="+", help="such as data/features/train.json")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the root of the stores")
+    args = parser.parse_args()
+    root = Path(params.load(args.params).features.root)
+    for path in args.receipts:
+        target, receipt = store.open_receipt(path, root=root)
+        files = target.verify(receipt["views"], receipt["layers"])
+        print(f"{path}: {files} shard files, all as they were written")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,215 @@
+"""The store: plain Zarr on disk, equal to zarr-python's bytes, growing by layers, and never quietly wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from pipeline import store
+from pipeline.errors import InputError
+from pipeline.store import CLEAN, Reader, Spec, Store
+
+SPEC = Spec(encoder={"weights_sha256": "ab"}, trials="t", utterances=10, frames=3, channels=4, shard=4)
+LAYERS = (1, "final")
+
+
+def blocks(spec: Spec, shard: int, layers: tuple[int | str, ...] = LAYERS) -> tuple[dict, dict, np.ndarray]:
+    """Features, pooled and n_frames of one shard, all values different."""
+    rows = spec.rows(shard)
+    rng = np.random.default_rng(shard)
+    features = {layer: rng.normal(size=(len(rows), spec.frames, spec.channels)).astype(np.float16) for layer in layers}
+    pooled = {layer: rng.normal(size=(len(rows), 2, spec.channels)).astype(np.float32) for layer in layers}
+    return features, pooled, np.arange(rows.start, rows.stop, dtype=np.int32) + 1
+
+
+def filled(root: Path, spec: Spec = SPEC) -> Store:
+    target = Store.create(root, "dev", spec)
+    target.add_arrays(CLEAN, LAYERS)
+    for shard in range(spec.shards):
+        target.write(CLEAN, shard, *blocks(spec, shard))
+    return target
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@given(n=st.integers(1, 5), shard=st.integers(5, 7), width=st.integers(1, 9), dtype=st.sampled_from(["<f2", "<f4"]))
+def test_shard_bytes_are_those_of_zarr_python(n: int, shard: int, width: int, dtype: str) -> None:
+    block = np.random.default_rng(width).normal(size=(n, 2, width)).astype(dtype)
+    memory: dict = {}
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(memory),
+        shape=(n, 2, width),
+        chunks=(1, 2, width),
+        shards=(shard, 2, width),
+        dtype=dtype,
+        fill_value=float("nan"),
+        serializer=BytesCodec(),
+        compressors=[Crc32cCodec()],
+        filters=None,
+    )
+    array[:] = block
+    assert store.encode_shard(block, shard=shard) == memory["c/0/0/0"].to_bytes()
+
+
+def test_plain_zarr_reads_it(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    group = zarr.open_group(target.path, mode="r")
+    assert group.attrs["spec"] == dataclasses.asdict(SPEC)
+    assert sorted(name for name, _ in group.members()) == ["clean", "done", "n_frames"]
+    assert sorted(group[CLEAN].array_keys()) == ["layer_01", "layer_final", "pooled_01", "pooled_final"]
+    np.testing.assert_array_equal(group["n_frames"][:], np.arange(10) + 1)
+    for shard in range(SPEC.shards):
+        features, pooled, _ = blocks(SPEC, shard)
+        rows = slice(SPEC.rows(shard).start, SPEC.rows(shard).stop)
+        np.testing.assert_array_equal(group["clean/layer_01"][rows], features[1])
+        np.testing.assert_array_equal(group["clean/pooled_final"][rows], pooled["final"])
+
+
+def test_holes_are_nan(tmp_path: Path) -> None:
+    target = Store.create(tmp_path, "dev", SPEC)
+    target.add_arrays(CLEAN, LAYERS)
+    target.write(CLEAN, 1, *blocks(SPEC, 1))
+    group = zarr.open_group(target.path, mode="r")
+    assert np.isnan(group["clean/layer_01"][:4]).all()
+    assert np.isfinite(group["clean/layer_01"][4:8]).all()
+    assert (group["n_frames"][:4] == -1).all()
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_gather_equals_zarr_in_any_order(tmp_path: Path, pooled: bool) -> None:
+    target = filled(tmp_path)
+    reader = Reader(target, view=CLEAN, layers=LAYERS, pooled=pooled)
+    group = zarr.open_group(target.path, mode="r")
+    names = ["pooled_01", "pooled_final"] if pooled else ["layer_01", "layer_final"]
+    rows = np.array([9, 0, 3, 3, 8, 4])
+    expected = np.stack([group[f"clean/{name}"][:][rows] for name in names], axis=1)
+    got = reader.gather(rows)
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(reader.n_frames, np.arange(10) + 1)
+
+
+def test_growth_by_a_layer_leaves_the_others_alone(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    before = tree(target.path)
+    assert target.missing(CLEAN, (1, 2, "final"), 0) == (2,)
+    target.add_arrays(CLEAN, (2,))
+    for shard in range(SPEC.shards):
+        target.write(CLEAN, shard, *blocks(SPEC, shard, (2,)))
+    after = tree(target.path)
+    changed = {name for name, data in before.items() if after[name] != data}
+    assert changed == {f"done/clean/{shard:05d}.json" for shard in range(SPEC.shards)}
+    assert {name.split("/")[1] for name in after.keys() - before.keys()} == {"layer_02", "pooled_02"}
+    assert target.missing(CLEAN, (1, 2, "final"), 0) == ()
+
+
+def test_bytes_written_are_the_bytes_estimated(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, utterances=8)  # whole shards: their indexes are estimated a row
+    target = filled(tmp_path, spec)
+    shards = sum(p.stat().st_size for p in (target.path / "clean").rglob("c/*/*/*") if p.is_file())
+    index_checksums = store.CRC_BYTES * spec.shards * 2 * len(LAYERS)
+    assert shards == spec.bytes_of(len(LAYERS)) + index_checksums
+
+
+def test_verify_finds_every_flipped_byte(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    files = [
+        p for p in target.path.rglob("*") if p.is_file() and p.parent.name not in ("clean", "done") and "c" in p.parts
+    ]
+    assert target.verify([CLEAN], LAYERS) == len(files) == SPEC.shards * 5
+    rng = np.random.default_rng(0)
+    for path in files:
+        data = bytearray(path.read_bytes())
+        data[rng.integers(len(data))] ^= 1
+        good = path.read_bytes()
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="1 of 15 shard files are damaged") as error:
+            target.verify([CLEAN], LAYERS)
+        assert str(path) in str(error.value)
+        path.write_bytes(good)
+
+
+def test_verify_names_a_missing_shard(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    path = target.shard_path("clean/layer_01", 2)
+    path.unlink()
+    with pytest.raises(InputError, match="got no file"):
+        target.verify([CLEAN], LAYERS)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "index"])
+def test_reading_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    target = filled(tmp_path)
+    path = target.shard_path("clean/layer_01", 1)
+    data = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "index":
+        data[-10] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: 0 if damage == "empty" else -20])
+    reader = Reader(target, view=CLEAN, layers=LAYERS, pooled=False)
+    assert np.isfinite(reader.gather(np.array([0]))).all()
+    with pytest.raises(InputError, match="dvc repro -f extract") as error:
+        reader.gather(np.array([0, 5]))
+    assert str(path) in str(error.value)
+
+
+def test_digest_pins_the_bytes_and_needs_all_shards(tmp_path: Path) -> None:
+    target, other = filled(tmp_path / "a"), Store.create(tmp_path / "b", "dev", SPEC)
+    other.add_arrays(CLEAN, LAYERS)
+    for shard in (2, 0):
+        other.write(CLEAN, shard, *blocks(SPEC, shard))
+    with pytest.raises(InputError, match="shard 1 of n_frames is missing; run `dvc repro -f extract`"):
+        other.digest([CLEAN], LAYERS)
+    other.write(CLEAN, 1, *blocks(SPEC, 1))
+    assert target.digest([CLEAN], LAYERS) == other.digest([CLEAN], LAYERS)
+    features, pooled, n_frames = blocks(SPEC, 1)
+    features[1][0, 0, 0] += 1
+    other.write(CLEAN, 1, features, pooled, n_frames)
+    assert target.digest([CLEAN], LAYERS) != other.digest([CLEAN], LAYERS)
+    assert target.digest([CLEAN], ["final"]) == other.digest([CLEAN], ["final"])
+
+
+def test_stores_of_other_specs_and_formats_are_refused(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    with pytest.raises(InputError, match="shard: the store has 4, the parameters say 5"):
+        Store.create(tmp_path, "dev", dataclasses.replace(SPEC, shard=5))
+    attributes = json.loads((target.path / "zarr.json").read_text())
+    attributes["attributes"]["format"] = store.FORMAT - 1
+    (target.path / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match=f"expected store format {store.FORMAT}, got {store.FORMAT - 1}"):
+        Store.create(tmp_path, "dev", SPEC)
+    (target.path / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        Store.open(target.path)
+    with pytest.raises(InputError, match="no feature store there; run `dvc repro -f extract`"):
+        Store.open(tmp_path / "elsewhere.zarr")
+
+
+def test_other_encoders_and_trials_get_other_folders() -> None:
+    folders = {
+        SPEC.folder("dev"),
+        SPEC.folder("eval"),
+        dataclasses.replace(SPEC, encoder={"weights_sha256": "cd"}).folder("dev"),
+        dataclasses.replace(SPEC, trials="u").folder("dev"),
+    }
+    assert len(folders) == 4
+
+
+def test_two_extractions_on_one_store_exclude_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+    with Store.locked(path), pytest.raises(InputError, match="another extraction"), Store.locked(path):
+        pass
+    with Store.locked(path):
+        pass
