@@ -1,0 +1,66 @@
+"""Run the encoder over one set and cache the features of its layers; write the receipt that DVC tracks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import contracts, extract, params, trials
+from pipeline.contracts import Tap
+from pipeline.errors import InputError, exit_on_input_error
+from pipeline.files import write_text
+from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from pipeline.xlsr import Encoder
+
+
+def load_encoder(settings: Params, card: contracts.Card, taps: tuple[Tap, ...]) -> Encoder:
+    """The encoder of the parameters, on its device. Raises InputError where it is not the one on the card."""
+    import torch
+
+    from pipeline import xlsr  # takes seconds to import, and a complete store does not need it
+
+    model, found = xlsr.load(settings.encoder)
+    if found != card:
+        raise InputError(
+            f"expected the encoder of the card ({_name(card)}), got {_name(found)}; run `dvc repro -f encoder`"
+        )
+    wanted = settings.extract.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    return xlsr.Encoder(model, taps=taps, normalize=card.normalize).to(device)
+
+
+def _name(card: contracts.Card) -> str:
+    return f"{card.source}, normalize {card.normalize}, weights {card.weights_sha256[:16]}..."
+
+
+def main() -> None:
+    """Parse, extract, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", required=True, help="name of the set, a key of `sets` in the parameters")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--trials", type=Path, required=True, help="its trial table, from prepare")
+    parser.add_argument("--card", type=Path, required=True, help="the encoder's identity card, from encoder")
+    parser.add_argument("--receipt", type=Path, required=True, help="the receipt to write (JSON)")
+    args = parser.parse_args()
+    settings = params.load(args.params)
+    card = contracts.Card(**json.loads(args.card.read_text()))
+    card.check_taps(settings.extract.layers)
+    receipt = extract.extract(
+        trials.read(args.trials),
+        set_name=args.set,
+        audio_root=Path(settings.sets[args.set].root),
+        root=Path(settings.features.root),
+        card=card,
+        encoder=lambda taps: load_encoder(settings, card, taps),
+        params=settings.extract,
+        say=print,
+    )
+    write_text(args.receipt, json.dumps(receipt, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
