@@ -1,0 +1,69 @@
+"""Two-class cross-entropy over a linear layer: the baseline that the one-class losses are measured against."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.contracts import Centroids, Facts, Labels
+
+SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
+
+
+class Loss(nn.Module):
+    """Cross-entropy of logits W x + b, row 0 spoof and row 1 bona fide; the score is the difference of the logits.
+
+    With class weights v the loss is Σ v_y CE(x, y) / Σ v_y over the batch, so a weight changes the balance of the
+    classes and not the size of the loss.
+
+    Args:
+        facts: the width of the embeddings, E.
+        bonafide_weight: weight of a bona fide utterance, where a spoof weighs 1; None weighs both alike. 19LA holds
+            8.8 spoofs for each bona fide in training.
+
+    Raises:
+        ValueError: a weight that is not positive.
+    """
+
+    quality: ClassVar[bool] = False
+
+    def __init__(self, facts: Facts, *, bonafide_weight: float | None = None) -> None:
+        super().__init__()
+        if bonafide_weight is not None and not 0 < bonafide_weight < math.inf:
+            raise ValueError(f"expected bonafide_weight > 0 and finite, got {bonafide_weight}")
+        self.bonafide_weight = bonafide_weight
+        self.classify = nn.Linear(facts.embedding_dim, 2)
+
+    def forward(self, embeddings: Tensor, labels: Labels) -> Tensor:
+        """The loss of a batch of either class or both.
+
+        Args:
+            embeddings: (B, E).
+            labels: of which only is_bonafide, (B,), is read.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            logits = self.classify(_at_least_float32(embeddings))  # (B, 2)
+            return functional.cross_entropy(logits, labels.is_bonafide.long(), weight=self._class_weights(logits))
+
+    def centroids(self) -> Centroids:
+        """The single vector w_bonafide − w_spoof with the bias b_bonafide − b_spoof: the score is the log-odds."""
+        weight, bias = self.classify.weight.detach(), self.classify.bias.detach()  # (2, E), (2,)
+        vector = weight[BONAFIDE] - weight[SPOOF]  # (E,)
+        return Centroids(
+            vectors=vector[None].cpu().numpy().astype(np.float32),
+            normalize_query=False,
+            bias=float(bias[BONAFIDE] - bias[SPOOF]),
+            reduce="max",
+        )
+
+    def _class_weights(self, logits: Tensor) -> Tensor | None:
+        return None if self.bonafide_weight is None else logits.new_tensor([1.0, self.bonafide_weight])
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
