@@ -1,0 +1,121 @@
+"""One cell of the ablation grid: a backend and a loss, found by their names, with parameters that were checked.
+
+A section `backends.<name>` or `losses.<name>` of the parameters holds keyword arguments of the member's constructor;
+its signature says which there are and of what type. Where a loss uses quality (`Loss.quality`), its section also takes
+`levels` and `thresholds`, which say how a MOS becomes `Labels.level`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.contracts import Facts, member
+from pipeline.errors import InputError
+from pipeline.params import Params
+
+
+@dataclass(frozen=True)
+class QualitySplit:
+    """How a MOS becomes a quality level: the number of levels, and the MOS where they part (None: quantiles)."""
+
+    levels: int = 1
+    thresholds: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A backend and a loss, ready to be made. The two dicts hold what the parameters set, JSON-ready."""
+
+    backend: Any
+    backend_name: str
+    backend_parameters: dict[str, Any]
+    loss: Any
+    loss_name: str
+    loss_parameters: dict[str, Any]
+    split: QualitySplit
+
+    def make_backend(self, *, layers: int, channels: int) -> Any:
+        """A new backend. Raises InputError for values that it refuses."""
+        with _refusals(f"backends.{self.backend_name}"):
+            return self.backend(layers=layers, channels=channels, **self.backend_parameters)
+
+    def make_loss(self, *, embedding_dim: int, speakers: int) -> Any:
+        """A new loss. Raises InputError for values that it refuses."""
+        with _refusals(f"losses.{self.loss_name}"):
+            return self.loss(Facts(embedding_dim, self.split.levels, speakers), **self.loss_parameters)
+
+
+@contextlib.contextmanager
+def _refusals(section: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{section}: {error}") from None
+
+
+def find(params: Params, *, backend: str, loss: str) -> Cell:
+    """The cell of two names. Raises InputError for an unknown member or parameter, or a value of the wrong type."""
+    backend_class, loss_class = member("backends", backend).Backend, member("losses", loss).Loss
+    for axis, name, sections in (("backends", backend, params.backends), ("losses", loss, params.losses)):
+        if name not in sections:
+            raise InputError(
+                f"{axis}.{name}: no such section; add it to the parameters, empty if need be: `{name}: {{}}`"
+            )
+    split, loss_parameters = _quality_split(loss_class, params.losses[loss], section=f"losses.{loss}")
+    return Cell(
+        backend=backend_class,
+        backend_name=backend,
+        backend_parameters=_hyperparameters(
+            backend_class, params.backends[backend], section=f"backends.{backend}", reserved=("layers", "channels")
+        ),
+        loss=loss_class,
+        loss_name=loss,
+        loss_parameters=loss_parameters,
+        split=split,
+    )
+
+
+def _hyperparameters(
+    build: Callable[..., Any], given: Mapping[str, Any], *, section: str, reserved: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The keyword-only parameters of `build` that `given` sets, checked against names and annotated types.
+
+    reserved: parameters that the pipeline gives and a user may not.
+    Raises InputError naming `section` and the key for an unknown, missing or mistyped parameter.
+    """
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(build, eval_str=True).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in reserved
+    }
+    for name in given:
+        if name not in known:
+            raise InputError(f"{section}.{name} is not a parameter; expected {', '.join(known) or 'none'}")
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise InputError(f"{section}.{name} is missing; expected {parameter.annotation}")
+    return {name: _checked(value, known[name].annotation, f"{section}.{name}") for name, value in given.items()}
+
+
+def _quality_split(loss: Any, given: Mapping[str, Any], *, section: str) -> tuple[QualitySplit, dict[str, Any]]:
+    """Part a loss's section into how levels are made, where the loss uses quality, and its own hyperparameters."""
+    if not loss.quality:
+        return QualitySplit(), _hyperparameters(loss, given, section=section)
+    own = {key: value for key, value in given.items() if key not in ("levels", "thresholds")}
+    levels = _checked(given.get("levels", 2), Annotated[int, Field(ge=1)], f"{section}.levels")
+    cuts = _checked(given.get("thresholds"), list[float] | None, f"{section}.thresholds")
+    split = QualitySplit(levels, None if cuts is None else tuple(cuts))
+    return split, _hyperparameters(loss, own, section=section)
+
+
+def _checked(value: Any, annotation: Any, where: str) -> Any:
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{where}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None

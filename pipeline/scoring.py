@@ -1,0 +1,57 @@
+"""The only definition of a score: embedding, similarities to the centroids, one number; higher is more bona fide.
+
+Training selects by it, `score` writes it, and everything that scores later calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.centroids import CentroidIndex
+from pipeline.dataset import Dataset
+
+NORM_FLOOR = 1e-12  # an embedding of zeros has similarity 0 to everything
+BATCH = 64  # utterances a forward pass
+
+
+@torch.inference_mode()
+def embed(backend: nn.Module, dataset: Dataset) -> Iterator[NDArray[np.float32]]:
+    """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode."""
+    backend.eval()
+    for start in range(0, len(dataset), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(dataset)))
+        features, n_frames = dataset.features(rows)
+        yield backend(features, n_frames).float().numpy()
+
+
+def score(embeddings: NDArray[np.float32], index: CentroidIndex) -> NDArray[np.float32]:
+    """Scores (N,) of embeddings (N, E): reduce over k of centroid_k · q, plus the bias.
+
+    q is the embedding, or the embedding at unit length where the index says so. `softmax` weighs each similarity by
+    the softmax over the similarities.
+    """
+    queries = embeddings
+    if index.normalize_query:
+        queries = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), NORM_FLOOR)
+    similarities = index.search(queries)  # (N, K), best first
+    return np.asarray(_reduce(similarities, index.reduce) + np.float32(index.bias), dtype=np.float32)
+
+
+def _reduce(similarities: NDArray[np.float32], how: str) -> Any:
+    if how == "max":
+        return similarities[:, 0]
+    if how == "mean":
+        return similarities.mean(1)
+    weights = np.exp(similarities - similarities[:, :1])
+    return (weights * similarities).sum(1) / weights.sum(1)
+
+
+def score_all(backend: nn.Module, index: CentroidIndex, dataset: Dataset) -> NDArray[np.float32]:
+    """Scores (N,) of a whole set."""
+    return np.concatenate([score(embeddings, index) for embeddings in embed(backend, dataset)])
