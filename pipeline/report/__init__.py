@@ -1,0 +1,1 @@
+"""Curves, the leaderboard and the page that shows them."""

@@ -1,0 +1,224 @@
+"""Curves of one run on one set: DET points and score histograms thinned for a plot, their CSV files and drawings.
+
+The CSV files hold exact values at the points that they keep, so that `dvc plots` and the page draw the same curves.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import files
+from pipeline.errors import InputError
+from pipeline.metrics.eer import Det, official_eer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINTS = 500  # of a DET curve: more than a plot can show
+BINS = 60  # of a histogram
+BONAFIDE_COLOUR, SPOOF_COLOUR = "#2b7bba", "#d1603d"
+DET_TICKS = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
+WIDEST_LOW, USUAL_HIGH, BEYOND_EER = 0.05, 0.4, 0.05  # rates: how a DET plot chooses its range
+DOTS_PER_INCH = 144
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of each class by score: centre, bonafide and spoof are (BINS,), either class sums to 1."""
+
+    centre: NDArray[np.float64]
+    bonafide: NDArray[np.float64]
+    spoof: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The course of a training: epoch, loss and dev_eer (percent) are (epochs,); nan where it was not measured."""
+
+    epoch: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    dev_eer: NDArray[np.float64]
+
+
+def thin(det: Det, *, keep: Sequence[int], points: int = POINTS) -> NDArray[np.intp]:
+    """Indices, ascending, of at most `points` DET points evenly spaced along the curve as a DET plot shows it.
+
+    The ends and the indices in `keep` are always among them. The spacing is by log-odds, which is close to the
+    probit of the axes and needs no iteration. Raises ValueError where `points` cannot hold the ends and `keep`.
+    """
+    size = det.frr.size
+    fixed = {0, size - 1, *keep}
+    if len(fixed) > points:
+        raise ValueError(f"expected room for {len(fixed)} points that must stay, got points={points}")
+    if size <= points:
+        return np.arange(size)
+    smallest = 0.5 / size
+    rates = np.clip(np.stack((det.frr, det.far)), smallest, 1 - smallest)  # (2, N + 1)
+    steps = np.abs(np.diff(np.log(rates / (1 - rates)))).sum(axis=0)  # (N,)
+    length = np.concatenate(([0.0], np.cumsum(steps)))  # (N + 1,)
+    even = np.searchsorted(length, np.linspace(0.0, length[-1], points - len(fixed)))
+    return np.array(sorted(fixed.union(np.minimum(even, size - 1).tolist())))
+
+
+def taken(det: Det, indices: NDArray[np.intp]) -> Det:
+    """The DET points at the given indices."""
+    return Det(frr=det.frr[indices], far=det.far[indices], threshold=det.threshold[indices])
+
+
+def histogram(scores: NDArray[np.float64], is_bonafide: NDArray[np.bool_], *, bins: int = BINS) -> Histogram:
+    """Histogram of scores (N,) over bins of equal width from the smallest to the greatest score."""
+    edges = np.histogram_bin_edges(scores, bins=bins)  # (bins + 1,)
+    bonafide, _ = np.histogram(scores[is_bonafide], bins=edges)
+    spoof, _ = np.histogram(scores[~is_bonafide], bins=edges)
+    return Histogram(
+        centre=(edges[:-1] + edges[1:]) / 2,
+        bonafide=bonafide / bonafide.sum(),
+        spoof=spoof / spoof.sum(),
+    )
+
+
+def probit(rates: NDArray[np.float64], *, low: float, high: float) -> NDArray[np.float64]:
+    """The scale of a DET axis: the normal quantile of rates in 0..1, held within low..high, which lie in (0, 1)."""
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile(rate) for rate in np.clip(rates, low, high).tolist()])
+
+
+def beyond_frame(det: Det, *, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A DET curve (far, frr) on probit axes from low to high, for drawing clipped to them.
+
+    Rates of 0 and 1 have no probit: they are held outside the frame, where they draw no line along its border.
+    """
+    low, high = low / 4, (3 + high) / 4
+    return probit(det.far, low=low, high=high), probit(det.frr, low=low, high=high)
+
+
+def det_limits(dets: Sequence[Det], eers: Sequence[float]) -> tuple[float, float]:
+    """The range of rates that a DET plot shows, two of `DET_TICKS`: from what the curves resolve to past every EER.
+
+    eers: the EER of each curve, a share in 0..1.
+    """
+    rates = np.concatenate([rate for det in dets for rate in (det.frr, det.far)])
+    resolved = min(rates[rates > 0].min(), WIDEST_LOW)
+    low = max((tick for tick in DET_TICKS if tick <= resolved), default=DET_TICKS[0])
+    high = next((tick for tick in DET_TICKS if tick >= max(USUAL_HIGH, max(eers) + BEYOND_EER)), DET_TICKS[-1])
+    return low, high
+
+
+def write_det(path: Path, det: Det) -> None:
+    """Write DET points as CSV with the columns far, frr (shares in 0..1) and threshold, every number exact."""
+    _write_csv(path, {"far": det.far, "frr": det.frr, "threshold": det.threshold})
+
+
+def write_histogram(path: Path, shares: Histogram) -> None:
+    """Write a histogram as CSV with the columns score (a bin's centre), bonafide and spoof (shares in 0..1)."""
+    _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof})
+
+
+def read_det(path: Path) -> Det:
+    """Read what `write_det` wrote. Raises InputError, with file and line, where it is not that."""
+    far, frr, threshold = _read_csv(path, ("far", "frr", "threshold"), stage="evaluate")
+    return Det(frr=frr, far=far, threshold=threshold)
+
+
+def read_histogram(path: Path) -> Histogram:
+    """Read what `write_histogram` wrote. Raises InputError, with file and line, where it is not that."""
+    return Histogram(*_read_csv(path, ("score", "bonafide", "spoof"), stage="evaluate"))
+
+
+def read_training(path: Path) -> Training:
+    """Read the columns epoch, loss, dev_eer (percent) of a training curve; an empty cell is nan.
+
+    Raises InputError, with file and line, where a column is missing or a cell is not a number.
+    """
+    return Training(*_read_csv(path, ("epoch", "loss", "dev_eer"), stage="train"))
+
+
+def _write_csv(path: Path, columns: Mapping[str, NDArray[np.float64]]) -> None:
+    lines = [",".join(columns)]
+    lines += [",".join(map(repr, row)) for row in zip(*(column.tolist() for column in columns.values()), strict=True)]
+    files.write_text(path, "\n".join(lines) + "\n")
+
+
+def _read_csv(path: Path, columns: Sequence[str], *, stage: str) -> list[NDArray[np.float64]]:
+    """The named columns of a CSV file as numbers; other columns are left alone."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if absent := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise InputError(
+                f"{path}:1: expected the columns {','.join(columns)}, missing {','.join(absent)}; "
+                f"run `dvc repro -f {stage}`"
+            )
+        rows = [[_number(cells[name], where=f"{path}:{reader.line_num}") for name in columns] for cells in reader]
+    if not rows:
+        raise InputError(f"{path}: expected at least one row; run `dvc repro -f {stage}`")
+    return list(np.array(rows, dtype=np.float64).T)
+
+
+def _number(cell: str | None, *, where: str) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        raise InputError(f"{where}: expected a number, got {cell!r}") from None
+
+
+def draw_det(path: Path, det: Det) -> None:
+    """Draw a DET curve on probit axes as PNG, its EER point marked; the same curve gives the same bytes."""
+    eer = official_eer(det)
+    low, high = det_limits([det], [eer.eer])
+    far, frr = beyond_frame(det, low=low, high=high)
+    shown = [tick for tick in DET_TICKS if low <= tick <= high]
+    places, names = probit(np.array(shown), low=low, high=high), [f"{100 * tick:g}" for tick in shown]
+    figure, axes = _figure(width=5.0, height=5.0)
+    axes.plot(far, frr, color="#333333")
+    axes.plot(
+        max(far[eer.point], places[0]), max(frr[eer.point], places[0]), "o", color=SPOOF_COLOUR, clip_on=False, zorder=3
+    )
+    axes.set(xlim=places[[0, -1]], ylim=places[[0, -1]], xlabel="spoof accepted, %", ylabel="bona fide rejected, %")
+    axes.set_xticks(places, names)
+    axes.set_yticks(places, names)
+    axes.set_title(f"EER {100 * eer.eer:.2f} %")
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    _save(figure, path)
+
+
+def draw_histogram(path: Path, shares: Histogram, *, threshold: float) -> None:
+    """Draw a score histogram as PNG, the EER threshold marked; the same histogram gives the same bytes."""
+    figure, axes = _figure(width=6.0, height=3.5)
+    width = shares.centre[1] - shares.centre[0]
+    edges = np.append(shares.centre - width / 2, shares.centre[-1] + width / 2)
+    axes.stairs(100 * shares.spoof, edges, fill=True, alpha=0.55, color=SPOOF_COLOUR, label="spoof")
+    axes.stairs(100 * shares.bonafide, edges, fill=True, alpha=0.55, color=BONAFIDE_COLOUR, label="bona fide")
+    axes.axvline(threshold, color="#333333", linewidth=1.0, linestyle="--", label="EER threshold")
+    axes.set(xlabel="score", ylabel="share of the class, %")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure, in inches, drawn by Agg; matplotlib is imported here, so that reading curves does not wait for it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    files.write_bytes(path, image.getvalue())

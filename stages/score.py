@@ -1,0 +1,34 @@
+"""Score every trial of a set with a run: backend, embedding, centroid index; write `utterance score` lines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline import centroids, dataset, params, runs, scorefile, scoring, trials
+from pipeline.errors import InputError, exit_on_input_error
+
+
+def main() -> None:
+    """Parse, open, score, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--run", type=Path, required=True, help="folder of the trained run")
+    parser.add_argument("--index", type=Path, required=True, help="folder of its centroid index")
+    parser.add_argument("--trials", type=Path, required=True, help="the set's trial table")
+    parser.add_argument("--features", type=Path, required=True, help="the set's receipt")
+    parser.add_argument("--scores", type=Path, required=True, help="the score file to write")
+    args = parser.parse_args()
+    root = Path(params.load(args.params).features.root)
+    table = trials.read(args.trials)
+    card = runs.card(args.run)
+    data = dataset.open_set(args.features, table, root=root, reads=card["reads"])
+    if list(data.layers) != card["layers"]:
+        raise InputError(f"{args.run}: trained on layers {card['layers']}, got {list(data.layers)}; run `dvc repro`")
+    scores = scoring.score_all(runs.backend(args.run), centroids.read(args.index), data)
+    scorefile.write(args.scores, table.utterance, scores)
+    print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

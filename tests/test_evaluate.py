@@ -1,0 +1,195 @@
+"""The evaluate stage: its numbers against direct computation, and the curves that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline import scorefile, trials
+from pipeline.errors import InputError
+from pipeline.metrics.eer import det_points, official_eer
+from pipeline.report import curves
+from pipeline.trials import Row, Trials
+from stages import evaluate
+
+ROOT = Path(__file__).parents[1]
+BONAFIDE, SPOOF = 400, 900
+
+
+@pytest.fixture(scope="module")
+def table() -> Trials:
+    rows = [Row("here", f"b{i}", f"b{i}.flac", "bonafide") for i in range(BONAFIDE)]
+    attacks = ("A02", "A01", "-")
+    rows += [Row("here", f"s{i}", f"s{i}.flac", "spoof", attack=attacks[i % 3]) for i in range(SPOOF)]
+    return trials.from_rows(rows, source="a test")
+
+
+@pytest.fixture(scope="module")
+def scores(table: Trials) -> NDArray[np.float32]:
+    noise = np.random.default_rng(1).normal(size=len(table))
+    return (noise + 2.0 * table.is_bonafide - 1.0 * (table.attack == "A02")).astype(np.float32)
+
+
+def run(folder: Path, table: Trials, scores: NDArray[np.floating]) -> tuple[Path, Path]:
+    """Run the stage on these scores: its metrics file and its plots folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
+    scorefile.write(folder / "scores.txt", table.utterance, scores)
+    metrics, plots = folder / "metrics" / "eval.json", folder / "plots"
+    files = {"--scores": "scores.txt", "--trials": "trials.csv"}
+    paths = [part for name, file in files.items() for part in (name, str(folder / file))]
+    evaluate.main([*paths, "--metrics", str(metrics), "--plots", str(plots)])
+    return metrics, plots
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, table: Trials, scores: NDArray[np.float32]) -> tuple[Path, Path]:
+    return run(tmp_path_factory.mktemp("evaluate"), table, scores)
+
+
+def rows(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    with path.open(newline="") as file:
+        header, *cells = csv.reader(file)
+    return header, np.array(cells, dtype=np.float64)
+
+
+def test_the_metrics_equal_direct_computation(
+    made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
+) -> None:
+    text = made[0].read_text()
+    found = json.loads(text)
+    bonafide = scores[table.is_bonafide].astype(np.float64)
+    pooled = official_eer(det_points(bonafide, scores[~table.is_bonafide]))
+    assert text.endswith("}\n")
+    assert list(found) == ["eer", "threshold", "bonafide", "spoof", "attacks"]
+    assert found["eer"] == round(100 * pooled.eer, 5)
+    assert np.float32(found["threshold"]) == np.float32(pooled.threshold)
+    assert (found["bonafide"], found["spoof"]) == (BONAFIDE, SPOOF)
+    assert list(found["attacks"]) == ["A01", "A02"]
+    for name, attack in found["attacks"].items():
+        alone = official_eer(det_points(bonafide, scores[table.attack == name]))
+        assert attack == {"eer": round(100 * alone.eer, 5), "spoof": SPOOF // 3}
+    assert found["attacks"]["A02"]["eer"] < found["eer"] < found["attacks"]["A01"]["eer"]
+
+
+def test_the_det_file_holds_true_points_and_the_eer_among_them(
+    made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
+) -> None:
+    header, points = rows(made[1] / "det.csv")
+    assert header == ["far", "frr", "threshold"]
+    assert len(points) <= curves.POINTS
+    values = scorefile.read(made[1].parent / "scores.txt", table)
+    det = det_points(values[table.is_bonafide], values[~table.is_bonafide])
+    all_points = set(zip(det.far.tolist(), det.frr.tolist(), det.threshold.tolist(), strict=True))
+    assert set(map(tuple, points.tolist())) <= all_points
+    eer = official_eer(det)
+    assert (det.far[eer.point], det.frr[eer.point], eer.threshold) in set(map(tuple, points.tolist()))
+    assert official_eer(curves.read_det(made[1] / "det.csv")).eer == eer.eer
+
+
+def test_the_histogram_counts_every_trial_once(
+    made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
+) -> None:
+    header, bins = rows(made[1] / "histogram.csv")
+    assert header == ["score", "bonafide", "spoof"]
+    assert bins[:, 1:].sum(axis=0) == pytest.approx([1.0, 1.0])
+    width = bins[1, 0] - bins[0, 0]
+    for column, of_class in ((1, table.is_bonafide), (2, ~table.is_bonafide)):
+        inside = np.abs(scores[of_class] - bins[30, 0]) < width / 2
+        assert bins[30, column] == pytest.approx(inside.mean())
+        assert inside.any()
+
+
+def test_pictures_are_pictures_and_the_same_scores_give_the_same_bytes(
+    made: tuple[Path, Path], tmp_path: Path, table: Trials, scores: NDArray[np.float32]
+) -> None:
+    metrics, plots = run(tmp_path / "again", table, scores)
+    assert metrics.read_bytes() == made[0].read_bytes()
+    names = sorted(path.name for path in plots.iterdir())
+    assert names == ["det.csv", "det.png", "histogram.csv", "histogram.png"]
+    for name in names:
+        assert (plots / name).read_bytes() == (made[1] / name).read_bytes()
+        assert name.endswith(".csv") or (plots / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sign_is_never_flipped(tmp_path: Path, table: Trials) -> None:
+    metrics, _ = run(tmp_path, table, np.where(table.is_bonafide, -1.0, 1.0) + np.arange(len(table)) * 1e-6)
+    assert json.loads(metrics.read_text())["eer"] == 100.0
+
+
+def test_ties_that_move_the_eer_are_told(tmp_path: Path, table: Trials, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "tied", table, np.zeros(len(table)))
+    told = capsys.readouterr()
+    assert "1300 trials of both classes share the score 0.0" in told.err
+    assert "EER is 100.00 %, with ties counted evenly it is 50.00 %" in told.err
+    assert told.out == "EER 100.00 % of 400 bona fide and 900 spoof trials\n"
+
+
+def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Row("here", f"u{i}", f"u{i}.flac", "bonafide" if i < 3 else "spoof") for i in range(5)]
+    run(tmp_path, trials.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
+    told = capsys.readouterr()  # officially 5/12; interpolated 1/3
+    assert (told.out, told.err) == ("EER 41.67 % of 3 bona fide and 2 spoof trials\n", "")
+
+
+def test_scores_of_another_set_are_refused_and_nothing_is_written(tmp_path: Path, table: Trials) -> None:
+    (tmp_path / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
+    (tmp_path / "scores.txt").write_text("b0 1.0\nb1\n")
+    arguments = ["--scores", str(tmp_path / "scores.txt"), "--trials", str(tmp_path / "trials.csv")]
+    with pytest.raises(InputError, match=r"scores\.txt:2: expected `utterance score`"):
+        evaluate.main([*arguments, "--metrics", str(tmp_path / "m.json"), "--plots", str(tmp_path / "plots")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.txt", "trials.csv"]
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=300), st.lists(st.integers(0, 50), min_size=1, max_size=300))
+def test_thinning_keeps_the_ends_the_order_and_the_eer(bonafide: list[int], spoof: list[int]) -> None:
+    det = det_points(bonafide, spoof)
+    eer = official_eer(det)
+    indices = curves.thin(det, keep=[eer.point], points=20)
+    assert len(indices) <= 20
+    assert {0, det.frr.size - 1, eer.point} <= set(indices.tolist())
+    assert (np.diff(indices) > 0).all()
+    assert official_eer(curves.taken(det, indices)).eer == eer.eer
+
+
+def test_thinning_leaves_no_gap_in_a_large_curve() -> None:
+    draw = np.random.default_rng(2).normal
+    det = det_points(draw(2.0, 1.0, 50_000), draw(0.0, 1.0, 100_000))
+    kept = curves.taken(det, curves.thin(det, keep=[]))
+    assert 300 < kept.frr.size <= curves.POINTS
+    places = [curves.probit(rates, low=0.001, high=0.999) for rates in (kept.frr, kept.far)]
+    assert max(np.abs(np.diff(place)).max() for place in places) < 0.1
+
+
+def test_thinning_to_fewer_points_than_must_stay_is_refused() -> None:
+    with pytest.raises(ValueError, match="room for 3 points that must stay, got points=2"):
+        curves.thin(det_points([1.0, 2.0], [0.0, 3.0]), keep=[2], points=2)
+
+
+def test_the_probit_by_known_quantiles() -> None:
+    found = curves.probit(np.array([0.0, 0.5, 0.975, 1.0]), low=0.025, high=0.999)
+    assert found == pytest.approx([-1.959964, 0.0, 1.959964, 3.090232], abs=1e-6)
+
+
+def test_one_score_for_all_still_has_a_histogram() -> None:
+    found = curves.histogram(np.array([2.0, 2.0, 2.0]), np.array([True, False, False]), bins=4)
+    assert found.centre.tolist() == [1.625, 1.875, 2.125, 2.375]
+    assert found.bonafide.tolist() == found.spoof.tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "faiss", "zarr", "matplotlib", "jinja2", "scipy")
+    code = f"import sys, stages.evaluate, stages.report; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

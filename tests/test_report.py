@@ -1,0 +1,308 @@
+"""The report stage: its values against the metrics that it gathers, and the page that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.metrics.eer import det_points
+from pipeline.report import build, curves, leaderboard, page
+
+SETS = ("dev", "eval")
+# Not in order, "b" and "a" tied on eval, and a name that would break a page that does not escape it.
+EERS = {"linear-<b>": (1.5, 9.0), "b": (2.0, 3.25), "a": (1.25, 3.25), "asp-qamo": (7.0, 0.5)}
+NOTE = "Generated & <claims nothing>"
+
+
+def metrics(eer: float, *, spoof: int = 6) -> dict[str, Any]:
+    attacks = {"A<1>": {"eer": eer / 2, "spoof": 4}, "A2": {"eer": min(2 * eer, 100.0), "spoof": spoof - 4}}
+    return {"eer": eer, "threshold": 0.5, "bonafide": 1234, "spoof": spoof, "attacks": attacks}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder with metrics, plots and training curves of four runs on two sets."""
+    for seed, (run, eers) in enumerate(EERS.items()):
+        selected = tmp_path / "metrics" / f"{run}.json"
+        selected.parent.mkdir(exist_ok=True)
+        selected.write_text(json.dumps({"dev_eer": eers[0] + 0.25}))
+        rng = np.random.default_rng(seed)
+        for name, eer in zip(SETS, eers, strict=True):
+            path = tmp_path / "metrics" / run / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(metrics(eer)))
+            bonafide, spoof = rng.normal(1.5, 1, 50), rng.normal(0, 1, 80)
+            plots = tmp_path / "plots" / run / name
+            curves.write_det(plots / "det.csv", det_points(bonafide, spoof))
+            is_bonafide = np.arange(130) < 50
+            shares = curves.histogram(np.concatenate((bonafide, spoof)), is_bonafide)
+            curves.write_histogram(plots / "histogram.csv", shares)
+        training = tmp_path / "curves" / f"{run}.csv"
+        training.parent.mkdir(exist_ok=True)
+        training.write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
+    return tmp_path
+
+
+def run(inputs: Path, *, runs: Sequence[str] = tuple(EERS), sort_by: str = "eval", out: str = "out") -> Path:
+    text = build.build(
+        inputs / out,
+        runs=runs,
+        sets=SETS,
+        sort_by=sort_by,
+        note=NOTE,
+        metrics=inputs / "metrics",
+        plots=inputs / "plots",
+        trainings=inputs / "curves",
+    )
+    assert text == (inputs / out / "leaderboard.txt").read_text()
+    return inputs / out
+
+
+class Page(HTMLParser):
+    """What a reader or a browser finds: tags, references, the text, table rows, and what is marked as best."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.rows: list[list[str]] = []
+        self.best: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.references += [f"{name}={value}" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag in ("meta", "path", "circle"):  # never closed, or closed at once
+            return
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "circle"):
+            assert self.open.pop() == tag, f"{tag} is closed out of turn"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data.strip()
+        if self.open[-1:] == ["strong"]:
+            self.best.append(data)
+
+
+def test_the_csv_holds_the_metrics_sorted_by_the_set_and_then_by_name(inputs: Path) -> None:
+    with (run(inputs) / "leaderboard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["asp-qamo", "a", "b", "linear-<b>"]
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["dev_eer"]) for row in rows] == [7.25, 1.5, 2.25, 1.75]
+    for row in rows:
+        for name in SETS:
+            saved = json.loads((inputs / "metrics" / row["run"] / f"{name}.json").read_text())
+            assert float(row[f"eer/{name}"]) == saved["eer"]
+            for attack, value in saved["attacks"].items():
+                assert float(row[f"eer/{name}/{attack}"]) == value["eer"]
+    assert len(rows[0]) == 3 + len(SETS) * 3
+
+
+def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
+    text = (run(inputs) / "leaderboard.txt").read_text()
+    assert text.splitlines() == [
+        "EER in percent, sorted by eval; * best of its column",
+        "",
+        "   run         (dev)     dev    eval",
+        "1  asp-qamo     7.25    7.00    0.50 *",
+        "2  a            1.50 *  1.25 *  3.25",
+        "3  b            2.25    2.00    3.25",
+        "4  linear-<b>   1.75    1.50    9.00",
+        "",
+        "(dev): the dev set, as training saw it when it chose its checkpoints",
+        "dev: 1234 bona fide, 6 spoof",
+        "eval: 1234 bona fide, 6 spoof",
+    ]
+
+
+def test_the_page_shows_every_value_and_marks_the_best(inputs: Path) -> None:
+    seen = Page((run(inputs) / "index.html").read_text())
+    assert seen.rows[0] == [
+        "Run",
+        "(dev)chose thecheckpoints",
+        "dev1,234 bona fide6 spoof",
+        "eval1,234 bona fide6 spoof",
+    ]
+    order = ["asp-qamo", "a", "b", "linear-<b>"]
+    shown = {name: (EERS[name][0] + 0.25, *EERS[name]) for name in order}
+    assert seen.rows[1:5] == [[name, *(f"{eer:.2f}" for eer in shown[name])] for name in order]
+    assert seen.rows[5] == ["Run", "A<1>4", "A22"]
+    assert seen.rows[6:10] == [[name, f"{EERS[name][0] / 2:.2f}", f"{EERS[name][0] * 2:.2f}"] for name in order]
+    assert seen.best == ["0.50", "1.50", "1.25", "0.62", "2.50", "0.25", "1.00"]
+    assert NOTE in seen.text
+
+
+def test_the_page_draws_every_run_on_every_set(inputs: Path) -> None:
+    html = (run(inputs) / "index.html").read_text()
+    figures = re.findall(r"<figure>.*?</figure>", html, flags=re.DOTALL)
+    assert [figure.count("<polyline") for figure in figures] == [4, 4, 4, 4] + [3] * len(EERS) * len(SETS)
+    assert [figure.count("<circle") for figure in figures[:4]] == [4] * 4
+    assert html.count("<details") == len(EERS)
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+
+
+def test_the_page_needs_nothing_from_elsewhere(inputs: Path) -> None:
+    html = (run(inputs) / "index.html").read_text()
+    seen = Page(html)
+    assert seen.references == []
+    assert not {"script", "link", "iframe", "object", "img"} & seen.tags
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_names_and_notes_are_escaped(inputs: Path) -> None:
+    html = (run(inputs) / "index.html").read_text()
+    assert "linear-<b>" not in html
+    assert "linear-&lt;b&gt;" in html
+    assert "A<1>" not in html
+    assert "Generated &amp; &lt;claims nothing&gt;" in html
+
+
+def test_no_note_no_banner(inputs: Path) -> None:
+    board = leaderboard.gather(inputs / "metrics", runs=["a"], sets=["dev"], sort_by="dev")
+    shown = page.Curves(
+        dets={("a", "dev"): curves.read_det(inputs / "plots/a/dev/det.csv")},
+        histograms={("a", "dev"): curves.read_histogram(inputs / "plots/a/dev/histogram.csv")},
+        trainings={"a": curves.read_training(inputs / "curves/a.csv")},
+    )
+    assert 'role="note"' not in page.render(board, shown)
+    assert 'role="note"' in page.render(board, shown, note="mind the gap")
+
+
+def test_the_same_inputs_give_the_same_bytes_in_any_order_of_runs(inputs: Path) -> None:
+    first, again = run(inputs), run(inputs, runs=list(EERS)[::-1], out="again")
+    for name in ("leaderboard.csv", "leaderboard.txt", "index.html"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_sorting_by_another_set(inputs: Path) -> None:
+    with (run(inputs, sort_by="dev") / "leaderboard.csv").open(newline="") as file:
+        assert [row["run"] for row in csv.DictReader(file)] == ["a", "linear-<b>", "b", "asp-qamo"]
+
+
+def test_missing_metrics_name_the_command_that_makes_them(inputs: Path) -> None:
+    (inputs / "metrics/a/eval.json").unlink()
+    with pytest.raises(
+        InputError, match=r"(?s)1 of 12 files of metrics.*a/eval\.json: no metrics there; run `dvc repro eval"
+    ):
+        run(inputs)
+    assert not (inputs / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"eer": "x"}', json.dumps(metrics(float("nan")))])
+def test_malformed_metrics_are_named(inputs: Path, text: str) -> None:
+    (inputs / "metrics/a/eval.json").write_text(text)
+    with pytest.raises(InputError, match=r"a/eval\.json: expected metrics with eer, .*run `dvc repro evaluate`"):
+        run(inputs)
+
+
+def test_runs_on_different_trials_are_not_compared(inputs: Path) -> None:
+    (inputs / "metrics/a/eval.json").write_text(json.dumps(metrics(1.0, spoof=7)))
+    with pytest.raises(InputError, match=r"a/eval\.json and .*/eval\.json count different trials"):
+        run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("plots/a/eval/det.csv", None, r"det\.csv: no such file; run `dvc repro evaluate`"),
+        ("plots/a/eval/det.csv", "far,frr\n0,1\n", r"det\.csv:1: expected the columns .* missing threshold; run `dvc "),
+        ("plots/a/dev/histogram.csv", "score,bonafide,spoof\n0,1,x\n", r"histogram\.csv:2: expected a number, got 'x'"),
+        ("curves/a.csv", None, r"a\.csv: no such file; run `dvc repro train`"),
+        ("curves/a.csv", "epoch,loss,dev_eer\n", r"a\.csv: expected at least one row; run `dvc repro -f train`"),
+    ],
+)
+def test_missing_or_malformed_curves_are_named(inputs: Path, path: str, text: str | None, message: str) -> None:
+    (inputs / path).unlink()
+    if text is not None:
+        (inputs / path).write_text(text)
+    with pytest.raises(InputError, match=message):
+        run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("runs", "sets", "sort_by", "message"),
+    [
+        ([], ["dev"], "dev", "at least one run, got none"),
+        (["a"], [], "dev", "at least one set, got none"),
+        (["a", "b", "a"], ["dev"], "dev", "every run once, got a twice"),
+        (["a"], ["dev"], "eval", "expected to sort by one of the sets dev, got eval"),
+    ],
+)
+def test_names_that_make_no_table(inputs: Path, runs: list[str], sets: list[str], sort_by: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        leaderboard.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends", "texts"),
+    [
+        ([0.0, 10.0], (0.0, 10.0), ["0", "2", "4", "6", "8", "10"]),
+        ([0.31, 0.99], (0.2, 1.0), ["0.2", "0.4", "0.6", "0.8", "1.0"]),
+        ([-3.0, 4.0], (-4.0, 4.0), ["−4", "−2", "0", "2", "4"]),
+        ([5.0, 5.0], (5.0, 10.0), ["5", "6", "7", "8", "9", "10"]),
+        ([], (0.0, 1.0), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        ([float("nan"), 0.0, 1.0], (0.0, 1.0), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+    ],
+)
+def test_axes_have_round_ticks(values: list[float], ends: tuple[float, float], texts: list[str]) -> None:
+    axis = page.linear_axis("x", np.array(values))
+    assert (axis.low, axis.high) == pytest.approx(ends)
+    assert [text for _, text in axis.ticks] == texts
+    assert axis.ticks[0][0] == pytest.approx(axis.low)
+
+
+def test_epochs_are_whole_and_values_may_end_between_ticks() -> None:
+    assert [text for _, text in page.linear_axis("epoch", np.array([1.0, 2.0]), whole=True).ticks] == ["1", "2"]
+    axis = page.linear_axis("score", np.array([-0.5, 2.5]), snap=False)
+    assert (axis.low, axis.high) == (-0.5, 2.5)
+    assert [text for _, text in axis.ticks] == ["0", "1", "2"]
+
+
+def test_a_chart_places_values_in_pixels_with_the_origin_below() -> None:
+    axis = page.Axis("x", 0.0, 10.0, ())
+    chart = page.Chart("c", (200, 100), axis, axis, ())
+    line = page.Line("l", "c0", np.array([[0.0, 0.0], [5.0, 10.0], [10.0, 99.0]]))
+    assert chart.path(line) == "0,100 100,0 200,-20"
+
+
+def test_the_det_range_follows_what_is_shown() -> None:
+    separate, mixed = det_points([2.0] * 10, [0.0] * 10), det_points(range(5000), range(5000))
+    assert curves.det_limits([separate], [0.0]) == (0.05, 0.4)
+    assert curves.det_limits([separate, mixed], [0.0, 0.5]) == (0.0001, 0.6)
+    assert curves.det_limits([separate], [1.0]) == (0.05, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no metrics there"), ("{}", "KeyError"), ('{"dev_eer": NaN}', "nan")]
+)
+def test_missing_or_malformed_metrics_of_training_are_named(inputs: Path, text: str | None, message: str) -> None:
+    path = inputs / "metrics" / "b.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        run(inputs)
+    assert str(path) in str(error.value)
+    assert "dvc repro" in str(error.value)
