@@ -1,0 +1,87 @@
+"""dvc.yaml: every stage declares exactly the modules that its script imports, and reads only what it declares."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+from pipeline import params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[PipelineStage]:
+    with Repo(ROOT) as repo:
+        return [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("pipeline", "stages", cache_dir=None)
+
+
+def file_of(module: str) -> Path:
+    path = Path(*module.split("."))
+    return path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
+
+
+def speaks(path: Path) -> bool:
+    """Whether a module holds more than its docstring."""
+    return len(ast.parse((ROOT / path).read_text()).body) > 1
+
+
+def members(stage: PipelineStage) -> Iterator[str]:
+    """The axis members that a stage finds by name, from its own parameters."""
+    kind, _, cell = stage.name.partition("@")
+    settings = params.load(ROOT / "params.yaml")
+    if kind == "prepare":
+        yield f"pipeline.corpora.{settings.sets[cell].corpus}"
+    if kind in ("train", "score"):
+        yield f"pipeline.backends.{cell.split('-')[0]}"
+    if kind == "train":
+        yield f"pipeline.losses.{cell.split('-')[1]}"
+
+
+def test_every_stage_declares_what_its_script_imports(stages: list[PipelineStage], graph: grimp.ImportGraph) -> None:
+    assert len(stages) == 3 + 1 + 3 + 6 + 6 + 6 + 6 + 1
+    for stage in stages:
+        script = f"stages.{stage.name.split('@')[0]}"
+        assert f"python -m {script} " in stage.cmd
+        modules = {script, *members(stage)}
+        modules |= {found for module in modules for found in graph.find_upstream_modules(module)}
+        needed = {str(file_of(module)) for module in modules if speaks(file_of(module))}
+        needed |= {str(path) for path in templates(needed)}
+        declared = {dep.def_path for dep in stage.deps if dep.def_path.startswith(("pipeline/", "stages/"))}
+        assert declared == needed, f"{stage.name}: {sorted(declared ^ needed)}"
+
+
+def templates(modules: set[str]) -> Iterator[Path]:
+    """Templates that lie beside a module that names them."""
+    for module in modules:
+        for template in (ROOT / module).parent.glob("*.j2"):
+            if template.name in (ROOT / module).read_text():
+                yield template.relative_to(ROOT)
+
+
+def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage]) -> None:
+    for stage in stages:
+        declared = [item.def_path for item in (*stage.deps, *stage.outs) if item.def_path.startswith("data/")]
+        for word in stage.cmd.split():
+            if word.startswith("data/"):
+                assert any(path == word or path.startswith(word + "/") for path in declared), (stage.name, word)
+        for path in declared:
+            assert any(path == word or path.startswith(word + "/") for word in stage.cmd.split()), (stage.name, path)
+
+
+def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage]) -> None:
+    own = {stage.name: {name for dep in stage.params for name in dep.params} for stage in stages}
+    assert own["train@asp-qamo"] == {"backends.asp", "losses.qamo", "train"}
+    assert own["extract@dev"] == {"encoder", "extract", "features.root", "sets.dev.root"}
+    assert own["prepare@eval"] == {"sets.eval"}
+    assert own["report"] == {"evaluate", "grid", "report"}
+    assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {"train@linear-aoc", "train@asp-aoc"}

@@ -1,0 +1,173 @@
+"""The flow under DVC on a small corpus: everything once, nothing twice, and of a change only what it touches."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+
+
+class Project:
+    """A copy of the project with a manifest corpus of noise, a tiny encoder and a grid of one backend, two losses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("pipeline", "stages"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        self._corpus()
+        self.set_params(_small(folder))
+        self.run("git", "init", "-q")
+
+    def _corpus(self) -> None:
+        """48 utterances of noise below audio/, spoof of another colour, listed in a manifest."""
+        (self.folder / "audio").mkdir()
+        lines = ["utterance,path,label,split,attack,quality"]
+        for i in range(48):
+            spoof = i % 2
+            samples = np.random.default_rng(i).normal(size=4_000)
+            samples = np.convolve(samples, [1, -0.9 * spoof])[:4_000]
+            soundfile.write(self.folder / "audio" / f"u{i}.flac", 0.1 * samples, 16_000)
+            label, attack = ("spoof", "A1") if spoof else ("bonafide", "-")
+            lines.append(f"u{i},u{i}.flac,{label},{'dev' if i >= 32 else 'train'},{attack},{1.5 + i % 3}")
+        (self.folder / "mine.csv").write_text("\n".join(lines) + "\n")
+
+    def params(self) -> dict:
+        return YAML(typ="safe").load(self.folder / "params.yaml")
+
+    def set_params(self, settings: dict) -> None:
+        YAML(typ="safe").dump(settings, self.folder / "params.yaml")
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command here; its output."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command, cwd=self.folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def repro(self, *arguments: str) -> list[str]:
+        """The stages that `dvc repro` ran."""
+        return re.findall(r"Running stage '([^']+)'", self.run("dvc", "repro", *arguments))
+
+
+def _small(folder: Path) -> dict:
+    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": str(folder / "audio")}
+    settings["sets"] = {name: {**corpus, "split": name} for name in ("train", "dev")}
+    settings["encoder"]["random"] = {
+        "layers": 2, "width": 32, "heads": 2, "feedforward": 32, "conv_channels": 16, "seed": 1,
+    }  # fmt: skip
+    settings["extract"] |= {"layers": [1, 2], "window": {"samples": 4_000, "pad": "repeat"}, "shard": 20}
+    settings["train"] |= {"epochs": 2}
+    settings["grid"] = {"backend": ["linear"], "loss": ["aoc", "qamo"]}
+    settings["evaluate"] = {"sets": ["dev"]}
+    settings["report"] = {"sort_by": "dev"}
+    return settings
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its first `dvc repro`."""
+    made = Project(tmp_path_factory.mktemp("project"))
+    ran = made.repro()
+    cells = {f"{kind}@linear-{loss}" for kind in ("train", "index") for loss in ("aoc", "qamo")}
+    cells |= {f"{kind}@linear-{loss}-dev" for kind in ("score", "evaluate") for loss in ("aoc", "qamo")}
+    sets = {f"{kind}@{name}" for kind in ("prepare", "extract") for name in ("train", "dev")}
+    assert set(ran) == cells | sets | {"encoder", "report"}
+    return made
+
+
+def names(loss: str) -> list[str]:
+    """The stages of one cell up to the report, in order."""
+    return [f"train@linear-{loss}", f"index@linear-{loss}", f"score@linear-{loss}-dev", f"evaluate@linear-{loss}-dev"]
+
+
+def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
+    assert "Data and pipelines are up to date" in project.run("dvc", "repro")
+
+
+def test_the_leaderboard_and_the_report_are_there(project: Project) -> None:
+    text = (project.folder / "data/report/leaderboard.txt").read_text()
+    metrics = json.loads((project.folder / "data/metrics/linear-aoc/dev.json").read_text())
+    assert f"{metrics['eer']:.2f}" in text
+    trained = json.loads((project.folder / "data/metrics/linear-aoc.json").read_text())
+    assert trained["dev_eer"] == metrics["eer"]  # the score that selects is the score that is deployed
+    assert (metrics["bonafide"], metrics["spoof"], metrics["attacks"]["A1"]["spoof"]) == (8, 8, 8)
+    assert "linear-qamo" in (project.folder / "data/report/index.html").read_text()
+
+
+def test_a_parameter_of_one_loss_reruns_its_cells_alone(project: Project) -> None:
+    settings = project.params()
+    settings["losses"]["qamo"]["quality_weight"] = 0.3
+    project.set_params(settings)
+    assert set(project.repro()) - {"report"} == set(names("qamo"))
+
+
+def test_an_edited_loss_reruns_its_cells_alone(project: Project) -> None:
+    path = project.folder / "pipeline/losses/aoc.py"
+    path.write_text(path.read_text() + "\n# edited\n")
+    ran = project.repro()
+    assert ran[0] == "train@linear-aoc"
+    assert set(ran) <= {*names("aoc"), "report"}  # the same weights come out, so that DVC may stop after training
+
+
+def test_a_new_loss_is_one_file_and_its_name(project: Project) -> None:
+    copy = (project.folder / "pipeline/losses/cross_entropy.py").read_text()
+    (project.folder / "pipeline/losses/mine.py").write_text(copy)
+    settings = project.params()
+    settings["losses"]["mine"] = {}
+    settings["grid"]["loss"].append("mine")
+    project.set_params(settings)
+    assert project.repro() == [*names("mine"), "report"]
+    assert "linear-mine" in (project.folder / "data/report/leaderboard.txt").read_text()
+
+
+def test_one_stage_of_one_cell_alone(project: Project) -> None:
+    assert project.repro("-s", "-f", "train@linear-qamo") == ["train@linear-qamo"]
+
+
+def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) -> None:
+    (project.folder / "bad.yaml").write_text((project.folder / "params.yaml").read_text().replace("epochs", "epoch"))
+    arguments = ["--set", "train", "--params", "bad.yaml", "--trials", "x.csv"]
+    said = project.run(sys.executable, "-m", "stages.prepare", *arguments, code=2)
+    assert re.search(r"^error: bad\.yaml:\d+: train\.epochs: missing\nbad\.yaml:\d+: train\.epoch: unknown", said)
+    assert "Traceback" not in said
+
+
+def test_verify_finds_a_flipped_byte_below_a_receipt(project: Project) -> None:
+    command = [sys.executable, "-m", "stages.verify", "data/features/train.json", "data/features/dev.json"]
+    assert "data/features/dev.json: 5 shard files, all as they were written" in project.run(*command)
+    shard = next(project.folder.glob("data/cache/*/dev-*.zarr/clean/layer_02/c/0/0/0"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 4]) + whole[101:])
+    said = project.run(*command, code=2)
+    assert "error: 1 of 5 shard files are damaged" in said
+    assert str(shard.relative_to(project.folder)) in said
+    shard.write_bytes(whole)
+
+
+def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: Project) -> None:
+    shutil.rmtree(project.folder / "data/cache")
+    inputs = "--backend linear --loss aoc --trials data/trials --features data/features"
+    outputs = "--run r --metrics m --curves c"
+    arguments = f"{inputs} {outputs}"
+    said = project.run(sys.executable, "-m", "stages.train", *arguments.split(), code=2)
+    assert "no feature store there; run `dvc repro -f extract`" in said
+    assert "Traceback" not in said
+    receipts = {path: path.read_bytes() for path in (project.folder / "data/features").iterdir()}
+    assert set(project.repro("-f", "-s", "extract")) == {"extract@train", "extract@dev"}
+    assert {path: path.read_bytes() for path in (project.folder / "data/features").iterdir()} == receipts
+    assert project.repro() == []

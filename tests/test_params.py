@@ -1,0 +1,117 @@
+"""params.yaml: what is shipped loads, and every mistake is named with its line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import cells, contracts, params
+from pipeline.cells import QualitySplit
+from pipeline.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
+    loaded = params.load(path)
+    for backend in loaded.grid.backend:
+        for loss in loaded.grid.loss:
+            cell = cells.find(loaded, backend=backend, loss=loss)
+            assert set(cell.backend_parameters) == set(loaded.backends[backend])
+    assert loaded.grid.runs[0] == f"{loaded.grid.backend[0]}-{loaded.grid.loss[0]}"
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake", "message"),
+    [
+        ("  epochs: 30", "  epochs: ten", r":{line}: train\.epochs: expected a valid integer, got 'ten'"),
+        ("  epochs: 30", "  epochs: 0", r":{line}: train\.epochs: expected greater than 0, got 0"),
+        ("  epochs: 30", "  epochs: 30.0", r":{line}: train\.epochs: expected a valid integer, got 30\.0"),
+        ("  epochs: 30", "  epochs: true", r":{line}: train\.epochs: expected a valid integer, got True"),
+        ("  epochs: 30", "  epoch: 30", r":{line}: train\.epoch: unknown parameter"),
+        ("  epochs: 30", "  epoch: 30", r"train\.epochs: missing"),
+        ("    backend: 0.001", "    backend: -1", r":{line}: train\.learning_rate\.backend: expected greater than 0"),
+        (
+            "    pad: repeat",
+            "    pad: mirror",
+            r":{line}: extract\.window\.pad: expected 'repeat' or 'zero', got 'mirror'",
+        ),
+        ("    samples: {samples}", "    samples: 399", r":{line}: extract\.window\.samples: expected .* 400, got 399"),
+        ("  layers: [1, 2, 3, 4]", "  layers: [1, last]", r":{line}: extract\.layers\.1.*got 'last'"),
+        ("  layers: [1, 2, 3, 4]", "  layers: [1, 1]", r":{line}: extract\.layers: expected each layer once"),
+        ("  layers: [1, 2, 3, 4]", "  layers: []", r":{line}: extract\.layers: .*at least 1 item"),
+        ("  source: random", "  source: facebook/wav2vec2-xls-r-300m", r"encoder: expected the section `random`"),
+        ("  sets: [eval]", "  sets: [eval, test]", r"sets lacks test"),
+        ("  sort_by: eval", "  sort_by: train", r"evaluate\.sets lacks train"),
+        ("  loss: [aoc, qamo, cross_entropy]", "  loss: [aoc, qamo, new]", r"losses lacks new \(give it a section"),
+        ("  seed: 1", "  seed: 1\n  seed: 2", r"found duplicate key"),
+        ("train:", "train: [", r":\d+: not valid YAML"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: str, message: str) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    samples = re.search(r"    samples: (\d+)", text)
+    assert samples
+    line = line.replace("{samples}", samples[1])
+    lines = text.splitlines()
+    (at, found), *_ = [(i, full) for i, full in enumerate(lines) if full.split("#")[0].rstrip() == line]
+    lines[at] = found.replace(line, mistake)
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message.replace("{line}", str(at + 1))) as error:
+        params.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no parameter file there; run from the project's folder"):
+        params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("axis", "section", "message"),
+    [
+        ("losses.qamo", {"alhpa": 20.0}, r"losses\.qamo\.alhpa is not a parameter; expected margin_bonafide, "),
+        ("losses.qamo", {"alpha": "high"}, r"losses\.qamo\.alpha: input should be a valid number, got 'high'"),
+        ("losses.qamo", {"levels": 0}, r"losses\.qamo\.levels: .*greater than or equal to 1, got 0"),
+        ("losses.qamo", {"thresholds": 2.5}, r"losses\.qamo\.thresholds: .*valid list, got 2\.5"),
+        ("losses.qamo", {"reduce": "median"}, r"losses\.qamo\.reduce: .*, got 'median'"),
+        ("losses.aoc", {"levels": 2}, r"losses\.aoc\.levels is not a parameter; expected none"),
+        ("backends.linear", {"layers": 2}, r"backends\.linear\.layers is not a parameter; expected embedding_dim"),
+        ("backends.linear", {"embedding_dim": "wide"}, r"backends\.linear\.embedding_dim: .*got 'wide'"),
+    ],
+)
+def test_hyperparameters_are_checked_against_the_member(axis: str, section: dict, message: str) -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    kind, name = axis.split(".")
+    changed = loaded.model_copy(update={kind: {**getattr(loaded, kind), name: section}})
+    backend, loss = (name, "aoc") if kind == "backends" else ("linear", name)
+    with pytest.raises(InputError, match=message):
+        cells.find(changed, backend=backend, loss=loss)
+
+
+def test_values_the_member_itself_refuses_become_input_errors() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    changed = loaded.model_copy(update={"losses": {**loaded.losses, "qamo": {"alpha": -1.0}}})
+    cell = cells.find(changed, backend="linear", loss="qamo")
+    with pytest.raises(InputError, match=r"losses\.qamo: .*alpha"):
+        cell.make_loss(embedding_dim=8, speakers=0)
+
+
+def test_quality_split_is_taken_from_the_loss_section() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    sections = {**loaded.losses, "qamo": {"levels": 3, "thresholds": [2.5, 4], "alpha": 10.0}}
+    cell = cells.find(loaded.model_copy(update={"losses": sections}), backend="linear", loss="qamo")
+    assert cell.split == QualitySplit(3, (2.5, 4.0))
+    assert cell.loss_parameters == {"alpha": 10.0}
+    assert cell.make_loss(embedding_dim=8, speakers=0).centroids().vectors.shape == (3, 8)
+    assert cells.find(loaded, backend="linear", loss="aoc").split == QualitySplit(1, None)
+
+
+def test_an_unknown_member_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"expected losses to be one of aoc, cross_entropy, qamo.*got 'nope'"):
+        contracts.member("losses", "nope")
+    with pytest.raises(InputError, match="expected backends to be one of asp, linear"):
+        contracts.member("backends", "../losses/aoc")
