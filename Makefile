@@ -4,6 +4,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
+OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
@@ -27,7 +28,10 @@ test: $(VENV)/installed-$(EXTRA)-test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# The two FAISS packages own one module: the other one goes first.
 $(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)
+	@rm -f $(VENV)/installed-*
+	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
 	@touch $@
 

@@ -34,7 +34,7 @@ def add_loss(project: Path, name: str) -> None:
     """A loss of one's own: one file, its section, its name in the grid."""
     shutil.copy(project / "pipeline/losses/cross_entropy.py", project / f"pipeline/losses/{name}.py")
     replace(project / "params.yaml", "  cross_entropy: {}", f"  cross_entropy: {{}}\n  {name}: {{}}")
-    replace(project / "params.yaml", "  loss: [aoc,", f"  loss: [{name}, aoc,")
+    replace(project / "params.yaml", "  loss: [", f"  loss: [{name}, ")
 
 
 def repro(project: Path, *arguments: str) -> tuple[list[str], float, str]:

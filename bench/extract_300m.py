@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline import extract, trials, xlsr
+from pipeline import extract, prepare, trials, xlsr
 from pipeline.contracts import Tap
 from pipeline.corpora import manifest
 from pipeline.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
-from stages.prepare import with_sizes
 
 XLSR_300M = RandomEncoder(layers=24, width=1024, heads=16, feedforward=4096, conv_channels=512, seed=0)
 
@@ -41,7 +40,9 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=64)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args()
-    table = first(with_sizes(manifest.trials(args.root, args.manifest, args.split), args.root), args.utterances)
+    table = first(
+        prepare.with_contents(manifest.trials(args.root, args.manifest, args.split), args.root), args.utterances
+    )
     window = WindowParams(samples=64_600, pad="repeat")
     params = ExtractParams(layers=(5, 7), window=window, shard=16, batch_size=8, device=args.device)
     start = time.perf_counter()

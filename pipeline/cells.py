@@ -30,33 +30,38 @@ class QualitySplit:
 
 @dataclass(frozen=True)
 class Cell:
-    """A backend and a loss, ready to be made. The two dicts hold what the parameters set, JSON-ready."""
+    """A backend and a loss, ready to be made.
+
+    The dicts hold what the parameters set, JSON-ready; the places say where, as `file:line: section`.
+    """
 
     backend: Any
     backend_name: str
+    backend_place: str
     backend_parameters: dict[str, Any]
     loss: Any
     loss_name: str
+    loss_place: str
     loss_parameters: dict[str, Any]
     split: QualitySplit
 
     def make_backend(self, *, layers: int, channels: int) -> Any:
         """A new backend. Raises InputError for values that it refuses."""
-        with _refusals(f"backends.{self.backend_name}"):
+        with _refusals(self.backend_place):
             return self.backend(layers=layers, channels=channels, **self.backend_parameters)
 
     def make_loss(self, *, embedding_dim: int, speakers: int) -> Any:
         """A new loss. Raises InputError for values that it refuses."""
-        with _refusals(f"losses.{self.loss_name}"):
+        with _refusals(self.loss_place):
             return self.loss(Facts(embedding_dim, self.split.levels, speakers), **self.loss_parameters)
 
 
 @contextlib.contextmanager
-def _refusals(section: str) -> Iterator[None]:
+def _refusals(place: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise InputError(f"{section}: {error}") from None
+        raise InputError(f"{place}: {error}") from None
 
 
 def find(params: Params, *, backend: str, loss: str) -> Cell:
@@ -64,30 +69,35 @@ def find(params: Params, *, backend: str, loss: str) -> Cell:
     backend_class, loss_class = member("backends", backend).Backend, member("losses", loss).Loss
     for axis, name, sections in (("backends", backend, params.backends), ("losses", loss, params.losses)):
         if name not in sections:
-            raise InputError(
-                f"{axis}.{name}: no such section; add it to the parameters, empty if need be: `{name}: {{}}`"
-            )
-    split, loss_parameters = _quality_split(loss_class, params.losses[loss], section=f"losses.{loss}")
+            raise InputError(f"{params.where(axis)}: no section {name}; add it, empty if need be: `{name}: {{}}`")
+    split, own = _quality_split(loss_class, params, loss)
     return Cell(
         backend=backend_class,
         backend_name=backend,
+        backend_place=params.where("backends", backend),
         backend_parameters=_hyperparameters(
-            backend_class, params.backends[backend], section=f"backends.{backend}", reserved=("layers", "channels")
+            backend_class, params.backends[backend], params, ("backends", backend), reserved=("layers", "channels")
         ),
         loss=loss_class,
         loss_name=loss,
-        loss_parameters=loss_parameters,
+        loss_place=params.where("losses", loss),
+        loss_parameters=_hyperparameters(loss_class, own, params, ("losses", loss)),
         split=split,
     )
 
 
 def _hyperparameters(
-    build: Callable[..., Any], given: Mapping[str, Any], *, section: str, reserved: Sequence[str] = ()
+    build: Callable[..., Any],
+    given: Mapping[str, Any],
+    params: Params,
+    section: tuple[str, str],
+    *,
+    reserved: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The keyword-only parameters of `build` that `given` sets, checked against names and annotated types.
 
     reserved: parameters that the pipeline gives and a user may not.
-    Raises InputError naming `section` and the key for an unknown, missing or mistyped parameter.
+    Raises InputError naming the place and the key of an unknown, missing or mistyped parameter.
     """
     known = {
         name: parameter
@@ -96,26 +106,33 @@ def _hyperparameters(
     }
     for name in given:
         if name not in known:
-            raise InputError(f"{section}.{name} is not a parameter; expected {', '.join(known) or 'none'}")
+            place = params.where(*section, name)
+            raise InputError(f"{place}: not a parameter of {section[1]}; expected {', '.join(known) or 'none'}")
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
-            raise InputError(f"{section}.{name} is missing; expected {parameter.annotation}")
-    return {name: _checked(value, known[name].annotation, f"{section}.{name}") for name, value in given.items()}
+            raise InputError(f"{params.where(*section, name)}: missing; expected {parameter.annotation}")
+    return {
+        name: _checked(value, known[name].annotation, params.where(*section, name)) for name, value in given.items()
+    }
 
 
-def _quality_split(loss: Any, given: Mapping[str, Any], *, section: str) -> tuple[QualitySplit, dict[str, Any]]:
-    """Part a loss's section into how levels are made, where the loss uses quality, and its own hyperparameters."""
+def _quality_split(loss: Any, params: Params, name: str) -> tuple[QualitySplit, dict[str, Any]]:
+    """How levels are made, where the loss uses quality, and what is left of its section."""
+    given = params.losses[name]
     if not loss.quality:
-        return QualitySplit(), _hyperparameters(loss, given, section=section)
-    own = {key: value for key, value in given.items() if key not in ("levels", "thresholds")}
-    levels = _checked(given.get("levels", 2), Annotated[int, Field(ge=1)], f"{section}.levels")
-    cuts = _checked(given.get("thresholds"), list[float] | None, f"{section}.thresholds")
+        return QualitySplit(), given
+    levels = _checked(given.get("levels", 2), Annotated[int, Field(ge=1)], params.where("losses", name, "levels"))
+    place = params.where("losses", name, "thresholds")
+    cuts = _checked(given.get("thresholds"), list[float] | None, place)
+    if cuts is not None and (len(cuts) != levels - 1 or cuts != sorted(set(cuts))):
+        raise InputError(f"{place}: expected {levels - 1} rising MOS values for {levels} levels, got {cuts}")
     split = QualitySplit(levels, None if cuts is None else tuple(cuts))
-    return split, _hyperparameters(loss, own, section=section)
+    return split, {key: value for key, value in given.items() if key not in ("levels", "thresholds")}
 
 
-def _checked(value: Any, annotation: Any, where: str) -> Any:
+def _checked(value: Any, annotation: Any, place: str) -> Any:
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError as error:
-        raise InputError(f"{where}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+        message = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise InputError(f"{place}: expected {message}, got {value!r}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import Centroids
+from pipeline.contracts import Centroids, Reduce
 from pipeline.errors import InputError
+from pipeline.files import folder_beside, read_json, replace_folder
 
 INDEX_FILE = "centroids.faiss"
 CARD_FILE = "centroids.json"
+KEYS = ("centroids", "embedding_dim", "normalize_query", "bias", "reduce")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,17 @@ class CentroidIndex:
     index: Any
     normalize_query: bool
     bias: float
-    reduce: str
+    reduce: Reduce
 
     def search(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Inner products of queries (N, E) with all centroids, (N, K), best first."""
         similarities, _ = self.index.search(np.ascontiguousarray(queries), self.index.ntotal)
         return np.asarray(similarities, dtype=np.float32)
+
+    def centroids(self) -> Centroids:
+        """The centroids that the index holds."""
+        vectors = np.asarray(self.index.reconstruct_n(0, self.index.ntotal), dtype=np.float32)
+        return Centroids(vectors, self.normalize_query, self.bias, self.reduce)
 
 
 def build(centroids: Centroids) -> CentroidIndex:
@@ -43,8 +49,7 @@ def build(centroids: Centroids) -> CentroidIndex:
 
 def write(index: CentroidIndex, folder: Path) -> None:
     """Write index and card into a folder that appears only when it is whole."""
-    beside = folder.with_name(folder.name + ".part")
-    beside.mkdir(parents=True, exist_ok=True)
+    beside = folder_beside(folder)
     faiss.write_index(index.index, str(beside / INDEX_FILE))
     card = {
         "centroids": index.index.ntotal,
@@ -54,22 +59,19 @@ def write(index: CentroidIndex, folder: Path) -> None:
         "reduce": index.reduce,
     }
     (beside / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-    if folder.exists():
-        (folder / INDEX_FILE).unlink(missing_ok=True)
-        (folder / CARD_FILE).unlink(missing_ok=True)
-        folder.rmdir()
-    os.replace(beside, folder)
+    replace_folder(beside, folder)
 
 
 def read(folder: Path) -> CentroidIndex:
     """Read what `write` wrote. Raises InputError where it is missing or index and card disagree."""
-    if not (folder / INDEX_FILE).is_file() or not (folder / CARD_FILE).is_file():
-        raise InputError(f"{folder}: no centroid index there; run `dvc repro index`")
-    index = faiss.read_index(str(folder / INDEX_FILE))
-    card = json.loads((folder / CARD_FILE).read_text())
+    card = read_json(folder / CARD_FILE, what="centroid index", keys=KEYS, remedy="run `dvc repro -f index`")
+    try:
+        index = faiss.read_index(str(folder / INDEX_FILE))
+    except RuntimeError as error:
+        raise InputError(f"{folder / INDEX_FILE}: not a FAISS index ({error}); run `dvc repro -f index`") from None
     if (index.ntotal, index.d) != (card["centroids"], card["embedding_dim"]):
         raise InputError(
             f"{folder}: expected {card['centroids']} centroids of width {card['embedding_dim']} by the card, got "
             f"{index.ntotal} of width {index.d}; run `dvc repro -f index`"
         )
-    return CentroidIndex(index, bool(card["normalize_query"]), float(card["bias"]), str(card["reduce"]))
+    return CentroidIndex(index, bool(card["normalize_query"]), float(card["bias"]), card["reduce"])

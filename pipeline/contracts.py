@@ -52,7 +52,7 @@ class Facts:
             raise ValueError(f"expected embedding_dim ≥ 1, levels ≥ 1, speakers ≥ 0, got {self}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Centroids:
     """All that scoring needs of a trained loss.
 
@@ -64,6 +64,11 @@ class Centroids:
     normalize_query: bool
     bias: float
     reduce: Reduce
+
+    def same_as(self, other: Centroids) -> bool:
+        """Whether both give the same scores."""
+        how = (self.normalize_query, self.bias, self.reduce) == (other.normalize_query, other.bias, other.reduce)
+        return how and np.array_equal(self.vectors, other.vectors)
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or not len(self.vectors):

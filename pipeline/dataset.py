@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline import trials as trial_table
 from pipeline.contracts import Labels, Tap
 from pipeline.errors import InputError
-from pipeline.store import CLEAN, Reader, open_receipt
+from pipeline.store import CLEAN, Reader, fingerprint, open_receipt
 from pipeline.trials import Trials
 
 Reads = Literal["pooled", "frames"]
@@ -23,16 +23,25 @@ Reads = Literal["pooled", "frames"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """N utterances of one set: their cached features and what is known of them."""
+    """N utterances of one set: their cached features and what is known of them.
+
+    encoder: fingerprint of the encoder and window. digest: of the features' bytes, from the receipt.
+    """
 
     trials: Trials
     reader: Reader
     layers: tuple[Tap, ...]
     channels: int
+    encoder: str
     digest: str
 
     def __len__(self) -> int:
         return len(self.trials)
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What two sets must agree on to be trained on and scored together, JSON-ready."""
+        return {"encoder": self.encoder, "layers": list(self.layers), "channels": self.channels}
 
     def features(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features of some rows and their valid frames.
@@ -55,24 +64,28 @@ def open_set(receipt: Path, trials: Trials, *, root: Path, reads: Reads) -> Data
         raise InputError(f"{receipt}: the trials changed since these features were extracted; run `dvc repro extract`")
     reader = Reader(store, view=CLEAN, layers=card["layers"], pooled=reads == "pooled")
     return Dataset(
-        trials=trials, reader=reader, layers=tuple(card["layers"]), channels=card["channels"], digest=card["digest"]
+        trials=trials,
+        reader=reader,
+        layers=tuple(card["layers"]),
+        channels=card["channels"],
+        encoder=fingerprint(card["encoder"]),
+        digest=card["digest"],
     )
 
 
 def thresholds(trials: Trials, *, levels: int, given: Sequence[float] | None) -> tuple[float, ...]:
     """The MOS at which quality levels part: as given, or the quantiles that split the bona fide evenly.
 
-    Raises InputError where no bona fide utterance has a quality, or the thresholds are not levels − 1 rising numbers.
+    Raises InputError where there are levels to make and no bona fide utterance has a quality.
     """
     if given is not None:
-        if len(given) != levels - 1 or list(given) != sorted(set(given)):
-            raise InputError(
-                f"thresholds: expected {levels - 1} rising MOS values for {levels} levels, got {list(given)}"
-            )
         return tuple(given)
     known = trials.quality[trials.is_bonafide & ~np.isnan(trials.quality)]
     if levels > 1 and not len(known):
-        raise InputError("no bona fide utterance has a quality; fill the quality column or set levels: 1")
+        raise InputError(
+            f"expected a quality (MOS) of some bona fide trials to make {levels} levels from, got none; "
+            "fill the quality column of the training set, or set levels: 1"
+        )
     return tuple(float(q) for q in np.quantile(known, np.arange(1, levels) / levels)) if levels > 1 else ()
 
 
@@ -94,9 +107,9 @@ def take(whole: Labels, rows: NDArray[np.int64]) -> Labels:
 
 
 def batches(is_bonafide: NDArray[np.bool_], *, size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """The rows of each batch of an epoch: every utterance once, the classes spread evenly over the batches.
+    """The rows of each batch of an epoch, the classes spread evenly over the batches of `size`, give or take one.
 
-    Every batch holds bona fide: where there are fewer bona fide than batches, they come round again.
+    Every utterance comes once, but every batch holds bona fide: where there are fewer than batches, they come again.
     """
     rng = np.random.default_rng((seed, epoch))
     count = -(-len(is_bonafide) // size)

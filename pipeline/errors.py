@@ -25,5 +25,10 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        message = str(error)
+    except OSError as error:  # no permission, no space, no such folder: the system's words say which and where
+        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline import audio, store
 from pipeline import trials as trial_table
 from pipeline.contracts import Card, Tap
-from pipeline.errors import InputError
+from pipeline.errors import InputError, listing
 from pipeline.params import ExtractParams, WindowParams
 from pipeline.store import CLEAN, Spec, Store
 from pipeline.trials import Trials
@@ -74,7 +74,7 @@ def plan(target: Store, layers: Sequence[Tap]) -> list[Unit]:
 def describe(target: Store, units: Sequence[Unit], layers: Sequence[Tap], *, free: int) -> str:
     """What is about to be done: utterances, layers, units, bytes, free disk."""
     spec = target.spec
-    todo = sorted({layer for unit in units for layer in unit.layers}, key=str)
+    todo = [layer for layer in layers if any(layer in unit.layers for unit in units)]
     kept = [layer for layer in layers if layer not in todo]
     lines = [
         f"{spec.utterances} utterances, view {CLEAN}, layers {_names(layers)}, {spec.frames} frames of {spec.channels}",
@@ -111,8 +111,9 @@ def check_disk(target: Store, units: Sequence[Unit], *, free: int) -> None:
     want = needed(target, units)
     if units and want + SPARE_BYTES > free:
         raise InputError(
-            f"{target.path}: expected {_size(want + SPARE_BYTES)} of free disk, got {_size(free)}; free some, "
-            "tap fewer layers (extract.layers) or move the stores (features.root)"
+            f"{target.path}: expected {_size(want)} of free disk and {_size(SPARE_BYTES)} to spare, got {_size(free)}, "
+            f"{_size(want + SPARE_BYTES - free)} too little; free some, tap fewer layers (extract.layers) or move the "
+            "stores (features.root)"
         )
 
 
@@ -204,23 +205,32 @@ def _loaded(
             current = following
             following = submit(units[i + 1]) if i + 1 < len(units) else []
             try:
-                loaded = [future.result() for future in current]
+                loaded = _results(current)
             except InputError:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
             yield unit, (np.stack([samples for samples, _ in loaded]), np.array([valid for _, valid in loaded]))
 
 
+def _results(futures: Sequence[Future[tuple[audio.Samples, int]]]) -> list[tuple[audio.Samples, int]]:
+    """The windows of a unit. Raises InputError with all of its utterances that cannot be used."""
+    problems = [str(error) for error in (future.exception() for future in futures) if isinstance(error, InputError)]
+    if problems:
+        raise InputError(
+            f"{len(problems)} of {len(futures)} utterances of a shard cannot be used:\n{listing(problems)}"
+        )
+    return [future.result() for future in futures]
+
+
 def load_window(trials: Trials, row: int, *, audio_root: Path, window: WindowParams) -> tuple[audio.Samples, int]:
     """Decode one trial and cut its window. Raises InputError naming the utterance."""
     path = audio_root / str(trials.path[row])
     try:
-        if audio.probe(path) != trials.bytes[row]:
-            raise InputError(
-                f"{path}: expected {trials.bytes[row]} bytes as in the trial table, got {path.stat().st_size}; "
-                "the file changed: run `dvc repro -f prepare`"
-            )
-        return audio.window(audio.load(path), length=window.samples, pad=window.pad)
+        samples = audio.load(path, content=str(trials.content[row]))
+        cut, valid = audio.window(samples, length=window.samples, pad=window.pad)
+        if np.ptp(cut[:valid]) == 0:
+            raise InputError(f"{path}: the first {valid} samples at 16 kHz are silent; remove the trial")
+        return cut, valid
     except InputError as error:
         raise InputError(f"utterance {trials.utterance[row]}: {error}") from None
 

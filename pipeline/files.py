@@ -1,9 +1,15 @@
-"""Writing small files so that they are either whole or not there."""
+"""Small files and folders that are either whole or not there, and JSON that is what it should be."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,3 +27,46 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    _flush_names(path.parent)
+
+
+def _flush_names(folder: Path) -> None:
+    """Put a folder's list of names on the disk, so that no later file is there without an earlier one."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def folder_beside(folder: Path) -> Path:
+    """An empty folder to fill before `replace_folder` puts it in place."""
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    return beside
+
+
+def replace_folder(beside: Path, folder: Path) -> None:
+    """Put a folder that was filled beside its place there, in place of an older one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(beside, folder)
+
+
+def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError where it is missing, something else, or lacks a key.
+
+    Args:
+        what: what the file should be, for the message. remedy: the command that makes it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no {what} there; {remedy}")
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        raise InputError(f"{path}: expected a {what}, got something that is not JSON; {remedy}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a {what}, got another JSON value; {remedy}")
+    if missing := [key for key in keys if key not in found]:
+        raise InputError(f"{path}: expected a {what}, got JSON without {', '.join(missing)}; {remedy}")
+    return found

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.contracts import Tap
 from pipeline.errors import InputError
 
+Keys = tuple[str | int, ...]  # from the root of the parameters to a value
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"expected each entry once, got {list(values)}")
+    return values
+
+
+Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+Layer = NotNegative | Literal["final"]
 
 
 class _Section(BaseModel):
@@ -43,7 +55,7 @@ class RandomEncoder(_Section):
     heads: Positive
     feedforward: Positive
     conv_channels: Positive
-    seed: NotNegative
+    seed: Seed
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -79,18 +91,11 @@ class WindowParams(_Section):
 class ExtractParams(_Section):
     """What is cached, and how it is computed."""
 
-    layers: Annotated[tuple[NotNegative | Literal["final"], ...], Field(min_length=1, strict=False)]
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
     window: WindowParams
     shard: Positive
     batch_size: Positive
     device: Literal["auto", "cpu", "cuda"]
-
-    @field_validator("layers")
-    @classmethod
-    def _distinct(cls, layers: tuple[Tap, ...]) -> tuple[Tap, ...]:
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"expected each layer once, got {list(layers)}")
-        return layers
 
 
 class FeaturesParams(_Section):
@@ -110,7 +115,7 @@ class LearningRates(_Section):
 class TrainParams(_Section):
     """How every cell of the grid is trained."""
 
-    seed: NotNegative
+    seed: Seed
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: LearningRates
@@ -122,8 +127,8 @@ class TrainParams(_Section):
 class GridParams(_Section):
     """The ablation grid: every backend with every loss."""
 
-    backend: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
-    loss: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
+    backend: Names
+    loss: Names
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -134,7 +139,7 @@ class GridParams(_Section):
 class EvaluateParams(_Section):
     """The sets that every run is scored on."""
 
-    sets: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
+    sets: Names
 
 
 class ReportParams(_Section):
@@ -158,18 +163,38 @@ class Params(_Section):
     evaluate: EvaluateParams
     report: ReportParams
 
-    @model_validator(mode="after")
-    def _names_meet(self) -> Self:
-        _expect("sets", {"train", "dev"} | set(self.evaluate.sets), set(self.sets))
-        _expect("backends", set(self.grid.backend), set(self.backends))
-        _expect("losses", set(self.grid.loss), set(self.losses))
-        _expect("evaluate.sets", {self.report.sort_by}, set(self.evaluate.sets))
-        return self
+    _places: dict[Keys, str] = PrivateAttr(default_factory=dict)  # where each key stands, as file:line
 
+    def where(self, *keys: str | int) -> str:
+        """`file:line: a.b.c`, for a message about a value that was read; the line is that of the nearest key above."""
+        name = ".".join(str(key) for key in keys)
+        for end in range(len(keys), 0, -1):
+            if place := self._places.get(keys[:end]):
+                return f"{place}: {name}"
+        return name
 
-def _expect(section: str, needed: set[str], given: set[str]) -> None:
-    if missing := sorted(needed - given):
-        raise ValueError(f"{section} lacks {', '.join(missing)} (give it a section, empty if need be: `{{}}`)")
+    def misfits(self) -> list[str]:
+        """What is wrong between the sections: names that one uses and another lacks."""
+        wrong = [f"{self.where('sets')}: expected a set {name}" for name in ("train", "dev") if name not in self.sets]
+        wrong += self._unknown(("evaluate", "sets"), self.evaluate.sets, self.sets, "sets")
+        for axis, names, sections in (
+            ("backend", self.grid.backend, self.backends),
+            ("loss", self.grid.loss, self.losses),
+        ):
+            plural = {"backend": "backends", "loss": "losses"}[axis]
+            wrong += self._unknown(("grid", axis), names, sections, plural)
+        if self.report.sort_by not in self.evaluate.sets:
+            sets = ", ".join(self.evaluate.sets)
+            wrong.append(f"{self.where('report', 'sort_by')}: expected one of {sets}, got {self.report.sort_by!r}")
+        return wrong
+
+    def _unknown(self, keys: Keys, names: tuple[str, ...], sections: Mapping[str, Any], section: str) -> list[str]:
+        return [
+            f"{self.where(*keys, i)}: expected a name that has a section in {section}, got {name!r}; "
+            f"add one below {section}, empty (`{name}: {{}}`) where it has no parameters"
+            for i, name in enumerate(names)
+            if name not in sections
+        ]
 
 
 def load(path: Path) -> Params:
@@ -177,16 +202,23 @@ def load(path: Path) -> Params:
     if not path.is_file():
         raise InputError(f"{path}: no parameter file there; run from the project's folder")
     try:
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        tree = YAML(typ="rt").load(path.read_bytes().decode("utf-8"))
     except MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML in UTF-8: {error}") from None
+    places = {keys: f"{path}:{line}" for keys, line in _lines(tree)}
     try:
-        return Params.model_validate(_plain(tree))
+        loaded = Params.model_validate(_plain(tree))
     except ValidationError as error:
-        problems = (_say(path, tree, problem) for problem in error.errors())
+        problems = (_say(path, places, problem) for problem in error.errors())
         raise InputError("\n".join(dict.fromkeys(problems))) from None
+    loaded._places.update(places)
+    if wrong := loaded.misfits():
+        raise InputError("\n".join(wrong))
+    return loaded
 
 
 def _plain(node: Any) -> Any:
@@ -201,27 +233,28 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _say(path: Path, tree: Any, problem: Any) -> str:
+def _lines(node: Any, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
+    """Every key of a tree with its line, from 1."""
+    if isinstance(node, dict | list):
+        lc: Any = node.lc  # type: ignore[union-attr]  # ruamel's containers know line and column
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            line, _ = lc.key(key) if isinstance(node, dict) else lc.item(key)
+            keys = (*above, key if isinstance(key, int) and isinstance(node, list) else str(key))
+            yield keys, line + 1
+            yield from _lines(value, keys)
+
+
+def _say(path: Path, places: Mapping[Keys, str], problem: Any) -> str:
     """One validation problem as `file:line: key: expected ..., got ...`."""
-    keys: list[str] = []
-    line = 0
-    node: Any = tree
-    for key in problem["loc"]:
-        try:
-            lc = node.lc  # line and column of each entry
-            position = lc.key(key) if isinstance(node, dict) else lc.item(key)
-            node = node[key]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            if problem["type"] == "missing":
-                keys.append(str(key))
-            break  # deeper parts of `loc` name the alternatives of a type, not keys of the file
-        keys.append(str(key))
-        line = position[0] + 1
-    name = ".".join(keys) or "the whole"
-    where = f"{path}:{line or 1}"
+    keys: Keys = problem["loc"]
+    missing = problem["type"] == "missing"
+    known = next(keys[:end] for end in range(len(keys), -1, -1) if keys[:end] in places or not end)
+    # deeper parts of `loc` name the alternatives of a type, not keys of the file
+    name = ".".join(str(key) for key in (keys if missing else known)) or "parameters"
+    where = places.get(known, f"{path}:1")
     if problem["type"] == "extra_forbidden":
         return f"{where}: {name}: unknown parameter; remove it or mend its name"
-    if problem["type"] == "missing":
+    if missing:
         return f"{where}: {name}: missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "value_error":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,12 @@ from safetensors.numpy import save_file as save_arrays
 from pipeline import contracts
 from pipeline.contracts import Centroids
 from pipeline.errors import InputError
+from pipeline.files import folder_beside, read_json, replace_folder
 
 BACKEND_FILE = "backend.safetensors"
 CENTROIDS_FILE = "centroids.safetensors"
 CARD_FILE = "run.json"
+KEYS = ("backend", "backend_parameters", "kind", "reads", "scoring")  # what is read of it again
 
 
 def save(folder: Path, *, weights: dict[str, Any], centroids: Centroids, card: dict[str, Any]) -> None:
@@ -28,29 +28,26 @@ def save(folder: Path, *, weights: dict[str, Any], centroids: Centroids, card: d
     Args:
         weights: name -> array, the backend's state. card: JSON-ready; must have what `backend` reads of it.
     """
-    beside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside = folder_beside(folder)
     save_arrays({name: np.ascontiguousarray(array) for name, array in weights.items()}, beside / BACKEND_FILE)
     save_arrays({"vectors": centroids.vectors}, beside / CENTROIDS_FILE)
     scoring = {"normalize_query": centroids.normalize_query, "bias": centroids.bias, "reduce": centroids.reduce}
     (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+    replace_folder(beside, folder)
 
 
 def card(folder: Path) -> dict[str, Any]:
-    """The run's JSON card. Raises InputError where there is no run."""
-    if not (folder / CARD_FILE).is_file():
-        raise InputError(f"{folder}: no trained run there; run `dvc repro train`")
-    found: dict[str, Any] = json.loads((folder / CARD_FILE).read_text())
-    return found
+    """The run's JSON card. Raises InputError where there is no run, or another file."""
+    return read_json(folder / CARD_FILE, what="trained run", keys=KEYS, remedy="run `dvc repro -f train`")
 
 
 def centroids(folder: Path) -> Centroids:
     """The run's centroids; needs no torch."""
     how = card(folder)["scoring"]
-    return Centroids(vectors=_arrays(folder / CENTROIDS_FILE)["vectors"], **how)
+    try:
+        return Centroids(vectors=_arrays(folder / CENTROIDS_FILE)["vectors"], **how)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: not the centroids of a run ({error}); run `dvc repro -f train`") from None
 
 
 def backend(folder: Path) -> Any:
@@ -58,10 +55,15 @@ def backend(folder: Path) -> Any:
     import torch
 
     facts = card(folder)
-    module = contracts.member("backends", facts["backend"]).Backend(
-        layers=len(facts["layers"]), channels=facts["channels"], **facts["backend_parameters"]
-    )
-    module.load_state_dict({name: torch.from_numpy(array) for name, array in _arrays(folder / BACKEND_FILE).items()})
+    kind = facts["kind"]
+    weights = {name: torch.from_numpy(array) for name, array in _arrays(folder / BACKEND_FILE).items()}
+    try:
+        module = contracts.member("backends", facts["backend"]).Backend(
+            layers=len(kind["layers"]), channels=kind["channels"], **facts["backend_parameters"]
+        )
+        module.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder}: weights and card do not fit: {error}; run `dvc repro -f train`") from None
     return module.eval()
 
 

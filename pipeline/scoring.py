@@ -5,7 +5,7 @@ Training selects by it, `score` writes it, and everything that scores later call
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.centroids import CentroidIndex
 from pipeline.dataset import Dataset
+from pipeline.errors import InputError
 
 NORM_FLOOR = 1e-12  # an embedding of zeros has similarity 0 to everything
 BATCH = 64  # utterances a forward pass
@@ -30,12 +31,19 @@ def embed(backend: nn.Module, dataset: Dataset) -> Iterator[NDArray[np.float32]]
         yield backend(features, n_frames).float().numpy()
 
 
-def score(embeddings: NDArray[np.float32], index: CentroidIndex) -> NDArray[np.float32]:
-    """Scores (N,) of embeddings (N, E): reduce over k of centroid_k · q, plus the bias.
+def score(embeddings: NDArray[np.float32], index: CentroidIndex, *, names: Sequence[str]) -> NDArray[np.float32]:
+    """Scores (N,) of embeddings (N, E) of the N utterances `names`: reduce over k of centroid_k · q, plus the bias.
 
     q is the embedding, or the embedding at unit length where the index says so. `softmax` weighs each similarity by
-    the softmax over the similarities.
+    the softmax over the similarities. Raises InputError naming an utterance whose embedding is not finite: FAISS would
+    give it a finite score.
     """
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"utterance {names[int(np.argmax(bad))]}: expected a finite embedding, got NaN or infinity; the training "
+            "diverged (lower train.learning_rate) or the features are damaged (python -m stages.verify)"
+        )
     queries = embeddings
     if index.normalize_query:
         queries = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), NORM_FLOOR)
@@ -54,4 +62,9 @@ def _reduce(similarities: NDArray[np.float32], how: str) -> Any:
 
 def score_all(backend: nn.Module, index: CentroidIndex, dataset: Dataset) -> NDArray[np.float32]:
     """Scores (N,) of a whole set."""
-    return np.concatenate([score(embeddings, index) for embeddings in embed(backend, dataset)])
+    names = dataset.trials.utterance.tolist()
+    scores: list[NDArray[np.float32]] = []
+    for embeddings in embed(backend, dataset):
+        done = sum(map(len, scores))
+        scores.append(score(embeddings, index, names=names[done : done + len(embeddings)]))
+    return np.concatenate(scores)

@@ -21,11 +21,11 @@ import fcntl
 import functools
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Tap
 from pipeline.errors import InputError, listing
-from pipeline.files import write_bytes
+from pipeline.files import folder_beside, read_json, replace_folder, write_bytes
 
 FORMAT = 1  # raised when stores written by an older version can no longer be read
 CRC_BYTES = 4
@@ -121,10 +121,10 @@ def _crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array([google_crc32c.value(data.tobytes())], dtype="<u4").view(np.uint8)
 
 
-def map_shard(path: Path, *, row: tuple[int, ...], dtype: str, shard: int) -> Block:
-    """A shard file as a read-only array (n, *row), memory-mapped; nothing is read before it is used.
+def map_shard(path: Path, *, rows: int, row: tuple[int, ...], dtype: str, shard: int) -> Block:
+    """A shard file of `rows` rows as a read-only array (rows, *row), memory-mapped; nothing is read before it is used.
 
-    Raises InputError where the file is missing, or is not rows of this shape.
+    Raises InputError where the file is missing, or is not that many rows of this shape.
     """
     length = int(np.prod(row)) * np.dtype(dtype).itemsize + CRC_BYTES
     tail = shard * INDEX_ENTRY_BYTES + CRC_BYTES
@@ -132,15 +132,17 @@ def map_shard(path: Path, *, row: tuple[int, ...], dtype: str, shard: int) -> Bl
         data = np.memmap(path, np.uint8, "r")
     except (FileNotFoundError, ValueError):
         raise InputError(f"{path}: the shard is missing or empty; {REPAIR}") from None
-    n, rest = divmod(len(data) - tail, length)
     index = data[-tail:-CRC_BYTES]
-    if rest or not 0 < n <= shard or _crc32c(index).tobytes() != data[-CRC_BYTES:].tobytes():
-        raise InputError(f"{path}: the shard is cut off or damaged ({len(data)} bytes); {REPAIR}")
-    entries = np.ascontiguousarray(index).view("<u8").reshape(shard, 2)[:n]
-    if (entries[:, 0] != np.arange(n) * length).any() or (entries[:, 1] != length).any():
+    if len(data) != rows * length + tail or _crc32c(index).tobytes() != data[-CRC_BYTES:].tobytes():
+        raise InputError(
+            f"{path}: expected {rows * length + tail} bytes with a sound index, got {len(data)}; "
+            f"the shard is cut off or damaged; {REPAIR}"
+        )
+    entries = np.ascontiguousarray(index).view("<u8").reshape(shard, 2)[:rows]
+    if (entries[:, 0] != np.arange(rows) * length).any() or (entries[:, 1] != length).any():
         raise InputError(f"{path}: not a shard that this project wrote; {REPAIR}")
     strides = (length, *np.empty(row, dtype).strides)
-    return np.ndarray((n, *row), dtype, buffer=data, strides=strides)
+    return np.ndarray((rows, *row), dtype, buffer=data, strides=strides)
 
 
 REPAIR = "delete it with its marker below done/ and run `dvc repro -f extract`"
@@ -177,13 +179,14 @@ class Store:
         import zarr  # readers go without it, and start a little faster for that
 
         path = root / spec.folder(set_name)
+        if path.exists() and not (path / "zarr.json").is_file():
+            raise InputError(f"{path}: expected a feature store, got a folder without zarr.json; move it away")
         if not path.exists():
-            beside = path.with_name(path.name + ".part")
-            shutil.rmtree(beside, ignore_errors=True)
+            beside = folder_beside(path)
             group = zarr.create_group(beside, attributes={"format": FORMAT, "spec": dataclasses.asdict(spec)})
             group.create_array("n_frames", **_array(spec, (), "int32", -1))
             group.create_group("done")
-            beside.rename(path)
+            replace_folder(beside, path)
         return cls.open(path, spec)
 
     @classmethod
@@ -191,18 +194,14 @@ class Store:
         """Open a store that is there. Raises InputError where it is missing, or of another spec or format."""
         if not (path / "zarr.json").is_file():
             raise InputError(f"{path}: no feature store there; run `dvc repro -f extract`")
-        try:
-            found = json.loads((path / "zarr.json").read_text())["attributes"]
-            version, kept = found["format"], found["spec"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}/zarr.json is damaged; move the store away and run `dvc repro -f extract`"
-            ) from None
-        if version != FORMAT:
-            raise InputError(
-                f"{path}: expected store format {FORMAT}, got {version}; "
-                "move the store away and run `dvc repro -f extract`"
-            )
+        move = "move the store away and run `dvc repro -f extract`"
+        found = read_json(path / "zarr.json", what="feature store", keys=["attributes"], remedy=move)["attributes"]
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            version = found.get("format") if isinstance(found, dict) else None
+            raise InputError(f"{path}: expected store format {FORMAT}, got {version}; {move}")
+        kept = found.get("spec")
+        if not isinstance(kept, dict) or set(kept) != {field.name for field in dataclasses.fields(Spec)}:
+            raise InputError(f"{path}/zarr.json: expected the spec of a feature store, got another; {move}")
         if spec is not None and kept != _plain(dataclasses.asdict(spec)):
             raise InputError(f"{path}: the store was made with another spec ({_difference(kept, spec)}); {OTHER_SPEC}")
         return cls(path, Spec(**kept))
@@ -237,10 +236,7 @@ class Store:
         path = self._marker_path(view, shard)
         if not path.exists():
             return {}
-        try:
-            return cast(dict[str, str], json.loads(path.read_text()))
-        except ValueError:
-            raise InputError(f"{path}: the marker is damaged; delete it and run `dvc repro -f extract`") from None
+        return read_json(path, what="marker", remedy="delete it and run `dvc repro -f extract`")
 
     def _marker_path(self, view: str, shard: int) -> Path:
         return self.path / "done" / view / f"{shard:05d}.json"
@@ -360,27 +356,21 @@ def _put(path: Path, data: bytes) -> str:
 
 # ---------------------------------------------------------------- reading
 
-
-def read_receipt(path: Path) -> dict[str, Any]:
-    """A receipt as `extract` wrote it. Raises InputError where it is missing, something else, or of another format."""
-    if not path.is_file():
-        raise InputError(f"{path}: no receipt there; run `dvc repro extract`")
-    try:
-        receipt: dict[str, Any] = json.loads(path.read_text())
-        version = receipt["format"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: expected a receipt, got something else; run `dvc repro -f extract`") from None
-    if version != FORMAT:
-        raise InputError(f"{path}: expected store format {FORMAT}, got {version}; run `dvc repro -f extract`")
-    return receipt
+RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 
 
 def open_receipt(path: Path, *, root: Path) -> tuple[Store, dict[str, Any]]:
     """The store that a receipt stands for, and the receipt.
 
-    Raises InputError where the store is missing, incomplete, of another spec, or holds other bytes.
+    Raises InputError where the receipt is missing or something else, or its store is missing, incomplete, of another
+    spec, or holds other bytes.
     """
-    receipt = read_receipt(path)
+    again = "run `dvc repro -f extract`"
+    receipt = read_json(path, what="receipt", keys=("format", *RECEIPT), remedy=again)
+    if receipt["format"] != FORMAT:
+        raise InputError(f"{path}: expected store format {FORMAT}, got {receipt['format']}; {again}")
+    if not re.fullmatch(r"[0-9a-f]{16}/[a-z][a-z0-9_]*-[0-9a-f]{16}\.zarr", str(receipt["store"])):
+        raise InputError(f"{path}: expected a store below the root of features, got {receipt['store']!r}; {again}")
     store = Store.open(root / receipt["store"])
     if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
         raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
@@ -406,7 +396,9 @@ class Reader:
         self._map = functools.lru_cache(maxsize=16_384)(self._open)
 
     def _open(self, array: str, shard: int) -> Block:
-        return map_shard(self._store.shard_path(array, shard), row=self.row, dtype=self.dtype, shard=self.spec.shard)
+        spec = self.spec
+        path = self._store.shard_path(array, shard)
+        return map_shard(path, rows=len(spec.rows(shard)), row=self.row, dtype=self.dtype, shard=spec.shard)
 
     def gather(self, rows: NDArray[np.int64]) -> Block:
         """Rows (B,) of all layers in one array (B, L, *row), `row` being (T, D) float16 or (2, D) float32."""

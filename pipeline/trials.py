@@ -1,7 +1,7 @@
 """The trial table: which utterances a set holds and what is known of each.
 
-A table is a frozen record of NumPy columns, one row a trial, in the order of the protocol. The only way to make one
-is `from_rows`, which checks everything that can be checked without opening audio.
+A table is a frozen record of NumPy columns, one row a trial, in the order of the protocol. `from_rows` makes it and
+checks everything that can be checked without opening audio.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError, listing
 
 LABELS = ("bonafide", "spoof")
-COLUMNS = ("utterance", "path", "speaker", "label", "attack", "quality", "bytes")
+COLUMNS = ("utterance", "path", "speaker", "label", "attack", "quality", "content")
 UNKNOWN = "-"
 MOS_RANGE = (1.0, 5.0)
 
@@ -36,7 +36,7 @@ class Row:
     speaker: str = UNKNOWN
     attack: str = UNKNOWN
     quality: str = ""
-    bytes: int = 0
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trials:
     utterance, path, speaker, attack: (N,) str. `path` is relative to the corpus root, with forward slashes;
     speaker and attack are "-" where unknown or bona fide.
     is_bonafide: (N,) bool. quality: (N,) float64, MOS in 1..5, nan where unknown.
-    bytes: (N,) int64, size of the audio file; 0 until `prepare` has looked at it.
+    content: (N,) str, digest of the audio file's bytes; empty until `prepare` has read it.
     """
 
     utterance: NDArray[np.str_]
@@ -55,7 +55,7 @@ class Trials:
     is_bonafide: NDArray[np.bool_]
     attack: NDArray[np.str_]
     quality: NDArray[np.float64]
-    bytes: NDArray[np.int64]
+    content: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.utterance)
@@ -121,7 +121,7 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
         is_bonafide=np.array([row.label == "bonafide" for row in kept]),
         attack=np.array([row.attack or UNKNOWN for row in kept]),
         quality=np.array([_mos(row.quality) for row in kept]),
-        bytes=np.array([row.bytes for row in kept], dtype=np.int64),
+        content=np.array([row.content for row in kept]),
     )
 
 
@@ -140,37 +140,35 @@ def to_csv(trials: Trials) -> str:
                 LABELS[0] if trials.is_bonafide[i] else LABELS[1],
                 trials.attack[i],
                 "" if np.isnan(quality) else repr(float(quality)),
-                int(trials.bytes[i]),
+                trials.content[i],
             )
         )
     return text.getvalue()
 
 
 def read(path: Path) -> Trials:
-    """Read a table that `write` wrote. Raises InputError, with the line, where it is not one."""
+    """Read a table that `to_csv` made. Raises InputError, with the line, where it is not one."""
     if not path.is_file():
         raise InputError(f"{path}: no trial table there; run `dvc repro prepare`")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(
-                f"{path}:1: expected the columns {','.join(COLUMNS)}, got {','.join(reader.fieldnames or ())}"
-            )
-        return from_rows((_row(path, reader.line_num, cells) for cells in reader), source=str(path))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise InputError(f"{path}:1: expected the columns {','.join(COLUMNS)}, got {','.join(reader.fieldnames or ())}")
+    rows = [Row(where=f"{path}:{reader.line_num}", **{name: cells[name] or "" for name in COLUMNS}) for cells in reader]
+    return from_rows(rows, source=str(path))
 
 
-def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
-    where = f"{path}:{line}"
-    size = cells["bytes"] or ""
-    if not size.isdigit():
-        raise InputError(f"{where}: expected the file's size in bytes, got {size!r}; run `dvc repro -f prepare`")
-    values = {name: cells[name] or "" for name in COLUMNS if name != "bytes"}
-    return Row(where=where, bytes=int(size), **values)
+def read_text(path: Path) -> str:
+    """UTF-8 text of a table, whoever wrote it. Raises InputError for other bytes."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path}: expected UTF-8 text, got byte {byte:#x}; save it as UTF-8") from None
 
 
 def fingerprint(trials: Trials) -> str:
-    """Sixteen hex digits over the ordered utterances and the sizes of their files; labels do not change features."""
+    """Sixteen hex digits over the ordered utterances and the bytes of their files; labels do not change features."""
     digest = hashlib.sha256()
-    for utterance, size in zip(trials.utterance, trials.bytes, strict=True):
-        digest.update(f"{utterance}\t{size}\n".encode())
+    for utterance, content in zip(trials.utterance, trials.content, strict=True):
+        digest.update(f"{utterance}\t{content}\n".encode())
     return digest.hexdigest()[:16]

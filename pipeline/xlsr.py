@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
@@ -100,7 +101,7 @@ def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
         model, report = Wav2Vec2Model.from_pretrained(
             source, revision=revision or "main", dtype=torch.float32, output_loading_info=True, **_QUIET
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         kind = "local folder" if Path(source).exists() else "hub name"
         raise InputError(
             f"encoder.source: expected a hub name or a folder that transformers wrote (config.json and "

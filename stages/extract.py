@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline import contracts, extract, params, trials
 from pipeline.contracts import Tap
 from pipeline.errors import InputError, exit_on_input_error
-from pipeline.files import write_text
+from pipeline.files import read_json, write_text
 from pipeline.params import Params
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def load_encoder(settings: Params, card: contracts.Card, taps: tuple[Tap, ...]) 
             f"expected the encoder of the card ({_name(card)}), got {_name(found)}; run `dvc repro -f encoder`"
         )
     wanted = settings.extract.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("extract.device: expected a GPU that torch can use, got none; set it to auto or cpu")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     return xlsr.Encoder(model, taps=taps, normalize=card.normalize).to(device)
 
@@ -47,7 +50,12 @@ def main() -> None:
     parser.add_argument("--receipt", type=Path, required=True, help="the receipt to write (JSON)")
     args = parser.parse_args()
     settings = params.load(args.params)
-    card = contracts.Card(**json.loads(args.card.read_text()))
+    if args.set not in settings.sets:
+        raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
+    keys = [field.name for field in dataclasses.fields(contracts.Card)]
+    card = contracts.Card(
+        **read_json(args.card, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
+    )
     card.check_taps(settings.extract.layers)
     receipt = extract.extract(
         trials.read(args.trials),

@@ -23,9 +23,12 @@ def main() -> None:
     table = trials.read(args.trials)
     card = runs.card(args.run)
     data = dataset.open_set(args.features, table, root=root, reads=card["reads"])
-    if list(data.layers) != card["layers"]:
-        raise InputError(f"{args.run}: trained on layers {card['layers']}, got {list(data.layers)}; run `dvc repro`")
-    scores = scoring.score_all(runs.backend(args.run), centroids.read(args.index), data)
+    if data.kind != card["kind"]:
+        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; run `dvc repro`")
+    index = centroids.read(args.index)
+    if not index.centroids().same_as(runs.centroids(args.run)):
+        raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro index`")
+    scores = scoring.score_all(runs.backend(args.run), index, data)
     scorefile.write(args.scores, table.utterance, scores)
     print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
 

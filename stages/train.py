@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import cells, dataset, fit, params, runs, trials
 from pipeline.dataset import Dataset
-from pipeline.errors import exit_on_input_error
+from pipeline.errors import InputError, exit_on_input_error
 from pipeline.files import write_text
 
 
@@ -37,6 +37,8 @@ def main() -> None:
         return dataset.open_set(receipt, table, root=Path(settings.features.root), reads=cell.backend.reads)
 
     train, dev = opened("train"), opened("dev")
+    if train.kind != dev.kind:
+        raise InputError(f"train has features of {train.kind}, dev of {dev.kind}; run `dvc repro extract`")
     cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
     labels = dataset.labels(train.trials, cuts)
     start = time.perf_counter()
@@ -57,8 +59,7 @@ def main() -> None:
         "quality_thresholds": list(cuts),
         "train": settings.train.model_dump(),
         "reads": cell.backend.reads,
-        "layers": list(train.layers),
-        "channels": train.channels,
+        "kind": train.kind,
         "features": {"train": train.digest, "dev": dev.digest},
         "epochs_averaged": list(fitted.kept),
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline import xlsr
+from pipeline import audio, xlsr
 from pipeline.contracts import Card
 from pipeline.params import EncoderParams, RandomEncoder
 from pipeline.trials import Row, Trials, from_rows
@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> Corpus:
         rng = np.random.default_rng(i)
         samples = 0.1 * rng.normal(size=rng.integers(1_600, 4_800)).cumsum()
         soundfile.write(root / f"u{i}.wav", samples / np.abs(samples).max() / 2, 16_000)
-        size = (root / f"u{i}.wav").stat().st_size
+        content = audio.digest((root / f"u{i}.wav").read_bytes())
         label = "bonafide" if i % 2 else "spoof"
         rows.append(
             Row(
@@ -47,7 +47,7 @@ def corpus(tmp_path: Path) -> Corpus:
                 label,
                 speaker=f"s{i % 3}",
                 quality=f"{1 + i * 0.4}",
-                bytes=size,
+                content=content,
             )
         )
     return root, from_rows(rows, source="trials.csv")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import soundfile
 import torch
 import zarr
 
-from pipeline import audio, extract, xlsr
+from pipeline import audio, extract, prepare, xlsr
 from pipeline.contracts import Card
 from pipeline.errors import InputError
 from pipeline.params import ExtractParams, WindowParams
@@ -190,7 +191,9 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(
     usage = shutil.disk_usage(tmp_path)
     free = extract.SPARE_BYTES + 15_000  # ten utterances of two layers take 17 kB
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free))
-    with pytest.raises(InputError, match=r"expected 67\.1 MB of free disk, got 67\.1 MB; free some"):
+    with pytest.raises(
+        InputError, match=r"expected 17\.4 kB of free disk and 67\.1 MB to spare, got 67\.1 MB, 2\.44 kB too little"
+    ):
         run(corpus, tmp_path, card)
     assert not list(tmp_path.rglob("layer_*"))
 
@@ -207,17 +210,34 @@ def test_features_that_do_not_fit_name_the_utterance(value: float) -> None:
 def test_an_audio_file_that_changed_is_noticed(corpus: Corpus, tmp_path: Path, card: Card) -> None:
     folder, _ = corpus
     soundfile.write(folder / "u3.wav", np.random.default_rng(0).normal(0, 0.1, 5_000), 16_000)
-    with pytest.raises(InputError, match=r"utterance u3: .*the file changed: run `dvc repro -f prepare`"):
+    with pytest.raises(InputError, match=r"(?s)1 of 4 .*utterance u3: .*the file changed: run `dvc repro -f prepare`"):
         run(corpus, tmp_path, card)
 
 
-def test_damaged_audio_names_the_utterance(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+def test_other_samples_in_a_file_of_the_same_size_are_other_trials(corpus: Corpus, tmp_path: Path, card: Card) -> None:
     folder, trials = corpus
-    soundfile.write(folder / "u3.wav", np.zeros(1_000), 16_000)
-    sizes = trials.bytes.copy()
-    sizes[3] = (folder / "u3.wav").stat().st_size
-    with pytest.raises(InputError, match=r"utterance u3: .*silent"):
-        run((folder, dataclasses.replace(trials, bytes=sizes)), tmp_path, card)
+    first = run(corpus, tmp_path / "cache", card)
+    samples, _ = soundfile.read(folder / "u3.wav")
+    size = (folder / "u3.wav").stat().st_size
+    soundfile.write(folder / "u3.wav", samples[::-1], 16_000)
+    assert (folder / "u3.wav").stat().st_size == size
+    again = prepare.with_contents(trials, folder)
+    second = run((folder, again), tmp_path / "cache", card)
+    assert first["trials"] != second["trials"]
+    assert first["digest"] != second["digest"]
+
+
+def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    folder, trials = corpus
+    soundfile.write(folder / "u1.wav", np.zeros(1_000), 16_000)
+    late = np.concatenate([np.zeros(3_200), np.ones(100)])  # sound, but none in the window
+    soundfile.write(folder / "u2.wav", late, 16_000)
+    soundfile.write(folder / "u3.wav", np.full(1_000, np.nan), 16_000, subtype="FLOAT")
+    with pytest.raises(InputError, match="3 of 4 utterances of a shard cannot be used") as error:
+        run((folder, prepare.with_contents(trials, folder)), tmp_path, card)
+    assert re.search(r"utterance u1: .*u1\.wav: the audio is silent", str(error.value))
+    assert re.search(r"utterance u2: .*u2\.wav: the first 3200 samples at 16 kHz are silent", str(error.value))
+    assert re.search(r"utterance u3: .*u3\.wav: 1000 samples are NaN", str(error.value))
 
 
 def test_pool_by_hand() -> None:

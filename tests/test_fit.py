@@ -59,7 +59,7 @@ def separable(n: int, *, seed: int, distance: float = 0.4) -> Dataset:
     trials = from_rows(rows, source="t")
     array = rng.normal(size=(n, 2, 4, 6)).astype(np.float32)
     array[trials.is_bonafide, 1, :, 2] += 2 * distance
-    return Dataset(trials=trials, reader=Memory(array), layers=(1, 2), channels=6, digest="")
+    return Dataset(trials=trials, reader=Memory(array), layers=(1, 2), channels=6, encoder="e", digest="")
 
 
 def cell(backend: str, loss: str) -> Cell:
@@ -205,7 +205,7 @@ def test_a_saved_run_scores_as_it_did(tmp_path: Path, loss: str) -> None:
     dev = separable(60, seed=1)
     weights = {name: tensor.numpy() for name, tensor in result.backend.state_dict().items()}
     parameters = cell("asp", loss).backend_parameters
-    card = {"backend": "asp", "backend_parameters": parameters, "layers": [1, 2], "channels": 6}
+    card = {"backend": "asp", "backend_parameters": parameters, "kind": dev.kind, "reads": "frames"}
     runs.save(tmp_path / "run", weights=weights, centroids=result.centroids, card=card)
     centroids.write(centroids.build(runs.centroids(tmp_path / "run")), tmp_path / "index")
     index = centroids.read(tmp_path / "index")
@@ -235,13 +235,33 @@ def test_scores_by_a_naive_loop(reduce: str, normalize: bool) -> None:
     embeddings = rng.normal(size=(30, 8)).astype(np.float32)
     embeddings[3] = 0
     index = centroids.build(Centroids(vectors, normalize_query=normalize, bias=0.25, reduce=reduce))
-    got = scoring.score(embeddings, index)
+    got = scoring.score(embeddings, index, names=[str(i) for i in range(30)])
     for x, value in zip(embeddings.astype(float), got, strict=True):
         q = x / max(np.linalg.norm(x), 1e-12) if normalize else x
         s = [float(q @ v) for v in vectors.astype(float)]
         weights = [np.exp(u) / sum(np.exp(w) for w in s) for u in s]
         expected = {"max": max(s), "mean": sum(s) / 5, "softmax": sum(w * u for w, u in zip(weights, s, strict=True))}
         assert value == pytest.approx(expected[reduce] + 0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("reduce", ["max", "mean", "softmax"])
+def test_an_embedding_that_is_not_finite_is_never_a_score(value: float, reduce: str) -> None:
+    index = centroids.build(Centroids(np.eye(2, 4, dtype=np.float32), normalize_query=True, bias=0.0, reduce=reduce))
+    embeddings = np.ones((3, 4), dtype=np.float32)
+    embeddings[1, 2] = value
+    with pytest.raises(InputError, match="utterance b: expected a finite embedding"):
+        scoring.score(embeddings, index, names=["a", "b", "c"])
+
+
+def test_an_index_gives_its_centroids_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    first = Centroids(rng.normal(size=(3, 8)).astype(np.float32), normalize_query=False, bias=-0.5, reduce="softmax")
+    centroids.write(centroids.build(first), tmp_path / "index")
+    back = centroids.read(tmp_path / "index").centroids()
+    assert back.same_as(first)
+    assert not back.same_as(replace(first, bias=0.5))
+    assert not back.same_as(replace(first, vectors=first.vectors + np.float32(1e-6)))
 
 
 def test_index_and_card_that_disagree_are_refused(tmp_path: Path) -> None:
@@ -258,14 +278,15 @@ def test_index_and_card_that_disagree_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b" / "centroids.json").write_text((tmp_path / "a" / "centroids.json").read_text())
     with pytest.raises(InputError, match="expected 2 centroids of width 4 by the card, got 3 of width 4"):
         centroids.read(tmp_path / "b")
-    with pytest.raises(InputError, match="no centroid index there; run `dvc repro index`"):
+    with pytest.raises(InputError, match="no centroid index there; run `dvc repro -f index`"):
         centroids.read(tmp_path / "c")
 
 
 def test_damaged_or_missing_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no trained run there; run `dvc repro train`"):
+    with pytest.raises(InputError, match="no trained run there; run `dvc repro -f train`"):
         runs.centroids(tmp_path)
-    (tmp_path / "run.json").write_text('{"scoring": {}}')
+    card = {"scoring": {}, "backend": "asp", "backend_parameters": {}, "kind": {}, "reads": "frames"}
+    (tmp_path / "run.json").write_text(json.dumps(card))
     (tmp_path / "centroids.safetensors").write_bytes(b"\x80\x04pickled")
     with pytest.raises(InputError, match="not weights that this project wrote"):
         runs.centroids(tmp_path)

@@ -1,5 +1,6 @@
 """The flow under DVC on a small corpus: everything once, nothing twice, and of a change only what it touches."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 from ruamel.yaml import YAML
+
+from pipeline import audio, trials
+from tests.test_audio import write_bad
+from tests.test_store import tree
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,8 +140,10 @@ def test_a_new_loss_is_one_file_and_its_name(project: Project) -> None:
     assert "linear-mine" in (project.folder / "data/report/leaderboard.txt").read_text()
 
 
-def test_one_stage_of_one_cell_alone(project: Project) -> None:
+def test_one_stage_of_one_cell_alone_gives_the_same_bits(project: Project) -> None:
+    before = tree(project.folder / "data/runs/linear-qamo")
     assert project.repro("-s", "-f", "train@linear-qamo") == ["train@linear-qamo"]
+    assert tree(project.folder / "data/runs/linear-qamo") == before
 
 
 def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) -> None:
@@ -145,6 +152,67 @@ def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) ->
     said = project.run(sys.executable, "-m", "stages.prepare", *arguments, code=2)
     assert re.search(r"^error: bad\.yaml:\d+: train\.epochs: missing\nbad\.yaml:\d+: train\.epoch: unknown", said)
     assert "Traceback" not in said
+
+
+TRAIN = "train --backend linear --loss aoc --trials data/trials --features {features} --run r --metrics m --curves c"
+EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --receipt r.json"
+SCORE = (
+    "score --run {run} --index data/index/linear-{index} --trials data/trials/dev.csv "
+    "--features data/features/dev.json --scores s.txt"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (EXTRACT.format(set="nope", card="data/encoder.json"), "sets: expected one of dev, train, got 'nope'"),
+        (
+            EXTRACT.format(set="dev", card="none.json"),
+            "no card of an encoder there; run `dvc repro encoder`",
+        ),
+        (EXTRACT.format(set="dev", card="other.json"), "other.json: expected a card of an encoder, got JSON without"),
+        (
+            EXTRACT.format(set="dev", card="README"),
+            "README: expected a card of an encoder, got something",
+        ),
+        (TRAIN.format(features="none"), "none/train.json: no receipt there; run `dvc repro -f extract`"),
+        (TRAIN.format(features="mixed"), "run `dvc repro extract`"),
+        (SCORE.format(run="data/runs/linear-aoc", index="qamo"), "not the centroids of data/runs/linear-aoc"),
+        (SCORE.format(run="none", index="aoc"), "none/run.json: no trained run there"),
+        (SCORE.format(run="data/runs/linear-aoc", index="none"), "no centroid index there; run `dvc repro -f index`"),
+        ("index --run none --index i", "no trained run there; run `dvc repro -f train`"),
+        ("evaluate --scores none.txt --trials data/trials/dev.csv --metrics m --plots p", "none.txt"),
+        ("report --params none.yaml --metrics data/metrics --plots data/plots --curves c --out o", "none.yaml"),
+        ("encoder --card README/card.json", "README"),
+    ],
+)
+def test_a_stage_that_cannot_go_on_says_why_and_ends_with_2(project: Project, command: str, said: str) -> None:
+    (project.folder / "other.json").write_text("{}")
+    (project.folder / "README").write_text("text")
+    (project.folder / "mixed").mkdir(exist_ok=True)
+    shutil.copy(project.folder / "data/features/train.json", project.folder / "mixed/dev.json")
+    shutil.copy(project.folder / "data/features/dev.json", project.folder / "mixed/train.json")
+    output = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
+    assert output.count("error: ") == 1
+    assert said in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("kind", "said"), [("silent", "silent"), ("nan", "NaN"), ("cut flac", "breaks off")])
+def test_audio_that_only_decoding_shows_to_be_bad_ends_extraction_with_2(
+    project: Project, kind: str, said: str
+) -> None:
+    table = trials.read(project.folder / "data/trials/dev.csv")
+    good = (project.folder / "audio/u33.flac").read_bytes()
+    write_bad(kind, project.folder / "audio/u33.flac")
+    content = np.where(table.utterance == "u33", audio.probe(project.folder / "audio/u33.flac"), table.content)
+    (project.folder / "bad.csv").write_text(trials.to_csv(dataclasses.replace(table, content=content)))
+    command = EXTRACT.format(set="dev", card="data/encoder.json").replace("data/trials/dev.csv", "bad.csv")
+    output = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
+    (project.folder / "audio/u33.flac").write_bytes(good)
+    assert "error: 1 of 16 utterances of a shard cannot be used:\n  utterance u33: " in output
+    assert said in output
+    assert "Traceback" not in output
 
 
 def test_verify_finds_a_flipped_byte_below_a_receipt(project: Project) -> None:
@@ -156,7 +224,11 @@ def test_verify_finds_a_flipped_byte_below_a_receipt(project: Project) -> None:
     said = project.run(*command, code=2)
     assert "error: 1 of 5 shard files are damaged" in said
     assert str(shard.relative_to(project.folder)) in said
-    shard.write_bytes(whole)
+    shard.unlink()  # the remedy that the message names
+    (shard.parents[5] / "done" / "clean" / "00000.json").unlink()
+    project.repro("-f", "-s", "extract@dev")
+    assert shard.read_bytes() == whole
+    assert project.repro() == []
 
 
 def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: Project) -> None:

@@ -40,12 +40,22 @@ def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
         ),
         ("    samples: {samples}", "    samples: 399", r":{line}: extract\.window\.samples: expected .* 400, got 399"),
         ("  layers: [1, 2, 3, 4]", "  layers: [1, last]", r":{line}: extract\.layers\.1.*got 'last'"),
-        ("  layers: [1, 2, 3, 4]", "  layers: [1, 1]", r":{line}: extract\.layers: expected each layer once"),
+        ("  layers: [1, 2, 3, 4]", "  layers: [1, 1]", r":{line}: extract\.layers: expected each entry once"),
         ("  layers: [1, 2, 3, 4]", "  layers: []", r":{line}: extract\.layers: .*at least 1 item"),
-        ("  source: random", "  source: facebook/wav2vec2-xls-r-300m", r"encoder: expected the section `random`"),
-        ("  sets: [eval]", "  sets: [eval, test]", r"sets lacks test"),
-        ("  sort_by: eval", "  sort_by: train", r"evaluate\.sets lacks train"),
-        ("  loss: [aoc, qamo, cross_entropy]", "  loss: [aoc, qamo, new]", r"losses lacks new \(give it a section"),
+        ("  source: random", "  source: facebook/wav2vec2-xls-r-300m", r":\d+: encoder: expected the section `random`"),
+        (
+            "  sets: [eval]",
+            "  sets: [eval, test]",
+            r":{line}: evaluate\.sets\.1: expected a name that has a section in sets, got 'test'",
+        ),
+        ("  sort_by: eval", "  sort_by: train", r":{line}: report\.sort_by: expected one of eval, got 'train'"),
+        (
+            "  loss: [aoc, qamo, cross_entropy]",
+            "  loss: [aoc, qamo, new]",
+            r":{line}: grid\.loss\.2: expected a name that has a section in losses, got 'new'",
+        ),
+        ("  backend: [linear, asp]", "  backend: [asp, asp]", r":{line}: grid\.backend: expected each entry once"),
+        ("  seed: 1", "  seed: 4294967296", r":{line}: train\.seed: expected less than 4294967296, got 4294967296"),
         ("  seed: 1", "  seed: 1\n  seed: 2", r"found duplicate key"),
         ("train:", "train: [", r":\d+: not valid YAML"),
     ],
@@ -71,25 +81,40 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "section", "message"),
+    ("line", "mistake", "message"),
     [
-        ("losses.qamo", {"alhpa": 20.0}, r"losses\.qamo\.alhpa is not a parameter; expected margin_bonafide, "),
-        ("losses.qamo", {"alpha": "high"}, r"losses\.qamo\.alpha: input should be a valid number, got 'high'"),
-        ("losses.qamo", {"levels": 0}, r"losses\.qamo\.levels: .*greater than or equal to 1, got 0"),
-        ("losses.qamo", {"thresholds": 2.5}, r"losses\.qamo\.thresholds: .*valid list, got 2\.5"),
-        ("losses.qamo", {"reduce": "median"}, r"losses\.qamo\.reduce: .*, got 'median'"),
-        ("losses.aoc", {"levels": 2}, r"losses\.aoc\.levels is not a parameter; expected none"),
-        ("backends.linear", {"layers": 2}, r"backends\.linear\.layers is not a parameter; expected embedding_dim"),
-        ("backends.linear", {"embedding_dim": "wide"}, r"backends\.linear\.embedding_dim: .*got 'wide'"),
+        (
+            "    alpha: 20.0",
+            "    alhpa: 20.0",
+            r"losses\.qamo\.alhpa: not a parameter of qamo; expected margin_bonafide, ",
+        ),
+        ("    alpha: 20.0", "    alpha: high", r"losses\.qamo\.alpha: expected a valid number, got 'high'"),
+        ("    levels: 2", "    levels: 0", r"losses\.qamo\.levels: expected greater than or equal to 1, got 0"),
+        ("    thresholds: null", "    thresholds: 2.5", r"losses\.qamo\.thresholds: expected a valid list, got 2\.5"),
+        (
+            "    thresholds: null",
+            "    thresholds: [3, 2]",
+            r"losses\.qamo\.thresholds: expected 1 rising MOS values for 2",
+        ),
+        ("    reduce: mean", "    reduce: median", r"losses\.qamo\.reduce: expected .*, got 'median'"),
+        ("  aoc: {}", "  aoc: {levels: 2}", r"losses\.aoc\.levels: not a parameter of aoc; expected none"),
+        (
+            "    embedding_dim: 64",
+            "    layers: 2",
+            r"backends\.linear\.layers: not a parameter of linear; expected embedding",
+        ),
+        ("    embedding_dim: 64", "    embedding_dim: wide", r"backends\.linear\.embedding_dim: expected .*got 'wide'"),
     ],
 )
-def test_hyperparameters_are_checked_against_the_member(axis: str, section: dict, message: str) -> None:
-    loaded = params.load(ROOT / "params.yaml")
-    kind, name = axis.split(".")
-    changed = loaded.model_copy(update={kind: {**getattr(loaded, kind), name: section}})
-    backend, loss = (name, "aoc") if kind == "backends" else ("linear", name)
-    with pytest.raises(InputError, match=message):
-        cells.find(changed, backend=backend, loss=loss)
+def test_hyperparameters_are_checked_against_the_member(tmp_path: Path, line: str, mistake: str, message: str) -> None:
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    at = next(i for i, full in enumerate(lines) if full.split("#")[0].rstrip() == line)
+    lines[at] = mistake
+    (tmp_path / "params.yaml").write_text("\n".join(lines))
+    loaded = params.load(tmp_path / "params.yaml")
+    loss = re.match(r"losses\\\.(\w+)", message)
+    with pytest.raises(InputError, match=rf"params\.yaml:{at + 1}: {message}"):
+        cells.find(loaded, backend="linear", loss=loss[1] if loss else "aoc")
 
 
 def test_values_the_member_itself_refuses_become_input_errors() -> None:
@@ -108,6 +133,13 @@ def test_quality_split_is_taken_from_the_loss_section() -> None:
     assert cell.loss_parameters == {"alpha": 10.0}
     assert cell.make_loss(embedding_dim=8, speakers=0).centroids().vectors.shape == (3, 8)
     assert cells.find(loaded, backend="linear", loss="aoc").split == QualitySplit(1, None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "sets", "a: \x07"])
+def test_what_is_no_mapping_of_sections_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        params.load(tmp_path / "params.yaml")
 
 
 def test_an_unknown_member_lists_those_there_are() -> None:

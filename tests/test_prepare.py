@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline import params, trials
+from pipeline import audio, params, trials
 from pipeline.corpora import manifest
 from pipeline.errors import InputError, exit_on_input_error
+from pipeline.prepare import with_contents
 from pipeline.trials import Row, from_rows
 from stages import prepare
 from tests.test_audio import write_bad
@@ -56,7 +57,7 @@ def test_a_valid_manifest_becomes_a_table(folder: Path, capsys: pytest.CaptureFi
     assert table.is_bonafide.tolist() == [False, True]
     assert (table.attack.tolist(), table.speaker.tolist()) == (["A1", "-"], ["s1", "-"])
     np.testing.assert_array_equal(table.quality, [np.nan, 2.5])
-    assert table.bytes.tolist() == [(folder / name).stat().st_size for name in table.path]
+    assert table.content.tolist() == [audio.digest((folder / name).read_bytes()) for name in table.path]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,9 @@ def test_bad_lines_are_named(folder: Path, capsys: pytest.CaptureFixture[str], l
             ":1: expected the columns utterance, path, label, split; label not",
         ),
         (["a,a.wav"], HEADER, ":2: expected 4 cells, got fewer"),
+        (["a,a.wav,bonafide,dev,more"], HEADER, ":2: expected 4 cells, got more"),
+        (["a,a.wav,bonafide,dev,x"], HEADER + ",label", ":1: expected every column once"),
+        ([f'a,"{"x" * 200_000},bonafide,dev'], HEADER, "not valid CSV"),
         (["a,a.wav,bonafide,dev,9"], HEADER + ",quality", "expected a quality (MOS) from 1 to 5 or nothing, got '9'"),
         (["a,a.wav,bonafide,dev,good"], HEADER + ",quality", "got 'good'"),
         (GOOD[:1], HEADER, "expected bona fide and spoof trials, got only bonafide"),
@@ -154,8 +158,8 @@ def test_a_set_that_is_not_there(folder: Path) -> None:
 
 def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
     rows = [
-        Row("t:2", "u1", "x/a b.flac", "bonafide", speaker="s,1", quality="4.1234567890123", bytes=7),
-        Row("t:3", "u2", 'x/"q".flac', "spoof", attack="A1", bytes=8),
+        Row("t:2", "u1", "x/a b.flac", "bonafide", speaker="s,1", quality="4.1234567890123", content="7f"),
+        Row("t:3", "u2", 'x/"q".flac', "spoof", attack="A1", content="08"),
     ]
     table = from_rows(rows, source="t")
     (tmp_path / "t.csv").write_text(trials.to_csv(table))
@@ -170,14 +174,14 @@ def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
         trials.read(tmp_path / "t.csv")
 
 
-def test_the_fingerprint_sees_order_names_and_sizes_alone() -> None:
-    rows = [Row("t:2", "u1", "a", "bonafide", bytes=1), Row("t:3", "u2", "b", "spoof", bytes=2)]
+def test_the_fingerprint_sees_order_names_and_contents_alone() -> None:
+    rows = [Row("t:2", "u1", "a", "bonafide", content="1"), Row("t:3", "u2", "b", "spoof", content="2")]
     base = trials.fingerprint(from_rows(rows, source="t"))
     moved = [dataclasses.replace(row, path=f"new/{row.path}", quality="3", speaker="s") for row in rows]
     assert trials.fingerprint(from_rows(moved, source="t")) == base
     others = [
         rows[::-1],
-        [rows[0], dataclasses.replace(rows[1], bytes=3)],
+        [rows[0], dataclasses.replace(rows[1], content="3")],
         [rows[0], dataclasses.replace(rows[1], utterance="v")],
     ]
     assert len({base, *(trials.fingerprint(from_rows(other, source="t")) for other in others)}) == 4
@@ -191,8 +195,8 @@ def test_the_fingerprint_sees_order_names_and_sizes_alone() -> None:
 def test_real_corpora_are_read_as_they_are_counted(corpus: str, split: str, bonafide: int, spoof: int) -> None:
     table = manifest.trials(SPEECH / corpus, SPEECH / corpus / "trials.csv", split)
     assert (int(table.is_bonafide.sum()), int((~table.is_bonafide).sum())) == (bonafide, spoof)
-    sized = prepare.with_sizes(table, SPEECH / corpus)
-    assert (sized.bytes > 1_000).all()
+    read = with_contents(table, SPEECH / corpus)
+    assert len(set(read.content)) == len(read)
     assert not np.isnan(table.quality).any()
 
 

@@ -146,13 +146,15 @@ def test_verify_names_a_missing_shard(tmp_path: Path) -> None:
         target.verify([CLEAN], LAYERS)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "index"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "index", "rows"])
 def test_reading_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
     target = filled(tmp_path)
     path = target.shard_path("clean/layer_01", 1)
     data = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
+    elif damage == "rows":
+        path.write_bytes(store.encode_shard(blocks(SPEC, 1)[0][1][:2], shard=SPEC.shard))
     elif damage == "index":
         data[-10] ^= 1
         path.write_bytes(data)
@@ -191,8 +193,11 @@ def test_stores_of_other_specs_and_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"expected store format {store.FORMAT}, got {store.FORMAT - 1}"):
         Store.create(tmp_path, "dev", SPEC)
     (target.path / "zarr.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="not JSON; move the store away"):
         Store.open(target.path)
+    (target.path / "zarr.json").unlink()
+    with pytest.raises(InputError, match=r"a folder without zarr\.json; move it away"):
+        Store.create(tmp_path, "dev", SPEC)
     with pytest.raises(InputError, match="no feature store there; run `dvc repro -f extract`"):
         Store.open(tmp_path / "elsewhere.zarr")
 

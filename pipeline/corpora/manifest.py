@@ -14,6 +14,7 @@ The first line names the columns, in any order; others than these are ignored:
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from pipeline import trials as trial_table
@@ -32,32 +33,39 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     del root  # paths stay relative to it; `prepare` looks at the audio
     if not protocol.is_file():
         raise InputError(f"{protocol}: no such manifest; check `protocol` in the set's parameters")
-    try:
-        lines = protocol.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{protocol}: expected UTF-8 text, got byte {error.object[error.start]:#x}; save it as UTF-8"
-        ) from None
-    reader = csv.DictReader(lines)
-    columns = reader.fieldnames or []
+    reader = csv.DictReader(io.StringIO(trial_table.read_text(protocol), newline=""))
+    columns = list(reader.fieldnames or [])
     if missing := [name for name in REQUIRED if name not in columns]:
         raise InputError(
             f"{protocol}:1: expected the columns {', '.join(REQUIRED)}; {', '.join(missing)} not in {columns}"
         )
-    rows: list[Row] = []
-    seen: set[str] = set()
-    for cells in reader:
-        where = f"{protocol}:{reader.line_num}"
-        if any(cells[name] is None for name in REQUIRED):
-            raise InputError(f"{where}: expected {len(columns)} cells, got fewer; complete the line")
-        seen.add(cells["split"])
-        if cells["split"] == split:
-            rows.append(_row(where, cells))
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{protocol}:1: expected every column once, got {', '.join(columns)}")
+    rows, seen = _rows(reader, protocol, split, width=len(columns))
     if not rows:
         raise InputError(
             f"{protocol}: expected trials of split {split!r}, got only {', '.join(sorted(seen)) or 'none'}"
         )
     return trial_table.from_rows(rows, source=f"{protocol} (split {split})")
+
+
+def _rows(reader: csv.DictReader[str], protocol: Path, split: str, *, width: int) -> tuple[list[Row], set[str]]:
+    """The rows of one split, and all splits that there are."""
+    rows: list[Row] = []
+    seen: set[str] = set()
+    try:
+        for cells in reader:
+            where = f"{protocol}:{reader.line_num}"
+            if None in cells or None in cells.values():
+                raise InputError(
+                    f"{where}: expected {width} cells, got {'more' if None in cells else 'fewer'}; mend the line"
+                )
+            seen.add(cells["split"])
+            if cells["split"] == split:
+                rows.append(_row(where, cells))
+    except csv.Error as error:
+        raise InputError(f"{protocol}:{reader.line_num}: not valid CSV: {error}; is a quote left open?") from None
+    return rows, seen
 
 
 def _row(where: str, cells: dict[str, str]) -> Row:
