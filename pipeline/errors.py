@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,3 +33,14 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         return
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command as the whole process, as `exit_on_input_error` does, and end it without tearing libraries down.
+
+    Taking torch apart again takes 0.4 s, an eighth of what a small training costs; all files are written by then.
+    """
+    exit_on_input_error(main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from pipeline import params, xlsr
-from pipeline.errors import exit_on_input_error
+from pipeline.errors import run_command
 from pipeline.files import write_text
 
 
@@ -24,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

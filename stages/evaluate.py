@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files, scorefile, trials
-from pipeline.errors import exit_on_input_error
+from pipeline.errors import run_command
 from pipeline.metrics.eer import Det, Eer, det_points, eer_by_attack, interpolated_eer, official_eer
 from pipeline.report import curves
 
@@ -97,4 +97,4 @@ def _warn_of_ties(path: Path, det: Det, eer: Eer, scores: NDArray[np.float64], i
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import contracts, extract, params, trials
 from pipeline.contracts import Tap
-from pipeline.errors import InputError, exit_on_input_error
+from pipeline.errors import InputError, run_command
 from pipeline.files import read_json, write_text
 from pipeline.params import Params
 
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import centroids, runs
-from pipeline.errors import exit_on_input_error
+from pipeline.errors import run_command
 
 
 def main() -> None:
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import contracts, params, prepare, trials
-from pipeline.errors import InputError, exit_on_input_error
+from pipeline.errors import InputError, run_command
 from pipeline.files import write_text
 
 
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

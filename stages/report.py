@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import params
-from pipeline.errors import exit_on_input_error
+from pipeline.errors import run_command
 from pipeline.report import build
 
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import centroids, dataset, params, runs, scorefile, scoring, trials
-from pipeline.errors import InputError, exit_on_input_error
+from pipeline.errors import InputError, run_command
 
 
 def main() -> None:
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

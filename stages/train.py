@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import cells, dataset, fit, params, runs, trials
 from pipeline.dataset import Dataset
-from pipeline.errors import InputError, exit_on_input_error
+from pipeline.errors import InputError, run_command
 from pipeline.files import write_text
 
 
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run_command(main)

@@ -1,4 +1,4 @@
-"""dvc.yaml: every stage declares exactly the modules that its script imports, and reads only what it declares."""
+"""dvc.yaml: every stage declares exactly the modules that its script imports, its paths, and its own parameters."""
 
 import ast
 from collections.abc import Iterator

@@ -259,3 +259,21 @@ def test_the_plan_speaks_of_bytes_for_people(tmp_path: Path, card: Card) -> None
     )
     assert "336 MB to write, 1 TB free" in extract.describe(target, units, (1, 3), free=10**12)
     assert CLEAN in extract.describe(target, units, (1, 3), free=10**12)
+
+
+def test_numbers_from_a_file_have_not_changed(tmp_path: Path, card: Card) -> None:
+    """Golden numbers of this project's own, from a stereo file at 48 kHz to pooled features.
+
+    If they must change, raise FEATURES_VERSION and write the new ones here: stores made before would be stale.
+    """
+    seconds = np.arange(12_000) / 48_000
+    left, right = 0.3 * np.sin(2 * np.pi * 300 * seconds), 0.1 * np.sin(2 * np.pi * 2_100 * seconds**1.1)
+    soundfile.write(tmp_path / "x.wav", np.stack([left, right], 1), 48_000, subtype="FLOAT")
+    rows = [Row("t:2", "x", "x.wav", "bonafide"), Row("t:3", "y", "x.wav", "spoof")]
+    table = prepare.with_contents(from_rows(rows, source="t"), tmp_path)
+    window = WindowParams(samples=6_000, pad="repeat")
+    receipt = run((tmp_path, table), tmp_path / "cache", card, PARAMS.model_copy(update={"window": window}))
+    pooled = zarr.open_group(store_of(tmp_path / "cache", receipt), mode="r")["clean/pooled_03"][0]  # (2, 32)
+    assert extract.FEATURES_VERSION == 1
+    golden = [[-0.20327, 0.76280, -0.19079], [0.30819, 0.20958, 0.19433]]
+    np.testing.assert_allclose(pooled[:, [0, 7, 31]], golden, atol=3e-4, err_msg="raise FEATURES_VERSION")

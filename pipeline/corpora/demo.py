@@ -119,7 +119,8 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     Raises InputError for an unknown split.
     """
     if split not in SPLITS:
-        raise InputError(f"demo: expected the split {', '.join(SPLITS)}, got {split!r}; mend `splits` in params.yaml")
+        known = ", ".join(SPLITS)
+        raise InputError(f"demo: expected the split {known}, got {split!r}; mend `split` of the set")
     plans = [plan(split, index) for index in range(SPLITS[split][0])]
     (root / "flac" / split).mkdir(parents=True, exist_ok=True)
     # Threads: the time goes into transforms and array arithmetic, which release the interpreter lock.
