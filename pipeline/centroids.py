@@ -59,7 +59,7 @@ def write(index: CentroidIndex, folder: Path) -> None:
         "reduce": index.reduce,
     }
     (beside / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-    replace_folder(beside, folder)
+    replace_folder(beside, folder, mark=CARD_FILE)
 
 
 def read(folder: Path) -> CentroidIndex:

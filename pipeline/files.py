@@ -47,8 +47,15 @@ def folder_beside(folder: Path) -> Path:
     return beside
 
 
-def replace_folder(beside: Path, folder: Path) -> None:
-    """Put a folder that was filled beside its place there, in place of an older one."""
+def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
+    """Put a folder that was filled beside its place there, in place of an older one that has the file `mark` too.
+
+    Raises InputError where a folder of something else is in the way; it is left alone.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(
+            f"{folder}: expected a free place or an older folder with {mark}, got a folder of other things"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
 

@@ -33,7 +33,7 @@ def save(folder: Path, *, weights: dict[str, Any], centroids: Centroids, card: d
     save_arrays({"vectors": centroids.vectors}, beside / CENTROIDS_FILE)
     scoring = {"normalize_query": centroids.normalize_query, "bias": centroids.bias, "reduce": centroids.reduce}
     (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
-    replace_folder(beside, folder)
+    replace_folder(beside, folder, mark=CARD_FILE)
 
 
 def card(folder: Path) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Store:
             group = zarr.create_group(beside, attributes={"format": FORMAT, "spec": dataclasses.asdict(spec)})
             group.create_array("n_frames", **_array(spec, (), "int32", -1))
             group.create_group("done")
-            replace_folder(beside, path)
+            replace_folder(beside, path, mark="zarr.json")
         return cls.open(path, spec)
 
     @classmethod

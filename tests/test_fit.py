@@ -264,6 +264,17 @@ def test_an_index_gives_its_centroids_back(tmp_path: Path) -> None:
     assert not back.same_as(replace(first, vectors=first.vectors + np.float32(1e-6)))
 
 
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("work")
+    index = centroids.build(Centroids(np.eye(2, 4, dtype=np.float32), normalize_query=True, bias=0.0, reduce="max"))
+    with pytest.raises(InputError, match="got a folder of other things"):
+        centroids.write(index, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "work"
+    centroids.write(index, tmp_path / "index")
+    centroids.write(index, tmp_path / "index")
+
+
 def test_index_and_card_that_disagree_are_refused(tmp_path: Path) -> None:
     first = Centroids(np.eye(2, 4, dtype=np.float32), normalize_query=True, bias=0.0, reduce="max")
     centroids.write(centroids.build(first), tmp_path / "a")
