@@ -145,7 +145,7 @@ def map_shard(path: Path, *, rows: int, row: tuple[int, ...], dtype: str, shard:
     return np.ndarray((rows, *row), dtype, buffer=data, strides=strides)
 
 
-REPAIR = "delete it with its marker below done/ and run `dvc repro -f extract`"
+REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
 
 
 # ---------------------------------------------------------------- the store
@@ -227,9 +227,17 @@ class Store:
         )
 
     def missing(self, view: str, layers: Sequence[Tap], shard: int) -> tuple[Tap, ...]:
-        """The layers that a shard does not have yet."""
+        """The layers that a shard does not have yet, by its marker, or no longer, by its files."""
         marker = self.marker(view, shard)
-        return tuple(layer for layer in layers if f"{view}/{layer_array(layer)}" not in marker)
+
+        def there(array: str) -> bool:
+            return array in marker and self.shard_path(array, shard).is_file()
+
+        if not there("n_frames"):
+            return tuple(layers)
+        return tuple(
+            layer for layer in layers if not all(there(f"{view}/{name}") for name, _, _ in self._arrays(layer))
+        )
 
     def marker(self, view: str, shard: int) -> dict[str, str]:
         """Array -> sha256 of its shard file, for all that is complete; empty where nothing is."""

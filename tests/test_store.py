@@ -138,6 +138,18 @@ def test_verify_finds_every_flipped_byte(tmp_path: Path) -> None:
         path.write_bytes(good)
 
 
+@pytest.mark.parametrize(
+    ("array", "layers"), [("clean/layer_01", (1,)), ("clean/pooled_final", ("final",)), ("n_frames", LAYERS)]
+)
+def test_a_lost_shard_file_is_to_do_again(tmp_path: Path, array: str, layers: tuple[int | str, ...]) -> None:
+    target = filled(tmp_path)
+    before = tree(target.path)
+    target.shard_path(array, 1).unlink()
+    assert [target.missing(CLEAN, LAYERS, shard) for shard in range(SPEC.shards)] == [(), layers, ()]
+    target.write(CLEAN, 1, *blocks(SPEC, 1))
+    assert tree(target.path) == before
+
+
 def test_verify_names_a_missing_shard(tmp_path: Path) -> None:
     target = filled(tmp_path)
     path = target.shard_path("clean/layer_01", 2)
