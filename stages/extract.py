@@ -53,9 +53,8 @@ def main() -> None:
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
     keys = [field.name for field in dataclasses.fields(contracts.Card)]
-    card = contracts.Card(
-        **read_json(args.card, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
-    )
+    found = read_json(args.card, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
+    card = contracts.Card(**{key: found[key] for key in keys})
     card.check_taps(settings.extract.layers)
     receipt = extract.extract(
         trials.read(args.trials),
