@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pipeline import centroids, dataset, scoring
 from pipeline.contracts import Centroids, Labels
 from pipeline.dataset import Dataset
+from pipeline.det import det_points
 from pipeline.errors import InputError
 from pipeline.layers import LayerWeights
 from pipeline.metrics import eer
@@ -178,7 +179,7 @@ def _train_epoch(
 def dev_eer(backend: nn.Module, loss: nn.Module, dev: Dataset) -> float:
     """EER in percent of the deployed score on the dev set."""
     scores = scoring.score_all(backend, centroids.build(_centroids(loss)), dev).astype(float)
-    points = eer.det_points(scores[dev.trials.is_bonafide], scores[~dev.trials.is_bonafide])
+    points = det_points(scores[dev.trials.is_bonafide], scores[~dev.trials.is_bonafide])
     return 100 * eer.official_eer(points).eer
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import posixpath
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +23,13 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError, listing
 
 LABELS = ("bonafide", "spoof")
-COLUMNS = ("utterance", "path", "speaker", "label", "attack", "quality", "content")
+COLUMNS = ("utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality", "content")
 UNKNOWN = "-"
-MOS_RANGE = (1.0, 5.0)
+MOS_RANGE = (0.0, 6.0)  # wider than the scale's 1..5: published estimates reach from 0.51 to 5.07
+PLAIN_PATH = re.compile(r"(?!\.)[^/\\:]+(/(?!\.)[^/\\:]+)*").fullmatch  # most paths: no dots ahead, nothing doubled
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One trial as an adapter read it; `where` names its file and line for error messages."""
 
     where: str
@@ -37,15 +40,17 @@ class Row:
     attack: str = UNKNOWN
     quality: str = ""
     content: str = ""
+    codec: str = UNKNOWN
+    vocoder: str = UNKNOWN
 
 
 @dataclass(frozen=True)
 class Trials:
     """N trials, column by column.
 
-    utterance, path, speaker, attack: (N,) str. `path` is relative to the corpus root, with forward slashes;
-    speaker and attack are "-" where unknown or bona fide.
-    is_bonafide: (N,) bool. quality: (N,) float64, MOS in 1..5, nan where unknown.
+    utterance, path, speaker, attack, codec, vocoder: (N,) str, "-" where unknown or not applicable; attack and vocoder
+    say how a spoof was made. `path` is relative to the corpus root, with forward slashes.
+    is_bonafide: (N,) bool. quality: (N,) float64, MOS on the scale 1..5, nan where unknown.
     content: (N,) str, digest of the audio file's bytes; empty until `prepare` has read it.
     """
 
@@ -54,15 +59,21 @@ class Trials:
     speaker: NDArray[np.str_]
     is_bonafide: NDArray[np.bool_]
     attack: NDArray[np.str_]
+    codec: NDArray[np.str_]
+    vocoder: NDArray[np.str_]
     quality: NDArray[np.float64]
     content: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.utterance)
 
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Trials:
+        """The trials of the given rows, in their order."""
+        return Trials(**{name: column[rows] for name, column in vars(self).items()})
+
 
 def _mos(text: str) -> float:
-    """MOS from a cell; empty is unknown (nan). Raises ValueError outside 1..5."""
+    """MOS from a cell; empty is unknown (nan). Raises ValueError where it is no MOS."""
     if text in ("", UNKNOWN, "nan"):
         return float("nan")
     value = float(text)
@@ -71,15 +82,25 @@ def _mos(text: str) -> float:
     return value
 
 
+def _clean(path: str) -> str:
+    """A path below the corpus root in its plain form; empty where it is none.
+
+    Lexical on purpose: a link below the root is the user's own doing, a manifest may come from anywhere.
+    """
+    if PLAIN_PATH(path):
+        return path
+    clean = posixpath.normpath(path.replace("\\", "/"))
+    outside = not path or clean in (".", "..") or clean.startswith(("/", "../")) or clean[1:2] == ":"
+    return "" if outside else clean
+
+
 def _problem(row: Row) -> str | None:
     """What is wrong with one row, or None."""
-    if not row.utterance or any(c.isspace() for c in row.utterance):
+    if row.utterance.split() != [row.utterance]:
         return f"expected an utterance name without white space, got {row.utterance!r}"
     if row.label not in LABELS:
         return f"utterance {row.utterance}: expected label bonafide or spoof, got {row.label!r}"
-    # Lexical on purpose: a link below the root is the user's own doing, a manifest may come from anywhere.
-    clean = posixpath.normpath(row.path.replace("\\", "/"))
-    if not row.path or clean in (".", "..") or clean.startswith(("/", "../")) or clean[1:2] == ":":
+    if not _clean(row.path):
         return f"utterance {row.utterance}: expected a path below the corpus root, got {row.path!r}"
     try:
         _mos(row.quality)
@@ -95,19 +116,15 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
     utterance listed twice, no trials at all, or only one of the two classes.
     """
     kept = list(rows)
-    problems: list[str] = []
-    first: dict[str, str] = {}
-    for row in kept:
-        problem = _problem(row)
-        if problem is None and row.utterance in first:
-            problem = f"utterance {row.utterance} is listed twice, first at {first[row.utterance]}"
-        if problem is not None:
-            problems.append(f"{row.where}: {problem}")
-        first.setdefault(row.utterance, row.where)
-    if problems:
-        raise InputError(
-            f"{len(problems)} of {len(kept)} trials cannot be used; mend or remove them:\n{listing(problems)}"
-        )
+    names = [row.utterance for row in kept]
+    paths = [_clean(row.path) for row in kept]
+    try:
+        quality = [_mos(row.quality) for row in kept]
+    except ValueError:
+        quality = []
+    whole = len(set(names)) == len(names) == len("\n".join(names).split()) == len(quality)
+    if not (whole and all(paths) and {row.label for row in kept} <= set(LABELS)):
+        raise InputError(_problems(kept))
     found = {row.label for row in kept}
     if found != set(LABELS):
         have = f"only {found.pop()}" if found else "no trials"
@@ -115,14 +132,30 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
             f"{source}: expected bona fide and spoof trials, got {have}; check the split and the label column"
         )
     return Trials(
-        utterance=np.array([row.utterance for row in kept]),
-        path=np.array([posixpath.normpath(row.path.replace("\\", "/")) for row in kept]),
+        utterance=np.array(names),
+        path=np.array(paths),
         speaker=np.array([row.speaker or UNKNOWN for row in kept]),
-        is_bonafide=np.array([row.label == "bonafide" for row in kept]),
+        is_bonafide=np.array([row.label == LABELS[0] for row in kept]),
         attack=np.array([row.attack or UNKNOWN for row in kept]),
-        quality=np.array([_mos(row.quality) for row in kept]),
+        codec=np.array([row.codec or UNKNOWN for row in kept]),
+        vocoder=np.array([row.vocoder or UNKNOWN for row in kept]),
+        quality=np.array(quality),
         content=np.array([row.content for row in kept]),
     )
+
+
+def _problems(rows: Sequence[Row]) -> str:
+    """What is wrong with rows that cannot all be used, by file and line."""
+    problems: list[str] = []
+    first: dict[str, str] = {}
+    for row in rows:
+        problem = _problem(row)
+        if problem is None and row.utterance in first:
+            problem = f"utterance {row.utterance} is listed twice, first at {first[row.utterance]}"
+        if problem is not None:
+            problems.append(f"{row.where}: {problem}")
+        first.setdefault(row.utterance, row.where)
+    return f"{len(problems)} of {len(rows)} trials cannot be used; mend or remove them:\n{listing(problems)}"
 
 
 def to_csv(trials: Trials) -> str:
@@ -130,19 +163,10 @@ def to_csv(trials: Trials) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for i in range(len(trials)):
-        quality = trials.quality[i]
-        writer.writerow(
-            (
-                trials.utterance[i],
-                trials.path[i],
-                trials.speaker[i],
-                LABELS[0] if trials.is_bonafide[i] else LABELS[1],
-                trials.attack[i],
-                "" if np.isnan(quality) else repr(float(quality)),
-                trials.content[i],
-            )
-        )
+    columns = {name: column.tolist() for name, column in vars(trials).items()}
+    columns["label"] = [LABELS[0] if bonafide else LABELS[1] for bonafide in columns["is_bonafide"]]
+    columns["quality"] = ["" if math.isnan(mos) else repr(mos) for mos in columns["quality"]]
+    writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
     return text.getvalue()
 
 
@@ -150,11 +174,27 @@ def read(path: Path) -> Trials:
     """Read a table that `to_csv` made. Raises InputError, with the line, where it is not one."""
     if not path.is_file():
         raise InputError(f"{path}: no trial table there; run `dvc repro prepare`")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise InputError(f"{path}:1: expected the columns {','.join(COLUMNS)}, got {','.join(reader.fieldnames or ())}")
-    rows = [Row(where=f"{path}:{reader.line_num}", **{name: cells[name] or "" for name in COLUMNS}) for cells in reader]
-    return from_rows(rows, source=str(path))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if tuple(header) != COLUMNS:
+                expected = ",".join(COLUMNS)
+                raise InputError(f"{path}:1: expected the columns {expected}, got {','.join(header)}; run `dvc repro`")
+            return from_rows(_rows(path, reader), source=str(path))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a trial table as CSV in UTF-8; {error}; run `dvc repro prepare`") from None
+
+
+def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[Row]:
+    for number, cells in enumerate(reader, start=2):
+        if len(cells) != len(COLUMNS):
+            raise InputError(
+                f"{path}:{number}: expected {len(COLUMNS)} cells, got {len(cells)}; run `dvc repro prepare`"
+            )
+        utterance, file, speaker, label, attack, codec, vocoder, quality, content = cells
+        where = f"{path}:{number}"
+        yield Row(where, utterance, file, label, speaker, attack, quality, content, codec, vocoder)
 
 
 def read_text(path: Path) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files, scorefile, trials
+from pipeline.det import Det, det_points
 from pipeline.errors import run_command
-from pipeline.metrics.eer import Det, Eer, det_points, eer_by_attack, interpolated_eer, official_eer
+from pipeline.metrics.eer import Eer, eer_by_attack, interpolated_eer, official_eer
 from pipeline.report import curves
 
 DECIMALS = 5  # of an EER in percent: one trial among 600,000 moves it by 0.00008

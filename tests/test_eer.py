@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.metrics.eer import Det, det_points, eer_by_attack, interpolated_eer, official_eer
+from pipeline.det import Det, det_points
+from pipeline.metrics.eer import eer_by_attack, interpolated_eer, official_eer
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 GOLDEN = SHARED / "golden" / "metrics.npz"

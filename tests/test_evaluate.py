@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import scorefile, trials
+from pipeline.det import det_points
 from pipeline.errors import InputError
-from pipeline.metrics.eer import det_points, official_eer
+from pipeline.metrics.eer import official_eer
 from pipeline.report import curves
 from pipeline.trials import Row, Trials
 from stages import evaluate

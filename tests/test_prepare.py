@@ -1,7 +1,7 @@
 """From anyone's corpus to a trial table: what is valid goes through, everything else is named with file and line."""
 
-import dataclasses
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +164,7 @@ def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
     table = from_rows(rows, source="t")
     (tmp_path / "t.csv").write_text(trials.to_csv(table))
     back = trials.read(tmp_path / "t.csv")
-    for field in dataclasses.fields(table):
+    for field in fields(table):
         np.testing.assert_array_equal(getattr(back, field.name), getattr(table, field.name))
     assert trials.fingerprint(back) == trials.fingerprint(table)
     with pytest.raises(InputError, match="no trial table there; run `dvc repro prepare`"):
@@ -177,12 +177,12 @@ def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
 def test_the_fingerprint_sees_order_names_and_contents_alone() -> None:
     rows = [Row("t:2", "u1", "a", "bonafide", content="1"), Row("t:3", "u2", "b", "spoof", content="2")]
     base = trials.fingerprint(from_rows(rows, source="t"))
-    moved = [dataclasses.replace(row, path=f"new/{row.path}", quality="3", speaker="s") for row in rows]
+    moved = [row._replace(path=f"new/{row.path}", quality="3", speaker="s") for row in rows]
     assert trials.fingerprint(from_rows(moved, source="t")) == base
     others = [
         rows[::-1],
-        [rows[0], dataclasses.replace(rows[1], content="3")],
-        [rows[0], dataclasses.replace(rows[1], utterance="v")],
+        [rows[0], rows[1]._replace(content="3")],
+        [rows[0], rows[1]._replace(utterance="v")],
     ]
     assert len({base, *(trials.fingerprint(from_rows(other, source="t")) for other in others)}) == 4
 

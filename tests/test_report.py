@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.det import det_points
 from pipeline.errors import InputError
-from pipeline.metrics.eer import det_points
 from pipeline.report import build, curves, leaderboard, page
 
 SETS = ("dev", "eval")

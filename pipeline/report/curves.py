@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files
+from pipeline.det import Det
 from pipeline.errors import InputError
-from pipeline.metrics.eer import Det, official_eer
+from pipeline.metrics.eer import official_eer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.eer import Det, official_eer
+from pipeline.det import Det
+from pipeline.metrics.eer import official_eer
 from pipeline.report.curves import DET_TICKS, Histogram, Training, beyond_frame, det_limits, probit
 from pipeline.report.leaderboard import Leaderboard
 
