@@ -22,7 +22,7 @@ from pipeline.dataset import Dataset
 from pipeline.det import det_points
 from pipeline.errors import InputError
 from pipeline.layers import LayerWeights
-from pipeline.metrics import eer
+from pipeline.metrics.eer import Eer, official_eer
 from pipeline.params import LearningRates, TrainParams
 
 State = dict[str, Tensor]
@@ -42,7 +42,7 @@ class Fitted:
     """A trained system, and how it came about.
 
     backend: trained module with the averaged weights. centroids: those of the averaged loss. curves: every epoch.
-    kept: the epochs that were averaged. dev_eer: percent, of the averaged system.
+    kept: the epochs that were averaged. dev_eer: percent, of the averaged system; dev_threshold: the score there.
     parameters: learned scalars of backend and loss.
     """
 
@@ -51,6 +51,7 @@ class Fitted:
     curves: tuple[Epoch, ...]
     kept: tuple[int, ...]
     dev_eer: float
+    dev_threshold: float
     parameters: int
 
 
@@ -110,12 +111,14 @@ def fit(
         curves, best = _epochs(backend, loss, train=train, dev=dev, labels=labels, params=params)
     backend.load_state_dict(average([states[0] for _, _, states in best]))
     loss.load_state_dict(average([states[1] for _, _, states in best]))
+    dev_error = dev_eer(backend, loss, dev)
     return Fitted(
         backend=backend.eval(),
         centroids=_centroids(loss),
         curves=tuple(curves),
         kept=tuple(sorted(epoch for _, epoch, _ in best)),
-        dev_eer=dev_eer(backend, loss, dev),
+        dev_eer=100 * dev_error.eer,
+        dev_threshold=dev_error.threshold,
         parameters=sum(p.numel() for module in (backend, loss) for p in module.parameters()),
     )
 
@@ -138,7 +141,7 @@ def _epochs(
     with tqdm(total=params.epochs, unit="epoch", disable=None) as bar:
         for epoch in range(1, params.epochs + 1):
             mean = _train_epoch(backend, loss, optimizer, train=train, labels=labels, params=params, epoch=epoch)
-            eer_now = dev_eer(backend, loss, dev)
+            eer_now = 100 * dev_eer(backend, loss, dev).eer
             curves.append(Epoch(epoch, mean, eer_now))
             best.append((eer_now, epoch, (_copy(backend), _copy(loss))))
             # among equals the later one: it has been trained longer
@@ -176,11 +179,10 @@ def _train_epoch(
     return sum(losses) / len(losses)
 
 
-def dev_eer(backend: nn.Module, loss: nn.Module, dev: Dataset) -> float:
-    """EER in percent of the deployed score on the dev set."""
+def dev_eer(backend: nn.Module, loss: nn.Module, dev: Dataset) -> Eer:
+    """EER of the deployed score on the dev set, a share, and its threshold."""
     scores = scoring.score_all(backend, centroids.build(_centroids(loss)), dev).astype(float)
-    points = det_points(scores[dev.trials.is_bonafide], scores[~dev.trials.is_bonafide])
-    return 100 * eer.official_eer(points).eer
+    return official_eer(det_points(scores[dev.trials.is_bonafide], scores[~dev.trials.is_bonafide]))
 
 
 def _copy(module: nn.Module) -> State:

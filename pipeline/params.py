@@ -16,6 +16,7 @@ Keys = tuple[str | int, ...]  # from the root of the parameters to a value
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -38,13 +39,16 @@ class SetParams(_Section):
     """One set of trials: which adapter reads it, from where.
 
     protocol is the file that lists the trials (DVC reruns `prepare` when it changes), root the folder that the paths
-    are relative to.
+    are relative to. quality says who estimates the MOS: `column` is the corpus itself, other names are files of
+    `pipeline/quality/`.
     """
 
     corpus: Name
     protocol: str
     root: str
     split: str
+    quality: Name = "column"
+    on_bad_audio: Literal["fail", "skip"] = "fail"
 
 
 class RandomEncoder(_Section):
@@ -136,10 +140,24 @@ class GridParams(_Section):
         return tuple(f"{backend}-{loss}" for backend in self.backend for loss in self.loss)
 
 
+class AsvParams(_Section):
+    """Error rates of a speaker verification system at its own EER threshold, shares in 0..1; the t-DCF needs them."""
+
+    p_fa: Share
+    p_miss: Share
+    p_fa_spoof: Share
+
+
 class EvaluateParams(_Section):
-    """The sets that every run is scored on."""
+    """The sets that every run is scored on, and how.
+
+    bootstrap is the number of resamples behind the confidence intervals, 0 for none; asv has the rates of the speaker
+    verification system of a set, for its t-DCF.
+    """
 
     sets: Names
+    bootstrap: NotNegative
+    asv: dict[Name, AsvParams]
 
 
 class ReportParams(_Section):
@@ -177,6 +195,11 @@ class Params(_Section):
         """What is wrong between the sections: names that one uses and another lacks."""
         wrong = [f"{self.where('sets')}: expected a set {name}" for name in ("train", "dev") if name not in self.sets]
         wrong += self._unknown(("evaluate", "sets"), self.evaluate.sets, self.sets, "sets")
+        wrong += [
+            f"{self.where('evaluate', 'asv', name)}: expected one of evaluate.sets, got {name!r}"
+            for name in self.evaluate.asv
+            if name not in self.evaluate.sets
+        ]
         for axis, names, sections in (
             ("backend", self.grid.backend, self.backends),
             ("loss", self.grid.loss, self.losses),

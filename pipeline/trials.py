@@ -187,13 +187,14 @@ def read(path: Path) -> Trials:
 
 
 def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[Row]:
+    name = str(path)
     for number, cells in enumerate(reader, start=2):
         if len(cells) != len(COLUMNS):
             raise InputError(
                 f"{path}:{number}: expected {len(COLUMNS)} cells, got {len(cells)}; run `dvc repro prepare`"
             )
         utterance, file, speaker, label, attack, codec, vocoder, quality, content = cells
-        where = f"{path}:{number}"
+        where = f"{name}:{number}"
         yield Row(where, utterance, file, label, speaker, attack, quality, content, codec, vocoder)
 
 

@@ -63,7 +63,12 @@ def main() -> None:
         "features": {"train": train.digest, "dev": dev.digest},
         "epochs_averaged": list(fitted.kept),
     }
-    metrics = {"dev_eer": round(fitted.dev_eer, 5), "epochs": len(fitted.curves), "parameters": fitted.parameters}
+    metrics = {
+        "dev_eer": round(fitted.dev_eer, 5),
+        "dev_threshold": fitted.dev_threshold,
+        "epochs": len(fitted.curves),
+        "parameters": fitted.parameters,
+    }
     weights = {name: tensor.numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, card=card | metrics)
     rows = [",".join(field.name for field in dataclasses.fields(fit.Epoch))]

@@ -19,6 +19,7 @@ from pipeline.contracts import Centroids, Facts
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError
 from pipeline.losses import aoc, cross_entropy, qamo
+from pipeline.metrics.eer import Eer
 from pipeline.params import LearningRates, TrainParams, load
 from pipeline.trials import Row, from_rows
 
@@ -156,9 +157,9 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
     script = iter([40.0, 30.0, 35.0, 30.0, 20.0, 25.0, 20.0, 30.0, 99.0])
     weights: list[float] = []
 
-    def scripted_eer(backend: nn.Module, _loss: nn.Module, _dev: Dataset) -> float:
+    def scripted_eer(backend: nn.Module, _loss: nn.Module, _dev: Dataset) -> Eer:
         weights.append(backend.weight.item())
-        return next(script)
+        return Eer(next(script) / 100, 0.5, 0)
 
     def step(self: fit.Adam) -> None:
         for parameters, _, _ in self._groups:
@@ -178,6 +179,7 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
         params=TRAIN.model_copy(update={"epochs": 20, "patience": 3, "average_best": 3}),
     )
     assert [e.dev_eer for e in result.curves] == [40, 30, 35, 30, 20, 25, 20, 30]  # the third without a lower one
+    assert (result.dev_eer, result.dev_threshold) == (99, 0.5)
     assert result.kept == (5, 6, 7)
     assert result.backend.weight.item() == pytest.approx(np.mean([weights[i] for i in (4, 5, 6)]))
 

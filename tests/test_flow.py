@@ -109,6 +109,7 @@ def test_the_leaderboard_and_the_report_are_there(project: Project) -> None:
     metrics = json.loads((project.folder / "data/metrics/linear-aoc/dev.json").read_text())
     assert f"{metrics['eer']:.2f}" in text
     trained = json.loads((project.folder / "data/metrics/linear-aoc.json").read_text())
+    assert trained["dev_threshold"] == metrics["threshold"]
     assert trained["dev_eer"] == metrics["eer"]  # the score that selects is the score that is deployed
     assert (metrics["bonafide"], metrics["spoof"], metrics["attacks"]["A1"]["spoof"]) == (8, 8, 8)
     assert "linear-qamo" in (project.folder / "data/report/index.html").read_text()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -35,11 +35,15 @@ DOTS_PER_INCH = 144
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of each class by score: centre, bonafide and spoof are (BINS,), either class sums to 1."""
+    """Shares of each class by score: centre, bonafide and spoof are (BINS,), either class sums to 1.
+
+    attacks: the same for the spoof of single attacks, by name.
+    """
 
     centre: NDArray[np.float64]
     bonafide: NDArray[np.float64]
     spoof: NDArray[np.float64]
+    attacks: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,27 @@ def taken(det: Det, indices: NDArray[np.intp]) -> Det:
     return Det(frr=det.frr[indices], far=det.far[indices], threshold=det.threshold[indices])
 
 
-def histogram(scores: NDArray[np.float64], is_bonafide: NDArray[np.bool_], *, bins: int = BINS) -> Histogram:
-    """Histogram of scores (N,) over bins of equal width from the smallest to the greatest score."""
+def histogram(
+    scores: NDArray[np.float64],
+    is_bonafide: NDArray[np.bool_],
+    *,
+    attack: NDArray[np.str_] | None = None,
+    bins: int = BINS,
+) -> Histogram:
+    """Histogram of scores (N,) over bins of equal width from the smallest to the greatest score.
+
+    attack: (N,) names, "-" where unknown; without it the spoof are not told apart.
+    """
     edges = np.histogram_bin_edges(scores, bins=bins)  # (bins + 1,)
     bonafide, _ = np.histogram(scores[is_bonafide], bins=edges)
     spoof, _ = np.histogram(scores[~is_bonafide], bins=edges)
+    names = set() if attack is None else set(attack[~is_bonafide].tolist()) - {"-"}
+    counts = {name: np.histogram(scores[~is_bonafide & (attack == name)], bins=edges)[0] for name in sorted(names)}
     return Histogram(
         centre=(edges[:-1] + edges[1:]) / 2,
         bonafide=bonafide / bonafide.sum(),
         spoof=spoof / spoof.sum(),
+        attacks={name: count / count.sum() for name, count in counts.items()},
     )
 
 
@@ -121,8 +137,9 @@ def write_det(path: Path, det: Det) -> None:
 
 
 def write_histogram(path: Path, shares: Histogram) -> None:
-    """Write a histogram as CSV with the columns score (a bin's centre), bonafide and spoof (shares in 0..1)."""
-    _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof})
+    """Write a histogram as CSV: score (a bin's centre), bonafide, spoof, spoof/<attack> (shares in 0..1)."""
+    attacks = {f"spoof/{name}": share for name, share in shares.attacks.items()}
+    _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof} | attacks)
 
 
 def read_det(path: Path) -> Det:
@@ -132,8 +149,9 @@ def read_det(path: Path) -> Det:
 
 
 def read_histogram(path: Path) -> Histogram:
-    """Read what `write_histogram` wrote. Raises InputError, with file and line, where it is not that."""
-    return Histogram(*_read_csv(path, ("score", "bonafide", "spoof"), stage="evaluate"))
+    """Read both classes of what `write_histogram` wrote. Raises InputError, with file and line, if it is not that."""
+    centre, bonafide, spoof = _read_csv(path, ("score", "bonafide", "spoof"), stage="evaluate")
+    return Histogram(centre, bonafide, spoof)
 
 
 def read_training(path: Path) -> Training:
