@@ -82,6 +82,8 @@ class EncoderParams(_Section):
     def _one_source(self) -> Self:
         if (self.source == "random") != (self.random is not None):
             raise ValueError("expected the section `random` with source: random, and only then")
+        if self.revision is not None and (self.random is not None or Path(self.source).is_dir()):
+            raise ValueError("expected a revision with a hub name alone; a folder and random weights have none")
         return self
 
 

@@ -58,6 +58,21 @@ def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
         ("  seed: 1", "  seed: 4294967296", r":{line}: train\.seed: expected less than 4294967296, got 4294967296"),
         ("  seed: 1", "  seed: 1\n  seed: 2", r"found duplicate key"),
         ("train:", "train: [", r":\d+: not valid YAML"),
+        (
+            "  normalize: utterance",
+            "  normalize: utterance\n  revision: abc",
+            r"encoder: expected a revision with a hub name alone",
+        ),
+        (
+            "  asv: {}",
+            "  asv: {test: {p_fa: 0.1, p_miss: 0.1, p_fa_spoof: 0.5}}",
+            r":{line}: evaluate\.asv\.test: expected one of evaluate\.sets, got 'test'",
+        ),
+        (
+            "  asv: {}",
+            "  asv: {eval: {p_fa: 2.5, p_miss: 0.1, p_fa_spoof: 0.5}}",
+            r":{line}: evaluate\.asv\.eval\.p_fa: expected less than or equal to 1, got 2\.5",
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: str, message: str) -> None:
