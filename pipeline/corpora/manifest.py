@@ -8,20 +8,23 @@ The first line names the columns, in any order; others than these are ignored:
     split       which part of the corpus the trial belongs to                           required
     speaker     name of the speaker, empty or - where unknown                           optional
     attack      name of the spoofing system, - for bona fide                            optional
+    codec       what the audio was coded or sent with, empty or - where unknown         optional
+    vocoder     kind of vocoder behind the spoof, - for bona fide                       optional
     quality     MOS from 1 to 5, empty where unknown                                    optional
 """
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
-from pipeline import trials as trial_table
+from pipeline import protocols
 from pipeline.errors import InputError
-from pipeline.trials import Row, Trials
+from pipeline.protocols import MANIFEST, MANIFEST_COLUMNS
+from pipeline.trials import Row, Trials, from_rows
 
-REQUIRED = ("utterance", "path", "label", "split")
+READ = ("split", "utterance", "path", "label", "speaker", "attack", "quality", "codec", "vocoder")
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
@@ -33,48 +36,44 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     del root  # paths stay relative to it; `prepare` looks at the audio
     if not protocol.is_file():
         raise InputError(f"{protocol}: no such manifest; check `protocol` in the set's parameters")
-    reader = csv.DictReader(io.StringIO(trial_table.read_text(protocol), newline=""))
-    columns = list(reader.fieldnames or [])
-    if missing := [name for name in REQUIRED if name not in columns]:
-        raise InputError(
-            f"{protocol}:1: expected the columns {', '.join(REQUIRED)}; {', '.join(missing)} not in {columns}"
-        )
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{protocol}:1: expected every column once, got {', '.join(columns)}")
-    rows, seen = _rows(reader, protocol, split, width=len(columns))
+    numbered = protocols.csv_cells(protocol)
+    columns = _columns(*next(numbered, (1, [])), protocol)
+    rows, seen = _rows(numbered, columns, protocol, split)
     if not rows:
         raise InputError(
             f"{protocol}: expected trials of split {split!r}, got only {', '.join(sorted(seen)) or 'none'}"
         )
-    return trial_table.from_rows(rows, source=f"{protocol} (split {split})")
+    return from_rows(rows, source=f"{protocol} (split {split})")
 
 
-def _rows(reader: csv.DictReader[str], protocol: Path, split: str, *, width: int) -> tuple[list[Row], set[str]]:
+def _columns(number: int, columns: list[str], protocol: Path) -> list[str]:
+    """The names of the columns, once all that are required are found there."""
+    if missing := [name for name in MANIFEST_COLUMNS if name not in columns]:
+        raise InputError(
+            f"{protocol}:{number}: expected the columns {', '.join(MANIFEST_COLUMNS)}; {', '.join(missing)} not in "
+            f"{columns}; {protocols.remedy(protocol, MANIFEST)}"
+        )
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{protocol}:{number}: expected every column once, got {', '.join(columns)}")
+    return columns
+
+
+def _rows(
+    numbered: Iterator[tuple[int, list[str]]], columns: list[str], protocol: Path, split: str
+) -> tuple[list[Row], set[str]]:
     """The rows of one split, and all splits that there are."""
     rows: list[Row] = []
     seen: set[str] = set()
-    try:
-        for cells in reader:
-            where = f"{protocol}:{reader.line_num}"
-            if None in cells or None in cells.values():
-                raise InputError(
-                    f"{where}: expected {width} cells, got {'more' if None in cells else 'fewer'}; mend the line"
-                )
-            seen.add(cells["split"])
-            if cells["split"] == split:
-                rows.append(_row(where, cells))
-    except csv.Error as error:
-        raise InputError(f"{protocol}:{reader.line_num}: not valid CSV: {error}; is a quote left open?") from None
+    file, width = str(protocol), len(columns)
+    read = itemgetter(*(columns.index(name) if name in columns else width for name in READ))
+    for number, cells in numbered:
+        where = f"{file}:{number}"
+        if len(cells) != width:
+            more = "more" if len(cells) > width else "fewer"
+            raise InputError(f"{where}: expected {width} cells, got {more}; mend the line")
+        cells.append("")  # stands for every column that is not there
+        own, utterance, path, label, speaker, attack, quality, codec, vocoder = read(cells)
+        seen.add(own)
+        if own == split:
+            rows.append(Row(where, utterance, path, label, speaker, attack, quality, "", codec, vocoder))
     return rows, seen
-
-
-def _row(where: str, cells: dict[str, str]) -> Row:
-    return Row(
-        where=where,
-        utterance=cells["utterance"],
-        path=cells["path"],
-        label=cells["label"],
-        speaker=cells.get("speaker") or trial_table.UNKNOWN,
-        attack=cells.get("attack") or trial_table.UNKNOWN,
-        quality=cells.get("quality") or "",
-    )

@@ -1,0 +1,52 @@
+"""ASVspoof 2021 LA: the speakers and attacks of ASVspoof 2019 LA's evaluation, sent over telephone lines.
+
+`root` is the folder `ASVspoof2021_LA_eval` of the official download (https://zenodo.org/records/4837263); the key is a
+download of its own (https://www.asvspoof.org/asvspoof2021/LA-keys-full.tar.gz):
+
+    ASVspoof2021_LA_eval/
+        flac/LA_E_9332881.flac
+        ASVspoof2021.LA.cm.eval.trl.txt     names alone, no labels
+    keys/LA/CM/trial_metadata.txt           the protocol
+
+Key: `speaker utterance codec transmission attack label trim phase`, parted by white space. The codec keeps the key's
+word: none, alaw, pstn, g722, ulaw, gsm, opus, which are the conditions C1 to C7. Bona fide have the attack `bonafide`
+in the key and `-` in the table.
+
+phase      utterances
+eval          148,176   what is published, the one to report
+progress                the leaderboard while the challenge ran
+hidden                  silence at the ends is cut off
+all           181,566   no published number, and another task: pooling the phases can raise the EER tenfold
+
+Source: https://github.com/asvspoof-challenge/2021, README of eval-package; Liu et al., ASVspoof 2021, arXiv 2210.02437.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import protocols
+from pipeline.trials import UNKNOWN, Row, Trials, from_rows
+
+CORPUS = "asvspoof2021_la"
+
+
+def trials(root: Path, protocol: Path, split: str) -> Trials:
+    """The trials of one phase of the key `protocol`, or of `all`; paths relative to `root`.
+
+    Raises InputError, with file and line, for another corpus's protocol, an unknown phase, a line that is cut off, and
+    whatever `pipeline.trials.from_rows` refuses.
+    """
+    del root  # paths stay relative to it; `prepare` looks at the audio
+    protocols.check_split(protocol, CORPUS, split)
+    return from_rows(_rows(protocol, split), source=f"{protocol} (phase {split})")
+
+
+def _rows(protocol: Path, split: str) -> Iterator[Row]:
+    file = str(protocol)
+    for number, (speaker, utterance, codec, _, attack, label, _, phase) in protocols.lines(protocol, CORPUS):
+        where = f"{file}:{number}"
+        if protocols.in_phase(where, phase, split):
+            attack = UNKNOWN if attack == "bonafide" else attack
+            yield Row(where, utterance, f"flac/{utterance}.flac", label, speaker, attack, "", "", codec)

@@ -1,0 +1,56 @@
+"""ASVspoof 5, track 1: crowd-sourced speech (MLS English), 32 attacks, and in the evaluation eleven codecs or none.
+
+`root` is the folder that the official download (https://zenodo.org/records/14498691) is unpacked in:
+
+    flac_T/T_0000000000.flac
+    flac_D/D_0000000001.flac
+    flac_E_eval/E_0009538969.flac
+    ASVspoof5.train.tsv             split train
+    ASVspoof5.dev.track_1.tsv       split dev
+    ASVspoof5.eval.track_1.tsv      split eval
+
+Protocol: `speaker utterance gender codec codec_q codec_seed attack_tag attack label -`, parted by single spaces in
+spite of the name. The codec keeps the file's word, C01 to C11, or `-` for speech that went through none; only the
+evaluation has codecs. Bona fide have the attack `bonafide` in the file and `-` in the table. An attack's name means
+another system than the same name in ASVspoof 2019.
+
+split    utterances   bona fide     spoof   attacks
+train       182,357      18,797   163,560   A01 to A08
+dev         140,950      31,334   109,616   A09 to A16
+eval        680,774     138,688   542,086   A17 to A32
+
+Source: README.txt of the download; Wang et al., ASVspoof 5, arXiv 2502.08857.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import protocols
+from pipeline.trials import UNKNOWN, Row, Trials, from_rows
+
+CORPUS = "asvspoof5"
+NAMES = {"train": "T_", "dev": "D_", "eval": "E_"}
+FOLDERS = {"train": "flac_T", "dev": "flac_D", "eval": "flac_E_eval"}
+
+
+def trials(root: Path, protocol: Path, split: str) -> Trials:
+    """The trials of a protocol file, paths relative to `root`.
+
+    Raises InputError, with file and line, for another corpus's protocol, an utterance of another split, a line that is
+    cut off, and whatever `pipeline.trials.from_rows` refuses.
+    """
+    del root  # paths stay relative to it; `prepare` looks at the audio
+    protocols.check_split(protocol, CORPUS, split)
+    return from_rows(_rows(protocol, split), source=f"{protocol} (split {split})")
+
+
+def _rows(protocol: Path, split: str) -> Iterator[Row]:
+    file, folder, names = str(protocol), FOLDERS[split], NAMES[split]
+    for number, (speaker, utterance, _, codec, _, _, _, attack, label, _) in protocols.lines(protocol, CORPUS):
+        where = f"{file}:{number}"
+        if not utterance.startswith(names):
+            raise protocols.other_split(where, utterance, split)
+        attack = UNKNOWN if attack == "bonafide" else attack
+        yield Row(where, utterance, f"{folder}/{utterance}.flac", label, speaker, attack, "", "", codec)
