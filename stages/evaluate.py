@@ -8,93 +8,69 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline import files, scorefile, trials
+from pipeline import evaluation, files, params, scorefile, trials
 from pipeline.det import Det, det_points
-from pipeline.errors import run_command
-from pipeline.metrics.eer import Eer, eer_by_attack, interpolated_eer, official_eer
-from pipeline.report import curves
-
-DECIMALS = 5  # of an EER in percent: one trial among 600,000 moves it by 0.00008
-TIES_MATTER = 0.05  # percentage points between the official and the interpolated EER
+from pipeline.errors import InputError, run_command
+from pipeline.metrics.eer import official_eer
+from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates
+from pipeline.params import Params
+from pipeline.report import curves, plots
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     given = _arguments(argv)
+    settings = params.load(given.params)
+    asv = _asv(settings, given.set)
+    remedy = "run `dvc repro -f train`"
+    training = files.read_json(given.training, what="training's metrics", keys=["dev_threshold"], remedy=remedy)
+    dev_threshold = float(training["dev_threshold"])
     table = trials.read(given.trials)
     scores = scorefile.read(given.scores, table)
+    metrics = evaluation.evaluate(table, scores, asv=asv, threshold=dev_threshold, folds=settings.evaluate.bootstrap)
     det = det_points(scores[table.is_bonafide], scores[~table.is_bonafide])
-    eer = official_eer(det)
-    metrics = _metrics(table, eer, eer_by_attack(scores, table.is_bonafide, table.attack))
-    _plot(given.plots, det, eer, curves.histogram(scores, table.is_bonafide))
+    shares = curves.histogram(scores, table.is_bonafide)
+    _plot(given.plots, given.training.stem, det, shares, dev_threshold=dev_threshold)
     files.write_text(given.metrics, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    _warn_of_ties(given.scores, det, eer, scores, table.is_bonafide)
+    for warning in evaluation.warnings(table, scores, metrics):
+        print(f"warning: {given.scores}: {warning}", file=sys.stderr)
     print(f"EER {metrics['eer']:.2f} % of {metrics['bonafide']} bona fide and {metrics['spoof']} spoof trials")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.evaluate",
-        description="Equal error rates of one score file, over all trials and for each attack, and the curves behind "
-        "them. Higher scores must mean more bona fide; a sign is never flipped.",
+        description="Metrics of one score file, over all trials and by group, and the curves behind them. Higher "
+        "scores must mean more bona fide; a sign is never flipped.",
     )
-    parser.add_argument(
-        "--scores", type=Path, required=True, metavar="FILE", help="score file: lines `utterance score`, one a trial"
-    )
-    parser.add_argument(
-        "--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, as `prepare` wrote it"
-    )
-    parser.add_argument(
-        "--metrics", type=Path, required=True, metavar="FILE", help="JSON to write: EER in percent, threshold, counts"
-    )
-    parser.add_argument(
-        "--plots", type=Path, required=True, metavar="FOLDER", help="folder to write det and histogram to, CSV and PNG"
-    )
+    add = parser.add_argument
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="has the section `evaluate`")
+    add("--set", required=True, metavar="NAME", help="the set that was scored, a key of `sets` in the parameters")
+    add("--scores", type=Path, required=True, metavar="FILE", help="score file of the set, one score a trial")
+    add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, as `prepare` wrote it")
+    add("--training", type=Path, required=True, metavar="FILE", help="metrics of `train`, named as the run")
+    add("--metrics", type=Path, required=True, metavar="FILE", help="JSON to write, see `pipeline.evaluation.evaluate`")
+    add("--plots", type=Path, required=True, metavar="FOLDER", help="folder to write det and histogram to, CSV and PNG")
     return parser.parse_args(argv)
 
 
-def _percent(eer: Eer) -> float:
-    return round(100 * eer.eer, DECIMALS)
+def _asv(settings: Params, name: str) -> AsvRates | None:
+    """The ASV rates of a set: its parameters', or those of the ASVspoof 5 evaluation package on that corpus."""
+    if name not in settings.sets:
+        raise InputError(f"{settings.where('sets')}: expected one of {', '.join(settings.sets)}, got {name!r}")
+    if rates := settings.evaluate.asv.get(name):
+        return evaluation.checked_asv(rates.model_dump(), where=settings.where("evaluate", "asv", name))
+    return ASVSPOOF5_RATES if settings.sets[name].corpus == "asvspoof5" else None
 
 
-def _metrics(table: trials.Trials, eer: Eer, attacks: dict[str, Eer]) -> dict[str, object]:
-    """The metrics as they are saved; spoof trials of unknown attack count in the whole, not as an attack."""
-    spoof = ~table.is_bonafide
-    return {
-        "eer": _percent(eer),
-        "threshold": eer.threshold,
-        "bonafide": int(table.is_bonafide.sum()),
-        "spoof": int(spoof.sum()),
-        "attacks": {
-            name: {"eer": _percent(value), "spoof": int((table.attack[spoof] == name).sum())}
-            for name, value in attacks.items()
-            if name != trials.UNKNOWN
-        },
-    }
-
-
-def _plot(folder: Path, det: Det, eer: Eer, shares: curves.Histogram) -> None:
+def _plot(folder: Path, run: str, det: Det, shares: curves.Histogram, *, dev_threshold: float) -> None:
+    eer = official_eer(det)
     thinned = curves.taken(det, curves.thin(det, keep=[eer.point]))
     curves.write_det(folder / "det.csv", thinned)
-    curves.draw_det(folder / "det.png", thinned)
+    plots.draw_dets(folder / "det.png", {run: thinned})
     curves.write_histogram(folder / "histogram.csv", shares)
-    curves.draw_histogram(folder / "histogram.png", shares, threshold=eer.threshold)
-
-
-def _warn_of_ties(path: Path, det: Det, eer: Eer, scores: NDArray[np.float64], is_bonafide: NDArray[np.bool_]) -> None:
-    """Say so where the EER hangs on the order within tied scores rather than on the scores."""
-    tied = scores == eer.threshold
-    both = bool((tied & is_bonafide).any() and (tied & ~is_bonafide).any())
-    fair = interpolated_eer(det)
-    if both and 100 * abs(fair - eer.eer) > TIES_MATTER:
-        print(
-            f"warning: {path}: {int(tied.sum())} trials of both classes share the score {eer.threshold}; the official "
-            f"EER is {100 * eer.eer:.2f} %, with ties counted evenly it is {100 * fair:.2f} %",
-            file=sys.stderr,
-        )
+    thresholds = {"EER threshold": eer.threshold, "dev threshold": dev_threshold}
+    plots.draw_histogram(folder / "histogram.png", shares, thresholds=thresholds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score every trial of a set with a run: backend, embedding, centroid index; write `utterance score` lines."""
+"""Score every trial of a set with a run: backend, embedding, centroid index; write its score file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ def main() -> None:
     """Parse, open, score, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--set", required=True, help="name of the set; its corpus says the layout of the score file")
     parser.add_argument("--run", type=Path, required=True, help="folder of the trained run")
     parser.add_argument("--index", type=Path, required=True, help="folder of its centroid index")
     parser.add_argument("--trials", type=Path, required=True, help="the set's trial table")
     parser.add_argument("--features", type=Path, required=True, help="the set's receipt")
     parser.add_argument("--scores", type=Path, required=True, help="the score file to write")
     args = parser.parse_args()
-    root = Path(params.load(args.params).features.root)
+    settings = params.load(args.params)
+    if args.set not in settings.sets:
+        raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
+    layout = scorefile.layout_of(settings.sets[args.set].corpus)
+    root = Path(settings.features.root)
     table = trials.read(args.trials)
     card = runs.card(args.run)
     data = dataset.open_set(args.features, table, root=root, reads=card["reads"])
@@ -29,7 +34,7 @@ def main() -> None:
     if not index.centroids().same_as(runs.centroids(args.run)):
         raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro index`")
     scores = scoring.score_all(runs.backend(args.run), index, data)
-    scorefile.write(args.scores, table.utterance, scores)
+    scorefile.write(args.scores, table, scores, layout=layout)
     print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
 
 

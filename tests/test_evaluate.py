@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from ruamel.yaml import YAML
 
 from pipeline import scorefile, trials
 from pipeline.det import det_points
 from pipeline.errors import InputError
 from pipeline.metrics.eer import official_eer
+from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2021
 from pipeline.report import curves
 from pipeline.trials import Row, Trials
 from stages import evaluate
@@ -40,16 +42,30 @@ def scores(table: Trials) -> NDArray[np.float32]:
     return (noise + 2.0 * table.is_bonafide - 1.0 * (table.attack == "A02")).astype(np.float32)
 
 
-def run(folder: Path, table: Trials, scores: NDArray[np.floating]) -> tuple[Path, Path]:
+def write_params(path: Path, **evaluate: object) -> None:
+    """The default parameters with another section `evaluate`, and a set of ASVspoof 5."""
+    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings["sets"]["five"] = settings["sets"]["eval"] | {"corpus": "asvspoof5"}
+    settings["evaluate"] = {"sets": ["eval", "five"], "bootstrap": 50, "asv": {}} | evaluate
+    YAML(typ="safe").dump(settings, path)
+
+
+def run(folder: Path, table: Trials, scores: NDArray[np.floating], *, name: str = "eval") -> tuple[Path, Path]:
     """Run the stage on these scores: its metrics file and its plots folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
-    scorefile.write(folder / "scores.txt", table.utterance, scores)
-    metrics, plots = folder / "metrics" / "eval.json", folder / "plots"
-    files = {"--scores": "scores.txt", "--trials": "trials.csv"}
-    paths = [part for name, file in files.items() for part in (name, str(folder / file))]
-    evaluate.main([*paths, "--metrics", str(metrics), "--plots", str(plots)])
-    return metrics, plots
+    (folder / "training.json").write_text('{"dev_eer": 1.0, "dev_threshold": 0.25}')
+    if not (folder / "params.yaml").exists():
+        write_params(folder / "params.yaml")
+    scorefile.write(folder / "scores.txt", table, scores, layout="2021")
+    evaluate.main(arguments(folder, name))
+    return folder / "metrics" / "eval.json", folder / "plots"
+
+
+def arguments(folder: Path, name: str) -> list[str]:
+    files = {"--scores": "scores.txt", "--trials": "trials.csv", "--params": "params.yaml"}
+    files |= {"--training": "training.json", "--metrics": "metrics/eval.json", "--plots": "plots"}
+    return ["--set", name, *(part for option, file in files.items() for part in (option, str(folder / file)))]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +87,10 @@ def test_the_metrics_equal_direct_computation(
     bonafide = scores[table.is_bonafide].astype(np.float64)
     pooled = official_eer(det_points(bonafide, scores[~table.is_bonafide]))
     assert text.endswith("}\n")
-    assert list(found) == ["eer", "threshold", "bonafide", "spoof", "attacks"]
+    assert list(found) == [
+        *("eer", "eer_interpolated", "threshold", "bonafide", "spoof", "min_dcf", "act_dcf", "cllr", "min_cllr"),
+        *("at_threshold", "eer_interval", "min_dcf_interval", "attacks", "vocoders", "codecs"),
+    ]
     assert found["eer"] == round(100 * pooled.eer, 5)
     assert np.float32(found["threshold"]) == np.float32(pooled.threshold)
     assert (found["bonafide"], found["spoof"]) == (BONAFIDE, SPOOF)
@@ -80,6 +99,10 @@ def test_the_metrics_equal_direct_computation(
         alone = official_eer(det_points(bonafide, scores[table.attack == name]))
         assert attack == {"eer": round(100 * alone.eer, 5), "spoof": SPOOF // 3}
     assert found["attacks"]["A02"]["eer"] < found["eer"] < found["attacks"]["A01"]["eer"]
+    spoof = scores[~table.is_bonafide]
+    assert found["at_threshold"]["threshold"] == 0.25  # the dev threshold of the training
+    assert found["at_threshold"]["far"] == round(100 * float((spoof > 0.25).mean()), 5)
+    assert found["eer_interval"][0] < found["eer"] < found["eer_interval"][1]
 
 
 def test_the_det_file_holds_true_points_and_the_eer_among_them(
@@ -144,13 +167,67 @@ def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
     assert (told.out, told.err) == ("EER 41.67 % of 3 bona fide and 2 spoof trials\n", "")
 
 
+def test_an_eer_above_one_half_gives_a_warning(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics, _ = run(tmp_path, table, -scores)
+    eer = json.loads(metrics.read_text())["eer"]
+    told = capsys.readouterr()
+    assert eer > 80
+    assert told.err.startswith(f"warning: {tmp_path / 'scores.txt'}: the EER is {eer:.2f} %, above 50 %")
+    assert told.err.count("warning") == 1
+
+
+def test_the_set_says_which_asv_and_how_many_resamples(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32]
+) -> None:
+    rates = {"p_fa": 0.02, "p_miss": 0.03, "p_fa_spoof": 0.5}
+    write_params(tmp_path / "params.yaml", bootstrap=0, asv={"eval": rates})
+    found = {name: json.loads(run(tmp_path, table, scores, name=name)[0].read_text()) for name in ("eval", "five")}
+    det = det_points(scores[table.is_bonafide], scores[~table.is_bonafide])
+    expected = {"eval": AsvRates(**rates), "five": ASVSPOOF5_RATES}
+    for name, metrics in found.items():
+        assert metrics["min_tdcf_2021"] == round(min_tdcf_2021(det, expected[name]).value, 6)
+        assert "eer_interval" not in metrics
+    assert found["eval"]["min_tdcf_2021"] != found["five"]["min_tdcf_2021"]
+
+
+@pytest.mark.parametrize(
+    ("name", "asv", "training", "message"),
+    [
+        ("other", {}, '{"dev_threshold": 1}', r"params\.yaml:\d+: sets: expected one of .*, got 'other'"),
+        (
+            "eval",
+            {},
+            '{"dev_eer": 1}',
+            r"training\.json: expected a training's metrics, got JSON without dev_threshold",
+        ),
+        (
+            "eval",
+            {"eval": {"p_fa": 0.0, "p_miss": 0.0, "p_fa_spoof": 0.0}},
+            '{"dev_threshold": 1}',
+            r"params\.yaml:\d+: evaluate\.asv\.eval: expected an ASV with which .* C2 = 0",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named_with_its_place(
+    tmp_path: Path, name: str, asv: dict[str, object], training: str, message: str
+) -> None:
+    write_params(tmp_path / "params.yaml", asv=asv)
+    (tmp_path / "training.json").write_text(training)
+    with pytest.raises(InputError, match=message):
+        evaluate.main(arguments(tmp_path, name))
+    assert not (tmp_path / "metrics").exists()
+
+
 def test_scores_of_another_set_are_refused_and_nothing_is_written(tmp_path: Path, table: Trials) -> None:
+    write_params(tmp_path / "params.yaml")
     (tmp_path / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
-    (tmp_path / "scores.txt").write_text("b0 1.0\nb1\n")
-    arguments = ["--scores", str(tmp_path / "scores.txt"), "--trials", str(tmp_path / "trials.csv")]
-    with pytest.raises(InputError, match=r"scores\.txt:2: expected `utterance score`"):
-        evaluate.main([*arguments, "--metrics", str(tmp_path / "m.json"), "--plots", str(tmp_path / "plots")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.txt", "trials.csv"]
+    (tmp_path / "scores.txt").write_text("b0 1.0\nb1 2.0\n")
+    (tmp_path / "training.json").write_text('{"dev_threshold": 0.0}')
+    with pytest.raises(InputError, match=r"scores\.txt: 1298 of 1300 trials have no score"):
+        evaluate.main(arguments(tmp_path, "eval"))
+    assert not {"metrics", "plots"} & {path.name for path in tmp_path.iterdir()}
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=300), st.lists(st.integers(0, 50), min_size=1, max_size=300))

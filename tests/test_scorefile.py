@@ -1,7 +1,8 @@
-"""Score files: exact round trips, and every way in which a file can be wrong."""
+"""Score files: exact round trips in every layout, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,17 @@ from hypothesis import strategies as st
 
 from pipeline import scorefile
 from pipeline.errors import InputError
+from pipeline.scorefile import Layout
 from pipeline.trials import Row, Trials, from_rows
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=12)
+WRITTEN: list[Layout] = ["2019", "2021", "asvspoof5"]
 
 
 def table(*utterances: str) -> Trials:
-    """Trials of these names, the first one bona fide and the others spoof."""
+    """Trials of these names, the first one bona fide and the others spoof by A1, A2 in turn."""
     rows = [
-        Row(where="here", utterance=name, path=f"{i}.flac", label="spoof" if i else "bonafide")
+        Row("here", name, f"{i}.flac", "spoof" if i else "bonafide", attack=f"A{(i - 1) % 2 + 1}" if i else "-")
         for i, name in enumerate(utterances)
     ]
     return from_rows(rows, source="a test")
@@ -31,7 +34,7 @@ def table(*utterances: str) -> Trials:
 def file(tmp_path: Path) -> Callable[[str], Path]:
     def write(text: str) -> Path:
         path = tmp_path / "scores.txt"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="")
         return path
 
     return write
@@ -40,78 +43,185 @@ def file(tmp_path: Path) -> Callable[[str], Path]:
 @given(
     st.dictionaries(NAMES, st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=20),
     st.randoms(use_true_random=False),
+    st.sampled_from(WRITTEN),
 )
-def test_float32_scores_come_back_exactly_in_the_order_of_the_trials(scores: dict[str, float], random: object) -> None:
-    names = list(scores)
-    shuffled = names.copy()
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+def test_float32_scores_come_back_exactly_in_the_order_of_the_trials(
+    scores: dict[str, float], random: object, layout: Layout
+) -> None:
+    trials = table(*scores)
+    order = list(range(len(scores)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    values = np.array(list(scores.values()), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.txt"
-        scorefile.write(path, shuffled, np.array([scores[name] for name in shuffled], dtype=np.float32))
-        found = scorefile.read(path, table(*names))
+        scorefile.write(path, trials.take(np.array(order)), values[order], layout=layout)
+        assert scorefile.parse(path).layout == layout
+        found = scorefile.read(path, trials)
     assert found.dtype == np.float64
-    assert found.astype(np.float32).tobytes() == np.array(list(scores.values()), dtype=np.float32).tobytes()
+    assert found.astype(np.float32).tobytes() == values.tobytes()
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=20))
-def test_float64_scores_come_back_exactly(scores: list[float]) -> None:
-    names = [f"u{i}" for i in range(len(scores))]
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=20),
+    st.sampled_from([*WRITTEN, "csv"]),
+)
+def test_float64_scores_come_back_exactly(scores: list[float], layout: Layout) -> None:
+    trials = table(*[f"u{i}" for i in range(len(scores))])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.txt"
-        scorefile.write(path, names, np.array(scores))
-        assert scorefile.read(path, table(*names)).tolist() == scores
+        if layout == "csv":
+            write_csv(path, ["utterance", "score"], zip(trials.utterance.tolist(), scores, strict=True))
+        else:
+            scorefile.write(path, trials, np.array(scores), layout=layout)
+        assert scorefile.read(path, trials).tolist() == scores
+        assert scorefile.parse(path, layout).score.tolist() == scores
 
 
-def test_the_format_is_one_utterance_and_one_score_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "scores.txt"
-    scorefile.write(path, ["a", "b"], np.array([0.1, -1e-7], dtype=np.float32))
-    assert path.read_bytes() == b"a 0.1\nb -1e-07\n"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_lines_may_end_as_on_windows(file: Callable[[str], Path]) -> None:
-    assert scorefile.read(file("a 1\r\nb 2\r\n"), table("b", "a")).tolist() == [2.0, 1.0]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_not_finite_is_not_written(tmp_path: Path, bad: float) -> None:
-    path = tmp_path / "scores.txt"
-    with pytest.raises(InputError, match=rf"(?s)1 of 2 scores are not finite.*learning rate.*utterance b: {bad}"):
-        scorefile.write(path, ["a", "b"], np.array([0.0, bad]))
-    assert not path.exists()
+def write_csv(path: Path, header: list[str], rows: object) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
-    [(["a"], "one score for each of 1"), (["a", "b c"], "'b c'"), (["a", ""], "''"), (["a", "b\n"], "b")],
+    ("layout", "text"),
+    [
+        ("2021", b"a 0.1\nb -1e-07\nc 2.0\n"),
+        ("2019", b"a - bonafide 0.1\nb A1 spoof -1e-07\nc A2 spoof 2.0\n"),
+        ("asvspoof5", b"filename\tcm-score\na\t0.1\nb\t-1e-07\nc\t2.0\n"),
+    ],
 )
-def test_what_the_format_cannot_hold_is_not_written(tmp_path: Path, names: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        scorefile.write(tmp_path / "scores.txt", names, np.zeros(2))
+def test_what_is_written_is_what_the_official_packages_read(tmp_path: Path, layout: Layout, text: bytes) -> None:
+    path = tmp_path / "new" / "scores.txt"
+    scorefile.write(path, table("a", "b", "c"), np.array([0.1, -1e-7, 2], dtype=np.float32), layout=layout)
+    assert path.read_bytes() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_corpus_has_the_layout_of_its_evaluation_package() -> None:
+    found = [scorefile.layout_of(corpus) for corpus in ("asvspoof2019_la", "asvspoof2021_df", "asvspoof5", "demo")]
+    assert found == ["2019", "2021", "asvspoof5", "2021"]
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [
+        ("a 1\r\nb 2\r\n", "2021"),
+        ("\ufeffa 1\nb 2", "2021"),
+        ("\n a\t1 \n\n  b  2\n\n", "2021"),
+        ("b spoofed spoof 2\na x bonafide 1\n", "2019"),
+        ("filename\tcm-score\r\nb\t2\r\na\t1\r\n", "asvspoof5"),
+        ("spk\tcm-score\tfilename\r\nx y\t2\tb\r\n\t1\ta\r\n", "asvspoof5"),
+        ('Score,"File",note\n"2",b,"one, two"\n 1 , a ,\n', "csv"),
+        ("utterance,cm_score\na,1\n\nb,2\n", "csv"),
+    ],
+)
+def test_a_layout_is_known_by_its_first_line(file: Callable[[str], Path], text: str, layout: Layout) -> None:
+    path = file(text)
+    for found in (scorefile.parse(path), scorefile.parse(path, layout)):
+        assert found.layout == layout
+        assert dict(zip(found.utterance, found.score.tolist(), strict=True)) == {"a": 1.0, "b": 2.0}
+        assert (found.label != []) == (layout == "2019")
+
+
+@pytest.mark.parametrize(
+    "line", ["a", "a high", "a,1", "a 1 2", "a A1 1 spoof", "a spoof A1 1", "utterance score", "utterance\tscore"]
+)
+def test_an_unknown_layout_is_shown_beside_the_known_ones(file: Callable[[str], Path], line: str) -> None:
+    path = file(f"\n{line}\n")
+    with pytest.raises(InputError) as raised:
+        scorefile.parse(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path}:2: expected the first line of a score file in one of the layouts\n  2019 ")
+    assert f"\ngot {line!r}; " in message
+    assert all(shape in message for shape in scorefile.LAYOUTS.values())
+
+
+@pytest.mark.parametrize(
+    ("layout", "text", "message"),
+    [
+        ("csv", "utterance,file,score\na,b,1\n", "one column of utterance, filename, file and one of score, cm-score"),
+        ("csv", "a,1\n", "got 'a,1'"),
+        ("asvspoof5", "filename cm-score\na 1\n", "names filename and cm-score parted by a tab"),
+        (None, "utterance,points\na,1\n", "one column of"),
+    ],
+)
+def test_a_first_line_that_does_not_name_its_columns(
+    file: Callable[[str], Path], layout: Layout | None, text: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=r"scores\.txt:1: expected a first line that names ") as raised:
+        scorefile.parse(file(text), layout)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("layout", WRITTEN)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_not_written(tmp_path: Path, bad: float, layout: Layout) -> None:
+    path = tmp_path / "scores.txt"
+    with pytest.raises(InputError, match=rf"(?s)1 of 2 scores are not finite.*learning rate.*utterance b: {bad}"):
+        scorefile.write(path, table("a", "b"), np.array([0.0, bad]), layout=layout)
+    assert not path.exists()
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one score for each of 2 utterances, got shape \(3,\)"):
+        scorefile.write(tmp_path / "scores.txt", table("a", "b"), np.zeros(3), layout="2021")
+    with pytest.raises(ValueError, match="one of 2019, 2021, asvspoof5, got 'csv'"):
+        scorefile.write(tmp_path / "scores.txt", table("a", "b"), np.zeros(2), layout="csv")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("b", "expected `utterance score` parted by one space, got 'b'"),
-        ("", "expected `utterance score` parted by one space, got ''"),
-        ("b  2", "expected `utterance score` parted by one space, got 'b  2'"),
-        ("b\t2", "expected `utterance score` parted by one space"),
-        (" 2", "expected `utterance score` parted by one space"),
-        ("b A07 spoof 2", "expected `utterance score` parted by one space, got 'b A07 spoof 2'"),
+        ("b", "expected `utterance score`, got 'b'"),
+        ("b A07 spoof 2", "expected `utterance score`, got 'b A07 spoof 2'"),
         ("b high", "utterance b: expected a finite score, got 'high'"),
         ("b nan", "utterance b: expected a finite score, got 'nan'"),
         ("b -inf", "utterance b: expected a finite score, got '-inf'"),
+        ("b 1e999", "utterance b: expected a finite score, got '1e999'"),
         ("b 1_0", "utterance b: expected a finite score, got '1_0'"),
         ("a 1", "utterance a is scored twice, first in line 1"),
     ],
 )
 def test_a_faulty_line_is_named(file: Callable[[str], Path], line: str, message: str) -> None:
-    path = file(f"a 1\n{line}\nc 3\n")
+    path = file(f"a 1\n\n{line}\nc 3\n")
     with pytest.raises(InputError) as raised:
         scorefile.read(path, table("a", "b", "c"))
-    assert f"{path}:2: {message}" in str(raised.value)
-    assert "1 lines cannot be used" in str(raised.value)
+    assert str(raised.value) == f"1 lines cannot be used; mend or remove them:\n  {path}:3: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a - bonafide 1\nb A1 spoof\n", "expected `utterance attack key score`, got 'b A1 spoof'"),
+        ("a - bonafide 1\nb A1 fake 2\n", "utterance b: expected the key bonafide or spoof, got 'fake'"),
+        ("filename\tcm-score\nb 2\n", "expected 2 cells as in the first line, got 'b 2'"),
+        ("filename\tcm-score\nb\tnan\n", "utterance b: expected a finite score, got 'nan'"),
+        ("filename\tcm-score\n\t2\n", "expected an utterance name without white space, got ''"),
+        ("utterance,score\nb c,2\n", "expected an utterance name without white space, got 'b c'"),
+        ("utterance,score\nb,2,3\n", "expected 2 cells as in the first line, got 'b 2 3'"),
+        ("utterance,score\nb,\n", "utterance b: expected a finite score, got ''"),
+    ],
+)
+def test_a_faulty_line_of_the_other_layouts_is_named(file: Callable[[str], Path], text: str, message: str) -> None:
+    path = file(text)
+    with pytest.raises(InputError) as raised:
+        scorefile.parse(path)
+    assert str(raised.value) == f"1 lines cannot be used; mend or remove them:\n  {path}:2: {message}"
+
+
+def test_faults_of_all_kinds_are_told_in_the_order_of_their_lines(file: Callable[[str], Path]) -> None:
+    path = file("a 1\nb nan\na 2\nc\nd x\n")
+    with pytest.raises(InputError) as raised:
+        scorefile.parse(path)
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("4 lines cannot be used")
+    assert [line.split(":")[1] for line in lines[1:]] == ["2", "3", "4", "5"]
+
+
+def test_an_open_quote_in_csv(file: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=r"scores\.txt:2: not valid CSV: .*is a quote left open"):
+        scorefile.parse(file('utterance,score\n"b,2\nc,3\n'))
 
 
 def test_missing_and_surplus_utterances_are_counted_and_named(file: Callable[[str], Path]) -> None:
@@ -124,19 +234,65 @@ def test_missing_and_surplus_utterances_are_counted_and_named(file: Callable[[st
     )
 
 
-def test_surplus_alone_is_an_error_too(file: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"(?s)^(?!.*have no score).*1 scores belong to no trial:\n  c\n"):
-        scorefile.read(file("a 1\nb 2\nc 3\n"), table("a", "b"))
+def test_surplus_scores_are_an_error_of_read_and_told_by_join(file: Callable[[str], Path]) -> None:
+    path = file("c 3\na 1\nx 4\nb 2\n")
+    with pytest.raises(InputError, match=r"(?s)^(?!.*have no score).*2 scores belong to no trial:\n  c\n  x\n"):
+        scorefile.read(path, table("a", "b"))
+    joined = scorefile.join(scorefile.parse(path), table("a", "b"), remedy="")
+    assert (joined.scores.tolist(), joined.surplus) == ([1.0, 2.0], ["c", "x"])
+
+
+def test_join_advises_what_its_caller_says(file: Callable[[str], Path]) -> None:
+    found = scorefile.parse(file("a 1\nx 2\n"))
+    with pytest.raises(InputError, match=r"(?s)1 of 2 trials have no score:\n  b\n.*\n  x\ndo this$"):
+        scorefile.join(found, table("a", "b"), remedy="do this")
 
 
 def test_many_missing_are_cut_short(file: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"(?s)30 of 30 trials.*\.\.\. and 20 more"):
-        scorefile.read(file(""), table(*[f"u{i}" for i in range(30)]))
+    with pytest.raises(InputError, match=r"(?s)29 of 30 trials.*\.\.\. and 19 more"):
+        scorefile.read(file("u0 1\n"), table(*[f"u{i}" for i in range(30)]))
 
 
-def test_no_file_and_no_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".flac", ".wav"])
+def test_names_that_differ_by_a_suffix_alone_are_no_match_but_a_hint(file: Callable[[str], Path], suffix: str) -> None:
+    with pytest.raises(InputError, match=rf"names of the scores end in {suffix}, those of the trials do not"):
+        scorefile.read(file(f"a{suffix} 1\nb{suffix} 2\n"), table("a", "b"))
+    with pytest.raises(InputError, match=rf"names of the trials end in {suffix}, those of the scores do not"):
+        scorefile.read(file("a 1\nb 2\n"), table(f"a{suffix}", f"b{suffix}"))
+    with pytest.raises(InputError, match=r"^(?!.* end in )"):
+        scorefile.read(file("a 1\nx 2\n"), table("a", "b"))
+
+
+def test_a_2019_file_that_contradicts_the_key_is_refused_by_line(file: Callable[[str], Path]) -> None:
+    path = file("c A2 bonafide 3\nb A3 spoof 2\nx A1 spoof 0\na - bonafide 1\nd - spoof 4\n")
+    found = scorefile.parse(path)
+    with pytest.raises(InputError) as raised:
+        scorefile.join(found, table("a", "b", "c", "d"), remedy="")
+    assert str(raised.value) == (
+        "2 scores contradict the key; is it the key of this set?\n"
+        f"  {path}:2: utterance b: the file says A3 spoof, the key A1 spoof\n"
+        f"  {path}:1: utterance c: the file says A2 bonafide, the key A2 spoof"
+    )
+
+
+def test_a_2019_file_carries_its_own_key(file: Callable[[str], Path]) -> None:
+    own = scorefile.own_key(scorefile.parse(file("b A1 spoof 2\na - bonafide 1\n")))
+    assert own.utterance.tolist() == ["b", "a"]
+    assert own.is_bonafide.tolist() == [False, True]
+    assert own.attack.tolist() == ["A1", "-"]
+    with pytest.raises(InputError, match=r"`utterance score` does not say what is bona fide; give the key"):
+        scorefile.own_key(scorefile.parse(file("b 2\na 1\n")))
+    with pytest.raises(InputError, match=r"scores\.txt: expected bona fide and spoof trials, got only spoof"):
+        scorefile.own_key(scorefile.parse(file("b A1 spoof 2\n")))
+
+
+def test_no_file_and_no_text(tmp_path: Path, file: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match=r"no score file there; run `dvc repro score`"):
         scorefile.read(tmp_path / "none.txt", table("a", "b"))
+    with pytest.raises(InputError, match=r"none\.txt: no score file there$"):
+        scorefile.parse(tmp_path / "none.txt")
+    with pytest.raises(InputError, match=r"expected scores, got an empty file"):
+        scorefile.parse(file("\n \n"))
     path = tmp_path / "scores.txt"
     path.write_bytes(b"a 1\n\xff 2\n")
     with pytest.raises(InputError, match=r"expected UTF-8 text"):

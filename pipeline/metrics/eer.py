@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.det import Det, det_points, equal_point
+from pipeline.det import Det, equal_point
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,3 @@ def interpolated_eer(det: Det) -> float:
     before = after - 1
     share = -gap[before] / (gap[after] - gap[before])
     return float(frr[before] + share * (frr[after] - frr[before]))
-
-
-def eer_by_attack(
-    scores: NDArray[np.float64], is_bonafide: NDArray[np.bool_], attack: NDArray[np.str_]
-) -> dict[str, Eer]:
-    """The official EER of each attack's spoof against all bona fide, by the attack's name in ascending order.
-
-    scores, is_bonafide, attack: (N,). Raises ValueError where `det_points` does.
-    """
-    bonafide, spoof, names = scores[is_bonafide], scores[~is_bonafide], attack[~is_bonafide]
-    return {str(name): official_eer(det_points(bonafide, spoof[names == name])) for name in sorted(set(names.tolist()))}

@@ -1,4 +1,4 @@
-"""Curves of one run on one set: DET points and score histograms thinned for a plot, their CSV files and drawings.
+"""Curves of one run on one set: DET points and score histograms thinned for a plot, and their CSV files.
 
 The CSV files hold exact values at the points that they keep, so that `dvc plots` and the page draw the same curves.
 """
@@ -6,12 +6,10 @@ The CSV files hold exact values at the points that they keep, so that `dvc plots
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +17,11 @@ from numpy.typing import NDArray
 from pipeline import files
 from pipeline.det import Det
 from pipeline.errors import InputError
-from pipeline.metrics.eer import official_eer
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 POINTS = 500  # of a DET curve: more than a plot can show
 BINS = 60  # of a histogram
-BONAFIDE_COLOUR, SPOOF_COLOUR = "#2b7bba", "#d1603d"
 DET_TICKS = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 WIDEST_LOW, USUAL_HIGH, BEYOND_EER = 0.05, 0.4, 0.05  # rates: how a DET plot chooses its range
-DOTS_PER_INCH = 144
 
 
 @dataclass(frozen=True)
@@ -142,6 +133,22 @@ def write_histogram(path: Path, shares: Histogram) -> None:
     _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof} | attacks)
 
 
+def write_dets(path: Path, dets: Mapping[str, Det]) -> None:
+    """Write the DET points of several systems as CSV: system, far, frr (shares in 0..1), threshold."""
+    rows = [
+        f"{name},{far!r},{frr!r},{threshold!r}"
+        for name, det in dets.items()
+        for far, frr, threshold in zip(det.far.tolist(), det.frr.tolist(), det.threshold.tolist(), strict=True)
+    ]
+    files.write_text(path, "\n".join(["system,far,frr,threshold", *rows]) + "\n")
+
+
+def write_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64]) -> None:
+    """Write EERs, (rows, columns) in percent, as CSV: system, then a column each."""
+    cells = [[name, *map(repr, line)] for name, line in zip(rows, percent.tolist(), strict=True)]
+    files.write_text(path, "\n".join(",".join(line) for line in [["system", *columns], *cells]) + "\n")
+
+
 def read_det(path: Path) -> Det:
     """Read what `write_det` wrote. Raises InputError, with file and line, where it is not that."""
     far, frr, threshold = _read_csv(path, ("far", "frr", "threshold"), stage="evaluate")
@@ -190,54 +197,3 @@ def _number(cell: str | None, *, where: str) -> float:
         return float(cell or "nan")
     except ValueError:
         raise InputError(f"{where}: expected a number, got {cell!r}") from None
-
-
-def draw_det(path: Path, det: Det) -> None:
-    """Draw a DET curve on probit axes as PNG, its EER point marked; the same curve gives the same bytes."""
-    eer = official_eer(det)
-    low, high = det_limits([det], [eer.eer])
-    far, frr = beyond_frame(det, low=low, high=high)
-    shown = [tick for tick in DET_TICKS if low <= tick <= high]
-    places, names = probit(np.array(shown), low=low, high=high), [f"{100 * tick:g}" for tick in shown]
-    figure, axes = _figure(width=5.0, height=5.0)
-    axes.plot(far, frr, color="#333333")
-    axes.plot(
-        max(far[eer.point], places[0]), max(frr[eer.point], places[0]), "o", color=SPOOF_COLOUR, clip_on=False, zorder=3
-    )
-    axes.set(xlim=places[[0, -1]], ylim=places[[0, -1]], xlabel="spoof accepted, %", ylabel="bona fide rejected, %")
-    axes.set_xticks(places, names)
-    axes.set_yticks(places, names)
-    axes.set_title(f"EER {100 * eer.eer:.2f} %")
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    _save(figure, path)
-
-
-def draw_histogram(path: Path, shares: Histogram, *, threshold: float) -> None:
-    """Draw a score histogram as PNG, the EER threshold marked; the same histogram gives the same bytes."""
-    figure, axes = _figure(width=6.0, height=3.5)
-    width = shares.centre[1] - shares.centre[0]
-    edges = np.append(shares.centre - width / 2, shares.centre[-1] + width / 2)
-    axes.stairs(100 * shares.spoof, edges, fill=True, alpha=0.55, color=SPOOF_COLOUR, label="spoof")
-    axes.stairs(100 * shares.bonafide, edges, fill=True, alpha=0.55, color=BONAFIDE_COLOUR, label="bona fide")
-    axes.axvline(threshold, color="#333333", linewidth=1.0, linestyle="--", label="EER threshold")
-    axes.set(xlabel="score", ylabel="share of the class, %")
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure, in inches, drawn by Agg; matplotlib is imported here, so that reading curves does not wait for it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    files.write_bytes(path, image.getvalue())

@@ -1,0 +1,279 @@
+"""EER, t-DCF, DCF and Cllr of score files, with confidence intervals, per attack, codec and speaker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pipeline import evaluation, keys, scorefile
+from pipeline.errors import SHOWN
+from pipeline.keys import Key
+from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, asv_rates
+from pipeline.scorefile import Joined, Layout, ScoreFile
+from pipeline.trials import Trials
+
+FOLDS = 1000
+EXAMPLES = """\
+layouts of SCORES (--format), told by the first line:
+  2019        utterance attack key score, with which --key may be left out
+  2021        utterance score
+  asvspoof5   filename<TAB>cm-score, below a line of these two words
+  csv         below a line that names the columns: utterance (filename, file) and score (cm-score, cm_score)
+
+Utterances are matched by name. A trial without a score is an error; a score without a trial is left out and counted.
+Higher scores must mean more bona fide: an EER above 50 % gives a warning, and the sign stays as it is.
+
+examples:
+  bonafide metrics scores.txt --key ASVspoof2019.LA.cm.eval.trl.txt --asv ASVspoof2019.LA.asv.eval.gi.trl.scores.txt
+  bonafide metrics scores.txt --key keys/LA/CM/trial_metadata.txt --split progress --json
+  bonafide metrics mine.txt theirs.txt --key ASVspoof5.eval.track_1.tsv        are they different by more than chance?
+  bonafide metrics dev.txt --key dev.csv                                       gives the threshold of dev, for
+  bonafide metrics eval.txt --key eval.csv --threshold 0.731                   the accuracy that it leads to on eval
+"""
+
+Report = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command. Raises InputError for files that cannot be used."""
+    given = _arguments(argv)
+    layout: Layout | None = None if given.format == "auto" else given.format
+    files = [scorefile.parse(path, layout) for path in given.scores]
+    key = keys.read(given.key, given.split, files[0])
+    report = _report(files, key, _asv(given, key), given.threshold, folds=given.folds)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else _table(report))
+    for system in report["systems"]:
+        for warning in system["warnings"]:
+            print(f"warning: {system['scores']}: {warning}", file=sys.stderr)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bonafide metrics",
+        description=f"{(__doc__ or '').strip()} One table, or with --json one object.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("scores", type=Path, nargs="+", metavar="SCORES", help="score files; of several, each is compared to the first")
+    add("--key", type=Path, help="what is bona fide: a protocol or key of a public corpus, a manifest, a trial table")
+    add("--split", metavar="NAME", help="part of the key that was scored; unless given, phase eval of a 2021 key")
+    add("--format", choices=("auto", *get_args(Layout)), default="auto", help="layout of SCORES (default: auto)")
+    asv = parser.add_mutually_exclusive_group()
+    asv.add_argument("--asv", type=Path, help="scores of the ASV, for the t-DCF: lines `source kind score`")
+    asv.add_argument(
+        "--asv-rates",
+        type=float,
+        nargs=3,
+        metavar=("P_FA", "P_MISS", "P_FA_SPOOF"),
+        help="or its error rates, shares in 0..1; a key of ASVspoof 5 brings those of its evaluation package",
+    )
+    add("--threshold", type=_finite, action="append", metavar="X", help="tell decisions at X; once for each of SCORES")
+    add(
+        "--folds", type=_count, default=FOLDS, metavar="N", help=f"resamples of the intervals, 0: none; default {FOLDS}"
+    )
+    add("--json", action="store_true", help="print one JSON object, speakers one by one")
+    given = parser.parse_args(argv)
+    if given.threshold and len(given.threshold) != len(given.scores):
+        parser.error(f"expected --threshold once for each of {len(given.scores)} score files, got {given.threshold}")
+    return given
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text!r}")
+    return int(text)
+
+
+def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
+    """The rates of the ASV: measured on its scores, given, or those of the ASVspoof 5 package for its keys."""
+    if given.asv:
+        measured = asv_rates(*scorefile.read_asv(given.asv))
+        return evaluation.checked_asv(measured, where=str(given.asv))
+    if given.asv_rates:
+        rates = dict(zip(("p_fa", "p_miss", "p_fa_spoof"), given.asv_rates, strict=True))
+        return evaluation.checked_asv(rates, where="--asv-rates")
+    return ASVSPOOF5_RATES if key.corpus == "asvspoof5" else None
+
+
+def _report(
+    files: Sequence[ScoreFile], key: Key, asv: AsvRates | None, thresholds: Sequence[float | None] | None, *, folds: int
+) -> Report:
+    """The object that --json prints."""
+    joined = [scorefile.join(file, key.trials, remedy=keys.MISSING) for file in files]
+    given = thresholds or [None for _ in files]
+    names = keys.short_names([file.path for file in files])
+    systems = [
+        _system(name, file, found, key.trials, asv=asv, threshold=threshold, folds=folds)
+        for name, file, found, threshold in zip(names, files, joined, given, strict=True)
+    ]
+    return {
+        "key": {"file": str(key.path), "corpus": key.corpus, "split": key.split}
+        | {"bonafide": systems[0]["bonafide"], "spoof": systems[0]["spoof"]},
+        "asv": vars(asv) if asv else None,
+        "folds": folds,
+        "systems": systems,
+        "comparisons": [
+            _comparison(name, names[0], key.trials, other, joined[0], folds=folds)
+            for name, other in zip(names[1:], joined[1:], strict=True)
+            if folds
+        ],
+    }
+
+
+def _system(
+    name: str,
+    file: ScoreFile,
+    joined: Joined,
+    table: Trials,
+    *,
+    asv: AsvRates | None,
+    threshold: float | None,
+    folds: int,
+) -> Report:
+    metrics = evaluation.evaluate(table, joined.scores, asv=asv, threshold=threshold, folds=folds)
+    return {
+        "name": name,
+        "scores": str(file.path),
+        "layout": file.layout,
+        "surplus": len(joined.surplus),
+        "surplus_first": joined.surplus[:SHOWN],
+        "warnings": evaluation.warnings(table, joined.scores, metrics),
+        **metrics,
+        **evaluation.by_speaker(table, joined.scores),
+    }
+
+
+def _comparison(name: str, first: str, table: Trials, found: Joined, other: Joined, *, folds: int) -> Report:
+    paired = evaluation.eer_difference(table, found.scores, other.scores, folds=folds)
+    return {
+        "system": name,
+        "against": first,
+        "eer_difference": paired.difference,
+        "interval": [paired.low, paired.high],
+        "p_value": paired.p_value,
+    }
+
+
+# The table
+
+Row = tuple[str, list[str]]  # a label, and the cell of each system
+
+
+def _table(report: Report) -> str:
+    systems = report["systems"]
+    rows: list[Row] = [("", [system["name"] for system in systems]), *_pooled(systems), *_grouped(systems)]
+    label_width = max(len(label) for label, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(systems))]
+    lines = [
+        "  ".join([label.ljust(label_width), *(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))])
+        for label, cells in rows
+    ]
+    return "\n".join([*_head(report), "", *(line.rstrip() for line in lines), "", *_notes(report)])
+
+
+def _head(report: Report) -> Iterator[str]:
+    key, asv = report["key"], report["asv"]
+    of = ", ".join(word for word in (key["corpus"], key["split"]) if word) or "a score file that tells them itself"
+    yield f"key  {key['file']} ({of}): {key['bonafide']} bona fide, {key['spoof']} spoof"
+    if asv:
+        yield "ASV  " + ", ".join(f"{name} {100 * rate:.5f} %" for name, rate in asv.items())
+
+
+def _pooled(systems: Sequence[Report]) -> Iterator[Row]:
+    yield _row("EER, %", systems, "eer", 2)
+    if "eer_interval_by_speaker" in systems[0]:
+        yield "  over speakers", [" " * 7 + _interval(system["eer_interval_by_speaker"], 2) for system in systems]
+    yield _row("  ties counted evenly", systems, "eer_interpolated", 2)
+    yield "  at the score", [f"{system['threshold']:.6g}".rjust(7) for system in systems]
+    costs = {
+        "min_tdcf_2019": "min t-DCF, 2019",
+        "min_tdcf_2021": "min t-DCF, 2021 and 5",
+        "min_dcf": "min DCF",
+        "act_dcf": "actual DCF *",
+        "cllr": "Cllr, bits *",
+        "min_cllr": "min Cllr, bits",
+    }
+    for name, label in costs.items():
+        if name in systems[0]:
+            yield _row(label, systems, name, 4)
+    if "at_threshold" in systems[0]:
+        decided = [system["at_threshold"] for system in systems]
+        yield "decisions at the score", [f"{at['threshold']:.6g}".rjust(7) for at in decided]
+        for name in ("accuracy", "balanced_accuracy"):
+            yield _row(f"  {name.replace('_', ' ')}, %", decided, name, 2)
+        yield _row("  bona fide rejected, %", decided, "frr", 2)
+        yield _row("  spoof accepted, %", decided, "far", 2)
+
+
+def _grouped(systems: Sequence[Report]) -> Iterator[Row]:
+    """EERs by attack, vocoder and codec, one a row; of the speakers, who may be thousands, the median and the worst."""
+    blank = [""] * len(systems)
+    for kind in ("attacks", "vocoders", "codecs"):
+        if first := systems[0][kind]:
+            yield "", blank
+            yield f"EER, %, of {len(first)} {kind}", blank
+            for name, group in first.items():
+                counts = " + ".join(f"{group[of]} {of}" for of in ("bonafide", "spoof") if of in group)
+                yield _row(f"  {name} ({counts})", [system[kind][name] for system in systems], "eer", 2)
+    if first := systems[0]["speakers"]:
+        yield "", blank
+        yield f"EER, %, of {len(first)} speakers", blank
+        yield "  median", [_median(system["speakers"]) for system in systems]
+        yield "  worst", [_worst(system["speakers"]) for system in systems]
+
+
+def _row(label: str, systems: Sequence[Mapping[str, Any]], name: str, digits: int) -> Row:
+    return label, [_cell(system, name, digits) for system in systems]
+
+
+def _cell(system: Mapping[str, Any], name: str, digits: int) -> str:
+    value = f"{system[name]:.{digits}f}".rjust(7)
+    return f"{value} {_interval(system[f'{name}_interval'], digits)}" if f"{name}_interval" in system else value
+
+
+def _interval(ends: Sequence[float], digits: int) -> str:
+    return "[{:.{digits}f}, {:.{digits}f}]".format(*ends, digits=digits)
+
+
+def _median(speakers: Mapping[str, Any]) -> str:
+    eers = sorted(group["eer"] for group in speakers.values())
+    return f"{(eers[(len(eers) - 1) // 2] + eers[len(eers) // 2]) / 2:.2f}".rjust(7)
+
+
+def _worst(speakers: Mapping[str, Any]) -> str:
+    name = max(speakers, key=lambda speaker: speakers[speaker]["eer"])
+    return f"{speakers[name]['eer']:.2f}".rjust(7) + f" ({name})"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    for found in report["comparisons"]:
+        yield (
+            f"{found['system']} - {found['against']}: EER {found['eer_difference']:+.2f} points "
+            f"{_interval(found['interval'], 2)}, p = {found['p_value']:.2g} (the same resamples of both)"
+        )
+    yield "*  of use for log-likelihood ratios in nats; on any other scale of scores they say little"
+    if report["folds"]:
+        yield f"[]  95 % confidence, from {report['folds']} resamples of the trials (over speakers: of the speakers)"
+    for kind in ("codecs", "speakers"):
+        if left_out := report["systems"][0].get(f"{kind}_left_out"):
+            yield f"{left_out} {kind} have trials of one class only and no EER"
+    for system in report["systems"]:
+        if system["surplus"]:
+            names = ", ".join(system["surplus_first"]) + (", ..." if system["surplus"] > SHOWN else "")
+            yield f"{system['name']}: left out {system['surplus']} scores that belong to no trial of the key: {names}"

@@ -1,0 +1,190 @@
+"""What is told of a system, against naive loops over the definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline import evaluation, trials
+from pipeline.det import det_points
+from pipeline.errors import InputError
+from pipeline.metrics.bootstrap import intervals, paired
+from pipeline.metrics.tdcf import AsvRates
+from pipeline.trials import Row, Trials
+
+ASV = AsvRates(p_fa=0.02, p_miss=0.03, p_fa_spoof=0.6)
+ATTACKS, VOCODERS, CODECS = ("A2", "A1", "-"), ("neural", "-"), ("mp3", "-", "ogg", "m4a")
+
+
+def make(count: int = 600, speakers: int = 12) -> Trials:
+    """Trials of which every third is bona fide; codec m4a has spoof only, speaker S0 bona fide only."""
+    rows = []
+    for i in range(count):
+        spoof = bool(i % 3)
+        codec = CODECS[(i // 3) % (4 if spoof else 3)]
+        speaker = (i // 6) % (speakers - 1) + 1 if spoof else (i // 3) % speakers
+        kinds = {"attack": ATTACKS[i % 5 % 3], "vocoder": VOCODERS[i % 2]} if spoof else {}
+        rows.append(
+            Row("here", f"u{i}", "-", "spoof" if spoof else "bonafide", speaker=f"S{speaker}", codec=codec, **kinds)
+        )
+    return trials.from_rows(rows, source="a test")
+
+
+@pytest.fixture(scope="module")
+def table() -> Trials:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def scores(table: Trials) -> NDArray[np.float64]:
+    shift = 2.0 * table.is_bonafide - (table.attack == "A2") + 0.5 * (table.codec == "mp3")
+    return np.random.default_rng(1).normal(size=len(table)) + shift
+
+
+def naive_eer(bonafide: NDArray[np.float64], spoof: NDArray[np.float64]) -> float:
+    """The official EER in percent by its definition: every point, bona fide rejected first."""
+    ordered = sorted([(s, False) for s in bonafide.tolist()] + [(s, True) for s in spoof.tolist()])
+    rejected, refused, best, eer = 0, 0, 2.0, 0.0
+    for _, is_spoof in [(None, None), *ordered]:
+        rejected, refused = rejected + (is_spoof is False), refused + (is_spoof is True)
+        frr, far = rejected / len(bonafide), 1 - refused / len(spoof)
+        if abs(frr - far) < best - 1e-12:
+            best, eer = abs(frr - far), (frr + far) / 2
+    return round(100 * eer, 5)
+
+
+def test_the_whole_equals_the_definitions(table: Trials, scores: NDArray[np.float64]) -> None:
+    found = evaluation.evaluate(table, scores, asv=ASV, threshold=0.7, folds=0)
+    bonafide, spoof = scores[table.is_bonafide], scores[~table.is_bonafide]
+    assert found["eer"] == naive_eer(bonafide, spoof)
+    assert abs(found["eer_interpolated"] - found["eer"]) < 0.5
+    assert (found["bonafide"], found["spoof"]) == (200, 400)
+    assert (spoof > found["threshold"]).mean() == pytest.approx(found["eer"] / 100, abs=0.005)
+    det = det_points(bonafide, spoof)
+    c0 = 0.9405 * 0.03 + 0.0095 * 10 * 0.02
+    c1, c2 = 0.9405 - c0, 0.5 * 0.6
+    tandem = min((c0 + c1 * frr + c2 * far) / (c0 + min(c1, c2)) for frr, far in zip(det.frr, det.far, strict=True))
+    assert found["min_tdcf_2021"] == pytest.approx(tandem, abs=1e-6)
+    m = min(c1, c2)
+    assert (c0 + m * found["min_tdcf_2019"]) / (c0 + m) == pytest.approx(tandem, abs=1e-6)
+    dcf = min((0.95 * frr + 0.5 * far) / 0.5 for frr, far in zip(det.frr, det.far, strict=True))
+    assert found["min_dcf"] == pytest.approx(dcf, abs=1e-6)
+    at_bayes = (0.95 * (bonafide < -np.log(1.9)).mean() + 0.5 * (spoof >= -np.log(1.9)).mean()) / 0.5
+    assert found["act_dcf"] == pytest.approx(at_bayes, abs=1e-6)
+    bits = np.log2(1 + np.exp(-bonafide)).mean() / 2 + np.log2(1 + np.exp(spoof)).mean() / 2
+    assert found["cllr"] == pytest.approx(bits, abs=1e-6)
+    assert 0 < found["min_cllr"] < found["cllr"]
+
+
+def test_decisions_at_a_given_threshold(table: Trials, scores: NDArray[np.float64]) -> None:
+    found = evaluation.evaluate(table, scores, threshold=0.7, folds=0)["at_threshold"]
+    right = (scores > 0.7) == table.is_bonafide
+    frr = 100 * (scores[table.is_bonafide] <= 0.7).mean()
+    far = 100 * (scores[~table.is_bonafide] > 0.7).mean()
+    expected = {"threshold": 0.7, "frr": frr, "far": far}
+    expected |= {"accuracy": 100 * right.mean(), "balanced_accuracy": 100 - (frr + far) / 2}
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_not_given_is_not_told(table: Trials, scores: NDArray[np.float64]) -> None:
+    found = evaluation.evaluate(table, scores, folds=0)
+    assert not [name for name in found if "tdcf" in name or "interval" in name or name == "at_threshold"]
+
+
+def test_groups_equal_a_loop_over_their_trials(table: Trials, scores: NDArray[np.float64]) -> None:
+    found = evaluation.evaluate(table, scores, folds=0) | evaluation.by_speaker(table, scores)
+    bonafide = scores[table.is_bonafide]
+    for kind, column in (("attacks", table.attack), ("vocoders", table.vocoder)):
+        assert list(found[kind]) == sorted({*column.tolist()} - {"-"})
+        for name, group in found[kind].items():
+            spoof = scores[(column == name) & ~table.is_bonafide]
+            assert group == {"eer": naive_eer(bonafide, spoof), "spoof": len(spoof)}
+    assert list(found["codecs"]) == ["-", "mp3", "ogg"]
+    assert list(found["speakers"]) == sorted(f"S{i}" for i in range(1, 12))
+    for kind, column in (("codecs", table.codec), ("speakers", table.speaker)):
+        for name, group in found[kind].items():
+            own, other = (scores[(column == name) & chosen] for chosen in (table.is_bonafide, ~table.is_bonafide))
+            assert group == {"eer": naive_eer(own, other), "bonafide": len(own), "spoof": len(other)}
+    assert (found["codecs_left_out"], found["speakers_left_out"]) == (1, 1)
+    assert sum(group["spoof"] for group in found["speakers"].values()) == 400
+
+
+def test_a_corpus_that_knows_nothing_has_empty_groups() -> None:
+    rows = [Row("here", f"u{i}", "-", "spoof" if i % 2 else "bonafide") for i in range(6)]
+    bare = trials.from_rows(rows, source="a test")
+    found = evaluation.evaluate(bare, np.arange(6.0), folds=20) | evaluation.by_speaker(bare, np.arange(6.0))
+    assert [found[kind] for kind in ("attacks", "vocoders", "codecs", "speakers")] == [{}, {}, {}, {}]
+    assert not [name for name in found if "left_out" in name]
+    assert "eer_interval_by_speaker" not in found
+
+
+def test_intervals_are_those_of_the_bootstrap(table: Trials, scores: NDArray[np.float64]) -> None:
+    found = evaluation.evaluate(table, scores, asv=ASV, folds=200, seed=3)
+    assert found == evaluation.evaluate(table, scores, asv=ASV, folds=200, seed=3)
+    for name in ("eer", "min_dcf", "min_tdcf_2019", "min_tdcf_2021"):
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
+
+    def eer(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
+        return float((frr + far)[np.argmin(np.abs(frr - far))]) / 2
+
+    trial = intervals(scores, table.is_bonafide, {"eer": eer}, folds=200, seed=3)["eer"]
+    speaker = intervals(scores, table.is_bonafide, {"eer": eer}, folds=200, seed=3, groups=table.speaker)["eer"]
+    assert found["eer_interval"] == pytest.approx([100 * trial.low, 100 * trial.high], abs=1e-5)
+    assert found["eer_interval_by_speaker"] == pytest.approx([100 * speaker.low, 100 * speaker.high], abs=1e-5)
+    assert found["eer_interval"] != found["eer_interval_by_speaker"]
+
+
+@pytest.mark.parametrize(("speakers", "told"), [(9, False), (10, True)])
+def test_few_speakers_have_no_interval_of_their_own(speakers: int, told: bool) -> None:
+    few = make(120, speakers=speakers)
+    found = evaluation.evaluate(few, np.random.default_rng(0).normal(size=120), folds=20)
+    assert ("eer_interval_by_speaker" in found) is told
+
+
+def test_the_difference_of_two_systems_is_paired(table: Trials, scores: NDArray[np.float64]) -> None:
+    worse = scores + np.random.default_rng(2).normal(size=len(scores))
+    found = evaluation.eer_difference(table, worse, scores, folds=200, seed=3)
+    eers = [evaluation.evaluate(table, values, folds=0)["eer"] for values in (worse, scores)]
+    assert found.difference == pytest.approx(eers[0] - eers[1], abs=1e-4)
+    assert 0 < found.low < found.difference < found.high
+
+    def eer(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
+        return float((frr + far)[np.argmin(np.abs(frr - far))]) / 2
+
+    share = paired(worse, scores, table.is_bonafide, eer, folds=200, seed=3)
+    assert (found.low, found.high, found.p_value) == (100 * share.low, 100 * share.high, share.p_value)
+
+
+def told(table: Trials, scores: NDArray[np.float64]) -> list[str]:
+    return evaluation.warnings(table, scores, evaluation.evaluate(table, scores, folds=0))
+
+
+def test_inverted_scores_give_a_warning_and_their_number_as_it_is(table: Trials, scores: NDArray[np.float64]) -> None:
+    assert told(table, scores) == []
+    upright, inverted = (evaluation.evaluate(table, s, folds=0) for s in (scores, -scores))
+    assert inverted["eer"] == pytest.approx(100 - upright["eer"], abs=0.3)
+    (warning,) = told(table, -scores)
+    assert warning.startswith(f"the EER is {inverted['eer']:.2f} %, above 50 %: the scores look inverted")
+
+
+def test_ties_that_move_the_eer_are_told_and_are_no_inversion(table: Trials) -> None:
+    (warning,) = told(table, np.zeros(len(table)))
+    assert warning == (
+        "600 trials of both classes share the score 0.0; the official EER is 100.00 %, "
+        "with ties counted evenly it is 50.00 %"
+    )
+
+
+def test_ties_within_a_class_are_no_cause_for_a_warning(table: Trials) -> None:
+    assert told(table, np.where(table.is_bonafide, 1.0, -1.0)) == []
+
+
+def test_asv_rates_that_cannot_be_used_are_named_with_their_place() -> None:
+    rates = {"p_fa": 0.02, "p_miss": 0.03, "p_fa_spoof": 0.6}
+    assert evaluation.checked_asv(rates, where="x") == ASV
+    with pytest.raises(InputError, match=r"^x: expected p_miss in 0\.\.1, got 3"):
+        evaluation.checked_asv(rates | {"p_miss": 3}, where="x")
+    with pytest.raises(InputError, match=r"^x: expected an ASV with which"):
+        evaluation.checked_asv(AsvRates(0.0, 0.0, 0.0), where="x")

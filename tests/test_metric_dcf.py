@@ -1,0 +1,98 @@
+"""The detection cost of ASVspoof5 against golden numbers, hand-derived cases and a naive loop."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.det import det_points
+from pipeline.metrics.dcf import BAYES_THRESHOLD, act_dcf, dcf, min_dcf
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics.npz"
+SETS = ("plain", "ties", "separated", "inverted", "tiny", "imbalance", "cosine", "cross_ties")
+
+SCORES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=20)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, NDArray[np.float64]]:
+    if not GOLDEN.is_file():
+        pytest.skip(f"no golden numbers at {GOLDEN}")
+    with np.load(GOLDEN, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_both_costs_equal_the_reference(golden: dict[str, NDArray[np.float64]], name: str) -> None:
+    bonafide, spoof = golden[f"{name}/bona"], golden[f"{name}/spoof"]
+    det = det_points(bonafide, spoof)
+    assert min_dcf(det) == pytest.approx(float(golden[f"{name}/min_dcf"]), rel=0, abs=1e-12)
+    assert act_dcf(bonafide, spoof) == pytest.approx(float(golden[f"{name}/act_dcf"]), rel=0, abs=1e-12)
+    # Rounding may pick a neighbour of the reference's threshold: the cost there must be the least all the same.
+    there = np.flatnonzero(det.threshold == golden[f"{name}/min_dcf_threshold"])
+    assert dcf(det.frr, det.far)[there].min() == pytest.approx(min_dcf(det), abs=1e-12)
+
+
+def test_all_golden_sets_are_tested(golden: dict[str, NDArray[np.float64]]) -> None:
+    assert tuple(golden["set_names"].tolist()) == SETS
+
+
+def test_the_threshold_follows_from_the_costs(golden: dict[str, NDArray[np.float64]]) -> None:
+    assert pytest.approx(-math.log(1.9), abs=1e-15) == BAYES_THRESHOLD
+    assert pytest.approx(float(golden["act_threshold"]), rel=0, abs=1e-12) == BAYES_THRESHOLD
+
+
+def test_a_miss_costs_almost_two_false_alarms() -> None:
+    # Sorted: s b s s b, so (FRR, FAR) is (0, 1) (0, 2/3) (1/2, 2/3) (1/2, 1/3) (1/2, 0) (1, 0).
+    det = det_points([2.0, 5.0], [1.0, 3.0, 4.0])
+    np.testing.assert_allclose(dcf(det.frr, det.far), [1, 2 / 3, 0.95 + 2 / 3, 0.95 + 1 / 3, 0.95, 1.9], atol=1e-15)
+    assert min_dcf(det) == pytest.approx(2 / 3)
+
+
+def test_a_score_at_the_threshold_is_accepted() -> None:
+    above, below = math.nextafter(BAYES_THRESHOLD, 1), math.nextafter(BAYES_THRESHOLD, -1)
+    assert act_dcf([BAYES_THRESHOLD, above], [below]) == 0
+    assert act_dcf([BAYES_THRESHOLD, below], [below]) == pytest.approx(0.95)
+    assert act_dcf([above], [below, BAYES_THRESHOLD]) == pytest.approx(0.5)
+
+
+def test_systems_that_say_nothing_or_everything() -> None:
+    assert min_dcf(det_points([0.0] * 3, [0.0] * 4)) == 1
+    assert min_dcf(det_points([1.0, 2.0], [0.0, 0.5])) == 0
+    assert act_dcf([-5.0], [-5.0]) == pytest.approx(1.9)  # it rejects everything
+    assert act_dcf([5.0], [5.0]) == 1  # it accepts everything
+
+
+@given(SCORES, SCORES)
+def test_the_least_cost_is_that_of_a_loop_and_below_the_actual_one(bonafide: list[float], spoof: list[float]) -> None:
+    det = det_points(bonafide, spoof)
+    loop = min((0.95 * frr + 0.5 * far) / 0.5 for frr, far in zip(det.frr.tolist(), det.far.tolist(), strict=True))
+    assert min_dcf(det) == pytest.approx(loop, abs=1e-12)
+    assert min_dcf(det) <= act_dcf(bonafide, spoof) + 1e-12
+
+
+@given(SCORES, SCORES)
+def test_only_the_actual_cost_knows_the_scale(bonafide: list[float], spoof: list[float]) -> None:
+    moved = det_points(np.exp(np.array(bonafide) / 3) - 7, np.exp(np.array(spoof) / 3) - 7)
+    assert min_dcf(moved) == min_dcf(det_points(bonafide, spoof))
+    assert act_dcf(np.array(bonafide) - 100, np.array(spoof) - 100) == pytest.approx(1.9)
+
+
+@pytest.mark.parametrize(
+    ("bonafide", "spoof", "message"),
+    [
+        ([], [1.0], "at least one bona fide score"),
+        ([1.0], [], "at least one spoof score"),
+        ([1.0], [float("nan")], "got 1 nan of 1"),
+        ([[1.0]], [1.0], r"got shape \(1, 1\)"),
+    ],
+)
+def test_what_is_no_list_of_scores_is_refused(bonafide: list[float], spoof: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        act_dcf(bonafide, spoof)
