@@ -47,7 +47,7 @@ class SetParams(_Section):
     protocol: str
     root: str
     split: str
-    quality: Name = "column"
+    quality: Name
     on_bad_audio: Literal["fail", "skip"] = "fail"
 
 

@@ -1,11 +1,13 @@
-"""Read one set of trials from its corpus, check it, read every audio file, write the trial table."""
+"""Read one set of trials from its corpus, check it, decode every audio file, write the trial table."""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 from pathlib import Path
 
-from pipeline import contracts, params, prepare, trials
+from pipeline import contracts, estimate, params, prepare, trials
 from pipeline.errors import InputError, run_command
 from pipeline.files import write_text
 
@@ -16,16 +18,25 @@ def main() -> None:
     parser.add_argument("--set", required=True, help="name of the set, a key of `sets` in the parameters")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=Path, required=True, help="the trial table to write (CSV)")
+    parser.add_argument(
+        "--quality-cache", type=Path, default=Path("data/quality"), help="folder of estimates of quality, a CSV a set"
+    )
     args = parser.parse_args()
     sets = params.load(args.params).sets
     if args.set not in sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(sets)}, got {args.set!r}")
     source = sets[args.set]
-    corpus = contracts.member("corpora", source.corpus)
-    table = corpus.trials(Path(source.root), Path(source.protocol), source.split)
-    write_text(args.trials, trials.to_csv(prepare.with_contents(table, Path(source.root))))
-    bonafide = int(table.is_bonafide.sum())
-    print(f"{args.set}: {len(table)} trials, {bonafide} bona fide, {len(table) - bonafide} spoof -> {args.trials}")
+    corpus, estimator = contracts.member("corpora", source.corpus), contracts.member("quality", source.quality)
+    root = Path(source.root)
+    found = corpus.trials(root, Path(source.protocol), source.split)
+    say = functools.partial(print, file=sys.stderr)
+    table = prepare.with_contents(found, root, on_bad_audio=source.on_bad_audio, say=say)
+    cache = args.quality_cache / f"{args.set}.csv"
+    table = estimate.with_quality(table, root, estimator=estimator, cache=cache)
+    write_text(args.trials, trials.to_csv(table))
+    bonafide, dropped = int(table.is_bonafide.sum()), len(found) - len(table)
+    counts = f"{len(table)} trials, {bonafide} bona fide, {len(table) - bonafide} spoof"
+    print(f"{args.set}: {counts}{f', {dropped} dropped' * (dropped > 0)} -> {args.trials}")
 
 
 if __name__ == "__main__":

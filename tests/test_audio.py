@@ -1,8 +1,11 @@
 """Audio: decoding, conversion, windows, and a clear refusal of everything that cannot be used."""
 
 import hashlib
+import io
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -100,7 +103,7 @@ def test_unusable_audio_is_refused_by_name(tmp_path: Path, kind: str, message: s
 def test_shortest_usable_audio(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", tone(16_000)[:400], 16_000)
     assert len(audio.load(tmp_path / "x.wav")) == 400
-    content = audio.probe(tmp_path / "x.wav")
+    content = audio.read(tmp_path / "x.wav").content
     assert content == hashlib.sha256((tmp_path / "x.wav").read_bytes()).hexdigest()[:16]
     assert len(audio.load(tmp_path / "x.wav", content=content)) == 400
     with pytest.raises(InputError, match=r"expected the bytes that the trial table knows \(digest 0\)"):
@@ -111,3 +114,249 @@ def test_shortest_usable_audio(tmp_path: Path) -> None:
 def test_whole_ogg_is_read(tmp_path: Path, subtype: str) -> None:
     soundfile.write(tmp_path / "x.ogg", tone(16_000, seconds=3), 16_000, format="OGG", subtype=subtype)
     assert abs(len(audio.load(tmp_path / "x.ogg")) - 48_000) < 400
+
+
+# What libsndfile cannot decode, and PyAV does
+
+
+def speech(rate: int, seconds: float = 3.0) -> np.ndarray:
+    """Quiet, then loud: an encoder with a variable bit rate spends few bits first. (samples,) float32."""
+    rng = np.random.default_rng(7)
+    n = int(rate * seconds)
+    level = np.where(np.arange(n) < n / 4, 0.001, 0.3)
+    return (level * (np.sin(2 * np.pi * 440 * np.arange(n) / rate) + rng.normal(0, 0.05, n))).astype(np.float32)
+
+
+def encoded(
+    container: str,
+    codec: str,
+    channels: np.ndarray,
+    *,
+    rate: int = 16_000,
+    container_options: dict[str, str] | None = None,
+    options: dict[str, str] | None = None,
+    target: object = None,
+) -> bytes:
+    """Samples (channels, n) in a container by FFmpeg; `target` is what it writes to, seekable or not."""
+    target = target or io.BytesIO()
+    layout = "mono" if len(channels) == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
+    frame.sample_rate, frame.pts = rate, 0
+    with av.open(target, "w", format=container, options=container_options or {}) as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout, options=options or {})
+        for part in av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate).resample(frame):
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+    return target.getvalue()
+
+
+class Pipe:
+    """A target that cannot be rewound: whoever writes to it cannot fill in lengths afterwards."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> int:
+        self.data += bytes(data)
+        return len(data)
+
+    def getvalue(self) -> bytes:
+        return self.data
+
+
+def flac_parts(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """STREAMINFO, VORBIS_COMMENT and the frames of a FLAC file that has these two blocks alone."""
+    size = int.from_bytes(data[43:46], "big")
+    assert (data[4], data[42], data[5:8]) == (0, 0x84, b"\0\0\x22")
+    return data[8:42], data[46 : 46 + size], data[46 + size :]
+
+
+def flac_of(info: bytes, comment: bytes, frames: bytes) -> bytes:
+    return (
+        b"fLaC\0" + len(info).to_bytes(3, "big") + info + b"\x84" + len(comment).to_bytes(3, "big") + comment + frames
+    )
+
+
+def irregular_flac(*, checksum: bool = True, length: bool = True, subtype: str = "PCM_16") -> bytes:
+    """Three seconds of sound FLAC whose comment block is longer than its comments, which libsndfile refuses."""
+    file = io.BytesIO()
+    soundfile.write(file, speech(16_000), 16_000, format="FLAC", subtype=subtype)
+    info, comment, frames = flac_parts(file.getvalue())
+    if not length:
+        info = info[:13] + bytes([info[13] & 0xF0]) + bytes(4) + info[18:]
+    if not checksum:
+        info = info[:18] + bytes(16)
+    return flac_of(info, comment + bytes(7), frames)
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+
+
+def heard(path: Path, data: bytes) -> audio.Audio:
+    path.write_bytes(data)
+    return audio.read(path)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("checksum", [True, False])
+@pytest.mark.parametrize("length", [True, False])
+def test_flac_with_irregular_metadata_is_read_to_the_bit(
+    tmp_path: Path, subtype: str, checksum: bool, length: bool
+) -> None:
+    soundfile.write(tmp_path / "x.flac", speech(16_000), 16_000, subtype=subtype)
+    regular = audio.read(tmp_path / "x.flac")
+    data = irregular_flac(checksum=checksum, length=length, subtype=subtype)
+    with pytest.raises(soundfile.LibsndfileError, match="unknown error in flac decoder"):
+        soundfile.SoundFile(io.BytesIO(data))
+    got = heard(tmp_path / "y.flac", data)
+    np.testing.assert_array_equal(got.samples, regular.samples)
+    assert (got.decoder, regular.decoder) == ("PyAV", "libsndfile")
+    assert got.content == audio.digest(data)
+
+
+def test_flac_that_was_piped_states_no_length(tmp_path: Path) -> None:
+    got = heard(tmp_path / "x.flac", encoded("flac", "flac", speech(16_000)[None], target=Pipe()))
+    assert got.decoder == "PyAV"
+    np.testing.assert_allclose(got.samples, speech(16_000), atol=1 / 32768)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate", "atol"),
+    [
+        ("ipod", "alac", 16_000, 1 / 32768),
+        ("ogg", "flac", 16_000, 1 / 32768),
+        ("ipod", "aac", 16_000, 0.05),
+        ("ipod", "aac", 44_100, 0.05),
+        ("mp4", "libopus", 48_000, 0.05),
+        ("mp3", "mp3", 16_000, 0.05),
+    ],
+)
+def test_formats_keep_level_and_time(tmp_path: Path, container: str, codec: str, rate: int, atol: float) -> None:
+    x = 0.3 * np.sin(2 * np.pi * 200 * np.arange(3 * rate) / rate) * np.hanning(3 * rate)
+    data = encoded(container, codec, x.astype(np.float32)[None], rate=rate)
+    got = heard(tmp_path / "x", data)
+    assert got.decoder == ("libsndfile" if container == "mp3" else "PyAV")
+    expected = 0.3 * np.sin(2 * np.pi * 200 * np.arange(48_000) / 16_000) * np.hanning(48_000)
+    assert 0 <= len(got.samples) - 48_000 < 1_024  # padding to whole frames of the codec
+    np.testing.assert_allclose(got.samples[:48_000], expected, atol=atol)
+
+
+def test_channels_of_m4a_are_averaged(tmp_path: Path) -> None:
+    left, right = speech(16_000), -0.5 * speech(16_000)
+    got = heard(tmp_path / "x.m4a", encoded("ipod", "alac", np.stack([left, right])))
+    np.testing.assert_allclose(got.samples, (left + right) / 2, atol=1 / 32768)
+
+
+def test_full_scale_of_every_type_of_sample() -> None:
+    for dtype, low, high in (("u1", 0, 255), ("i2", -(2**15), 2**15 - 1), ("i4", -(2**31), 2**31 - 1)):
+        middle = 128 if dtype == "u1" else 0
+        got = audio._full_scale(np.array([[low], [middle], [high]], dtype))
+        np.testing.assert_allclose(got, [[-1], [0], [1]], atol=2 / 2 ** (8 * np.dtype(dtype).itemsize))
+        assert got.dtype == np.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"flags": "+qscale", "global_quality": "472"}], ids=["constant", "variable"])
+@pytest.mark.parametrize("target", [io.BytesIO, Pipe])
+def test_mp3_is_read_to_its_end(tmp_path: Path, options: dict[str, str], target: type) -> None:
+    # without a frame count libsndfile takes the length from the first bit rate and stops there
+    data = encoded("mp3", "mp3", speech(16_000)[None], options=options, target=target())
+    got = heard(tmp_path / "x.mp3", data)
+    assert got.decoder == ("libsndfile" if target is io.BytesIO else "PyAV")
+    assert len(got.samples) == 48_000 if target is io.BytesIO else 48_000 < len(got.samples) < 50_400
+
+
+def damaged(kind: str) -> bytes:
+    """One kind of file that FFmpeg reads in part, with a hole, or with a noise, and mostly without a word."""
+    x = speech(16_000)[None]
+    if kind.startswith("m4a"):
+        data = encoded("ipod", "aac", x)
+        moov = data.index(b"moov") - 4
+        middle = data.index(b"mdat") + (moov - data.index(b"mdat")) // 2
+        if kind == "m4a cut in the index":
+            return data[:-300]
+        if kind == "m4a cut in fragments":
+            movflags = {"movflags": "frag_keyframe+empty_moov"}
+            data = encoded("ipod", "aac", x, container_options=movflags, options={"g": "10"})
+            return data[: int(0.6 * len(data))]
+        if kind == "m4a cut, index first":
+            free = data.index(b"free") - 4
+            return data[:free] + data[moov:] + data[free : (free + moov) // 2]
+        return data[:middle] + bytes(2_000) + data[middle + 2_000 :]
+    if kind.startswith("mp3"):
+        data = encoded("mp3", "mp3", x)
+        if kind == "mp3 cut":
+            return data[: len(data) // 2]
+        return data[: len(data) // 2] + bytes(2_000) + data[len(data) // 2 + 2_000 :]
+    if kind.startswith("opus"):
+        seconds = 0.8 if "one" in kind else 3.0
+        data = encoded("ogg", "libopus", speech(48_000, seconds)[None], rate=48_000)
+        return flipped(data, len(data) // 2)
+    if kind.startswith("ogg flac"):
+        data = encoded("ogg", "flac", x)
+        return data[: len(data) // 2] if kind == "ogg flac cut" else flipped(data, len(data) // 2)
+    data = irregular_flac(checksum="checksum" not in kind and "nothing" not in kind, length="nothing" not in kind)
+    return data[: len(data) // 2] if "cut" in kind else flipped(data, len(data) // 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("flac cut", "breaks off or is damaged"),
+        ("flac flipped", "breaks off or is damaged"),
+        ("flac without checksum cut", "breaks off or is damaged"),
+        ("flac without checksum flipped", "breaks off or is damaged"),
+        ("flac that states nothing cut", "breaks off or is damaged"),
+        ("flac that states nothing flipped", "breaks off or is damaged"),
+        ("ogg flac cut", "cut off"),
+        ("ogg flac flipped", "breaks off or is damaged"),
+        ("opus in one page", "breaks off or is damaged"),
+        ("opus in many pages", "cut off"),
+        ("m4a cut in the index", "cut off"),
+        ("m4a cut, index first", "cut off"),
+        ("m4a cut in fragments", "cut off"),
+        ("m4a zeroed", "breaks off or is damaged"),
+        ("mp3 cut", "cut off"),
+        ("mp3 zeroed", "breaks off or is damaged"),
+    ],
+)
+def test_damage_is_refused_whoever_decodes(tmp_path: Path, kind: str, message: str) -> None:
+    path = tmp_path / "bad.audio"
+    path.write_bytes(damaged(kind))
+    with pytest.raises(InputError, match=message) as error:
+        audio.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_film_without_sound_and_other_containers(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 16
+        film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))))
+        film.mux(stream.encode(None))
+    with pytest.raises(InputError, match="expected audio in one known format, got none"):
+        heard(tmp_path / "x.mp4", file.getvalue())
+    unknown = encoded("ipod", "alac", speech(16_000)[None]).replace(b"alac", b"xxxx")
+    with pytest.raises(InputError, match="expected audio in one known format, got none"):
+        heard(tmp_path / "x.m4a", unknown)
+    with pytest.raises(InputError, match="expected an audio file"):
+        heard(tmp_path / "x.webm", encoded("webm", "libopus", speech(48_000)[None], rate=48_000))
+
+
+@pytest.mark.parametrize("data", [irregular_flac(), encoded("ipod", "aac", speech(16_000)[None])], ids=["flac", "m4a"])
+def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=r'install PyAV, which may: pip install "bonafide\[av\]"'):
+        heard(tmp_path / "x", data)
+    soundfile.write(tmp_path / "x.wav", speech(16_000), 16_000)
+    assert audio.read(tmp_path / "x.wav").decoder == "libsndfile"
+
+
+def test_odd_tags_of_a_sound_file_do_no_harm(tmp_path: Path) -> None:
+    tag = b"ID3\x04\0\0\0\0\x08\0" + bytes(1_024)  # padding alone
+    info, comment, frames = flac_parts(irregular_flac())
+    latin = comment[:-7] + b"\xff\xfe\xff"
+    for data in (tag + irregular_flac(), flac_of(info, latin, frames)):
+        got = heard(tmp_path / "x.flac", data)
+        np.testing.assert_allclose(got.samples, speech(16_000), atol=1 / 32768)

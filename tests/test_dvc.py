@@ -41,6 +41,7 @@ def members(stage: PipelineStage) -> Iterator[str]:
     settings = params.load(ROOT / "params.yaml")
     if kind == "prepare":
         yield f"pipeline.corpora.{settings.sets[cell].corpus}"
+        yield f"pipeline.quality.{settings.sets[cell].quality}"
     if kind in ("train", "score"):
         yield f"pipeline.backends.{cell.split('-')[0]}"
     if kind == "train":
@@ -52,12 +53,27 @@ def test_every_stage_declares_what_its_script_imports(stages: list[PipelineStage
     for stage in stages:
         script = f"stages.{stage.name.split('@')[0]}"
         assert f"python -m {script} " in stage.cmd
-        modules = {script, *members(stage)}
+        modules = {script, *members(stage), *(rooms_of_corpora(graph) if script == "stages.prepare" else ())}
         modules |= {found for module in modules for found in graph.find_upstream_modules(module)}
         needed = {str(file_of(module)) for module in modules if speaks(file_of(module))}
         needed |= {str(path) for path in templates(needed)}
-        declared = {dep.def_path for dep in stage.deps if dep.def_path.startswith(("pipeline/", "stages/"))}
+        code = [dep.def_path for dep in stage.deps if dep.def_path.startswith(("pipeline/", "stages/"))]
+        declared = {path for dep in code for path in files_of(dep)}
         assert declared == needed, f"{stage.name}: {sorted(declared ^ needed)}"
+
+
+def files_of(dep: str) -> Iterator[str]:
+    """A declared file, or the modules of a declared folder."""
+    if (ROOT / dep).is_dir():
+        yield from (str(path.relative_to(ROOT)) for path in (ROOT / dep).glob("*.py") if speaks(path))
+    else:
+        yield dep
+
+
+def rooms_of_corpora(graph: grimp.ImportGraph) -> set[str]:
+    """What any corpus imports: `prepare` declares it for all of them, as dvc.yaml cannot choose by the name."""
+    found = {room for corpus in graph.find_children("pipeline.corpora") for room in graph.find_upstream_modules(corpus)}
+    return {room for room in found if not room.startswith("pipeline.corpora")}
 
 
 def templates(modules: set[str]) -> Iterator[Path]:

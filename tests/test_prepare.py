@@ -1,6 +1,11 @@
 """From anyone's corpus to a trial table: what is valid goes through, everything else is named with file and line."""
 
+import os
+import re
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,12 +14,14 @@ import pytest
 import soundfile
 
 from pipeline import audio, params, trials
+from pipeline import prepare as prepare_room
 from pipeline.corpora import manifest
 from pipeline.errors import InputError, exit_on_input_error
-from pipeline.prepare import with_contents
+from pipeline.prepare import in_order, with_contents
+from pipeline.quality import dnsmos
 from pipeline.trials import Row, from_rows
 from stages import prepare
-from tests.test_audio import write_bad
+from tests.test_audio import irregular_flac, write_bad
 
 ROOT = Path(__file__).parents[1]
 SPEECH = ROOT.parent / "shared" / "speech"
@@ -35,10 +42,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def change_set(folder: Path, line: str) -> None:
+    """Give the set `dev` this `key: value`."""
+    text = (folder / "params.yaml").read_text()
+    head, dev, tail = re.split(r"(?<=\n)(  dev:\n(?:    .*\n)+)", text, maxsplit=1)
+    kept = [old for old in dev.splitlines() if not old.strip().startswith(line.split(":")[0] + ":")]
+    (folder / "params.yaml").write_text("\n".join([head + kept[0], f"    {line}", *kept[1:], tail]))
+
+
 def run(folder: Path, lines: list[str], capsys: pytest.CaptureFixture[str], *, header: str = HEADER) -> tuple[int, str]:
     """Exit code and stderr of `prepare` on a manifest of these lines."""
     (folder / "trials.csv").write_text("\n".join([header, *lines]) + "\n")
     sys.argv = ["prepare", "--set", "dev", "--params", str(folder / "params.yaml"), "--trials", str(folder / "out.csv")]
+    sys.argv += ["--quality-cache", str(folder / "quality")]
     code = 0
     try:
         exit_on_input_error(prepare.main)
@@ -117,11 +133,14 @@ def test_bad_manifests_are_named(
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "no such file"),
         ("empty", "0 bytes"),
         ("not audio", "expected an audio file"),
         ("cut wav", "cut off"),
+        ("cut flac", "breaks off"),
+        ("cut ogg", "cut off"),
         ("short", "expected at least 25 ms"),
+        ("silent", "silent"),
+        ("nan", "1 samples are NaN"),
     ],
 )
 def test_unusable_audio_is_found_before_anything_is_computed(
@@ -130,16 +149,140 @@ def test_unusable_audio_is_found_before_anything_is_computed(
     write_bad(kind, folder / "d.wav")
     code, said = run(folder, [*GOOD, "d,d.wav,spoof,dev"], capsys)
     assert code == 2
-    assert said.startswith(f"error: 1 of 3 audio files cannot be used:\n  utterance d: {folder}/d.wav: ")
+    assert f"error: 1 of 3 audio files cannot be used:\n  utterance d: {folder}/d.wav: " in said
     assert message in said
+    assert said.endswith("mend or replace them; or drop these trials: on_bad_audio: skip\n")
+    assert not (folder / "out.csv").exists()
 
 
 def test_all_problems_are_told_at_once_but_not_more_than_ten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(13):
+        (folder / f"m{i}.wav").write_bytes(b"")
     code, said = run(folder, [*GOOD, *(f"m{i:02d},m{i}.wav,spoof,dev" for i in range(13))], capsys)
     assert code == 2
-    assert "13 of 15 audio files cannot be used" in said
-    assert said.count("no such file") == 10
+    assert "13 of 15 audio files cannot be used:\n  utterance m00: " in said
+    assert said.count("0 bytes") == 10
+    assert "utterance m09: " in said
     assert "... and 3 more" in said
+
+
+def test_missing_audio_is_listed_before_any_is_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(audio, "read")
+    lines = [*GOOD, *(f"m{i:02d},m{i}.wav,spoof,dev" for i in range(12)), "n,elsewhere/n.wav,spoof,dev"]
+    code, said = run(folder, lines, capsys)
+    assert code == 2
+    assert f"error: 13 of 15 audio files are missing:\n  utterance m00: {folder}/m0.wav\n" in said
+    assert "utterance m09: " in said
+    assert "utterance m10: " not in said
+    assert "... and 3 more\ncheck `root` of the set, the paths in its protocol, and the copy; " in said
+    assert said.endswith("or drop these trials: on_bad_audio: skip\n")
+
+
+def test_bad_audio_is_dropped_where_that_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bad("cut flac", folder / "d.flac")
+    lines = ["m,m.wav,bonafide,dev", *GOOD, "d,d.flac,spoof,dev", "n,nowhere/n.wav,spoof,dev", "e,c.wav,spoof,dev"]
+    change_set(folder, "on_bad_audio: skip")
+    code, said = run(folder, lines, capsys)
+    assert code == 0
+    missing, unusable = said.split("these trials are dropped (on_bad_audio: skip)\n")[:2]
+    assert f"2 of 6 audio files are missing:\n  utterance m: {folder}/m.wav\n  utterance n: " in missing
+    assert f"1 of 4 audio files cannot be used:\n  utterance d: {folder}/d.flac: the audio breaks off" in unusable
+    table = trials.read(folder / "out.csv")
+    assert table.utterance.tolist() == ["a", "b", "e"]
+    assert table.content.tolist() == [audio.digest((folder / name).read_bytes()) for name in table.path]
+
+
+def test_dropping_a_whole_class_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_set(folder, "on_bad_audio: skip")
+    lines = ["a,m.wav,bonafide,dev", "b,b.wav,spoof,dev", "c,c.wav,spoof,dev"]
+    code, said = run(folder, lines, capsys)
+    assert code == 2
+    assert f"1 of 3 audio files are missing:\n  utterance a: {folder}/m.wav\n" in said
+    assert "expected trials of both classes without these, got 0 bona fide and 2 spoof trials; check `root`" in said
+    change_set(folder, f"root: {folder}/nowhere")
+    code, said = run(folder, lines, capsys)
+    assert code == 2
+    assert "3 of 3 audio files are missing" in said
+    assert "got 0 bona fide and 0 spoof trials" in said
+    assert not (folder / "out.csv").exists()
+
+
+def test_other_audio_is_ignored_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("x.FLAC", "y.wav", "z.txt", "sub/b.wav", "sub/x.m4a", "other/x.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "b.wav").read_bytes())
+    (folder / "folder.wav").mkdir()
+    listed: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    code, said = run(folder, [*GOOD, "d,sub/b.wav,spoof,dev"], capsys)
+    assert code == 0
+    assert said == "audio files in the same folders that no trial names, ignored: 4\n"  # c.wav, x.FLAC, y.wav, x.m4a
+    assert [path for path in listed if Path(path).is_relative_to(folder)] == [folder, folder / "sub"]
+
+
+def test_what_pyav_decodes_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "de":
+        (folder / f"{name}.flac").write_bytes(irregular_flac())
+    lines = [GOOD[0], GOOD[1], "c,c.wav,spoof,dev", "d,d.flac,spoof,dev", "e,e.flac,bonafide,dev"]
+    assert run(folder, lines, capsys) == (
+        0,
+        "audio files that libsndfile cannot decode, decoded by PyAV: 2 of 5\n",
+    )
+
+
+def test_the_set_says_who_estimates_quality(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dnsmos, "estimate", lambda samples: 1 + len(samples) / 10_000)
+    change_set(folder, "quality: dnsmos")
+    lines = ["a,a.wav,bonafide,dev,2.5", "b,b.wav,spoof,dev,", "c,c.wav,spoof,dev,3"]
+    code, _ = run(folder, lines, capsys, header=HEADER + ",quality")
+    assert code == 0
+    expected = [round(1 + len(audio.load(folder / f"{name}.wav")) / 10_000, 4) for name in "abc"]
+    assert trials.read(folder / "out.csv").quality.tolist() == expected
+    assert (folder / "quality" / "dev.csv").read_text().count(dnsmos.identity()) == 3
+    change_set(folder, "quality: nobody")
+    code, said = run(folder, lines, capsys)
+    assert code == 2
+    assert "expected quality to be one of column, dnsmos, scoreq, got 'nobody'" in said
+
+
+def test_results_come_in_order_and_few_at_a_time() -> None:
+    asked: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(200):
+            asked.append(item)
+            yield item
+
+    def slow_at_first(item: int) -> int:
+        time.sleep(0.02 * (item % 7 == 0))
+        return item * item
+
+    results = in_order(slow_at_first, items(), workers=3)
+    for i, result in enumerate(results):
+        assert result == i * i
+        assert len(asked) <= i + 2 + 3 * prepare_room.AHEAD
+    assert i == 199
+
+
+def test_an_error_among_parallel_work_is_raised_and_ends_it() -> None:
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        time.sleep(0.001)
+        if item == 5:
+            raise ValueError("five")
+        done.append(item)
+
+    with pytest.raises(ValueError, match="five"), closing(in_order(work, range(10_000), workers=2)) as results:
+        list(results)
+    assert len(done) < 100
 
 
 def test_a_missing_manifest_and_one_that_is_not_text(tmp_path: Path) -> None:
