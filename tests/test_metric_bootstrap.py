@@ -354,8 +354,11 @@ def test_a_system_does_not_differ_from_itself(statistic: str) -> None:
     assert paired(scores, np.exp(scores), is_bonafide, STATISTICS[statistic], folds=50, seed=3) == found
 
 
-def test_turned_round_the_difference_changes_its_sign_alone() -> None:
-    a, b, is_bonafide = pair(better=1, seed=1, trials=4_000)
+@pytest.mark.parametrize("large", [2, 64])
+def test_turned_round_the_difference_changes_its_sign_alone(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    monkeypatch.setattr(bootstrap, "LARGE", large)
+    a, b, is_bonafide = pair(better=0.2, seed=1, trials=4_000)
+    a, b = np.round(2 * a), np.round(2 * b)  # so that many trials share a cell
     there, back = (paired(*both, is_bonafide, eer, folds=99, seed=3) for both in ((a, b), (b, a)))
     assert (back.difference, back.p_value) == (-there.difference, there.p_value)
     assert (back.low, back.high) == (pytest.approx(-there.high), pytest.approx(-there.low))

@@ -275,14 +275,14 @@ def test_an_error_among_parallel_work_is_raised_and_ends_it() -> None:
     done: list[int] = []
 
     def work(item: int) -> None:
-        time.sleep(0.001)
         if item == 5:
             raise ValueError("five")
+        time.sleep(0.02)
         done.append(item)
 
     with pytest.raises(ValueError, match="five"), closing(in_order(work, range(10_000), workers=2)) as results:
         list(results)
-    assert len(done) < 100
+    assert len(done) < 2 * prepare_room.AHEAD
 
 
 def test_a_missing_manifest_and_one_that_is_not_text(tmp_path: Path) -> None:
