@@ -20,9 +20,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.det import det_points, equal_point
+from pipeline.det import det_points
 from pipeline.metrics.bootstrap import Statistic, intervals, paired
-from pipeline.metrics.eer import official_eer
+from pipeline.metrics.eer import equal_rate, official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
 
 T = TypeVar("T")
@@ -33,14 +33,8 @@ SPEAKERS = 100
 PLAIN_FOLDS = 5
 
 
-def eer(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
-    """The official EER of DET points (P,)."""
-    point = equal_point(frr, far)
-    return float(frr[point] + far[point]) / 2
-
-
 STATISTICS: dict[str, Statistic] = {
-    "EER": eer,
+    "EER": equal_rate,
     "min t-DCF 2019": lambda frr, far: float(tdcf_2019(frr, far, ASVSPOOF5_RATES).min()),
     "min t-DCF 2021": lambda frr, far: float(tdcf_2021(frr, far, ASVSPOOF5_RATES).min()),
 }
@@ -96,7 +90,7 @@ def main() -> None:
     timed(
         f"the same, of {SPEAKERS} speakers", lambda: intervals(scores, is_bonafide, STATISTICS, groups=speaker, **folds)
     )
-    timed("EER of two systems, paired", lambda: paired(scores, other, is_bonafide, eer, **folds))
+    timed("EER of two systems, paired", lambda: paired(scores, other, is_bonafide, equal_rate, **folds))
     _, slow = timed(f"yardstick: {PLAIN_FOLDS} plain resamples", lambda: plain(bonafide, spoof))
     print(f"{'a fold, times faster than a plain one':42} {slow / PLAIN_FOLDS * args.folds / resampling:8.1f}")
     for (name, interval), value in zip(found.items(), values, strict=True):

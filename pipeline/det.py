@@ -27,7 +27,8 @@ class Det:
     threshold: NDArray[np.float64]
 
 
-def _checked(name: str, scores: ArrayLike) -> NDArray[np.float64]:
+def checked(name: str, scores: ArrayLike) -> NDArray[np.float64]:
+    """Scores of a class, (N,) float64. Raises ValueError, naming the class, for none, another shape or nan."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"expected at least one {name} score in one dimension, got shape {values.shape}")
@@ -42,7 +43,7 @@ def det_points(bonafide: ArrayLike, spoof: ArrayLike) -> Det:
     Among equal scores the bona fide are rejected first and one by one, as in the official packages.
     Raises ValueError for an empty class or nan. Source: ASVspoof 2019, 2021 and 5 evaluation packages.
     """
-    kept, refused = _checked("bona fide", bonafide), _checked("spoof", spoof)
+    kept, refused = checked("bona fide", bonafide), checked("spoof", spoof)
     scores = np.concatenate((kept, refused))  # (N,)
     order = np.argsort(scores, kind="stable")
     rejected = np.concatenate(([0], np.cumsum(order < kept.size)))  # (N + 1,) bona fide among the first k

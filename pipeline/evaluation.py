@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.det import Det, det_points, equal_point
+from pipeline.det import Det, det_points
 from pipeline.errors import InputError
 from pipeline.metrics import bootstrap
 from pipeline.metrics.bootstrap import Paired, Statistic
 from pipeline.metrics.cllr import cllr, min_cllr
 from pipeline.metrics.dcf import act_dcf, dcf, min_dcf
 from pipeline.metrics.decisions import at_threshold
-from pipeline.metrics.eer import interpolated_eer, official_eer
+from pipeline.metrics.eer import equal_rate, interpolated_eer, official_eer
 from pipeline.metrics.tdcf import AsvRates, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
 from pipeline.trials import UNKNOWN, Trials
 
@@ -92,7 +92,7 @@ def by_speaker(trials: Trials, scores: Scores) -> Metrics:
 
 def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int, seed: int = SEED) -> Paired:
     """The EER of one system minus that of another on the same trials, in percentage points, and its significance."""
-    found = bootstrap.paired(scores, others, trials.is_bonafide, _eer, folds=folds, seed=seed)
+    found = bootstrap.paired(scores, others, trials.is_bonafide, equal_rate, folds=folds, seed=seed)
     return Paired(100 * found.difference, 100 * found.low, 100 * found.high, found.p_value)
 
 
@@ -144,15 +144,9 @@ def _costs(det: Det, bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> d
     }
 
 
-def _eer(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
-    """The official EER of DET points (P,), a share in 0..1."""
-    point = equal_point(frr, far)
-    return float(frr[point] + far[point]) / 2
-
-
 def _intervals(trials: Trials, scores: Scores, asv: AsvRates | None, *, folds: int, seed: int) -> Metrics:
     """<metric>_interval: [low, high] of each metric that is read off the DET points."""
-    statistics: dict[str, Statistic] = {"eer": _eer, "min_dcf": lambda frr, far: float(dcf(frr, far).min())}
+    statistics: dict[str, Statistic] = {"eer": equal_rate, "min_dcf": lambda frr, far: float(dcf(frr, far).min())}
     if asv:
         statistics["min_tdcf_2019"] = lambda frr, far: float(tdcf_2019(frr, far, asv).min())
         statistics["min_tdcf_2021"] = lambda frr, far: float(tdcf_2021(frr, far, asv).min())

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import _checked
+from pipeline.det import checked
 
 MOST_THREADS = 8  # each holds up to 20 bytes a trial
 LARGE = 64  # trials, from where on one binomial draw takes less time than one draw a trial
@@ -179,7 +179,7 @@ def _walk(scores: ArrayLike, is_bonafide: ArrayLike) -> _Walk:
             f"expected scores (N,) and is_bonafide (N,) of bool, "
             f"got {values.shape} and {chosen.shape} of {chosen.dtype}"
         )
-    kept, refused = _checked("bona fide", values[chosen]), _checked("spoof", values[~chosen])
+    kept, refused = checked("bona fide", values[chosen]), checked("spoof", values[~chosen])
     order = np.argsort(np.concatenate((kept, refused)), kind="stable")  # (N,)
     bonafide = order < kept.size
     starts = np.concatenate(([True], bonafide[1:] & ~bonafide[:-1]))

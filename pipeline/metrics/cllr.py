@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import _checked
+from pipeline.det import checked
 
 
 def cllr(bonafide: ArrayLike, spoof: ArrayLike) -> float:
@@ -19,7 +19,7 @@ def cllr(bonafide: ArrayLike, spoof: ArrayLike) -> float:
     It does not overflow, where that of the ASVspoof5 package does beyond a score of ±709. Raises ValueError for an
     empty class or nan.
     """
-    kept, refused = _checked("bona fide", bonafide), _checked("spoof", spoof)
+    kept, refused = checked("bona fide", bonafide), checked("spoof", spoof)
     return float(np.logaddexp(0, -kept).mean() + np.logaddexp(0, refused).mean()) / (2 * float(np.log(2)))
 
 
@@ -29,7 +29,7 @@ def min_cllr(bonafide: ArrayLike, spoof: ArrayLike) -> float:
     The map is fitted on the same scores by pooling adjacent violators; equal scores stay equal. 0 for classes that are
     separated, 1 for scores that are all equal or the wrong way round. Raises ValueError for an empty class or nan.
     """
-    blocks = _blocks(_checked("bona fide", bonafide), _checked("spoof", spoof))
+    blocks = _blocks(checked("bona fide", bonafide), checked("spoof", spoof))
     kept, refused = np.array(_pooled(blocks), dtype=np.float64).T  # (K,) each
     shares = (kept / kept.sum(), refused / refused.sum())
     return (_bits(*shares) + _bits(*shares[::-1])) / 2

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import Det, _checked
+from pipeline.det import Det, checked
 
 PRIOR_SPOOF = 0.05
 COST_MISS = 1.0  # a bona fide trial rejected
@@ -43,6 +43,6 @@ def act_dcf(bonafide: ArrayLike, spoof: ArrayLike) -> float:
 
     For scores on another scale, such as cosines, it says little. Raises ValueError for an empty class or nan.
     """
-    frr = np.mean(_checked("bona fide", bonafide) < BAYES_THRESHOLD, keepdims=True)  # (1,)
-    far = np.mean(_checked("spoof", spoof) >= BAYES_THRESHOLD, keepdims=True)
+    frr = np.mean(checked("bona fide", bonafide) < BAYES_THRESHOLD, keepdims=True)  # (1,)
+    far = np.mean(checked("spoof", spoof) >= BAYES_THRESHOLD, keepdims=True)
     return float(dcf(frr, far)[0])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.det import _checked
+from pipeline.det import checked
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def at_threshold(bonafide: ArrayLike, spoof: ArrayLike, threshold: float) -> Dec
     the threshold comes from, the rejected bona fide and spoof can therefore be more than at its point, never fewer.
     Raises ValueError for an empty class, nan in the scores, or a threshold that is nan.
     """
-    kept, refused = _checked("bona fide", bonafide), _checked("spoof", spoof)
+    kept, refused = checked("bona fide", bonafide), checked("spoof", spoof)
     if np.isnan(threshold):
         raise ValueError("expected a threshold that is a number, got nan")
     rejected, accepted = int(np.sum(kept <= threshold)), int(np.sum(refused > threshold))

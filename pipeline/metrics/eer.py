@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.det import Det, equal_point
 
@@ -21,6 +22,12 @@ class Eer:
     point: int
 
 
+def equal_rate(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
+    """The official EER of DET points (P,), a share in 0..1; for what has points but no scores, as a resample."""
+    point = equal_point(frr, far)
+    return float((frr[point] + far[point]) / 2)
+
+
 def official_eer(det: Det) -> Eer:
     """The EER as published: the mean of both rates at the first point where they differ least.
 
@@ -28,7 +35,7 @@ def official_eer(det: Det) -> Eer:
     """
     point = equal_point(det.frr, det.far)
     return Eer(
-        eer=float((det.frr[point] + det.far[point]) / 2),
+        eer=equal_rate(det.frr, det.far),
         threshold=float(det.threshold[point]),
         point=point,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import Det, _checked, det_points, equal_point
+from pipeline.det import Det, checked, det_points, equal_point
 
 # The cost model of ASVspoof 2019, 2021 and 5: priors of what comes, costs of what goes wrong. The 2019 form prices
 # the countermeasure's errors apart from the ASV's, but at the same cost.
@@ -72,13 +72,13 @@ def asv_rates(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -> AsvR
     official EER of targets against non-targets. Raises ValueError for an empty kind or nan.
     Source: `obtain_asv_error_rates` of the ASVspoof 2019 and 2021 evaluation packages.
     """
-    claimed, others = _checked("target", target), _checked("non-target", nontarget)
+    claimed, others = checked("target", target), checked("non-target", nontarget)
     det = det_points(claimed, others)
     threshold = det.threshold[equal_point(det.frr, det.far)]
     return AsvRates(
         p_fa=float(np.mean(others >= threshold)),
         p_miss=float(np.mean(claimed < threshold)),
-        p_fa_spoof=float(np.mean(_checked("ASV spoof", spoof) >= threshold)),
+        p_fa_spoof=float(np.mean(checked("ASV spoof", spoof) >= threshold)),
     )
 
 
