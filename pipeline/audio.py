@@ -1,9 +1,9 @@
 """Audio files to windows of float32 mono samples at 16 kHz.
 
-libsndfile decodes first. It cannot open M4A, Ogg FLAC, and FLAC files with irregular metadata (part of ASVspoof 2021),
-and guesses the length of an MP3 or FLAC that does not tell it; those go to PyAV (FFmpeg), the extra `av`. FFmpeg skips
-over damage and reads as far as a file goes, so what it decodes is held against the length and the checksum that the
-file itself states: a file that is cut off or damaged is refused whoever decodes it.
+libsndfile decodes first. It refuses M4A, Ogg FLAC and some FLAC files (part of ASVspoof 2021; irregular metadata is one
+cause), and guesses the length of an MP3 or FLAC file that does not state it; those go to PyAV (FFmpeg), the extra `av`.
+FFmpeg skips over damage and reads as far as a file goes, so what it decodes is held against the length and the checksum
+that the file itself states: a file that is cut off or damaged is refused whoever decodes it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ SUFFIXES = frozenset({".aif", ".aiff", ".flac", ".m4a", ".mp3", ".mp4", ".oga", 
 
 OGG_FLAGS, OGG_LAST = 5, 4  # offset of a page's flags, and the flag of the last one (RFC 3533)
 ID3_HEADER = 10  # bytes before an ID3v2 tag, its size in the last four, seven bits each
-MPEG_SYNC = 0xE6E0  # masks of an MPEG audio frame's first two bytes: eleven bits set, and a layer
+MPEG_SYNC, MPEG_LAYER = 0xFFE0, 0x0006  # of an MPEG audio frame's first two bytes: the first eleven set, and a layer
 XING_WITHIN = 256  # bytes from the start of the first MPEG frame that hold the frame count, if there is one
 UNKNOWN_FRAMES = 2**62  # libsndfile's length of a FLAC file that does not state its own is above this
+UNKNOWN_BYTES = 0x7FFF_0000  # sizes above this stand in the header of a WAV that was piped: nobody filled them in
 DELAY_S = 0.1  # encoder delay and padding: what containers count and decoders drop, or the other way round
 
 Pad = Literal["repeat", "zero"]
@@ -124,8 +125,8 @@ def _container(data: bytes) -> str | None:
         return "ogg"
     if head[4:] == b"ftyp":
         return "mp4"
-    masked = int.from_bytes(head[:2], "big") & 0xFFE6
-    return "mp3" if start or masked > 0xFFE0 else None
+    first = int.from_bytes(head[:2], "big")
+    return "mp3" if start or (first & MPEG_SYNC == MPEG_SYNC and first & MPEG_LAYER) else None
 
 
 def _after_id3(data: bytes) -> int:
@@ -182,7 +183,7 @@ def _by_libsndfile(path: Path, data: bytes) -> tuple[Samples, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             # libsndfile shortens a cut-off WAV silently, noting it in its log alone
-            if "(should be" in file.extra_info:
+            if any(int(size) < UNKNOWN_BYTES for size in re.findall(r"(\d+) \(should be", file.extra_info)):
                 raise _cut_off(path)
             if file.frames > UNKNOWN_FRAMES or (file.format == "MP3" and not _counts_frames(data)):
                 raise _UndecodableError("the file does not state its length")

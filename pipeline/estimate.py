@@ -106,7 +106,7 @@ def _read(cache: Path, identity: str) -> dict[Key, float]:
     cache.parent.mkdir(parents=True, exist_ok=True)
     data = cache.read_bytes() if cache.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
-    if not whole and HEADER.encode().startswith(data):
+    if HEADER.encode().startswith(data):
         cache.write_text(HEADER, encoding="utf-8")
         return {}
     known = _entries(cache, whole, identity)
@@ -117,17 +117,15 @@ def _read(cache: Path, identity: str) -> dict[Key, float]:
 
 def _entries(cache: Path, data: bytes, identity: str) -> dict[Key, float]:
     """The estimates of one estimator in the bytes of a cache."""
-    columns = HEADER.strip().split(",")
     known: dict[Key, float] = {}
-    number = 1
+    lines = csv.reader(io.StringIO(data.decode(errors="surrogateescape"), newline=""))
     try:
-        for number, cells in enumerate(csv.reader(io.StringIO(data.decode(), newline="")), start=1):
-            if number == 1 and cells != columns:
-                raise ValueError(f"expected the columns {HEADER.strip()}, got {','.join(cells)}")
-            if number > 1:
-                utterance, content, estimator, mos = cells
-                if estimator == identity:
-                    known[utterance, content] = float(mos)
-    except (ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
-        raise InputError(f"{cache}:{number}: not a cache of estimates ({error}); move it away") from None
+        if ",".join(next(lines, [])) != HEADER.strip():
+            raise ValueError(f"expected the columns {HEADER.strip()}")
+        for utterance, content, estimator, mos in lines:
+            if estimator == identity:
+                known[utterance, content] = float(mos)
+    except (ValueError, csv.Error) as error:
+        line = max(1, lines.line_num)
+        raise InputError(f"{cache}:{line}: not a cache of estimates ({error}); move it away") from None
     return known

@@ -223,6 +223,12 @@ def test_flac_that_was_piped_states_no_length(tmp_path: Path) -> None:
     np.testing.assert_allclose(got.samples, speech(16_000), atol=1 / 32768)
 
 
+def test_wav_that_was_piped_states_no_length(tmp_path: Path) -> None:
+    got = heard(tmp_path / "x.wav", encoded("wav", "pcm_s16le", speech(16_000)[None], target=Pipe()))
+    assert got.decoder == "libsndfile"
+    np.testing.assert_allclose(got.samples, speech(16_000), atol=1 / 32768)
+
+
 @pytest.mark.parametrize(
     ("container", "codec", "rate", "atol"),
     [
