@@ -222,7 +222,7 @@ def _by_pyav(path: Path, data: bytes, *, reason: str) -> tuple[Samples, int]:
     if container == "mp3" and not _counts_frames(data):
         track = track._replace(stated=0)  # FFmpeg guesses, too
     if not _is_whole(track):
-        raise _damaged(path, f"libsndfile: {reason}; PyAV: {len(track.samples)} samples are not all that it states")
+        raise _damaged(path, f"libsndfile: {reason}; PyAV: {len(track.samples)} samples, not those that it states")
     return _full_scale(track.samples), track.rate
 
 

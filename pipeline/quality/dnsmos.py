@@ -4,6 +4,7 @@ Reddy, Gopal, Cutler, "DNSMOS P.835: A non-intrusive perceptual objective speech
 suppressors", ICASSP 2022. The model comes in the wheel of `speechmos`, and the estimate is what
 `speechmos.dnsmos.run(samples, 16000)["ovrl_mos"]` gives: the ordinary model, not the personalised one that hears other
 talkers as noise. speechmos itself is not imported: it needs librosa, for a second model (P.808) that is not asked here.
+Beyond 17 s, speechmos loses some windows to a rounding error; here they count, which changes a MOS by some thousandths.
 """
 
 from __future__ import annotations
