@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -118,7 +119,7 @@ def fit(
         curves=tuple(curves),
         kept=tuple(sorted(epoch for _, epoch, _ in best)),
         dev_eer=100 * dev_error.eer,
-        dev_threshold=dev_error.threshold,
+        dev_threshold=float(str(np.float32(dev_error.threshold))),  # as a score file would hold it
         parameters=sum(p.numel() for module in (backend, loss) for p in module.parameters()),
     )
 

@@ -70,7 +70,7 @@ class Project:
 
 def _small(folder: Path) -> dict:
     settings = YAML(typ="safe").load(ROOT / "params.yaml")
-    corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": str(folder / "audio")}
+    corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": str(folder / "audio"), "quality": "column"}
     settings["sets"] = {name: {**corpus, "split": name} for name in ("train", "dev")}
     settings["encoder"]["random"] = {
         "layers": 2, "width": 32, "heads": 2, "feedforward": 32, "conv_channels": 16, "seed": 1,
@@ -78,7 +78,7 @@ def _small(folder: Path) -> dict:
     settings["extract"] |= {"layers": [1, 2], "window": {"samples": 4_000, "pad": "repeat"}, "shard": 20}
     settings["train"] |= {"epochs": 2}
     settings["grid"] = {"backend": ["linear"], "loss": ["aoc", "qamo"]}
-    settings["evaluate"] = {"sets": ["dev"]}
+    settings["evaluate"] = {"sets": ["dev"], "bootstrap": 100, "asv": {}}
     settings["report"] = {"sort_by": "dev"}
     return settings
 
@@ -157,8 +157,11 @@ def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) ->
 
 TRAIN = "train --backend linear --loss aoc --trials data/trials --features {features} --run r --metrics m --curves c"
 EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --receipt r.json"
+EVALUATE = (
+    "evaluate --set dev --scores {scores} --trials data/trials/dev.csv --training {training} --metrics m --plots p"
+)
 SCORE = (
-    "score --run {run} --index data/index/linear-{index} --trials data/trials/dev.csv "
+    "score --set {set} --run {run} --index data/index/linear-{index} --trials data/trials/dev.csv "
     "--features data/features/dev.json --scores s.txt"
 )
 
@@ -178,11 +181,19 @@ SCORE = (
         ),
         (TRAIN.format(features="none"), "none/train.json: no receipt there; run `dvc repro -f extract`"),
         (TRAIN.format(features="mixed"), "run `dvc repro extract`"),
-        (SCORE.format(run="data/runs/linear-aoc", index="qamo"), "not the centroids of data/runs/linear-aoc"),
-        (SCORE.format(run="none", index="aoc"), "none/run.json: no trained run there"),
-        (SCORE.format(run="data/runs/linear-aoc", index="none"), "no centroid index there; run `dvc repro -f index`"),
+        (
+            SCORE.format(set="dev", run="data/runs/linear-aoc", index="qamo"),
+            "not the centroids of data/runs/linear-aoc",
+        ),
+        (SCORE.format(set="dev", run="none", index="aoc"), "none/run.json: no trained run there"),
+        (
+            SCORE.format(set="dev", run="data/runs/linear-aoc", index="none"),
+            "no centroid index there; run `dvc repro -f index`",
+        ),
+        (SCORE.format(set="nope", run="data/runs/linear-aoc", index="aoc"), "expected one of dev, train, got 'nope'"),
         ("index --run none --index i", "no trained run there; run `dvc repro -f train`"),
-        ("evaluate --scores none.txt --trials data/trials/dev.csv --metrics m --plots p", "none.txt"),
+        (EVALUATE.format(scores="none.txt", training="data/metrics/linear-aoc.json"), "none.txt"),
+        (EVALUATE.format(scores="data/scores/linear-aoc/dev.txt", training="other.json"), "run `dvc repro -f train`"),
         ("report --params none.yaml --metrics data/metrics --plots data/plots --curves c --out o", "none.yaml"),
         ("encoder --card README/card.json", "README"),
     ],
