@@ -68,6 +68,8 @@ def main() -> None:
     print(f"{len(taps)} layers up to {highest}, {t} frames: {size:,} bytes and {work / 1e9:.0f} GFLOP an utterance")
     total = 0
     for name, source in settings.sets.items():
+        if (source.corpus, source.split) not in UTTERANCES:
+            raise SystemExit(f"error: {name}: expected a public corpus, got {source.corpus}, split {source.split}")
         count = UTTERANCES[source.corpus, source.split]
         total += count
         print(f"{name:8} {count:8,} utterances {size * count / 1e9:8,.0f} GB {hours(count, work, args.tflops):6.2f} h")

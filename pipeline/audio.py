@@ -31,6 +31,7 @@ MPEG_SYNC, MPEG_LAYER = 0xFFE0, 0x0006  # of an MPEG audio frame's first two byt
 XING_WITHIN = 256  # bytes from the start of the first MPEG frame that hold the frame count, if there is one
 UNKNOWN_FRAMES = 2**62  # libsndfile's length of a FLAC file that does not state its own is above this
 UNKNOWN_BYTES = 0x7FFF_0000  # sizes above this stand in the header of a WAV that was piped: nobody filled them in
+BLOCK = 1_000_000  # samples read at once: a minute at 16 kHz
 DELAY_S = 0.1  # encoder delay and padding: what containers count and decoders drop, or the other way round
 
 Pad = Literal["repeat", "zero"]
@@ -187,7 +188,11 @@ def _by_libsndfile(path: Path, data: bytes) -> tuple[Samples, int]:
                 raise _cut_off(path)
             if file.frames > UNKNOWN_FRAMES or (file.format == "MP3" and not _counts_frames(data)):
                 raise _UndecodableError("the file does not state its length")
-            channels: Samples = file.read(dtype="float32", always_2d=True)
+            # block by block: a damaged header may state billions of samples, and they would be allocated at once
+            blocks = [file.read(BLOCK, dtype="float32", always_2d=True)]
+            while len(blocks[-1]) == BLOCK:
+                blocks.append(file.read(BLOCK, dtype="float32", always_2d=True))
+            channels: Samples = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
             if len(channels) < file.frames:
                 raise InputError(
                     f"{path}: expected {file.frames} samples by the header, got {len(channels)}; the file is cut off, "

@@ -28,6 +28,8 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         message = str(error)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os._exit(0)
     except OSError as error:  # no permission, no space, no such folder: the system's words say which and where
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     else:
@@ -50,7 +52,11 @@ def run_command(main: Callable[[], None]) -> None:
 
     Taking torch apart again takes 0.4 s, an eighth of what a small training costs; all files are written by then.
     """
-    exit_on_input_error(main)
-    sys.stdout.flush()
-    sys.stderr.flush()
+
+    def flushed() -> None:
+        main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    exit_on_input_error(flushed)
     os._exit(0)

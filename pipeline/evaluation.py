@@ -20,7 +20,7 @@ from pipeline.metrics.cllr import cllr, min_cllr
 from pipeline.metrics.dcf import act_dcf, dcf, min_dcf
 from pipeline.metrics.decisions import at_threshold
 from pipeline.metrics.eer import equal_rate, interpolated_eer, official_eer
-from pipeline.metrics.tdcf import AsvRates, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
+from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
 from pipeline.trials import UNKNOWN, Trials
 
 SEED = 1  # of the resamples, unless another is asked for
@@ -45,7 +45,7 @@ def evaluate(
     """Every metric of the scores (N,) of N trials.
 
         eer, eer_interpolated       %, official, and with ties counted evenly
-        eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for every cost below
+        eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for min t-DCF and min DCF
         eer_interval_by_speaker     the same with speakers resampled, where at least ten are known, and all trials' are
         threshold                   the score of the official EER
         bonafide, spoof             numbers of trials
@@ -55,7 +55,7 @@ def evaluate(
         min_cllr                    bits, after the best monotone calibration
         at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far in %, of decisions at it
         attacks, vocoders           {name: {eer, spoof}}: the spoof made by it against all bona fide
-        codecs                      {name: {eer, bonafide, spoof}}: the trials of that codec alone; - has those of none
+        codecs                      {name: {eer, bonafide, spoof}}: the trials of that codec alone
         codecs_left_out             how many codecs have one class only, if any
 
     Args:
@@ -80,14 +80,29 @@ def evaluate(
         found |= _intervals(trials, scores, asv, folds=folds, seed=seed)
     found["attacks"] = _against_all_bonafide(trials.attack, trials, scores)
     found["vocoders"] = _against_all_bonafide(trials.vocoder, trials, scores)
-    codecs = _rows(trials.codec)
-    return found | _within("codecs", {} if codecs.keys() == {UNKNOWN} else codecs, trials, scores)
+    return found | _within("codecs", _known(trials.codec), trials, scores)
 
 
 def by_speaker(trials: Trials, scores: Scores) -> Metrics:
     """`speakers` {name: {eer, bonafide, spoof}}, each of its trials alone; `speakers_left_out` of one class, if any."""
-    speakers = {name: rows for name, rows in _rows(trials.speaker).items() if name != UNKNOWN}
-    return _within("speakers", speakers, trials, scores)
+    return _within("speakers", _known(trials.speaker), trials, scores)
+
+
+def by_attack_and_codec(trials: Trials, scores: Scores) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """EERs in percent of each attack through each codec against the bona fide of that codec: attacks, codecs, (A, C).
+
+    nan where one of the two is missing.
+    """
+    attacks, codecs = _known(trials.attack), _known(trials.codec)
+    percent = np.full((len(attacks), len(codecs)), np.nan)
+    for column, through in enumerate(codecs.values()):
+        bonafide = scores[through][trials.is_bonafide[through]]
+        spoof = through[~trials.is_bonafide[through]]
+        for row, name in enumerate(attacks):
+            chosen = scores[spoof[trials.attack[spoof] == name]]
+            if len(bonafide) and len(chosen):
+                percent[row, column] = 100 * official_eer(det_points(bonafide, chosen)).eer
+    return list(attacks), list(codecs), percent
 
 
 def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int, seed: int = SEED) -> Paired:
@@ -100,19 +115,26 @@ def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list
     """What a reader of the EER must know: scores that look inverted, and ties that decide it."""
     told: list[str] = []
     eer, fair, threshold = metrics["eer"], metrics["eer_interpolated"], metrics["threshold"]
-    if min(eer, fair) > 50:
+    beyond = scores[scores > threshold]
+    tied = [_tied(trials, scores, at) for at in (threshold, beyond.min() if len(beyond) else threshold)]
+    if any(tied) and abs(fair - eer) > TIES_MATTER:
         told.append(
-            f"the EER is {eer:.2f} %, above 50 %: the scores look inverted, but higher must mean more bona fide. "
-            "They are evaluated as they are; if higher means spoof in this file, negate its scores"
-        )
-    tied = scores == threshold
-    both = bool((tied & trials.is_bonafide).any() and (tied & ~trials.is_bonafide).any())
-    if both and abs(fair - eer) > TIES_MATTER:
-        told.append(
-            f"{int(tied.sum())} trials of both classes share the score {threshold}; the official EER is {eer:.2f} %, "
+            f"{max(tied)} trials of both classes share one score near {threshold}; the official EER is {eer:.2f} %, "
             f"with ties counted evenly it is {fair:.2f} %"
         )
+    if fair > 50 or (eer > 50 and not any(tied)):
+        told.insert(
+            0,
+            f"the EER is {eer:.2f} %, above 50 %: the scores look inverted, but higher must mean more bona fide. "
+            "They are evaluated as they are; if higher means spoof in this file, negate its scores",
+        )
     return told
+
+
+def _tied(trials: Trials, scores: Scores, at: float) -> int:
+    """How many trials have the score `at`, if both classes do."""
+    chosen = trials.is_bonafide[scores == at]
+    return len(chosen) if 0 < chosen.sum() < len(chosen) else 0
 
 
 def checked_asv(rates: Mapping[str, float] | AsvRates, *, where: str) -> AsvRates:
@@ -123,6 +145,11 @@ def checked_asv(rates: Mapping[str, float] | AsvRates, *, where: str) -> AsvRate
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     return asv
+
+
+def corpus_asv(corpus: str | None) -> AsvRates | None:
+    """The ASV rates that the official evaluation package of a corpus brings along, if it does."""
+    return ASVSPOOF5_RATES if corpus == "asvspoof5" else None
 
 
 def _percent(share: float) -> float:
@@ -164,12 +191,12 @@ def _intervals(trials: Trials, scores: Scores, asv: AsvRates | None, *, folds: i
     return found
 
 
-def _rows(names: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
-    """The rows of each name, both ascending; in one pass, as there may be thousands of names."""
+def _known(names: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
+    """The rows of each known name, both ascending; in one pass, as there may be thousands of names."""
     numbers: dict[str, int] = {}
     number = np.array([numbers.setdefault(name, len(numbers)) for name in names.tolist()])  # (N,)
     rows = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
-    return {name: rows[numbers[name]] for name in sorted(numbers)}
+    return {name: rows[numbers[name]] for name in sorted(numbers) if name != UNKNOWN}
 
 
 def _against_all_bonafide(names: NDArray[np.str_], trials: Trials, scores: Scores) -> Metrics:
@@ -177,8 +204,7 @@ def _against_all_bonafide(names: NDArray[np.str_], trials: Trials, scores: Score
     bonafide, spoof = scores[trials.is_bonafide], scores[~trials.is_bonafide]
     return {
         name: {"eer": _percent(official_eer(det_points(bonafide, spoof[rows])).eer), "spoof": len(rows)}
-        for name, rows in _rows(names[~trials.is_bonafide]).items()
-        if name != UNKNOWN
+        for name, rows in _known(names[~trials.is_bonafide]).items()
     }
 
 

@@ -279,7 +279,7 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, with or without a byte order mark."""
     if not path.is_file():
-        raise InputError(f"{path}: no such protocol; check the path (`protocol` in the set's parameters)")
+        raise InputError(f"{path}: no such protocol or key; check the path")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:

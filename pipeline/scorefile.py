@@ -35,6 +35,7 @@ LAYOUTS: dict[Layout, str] = {
 UTTERANCE_COLUMNS = ("utterance", "filename", "file")  # names that the first line of a CSV file may give them
 SCORE_COLUMNS = ("score", "cm-score", "cm_score")
 CORPUS_LAYOUTS: dict[str, Layout] = {"asvspoof2019_la": "2019", "asvspoof5": "asvspoof5"}
+GREATEST = 1e100  # of a score, either sign
 AUDIO_SUFFIXES = (".flac", ".wav")
 ASV_LAYOUT, ASV_KINDS = "source kind score", ("target", "nontarget", "spoof")
 
@@ -243,14 +244,17 @@ Faults = list[tuple[int, str]]  # rows, from 0, and what is wrong with each
 
 
 def _numbers(utterance: Sequence[str], text: Sequence[str]) -> tuple[NDArray[np.float64], Faults]:
-    """Scores (M,), and the rows whose score is not a finite number; float() alone would also take nan, inf and 1_0."""
+    """Scores (M,), and the rows whose score is not a finite number; float() alone would also take nan, inf and 1_0.
+
+    A score beyond `GREATEST` is refused too: what is computed from it would overflow.
+    """
     try:
         score = np.array(list(map(float, text)), dtype=np.float64)
-        if np.isfinite(score).all() and "_" not in "".join(text):
+        if (np.abs(score) <= GREATEST).all() and "_" not in "".join(text):
             return score, []
     except ValueError:
         score = np.zeros(0)
-    bad = [i for i, word in enumerate(text) if not _is_number(word) or not np.isfinite(float(word)) or "_" in word]
+    bad = [i for i, word in enumerate(text) if not _is_number(word) or not abs(float(word)) <= GREATEST or "_" in word]
     return score, [(i, f"utterance {utterance[i]}: expected a finite score, got {text[i]!r}") for i in bad]
 
 

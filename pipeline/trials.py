@@ -105,7 +105,7 @@ def _problem(row: Row) -> str | None:
     try:
         _mos(row.quality)
     except ValueError:
-        return f"utterance {row.utterance}: expected a quality (MOS) from 1 to 5 or nothing, got {row.quality!r}"
+        return f"utterance {row.utterance}: expected a quality (MOS) from 0 to 6 or nothing, got {row.quality!r}"
     return None
 
 

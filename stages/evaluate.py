@@ -12,7 +12,7 @@ from pipeline import evaluation, files, params, scorefile, trials
 from pipeline.det import Det, det_points
 from pipeline.errors import InputError, run_command
 from pipeline.metrics.eer import official_eer
-from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates
+from pipeline.metrics.tdcf import AsvRates
 from pipeline.params import Params
 from pipeline.report import curves, plots
 
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores = scorefile.read(given.scores, table)
     metrics = evaluation.evaluate(table, scores, asv=asv, threshold=dev_threshold, folds=settings.evaluate.bootstrap)
     det = det_points(scores[table.is_bonafide], scores[~table.is_bonafide])
-    shares = curves.histogram(scores, table.is_bonafide)
+    shares = curves.histogram(scores, table.is_bonafide, attack=table.attack)
     _plot(given.plots, given.training.stem, det, shares, dev_threshold=dev_threshold)
-    files.write_text(given.metrics, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    files.write_text(given.metrics, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     for warning in evaluation.warnings(table, scores, metrics):
         print(f"warning: {given.scores}: {warning}", file=sys.stderr)
     print(f"EER {metrics['eer']:.2f} % of {metrics['bonafide']} bona fide and {metrics['spoof']} spoof trials")
@@ -60,16 +60,15 @@ def _asv(settings: Params, name: str) -> AsvRates | None:
         raise InputError(f"{settings.where('sets')}: expected one of {', '.join(settings.sets)}, got {name!r}")
     if rates := settings.evaluate.asv.get(name):
         return evaluation.checked_asv(rates.model_dump(), where=settings.where("evaluate", "asv", name))
-    return ASVSPOOF5_RATES if settings.sets[name].corpus == "asvspoof5" else None
+    return evaluation.corpus_asv(settings.sets[name].corpus)
 
 
 def _plot(folder: Path, run: str, det: Det, shares: curves.Histogram, *, dev_threshold: float) -> None:
-    eer = official_eer(det)
-    thinned = curves.taken(det, curves.thin(det, keep=[eer.point]))
-    curves.write_det(folder / "det.csv", thinned)
-    plots.draw_dets(folder / "det.png", {run: thinned})
+    shown = curves.thinned(det)
+    curves.write_det(folder / "det.csv", shown)
+    plots.draw_dets(folder / "det.png", {run: shown})
     curves.write_histogram(folder / "histogram.csv", shares)
-    thresholds = {"EER threshold": eer.threshold, "dev threshold": dev_threshold}
+    thresholds = {"EER threshold": official_eer(det).threshold, "dev threshold": dev_threshold}
     plots.draw_histogram(folder / "histogram.png", shares, thresholds=thresholds)
 
 

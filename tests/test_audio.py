@@ -387,3 +387,15 @@ def test_odd_tags_of_a_sound_file_do_no_harm(tmp_path: Path) -> None:
     for data in (tag + irregular_flac(), flac_of(info, latin, frames)):
         got = heard(tmp_path / "x.flac", data)
         np.testing.assert_allclose(got.samples, speech(16_000), atol=1 / 32768)
+
+
+def test_a_header_that_states_billions_of_samples_allocates_nothing_of_the_sort(tmp_path: Path) -> None:
+    path = tmp_path / "x.flac"
+    soundfile.write(path, (0.3 * np.sin(np.arange(24_000) / 20)).astype(np.float32), 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F  # STREAMINFO: the length of the stream is 36 bits, here all ones
+    data[22:26] = b"\xff" * 4
+    data[26:42] = bytes(16)  # no checksum, which would prove that all samples are there
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="breaks off or is damaged .*24000 samples, not those that it states"):
+        audio.load(path)

@@ -395,7 +395,7 @@ def test_words_that_make_no_sense_end_with_usage(
 def test_the_entry_point_lists_its_commands_and_knows_no_others(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.dispatch(["--help"])
-    assert "\n  metrics    EER, t-DCF, DCF and Cllr of score files" in capsys.readouterr().out
+    assert "\n  metrics    EER, t-DCF and DCF of score files" in capsys.readouterr().out
     for words in ([], ["metric"], ["__init__"]):
         with pytest.raises(SystemExit, match="2"):
             cli.dispatch(words)

@@ -60,9 +60,11 @@ def test_every_drawing_and_its_numbers(systems: tuple[Path, dict[str, np.ndarray
     cli.dispatch(
         ["plot", *files, "--key", str(folder / "key.csv"), "--out", str(out), "--threshold", "1", "--threshold", "0.2"]
     )
-    stems = ["det", "eer_attacks", "eer_codecs", "histogram_good", "histogram_poor"]
+    stems = ["det", "eer_attacks", "eer_codecs", "histogram/good", "histogram/poor"]
+    stems += ["eer_attacks_codecs/good", "eer_attacks_codecs/poor"]
     expected = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "png", "svg")}
-    assert {path.name for path in out.iterdir()} == expected | {"transfer.png", "transfer.svg"}
+    made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert made == expected | {"transfer.png", "transfer.svg"}
 
     i = np.arange(90)
     for line in rows(out / "eer_attacks.csv"):
@@ -89,6 +91,19 @@ def test_without_thresholds_and_codecs_there_is_nothing_of_them(systems: tuple[P
     cli.dispatch(["plot", str(folder / "good.txt"), "--key", str(folder / "key.csv"), "--out", str(folder / "plots")])
     made = {path.name for path in (folder / "plots").iterdir()}
     assert not {name for name in made if name.startswith(("transfer", "eer_codecs", "eer_vocoders"))}
+
+
+def test_names_that_a_table_or_a_formula_would_trip_over(systems: tuple[Path, dict[str, np.ndarray]]) -> None:
+    folder, scores = systems
+    text = (folder / "key.csv").read_text().replace(",A0,", ',"a,b$c{$",')
+    (folder / "key.csv").write_text(text)
+    (folder / "_x$y{$.txt").write_text((folder / "good.txt").read_text())
+    out = folder / "plots"
+    cli.dispatch(["plot", str(folder / "_x$y{$.txt"), "--key", str(folder / "key.csv"), "--out", str(out)])
+    (line,) = rows(out / "eer_attacks.csv")
+    i = np.arange(90)
+    assert float(line["a,b$c{$"]) == pytest.approx(eer(scores["good"], i < 30, (i >= 30) & (i % 2 == 0)), abs=1e-4)
+    assert "_x$y{$" in (out / "det.svg").read_text()
 
 
 def test_one_file_twice_is_refused(systems: tuple[Path, dict[str, np.ndarray]]) -> None:

@@ -268,7 +268,7 @@ E_1607 E_0009486171 F - 0 - - bonafide bonafide -
 """
     table = read("asvspoof5", tmp_path, text, "eval")
     assert row(table, 0) == row(table, 0) | {"speaker": "E_1607", "attack": "A26", "codec": "C05", "vocoder": "-"}
-    assert row(table, 1) == row(table, 1) | {"attack": "-", "codec": "-", "vocoder": "-", "is_bonafide": True}
+    assert row(table, 1) == row(table, 1) | {"attack": "-", "codec": "none", "vocoder": "-", "is_bonafide": True}
     assert table.path.tolist() == ["flac_E_eval/E_0009538969.flac", "flac_E_eval/E_0009486171.flac"]
     assert read("asvspoof5", tmp_path, text.replace("E_0", "T_0"), "train").path[0] == "flac_T/T_0009538969.flac"
 

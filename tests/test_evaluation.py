@@ -100,7 +100,7 @@ def test_groups_equal_a_loop_over_their_trials(table: Trials, scores: NDArray[np
         for name, group in found[kind].items():
             spoof = scores[(column == name) & ~table.is_bonafide]
             assert group == {"eer": naive_eer(bonafide, spoof), "spoof": len(spoof)}
-    assert list(found["codecs"]) == ["-", "mp3", "ogg"]
+    assert list(found["codecs"]) == ["mp3", "ogg"]  # "-" is unknown
     assert list(found["speakers"]) == sorted(f"S{i}" for i in range(1, 12))
     for kind, column in (("codecs", table.codec), ("speakers", table.speaker)):
         for name, group in found[kind].items():
@@ -172,9 +172,45 @@ def test_inverted_scores_give_a_warning_and_their_number_as_it_is(table: Trials,
 def test_ties_that_move_the_eer_are_told_and_are_no_inversion(table: Trials) -> None:
     (warning,) = told(table, np.zeros(len(table)))
     assert warning == (
-        "600 trials of both classes share the score 0.0; the official EER is 100.00 %, "
+        "600 trials of both classes share one score near 0.0; the official EER is 100.00 %, "
         "with ties counted evenly it is 50.00 %"
     )
+
+
+def test_ties_just_beyond_the_eer_point_are_told() -> None:
+    # Ascending: 4 bona fide, 11 spoof, then 4 bona fide and 9 spoof of one score, then 2 bona fide. The walk stops before
+    # the tie, at (0.4 + 0.45) / 2; counted evenly the line from (.4, .45) to (.8, 0) meets at .4 + .4 / 17.
+    rows = [Row("t", f"u{i}", f"{i}.wav", "spoof" if i < 20 else "bonafide") for i in range(30)]
+    scores = np.array([0.0] * 11 + [1.0] * 9 + [-1.0] * 4 + [1.0] * 4 + [2.0] * 2)
+    found = told(trials.from_rows(rows, source="t"), scores)
+    assert found == [
+        "13 trials of both classes share one score near 0.0; the official EER is 42.50 %, with ties counted evenly it "
+        "is 42.35 %"
+    ]
+
+
+def test_an_eer_above_half_without_ties_is_told_whatever_interpolation_says() -> None:
+    # Three bona fide: the official point is (2/3, 1/2), where the line between (1/3, 1/2) and it crosses at 1/2.
+    rows = [Row("t", f"u{i}", f"{i}.wav", "bonafide" if i < 3 else "spoof") for i in range(43)]
+    table = trials.from_rows(rows, source="t")
+    scores = np.concatenate(([0.5, 19.5, 41.5], np.arange(40.0)))
+    metrics = evaluation.evaluate(table, scores, folds=0)
+    assert metrics["eer"] > 50 >= metrics["eer_interpolated"]
+    assert "the scores look inverted" in told(table, scores)[0]
+
+
+def test_a_grid_of_attacks_and_codecs_equals_a_loop(table: Trials, scores: NDArray[np.float64]) -> None:
+    attacks, codecs, percent = evaluation.by_attack_and_codec(table, scores)
+    assert (attacks, codecs) == (sorted({*table.attack} - {"-"}), sorted({*table.codec} - {"-"}))
+    for row, attack in enumerate(attacks):
+        for column, codec in enumerate(codecs):
+            of = table.codec == codec
+            own, other = scores[of & table.is_bonafide], scores[of & ~table.is_bonafide & (table.attack == attack)]
+            if len(own) and len(other):
+                assert percent[row, column] == pytest.approx(naive_eer(own, other), abs=1e-4)
+            else:
+                assert np.isnan(percent[row, column])
+    assert np.isfinite(percent).any()
 
 
 def test_ties_within_a_class_are_no_cause_for_a_warning(table: Trials) -> None:

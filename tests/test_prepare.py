@@ -113,7 +113,7 @@ def test_bad_lines_are_named(folder: Path, capsys: pytest.CaptureFixture[str], l
         (["a,a.wav,bonafide,dev,more"], HEADER, ":2: expected 4 cells, got more"),
         (["a,a.wav,bonafide,dev,x"], HEADER + ",label", ":1: expected every column once"),
         ([f'a,"{"x" * 200_000},bonafide,dev'], HEADER, "not valid CSV"),
-        (["a,a.wav,bonafide,dev,9"], HEADER + ",quality", "expected a quality (MOS) from 1 to 5 or nothing, got '9'"),
+        (["a,a.wav,bonafide,dev,9"], HEADER + ",quality", "expected a quality (MOS) from 0 to 6 or nothing, got '9'"),
         (["a,a.wav,bonafide,dev,good"], HEADER + ",quality", "got 'good'"),
         (GOOD[:1], HEADER, "expected bona fide and spoof trials, got only bonafide"),
         (GOOD[1:], HEADER, "expected bona fide and spoof trials, got only spoof"),

@@ -186,7 +186,7 @@ def test_an_unknown_split_names_the_known_ones(tmp_path: Path, corpus: str) -> N
 @pytest.mark.parametrize("corpus", OFFICIAL)
 def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path, corpus: str) -> None:
     for path in (tmp_path / "none.txt", tmp_path):
-        assert refusal(corpus, path) == f"{path}: no such protocol; check the path (`protocol` in the set's parameters)"
+        assert refusal(corpus, path) == f"{path}: no such protocol or key; check the path"
     path = tmp_path / "key.txt"
     path.write_bytes(SAMPLES[corpus].encode("utf-16"))
     assert refusal(corpus, path) == f"{path}:1: expected UTF-8 text, got byte 0xff; save it as UTF-8"
@@ -238,7 +238,7 @@ def test_a_mos_stands_on_every_line_or_on_none(tmp_path: Path, corpus: str) -> N
     assert f"key.txt:{len(rest) + 2}: expected {width + 1} cells, got {width}: " in said
     said = refusal(corpus, write(tmp_path, "\n".join([first, *body[:-1], body[-1] + "x"])))
     assert f"key.txt:{len(rest) + 1}: " in said
-    assert "expected a quality (MOS) from 1 to 5 or nothing, got '3.25x'" in said
+    assert "expected a quality (MOS) from 0 to 6 or nothing, got '3.25x'" in said
 
 
 def test_a_quote_that_stays_open(tmp_path: Path) -> None:

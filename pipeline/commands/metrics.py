@@ -1,21 +1,20 @@
-"""EER, t-DCF, DCF and Cllr of score files, with confidence intervals, per attack, codec and speaker."""
+"""EER, t-DCF and DCF of score files with confidence intervals, Cllr, EERs per attack, vocoder, codec and speaker."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pipeline import evaluation, keys, scorefile
 from pipeline.errors import SHOWN
 from pipeline.keys import Key
-from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, asv_rates
+from pipeline.metrics.tdcf import AsvRates, asv_rates
 from pipeline.report.systems import to_text
-from pipeline.scorefile import Joined, Layout, ScoreFile
+from pipeline.scorefile import Joined, ScoreFile
 from pipeline.trials import Trials
 
 FOLDS = 1000
@@ -43,11 +42,10 @@ Report = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for files that cannot be used."""
     given = _arguments(argv)
-    layout: Layout | None = None if given.format == "auto" else given.format
-    files = [scorefile.parse(path, layout) for path in given.scores]
+    files = keys.score_files(given)
     key = keys.read(given.key, given.split, files[0])
     report = _report(files, key, _asv(given, key), given.threshold, folds=given.folds)
-    print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else to_text(report))
+    print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) if given.json else to_text(report))
     for system in report["systems"]:
         for warning in system["warnings"]:
             print(f"warning: {system['scores']}: {warning}", file=sys.stderr)
@@ -61,10 +59,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("scores", type=Path, nargs="+", metavar="SCORES", help="score files; of several, each is compared to the first")
-    add("--key", type=Path, help="what is bona fide: a protocol or key of a public corpus, a manifest, a trial table")
-    add("--split", metavar="NAME", help="part of the key that was scored; unless given, phase eval of a 2021 key")
-    add("--format", choices=("auto", *get_args(Layout)), default="auto", help="layout of SCORES (default: auto)")
+    keys.add_arguments(parser, threshold="tell decisions at X; once for each of SCORES, --threshold=-1e-3 below 0")
     asv = parser.add_mutually_exclusive_group()
     asv.add_argument("--asv", type=Path, help="scores of the ASV, for the t-DCF: lines `source kind score`")
     asv.add_argument(
@@ -74,25 +69,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("P_FA", "P_MISS", "P_FA_SPOOF"),
         help="or its error rates, shares in 0..1; a key of ASVspoof 5 brings those of its evaluation package",
     )
-    add("--threshold", type=_finite, action="append", metavar="X", help="tell decisions at X; once for each of SCORES")
     add(
         "--folds", type=_count, default=FOLDS, metavar="N", help=f"resamples of the intervals, 0: none; default {FOLDS}"
     )
     add("--json", action="store_true", help="print one JSON object, speakers one by one")
-    given = parser.parse_args(argv)
-    if given.threshold and len(given.threshold) != len(given.scores):
-        parser.error(f"expected --threshold once for each of {len(given.scores)} score files, got {given.threshold}")
-    return given
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
-    return value
+    return keys.parse_arguments(parser, argv)
 
 
 def _count(text: str) -> int:
@@ -109,7 +90,7 @@ def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
     if given.asv_rates:
         rates = dict(zip(("p_fa", "p_miss", "p_fa_spoof"), given.asv_rates, strict=True))
         return evaluation.checked_asv(rates, where="--asv-rates")
-    return ASVSPOOF5_RATES if key.corpus == "asvspoof5" else None
+    return evaluation.corpus_asv(key.corpus)
 
 
 def _report(

@@ -5,25 +5,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import evaluation, keys, scorefile
 from pipeline.det import Det, det_points
 from pipeline.evaluation import Metrics, Scores
 from pipeline.metrics.eer import official_eer
 from pipeline.report import curves, plots
-from pipeline.scorefile import Layout
 from pipeline.trials import Trials
 
 SUFFIXES = (".png", ".svg")
 EXAMPLES = """\
 writes into FOLDER, each as PNG and SVG with its numbers as CSV:
   det                  DET curves of all systems on probit axes, EER points marked
-  histogram_<system>   scores by class and attack, with the EER threshold
+  histogram/<system>   scores by class and attack, with the EER threshold
   eer_attacks          EER of every system on every attack, as a heatmap; so for codecs and vocoders, where the key
                        tells them
+  eer_attacks_codecs/<system>  EER of every attack through every codec, where the key tells codecs
   transfer             error rates over the score, with the EER threshold and the one given by --threshold; its
                        numbers are those of det
 
@@ -37,8 +37,7 @@ example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for files that cannot be used."""
     given = _arguments(argv)
-    layout: Layout | None = None if given.format == "auto" else given.format
-    files = [scorefile.parse(path, layout) for path in given.scores]
+    files = keys.score_files(given)
     table = keys.read(given.key, given.split, files[0]).trials
     names = keys.short_names(given.scores)
     systems = {
@@ -47,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _dets(given.out, table, systems, thresholds=dict(zip(names, given.threshold or [], strict=False)))
     _histograms(given.out, table, systems)
     _heatmaps(given.out, {name: evaluation.evaluate(table, scores, folds=0) for name, scores in systems.items()})
+    _grids(given.out, table, systems)
     print(f"{', '.join(systems)} -> {given.out}")
 
 
@@ -57,22 +57,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("scores", type=Path, nargs="+", metavar="SCORES", help="score files, one a system")
-    add("--key", type=Path, help="what is bona fide: a protocol or key of a public corpus, a manifest, a trial table")
-    add("--split", metavar="NAME", help="part of the key that was scored; unless given, phase eval of a 2021 key")
-    add("--format", choices=("auto", *get_args(Layout)), default="auto", help="layout of SCORES (default: auto)")
-    add("--threshold", type=float, action="append", metavar="X", help="a threshold from dev; once for each of SCORES")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
-    given = parser.parse_args(argv)
-    if given.threshold and len(given.threshold) != len(given.scores):
-        parser.error(f"expected --threshold once for each of {len(given.scores)} score files, got {given.threshold}")
-    return given
+    keys.add_arguments(parser, threshold="a threshold from dev; once for each of SCORES, --threshold=-1e-3 below 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    return keys.parse_arguments(parser, argv)
 
 
 def _dets(folder: Path, table: Trials, systems: Mapping[str, Scores], *, thresholds: Mapping[str, float]) -> None:
     """DET curves of all systems; and, where thresholds are given, what they lead to. One CSV file holds both."""
-    dets = {name: _thinned(_det(table, scores)) for name, scores in systems.items()}
+    dets = {name: curves.thinned(_det(table, scores)) for name, scores in systems.items()}
     curves.write_dets(folder / "det.csv", dets)
     for suffix in SUFFIXES:
         plots.draw_dets(folder / f"det{suffix}", dets)
@@ -84,18 +76,30 @@ def _det(table: Trials, scores: Scores) -> Det:
     return det_points(scores[table.is_bonafide], scores[~table.is_bonafide])
 
 
-def _thinned(det: Det) -> Det:
-    return curves.taken(det, curves.thin(det, keep=[official_eer(det).point]))
-
-
 def _histograms(folder: Path, table: Trials, systems: Mapping[str, Scores]) -> None:
     for name, scores in systems.items():
         shares = curves.histogram(scores, table.is_bonafide, attack=table.attack)
         own = official_eer(_det(table, scores)).threshold
-        stem = f"histogram_{name.replace('/', '_')}"
+        stem = f"histogram/{name}"
         curves.write_histogram(folder / f"{stem}.csv", shares)
         for suffix in SUFFIXES:
             plots.draw_histogram(folder / f"{stem}{suffix}", shares, thresholds={"EER threshold": own})
+
+
+def _grids(folder: Path, table: Trials, systems: Mapping[str, Scores]) -> None:
+    """EERs of a system by attack and codec, where the key tells both."""
+    for name, scores in systems.items():
+        attacks, codecs, percent = evaluation.by_attack_and_codec(table, scores)
+        if np.isfinite(percent).any():
+            _heatmap(folder / "eer_attacks_codecs" / name, attacks, codecs, percent, corner="attack")
+
+
+def _heatmap(
+    stem: Path, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64], *, corner: str
+) -> None:
+    curves.write_heatmap(Path(f"{stem}.csv"), rows=rows, columns=columns, percent=percent, corner=corner)
+    for suffix in SUFFIXES:
+        plots.draw_heatmap(Path(f"{stem}{suffix}"), rows=rows, columns=columns, percent=percent)
 
 
 def _heatmaps(folder: Path, systems: Mapping[str, Metrics]) -> None:
@@ -105,6 +109,4 @@ def _heatmaps(folder: Path, systems: Mapping[str, Metrics]) -> None:
         if not names:
             continue
         percent = np.array([[groups[kind][name]["eer"] for name in names] for groups in systems.values()])
-        curves.write_heatmap(folder / f"eer_{kind}.csv", rows=list(systems), columns=names, percent=percent)
-        for suffix in SUFFIXES:
-            plots.draw_heatmap(folder / f"eer_{kind}{suffix}", rows=list(systems), columns=names, percent=percent)
+        _heatmap(folder / f"eer_{kind}", list(systems), names, percent, corner="system")

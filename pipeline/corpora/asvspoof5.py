@@ -10,9 +10,9 @@
     ASVspoof5.eval.track_1.tsv      split eval
 
 Protocol: `speaker utterance gender codec codec_q codec_seed attack_tag attack label -`, parted by single spaces in
-spite of the name. The codec keeps the file's word, C01 to C11, or `-` for speech that went through none; only the
-evaluation has codecs. Bona fide have the attack `bonafide` in the file and `-` in the table. An attack's name means
-another system than the same name in ASVspoof 2019.
+spite of the name. The codec keeps the file's word, C01 to C11; speech that went through none has `-` in the file and
+`none` in the table, where `-` is unknown. Only the evaluation has codecs. Bona fide have the attack `bonafide` in the
+file and `-` in the table. An attack's name means another system than the same name in ASVspoof 2019.
 
 split    utterances   bona fide     spoof   attacks
 train       182,357      18,797   163,560   A01 to A08
@@ -31,6 +31,7 @@ from pipeline import protocols
 from pipeline.trials import UNKNOWN, Row, Trials, from_rows
 
 CORPUS = "asvspoof5"
+UNCODED = "none"  # the word of ASVspoof 2021 LA
 NAMES = {"train": "T_", "dev": "D_", "eval": "E_"}
 FOLDERS = {"train": "flac_T", "dev": "flac_D", "eval": "flac_E_eval"}
 
@@ -53,4 +54,5 @@ def _rows(protocol: Path, split: str) -> Iterator[Row]:
         if not utterance.startswith(names):
             raise protocols.other_split(where, utterance, split)
         attack = UNKNOWN if attack == "bonafide" else attack
+        codec = UNCODED if codec == UNKNOWN else codec
         yield Row(where, utterance, f"{folder}/{utterance}.flac", label, speaker, attack, "", "", codec)

@@ -10,7 +10,7 @@ The first line names the columns, in any order; others than these are ignored:
     attack      name of the spoofing system, - for bona fide                            optional
     codec       what the audio was coded or sent with, empty or - where unknown         optional
     vocoder     kind of vocoder behind the spoof, - for bona fide                       optional
-    quality     MOS from 1 to 5, empty where unknown                                    optional
+    quality     MOS (1 to 5; 0 to 6 is taken), empty if unknown                                    optional
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ The CSV files hold exact values at the points that they keep, so that `dvc plots
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from pipeline import files
 from pipeline.det import Det
 from pipeline.errors import InputError
+from pipeline.metrics.eer import official_eer
+from pipeline.trials import UNKNOWN
 
 POINTS = 500  # of a DET curve: more than a plot can show
 BINS = 60  # of a histogram
@@ -71,6 +74,11 @@ def taken(det: Det, indices: NDArray[np.intp]) -> Det:
     return Det(frr=det.frr[indices], far=det.far[indices], threshold=det.threshold[indices])
 
 
+def thinned(det: Det) -> Det:
+    """As many points of a DET curve as a plot can show, the EER point among them."""
+    return taken(det, thin(det, keep=[official_eer(det).point]))
+
+
 def histogram(
     scores: NDArray[np.float64],
     is_bonafide: NDArray[np.bool_],
@@ -85,7 +93,7 @@ def histogram(
     edges = np.histogram_bin_edges(scores, bins=bins)  # (bins + 1,)
     bonafide, _ = np.histogram(scores[is_bonafide], bins=edges)
     spoof, _ = np.histogram(scores[~is_bonafide], bins=edges)
-    names = set() if attack is None else set(attack[~is_bonafide].tolist()) - {"-"}
+    names = set() if attack is None else set(attack[~is_bonafide].tolist()) - {UNKNOWN}
     counts = {name: np.histogram(scores[~is_bonafide & (attack == name)], bins=edges)[0] for name in sorted(names)}
     return Histogram(
         centre=(edges[:-1] + edges[1:]) / 2,
@@ -135,18 +143,20 @@ def write_histogram(path: Path, shares: Histogram) -> None:
 
 def write_dets(path: Path, dets: Mapping[str, Det]) -> None:
     """Write the DET points of several systems as CSV: system, far, frr (shares in 0..1), threshold."""
-    rows = [
-        f"{name},{far!r},{frr!r},{threshold!r}"
+    rows = (
+        [name, repr(far), repr(frr), repr(threshold)]
         for name, det in dets.items()
         for far, frr, threshold in zip(det.far.tolist(), det.frr.tolist(), det.threshold.tolist(), strict=True)
-    ]
-    files.write_text(path, "\n".join(["system,far,frr,threshold", *rows]) + "\n")
+    )
+    _write_rows(path, ["system", "far", "frr", "threshold"], rows)
 
 
-def write_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64]) -> None:
-    """Write EERs, (rows, columns) in percent, as CSV: system, then a column each."""
-    cells = [[name, *map(repr, line)] for name, line in zip(rows, percent.tolist(), strict=True)]
-    files.write_text(path, "\n".join(",".join(line) for line in [["system", *columns], *cells]) + "\n")
+def write_heatmap(
+    path: Path, *, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64], corner: str
+) -> None:
+    """Write EERs, (rows, columns) in percent, as CSV; `corner` heads the column of the rows' names."""
+    cells = ([name, *map(repr, line)] for name, line in zip(rows, percent.tolist(), strict=True))
+    _write_rows(path, [corner, *columns], cells)
 
 
 def read_det(path: Path) -> Det:
@@ -170,9 +180,16 @@ def read_training(path: Path) -> Training:
 
 
 def _write_csv(path: Path, columns: Mapping[str, NDArray[np.float64]]) -> None:
-    lines = [",".join(columns)]
-    lines += [",".join(map(repr, row)) for row in zip(*(column.tolist() for column in columns.values()), strict=True)]
-    files.write_text(path, "\n".join(lines) + "\n")
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    _write_rows(path, list(columns), ([repr(value) for value in row] for row in rows))
+
+
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
 
 
 def _read_csv(path: Path, columns: Sequence[str], *, stage: str) -> list[NDArray[np.float64]]:

@@ -38,7 +38,7 @@ def draw_dets(path: Path, dets: Mapping[str, Det]) -> None:
     for i, (name, det) in enumerate(dets.items()):
         far, frr = beyond_frame(det, low=low, high=high)
         colour = LINE_COLOUR if len(dets) == 1 else _colour(i)
-        axes.plot(far, frr, color=colour, linestyle=_dash(i), label=f"{name}  {100 * eers[name].eer:.2f} %")
+        axes.plot(far, frr, color=colour, linestyle=_dash(i), label=f"{_plain(name)}  {100 * eers[name].eer:.2f} %")
         at = eers[name].point
         axes.plot(max(far[at], places[0]), max(frr[at], places[0]), "o", color=colour, clip_on=False, zorder=3)
     axes.set(xlim=places[[0, -1]], ylim=places[[0, -1]], xlabel="spoof accepted, %", ylabel="bona fide rejected, %")
@@ -57,9 +57,9 @@ def draw_histogram(path: Path, shares: Histogram, *, thresholds: Mapping[str, fl
     axes.stairs(100 * shares.spoof, edges, fill=True, alpha=0.45, color=SPOOF_COLOUR, label="spoof")
     axes.stairs(100 * shares.bonafide, edges, fill=True, alpha=0.45, color=BONAFIDE_COLOUR, label="bona fide")
     for i, (name, share) in enumerate(shares.attacks.items()):
-        axes.stairs(100 * share, edges, color=_colour(i), linestyle=_dash(i), linewidth=0.9, label=name)
+        axes.stairs(100 * share, edges, color=_colour(i), linestyle=_dash(i), linewidth=0.9, label=_plain(name))
     for (name, threshold), style in zip(thresholds.items(), ("--", ":"), strict=False):
-        axes.axvline(threshold, color=LINE_COLOUR, linewidth=1.0, linestyle=style, label=name)
+        axes.axvline(threshold, color=LINE_COLOUR, linewidth=1.0, linestyle=style, label=_plain(name))
     axes.set(xlabel="score", ylabel="share of the class or attack, %")
     axes.legend(frameon=False, fontsize="small", ncols=1 + len(shares.attacks) // 8)
     _save(figure, path)
@@ -74,8 +74,8 @@ def draw_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], per
         if np.isfinite(value):
             colour = "white" if value > PALE * top else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize="small")
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), [_plain(name) for name in rows])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_title("EER, %", fontsize="medium")
@@ -93,9 +93,15 @@ def draw_transfer(path: Path, dets: Mapping[str, Det], *, thresholds: Mapping[st
         axes.plot(det.threshold, 100 * det.far, color=SPOOF_COLOUR, label="spoof accepted")
         axes.axvline(official_eer(det).threshold, color=LINE_COLOUR, linewidth=1.0, linestyle="--", label="own EER")
         axes.axvline(thresholds[name], color=LINE_COLOUR, linewidth=1.0, linestyle=":", label="transferred")
-        axes.set(title=name, xlabel="threshold", ylabel="error rate, %", ylim=(0, 100))
+        axes.set(title=_plain(name), xlabel="threshold", ylabel="error rate, %", ylim=(0, 100))
     panels[0].legend(frameon=False, fontsize="small")
     _save(figure, path)
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it as it is: no formula between dollars, no entry hidden by a leading underscore."""
+    escaped = name.replace("\\", "\\\\").replace("$", r"\$")
+    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 
 
 def _colour(i: int) -> str:

@@ -37,7 +37,7 @@ def _pooled(systems: Sequence[Report]) -> Iterator[Row]:
     if "eer_interval_by_speaker" in systems[0]:
         yield "  over speakers", [" " * 7 + _interval(system["eer_interval_by_speaker"], 2) for system in systems]
     yield _row("  ties counted evenly", systems, "eer_interpolated", 2)
-    yield "  at the score", [f"{system['threshold']:.6g}".rjust(7) for system in systems]
+    yield "  at the score", [f"{system['threshold']!r}".rjust(7) for system in systems]
     costs = {
         "min_tdcf_2019": "min t-DCF, 2019",
         "min_tdcf_2021": "min t-DCF, 2021 and 5",
@@ -51,7 +51,7 @@ def _pooled(systems: Sequence[Report]) -> Iterator[Row]:
             yield _row(label, systems, name, 4)
     if "at_threshold" in systems[0]:
         decided = [system["at_threshold"] for system in systems]
-        yield "decisions at the score", [f"{at['threshold']:.6g}".rjust(7) for at in decided]
+        yield "decisions at the score", [f"{at['threshold']!r}".rjust(7) for at in decided]
         for name in ("accuracy", "balanced_accuracy"):
             yield _row(f"  {name.replace('_', ' ')}, %", decided, name, 2)
         yield _row("  bona fide rejected, %", decided, "frr", 2)
