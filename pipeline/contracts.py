@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,25 @@ class Facts:
     def __post_init__(self) -> None:
         if self.embedding_dim < 1 or self.levels < 1 or self.speakers < 0:
             raise ValueError(f"expected embedding_dim ≥ 1, levels ≥ 1, speakers ≥ 0, got {self}")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The precision that losses compute in: half precision becomes float32, float32 and float64 stay."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+@runtime_checkable
+class Enrols(Protocol):
+    """A loss whose centres are made of the embeddings of all bona fide training utterances, between epochs.
+
+    An enrolment is their embeddings (M, E) and their speakers (M,), -1 unknown. epoch counts from 1.
+    """
+
+    def start_epoch(self, epoch: int, enrolment: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Enrol before an epoch where that is due."""
+
+    def enrol(self, embeddings: Tensor, speaker: Tensor) -> None:
+        """Make the centres."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.optim.adam import adam
 from tqdm import tqdm
 
 from pipeline import centroids, dataset, scoring
-from pipeline.contracts import Centroids, Labels
+from pipeline.contracts import Centroids, Enrols, Labels
 from pipeline.dataset import Dataset
 from pipeline.det import det_points
 from pipeline.errors import InputError
@@ -112,6 +113,8 @@ def fit(
         curves, best = _epochs(backend, loss, train=train, dev=dev, labels=labels, params=params)
     backend.load_state_dict(average([states[0] for _, _, states in best]))
     loss.load_state_dict(average([states[1] for _, _, states in best]))
+    if isinstance(loss, Enrols):
+        loss.enrol(*_enrolment(backend, train, labels))
     dev_error = dev_eer(backend, loss, dev)
     return Fitted(
         backend=backend.eval(),
@@ -141,6 +144,8 @@ def _epochs(
     lowest, waited = math.inf, 0
     with tqdm(total=params.epochs, unit="epoch", disable=None) as bar:
         for epoch in range(1, params.epochs + 1):
+            if isinstance(loss, Enrols):
+                loss.start_epoch(epoch, partial(_enrolment, backend, train, labels))
             mean = _train_epoch(backend, loss, optimizer, train=train, labels=labels, params=params, epoch=epoch)
             eer_now = 100 * dev_eer(backend, loss, dev).eer
             curves.append(Epoch(epoch, mean, eer_now))
@@ -178,6 +183,15 @@ def _train_epoch(
         optimizer.step()
         losses.append(value.item())
     return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def _enrolment(backend: nn.Module, train: Dataset, labels: Labels) -> tuple[Tensor, Tensor]:
+    """Embeddings (M, E) of all bona fide training utterances, in eval mode, and their speakers (M,)."""
+    backend.eval()
+    rows = np.flatnonzero(train.trials.is_bonafide)
+    parts = np.array_split(rows, -(-len(rows) // scoring.BATCH))
+    return torch.cat([backend(*train.features(part)) for part in parts]), dataset.take(labels, rows).speaker
 
 
 def dev_eer(backend: nn.Module, loss: nn.Module, dev: Dataset) -> Eer:

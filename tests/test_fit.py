@@ -184,6 +184,47 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
     assert result.backend.weight.item() == pytest.approx(np.mean([weights[i] for i in (4, 5, 6)]))
 
 
+def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = cell("linear", "samo")
+    frames = separable(90, seed=0)
+    speakers = np.array([f"s{i % 5}" for i in range(90)])
+    trials = replace(frames.trials, speaker=speakers)
+    train = replace(frames, trials=trials, reader=Memory(pooled(frames.reader.array)))
+    labels = dataset.labels(trials, ())
+    made = []
+
+    def make_loss(**facts: int) -> nn.Module:
+        made.append(chosen.make_loss(speakers=5, **facts))
+        enrol = made[0].enrol
+        monkeypatch.setattr(made[0], "enrol", lambda *given: (calls.append(epochs_started[-1]), enrol(*given)))
+        start = made[0].start_epoch
+        monkeypatch.setattr(
+            made[0], "start_epoch", lambda epoch, *rest: (epochs_started.append(epoch), start(epoch, *rest))
+        )
+        return made[0]
+
+    calls: list[int] = []
+    epochs_started: list[int] = []
+    result = fit.fit(
+        partial(chosen.make_backend, layers=2, channels=6),
+        make_loss,
+        train=train,
+        dev=train,
+        labels=labels,
+        params=TRAIN.model_copy(update={"epochs": 8, "patience": 8}),
+    )
+    assert epochs_started == list(range(1, 9))
+    assert calls == [4, 7, 8]  # every third epoch, and the end
+    rows = np.flatnonzero(trials.is_bonafide)
+    with torch.no_grad():
+        embeddings = result.backend(*train.features(rows)).numpy()
+    for speaker in range(5):
+        mean = embeddings[labels.speaker[rows].numpy() == speaker].mean(0)
+        np.testing.assert_allclose(result.centroids.vectors[speaker], mean / np.linalg.norm(mean), atol=1e-5)
+
+
 def test_average_by_hand() -> None:
     states = [
         {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(7)},

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.contracts import Centroids, Facts, Labels
+from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
 from pipeline.errors import InputError
 
 
@@ -50,7 +50,7 @@ class Loss(nn.Module):
             labels: of which only is_bonafide, (B,), is read.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = _at_least_float32(embeddings)
+            x = at_least_float32(embeddings)
             if self.training:
                 self._move(x.detach(), labels.is_bonafide)
             cosines = functional.normalize(x, dim=1) @ functional.normalize(self.centroid, dim=0)  # (B,)
@@ -88,7 +88,3 @@ def _over_ranks(total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values (B,) over mask (B,), 0 where the mask is empty; always part of the graph."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

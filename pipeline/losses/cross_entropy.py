@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.contracts import Centroids, Facts, Labels
+from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
 
 SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
 
@@ -47,7 +47,7 @@ class Loss(nn.Module):
             labels: of which only is_bonafide, (B,), is read.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            logits = self.classify(_at_least_float32(embeddings))  # (B, 2)
+            logits = self.classify(at_least_float32(embeddings))  # (B, 2)
             return functional.cross_entropy(logits, labels.is_bonafide.long(), weight=self._class_weights(logits))
 
     def centroids(self) -> Centroids:
@@ -63,7 +63,3 @@ class Loss(nn.Module):
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:
         return None if self.bonafide_weight is None else logits.new_tensor([1.0, self.bonafide_weight])
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.contracts import Centroids, Facts, Labels, Reduce
+from pipeline.contracts import Centroids, Facts, Labels, Reduce, at_least_float32
 
 UNKNOWN = -1
 IGNORED = -100  # the target that cross_entropy leaves out
@@ -88,7 +88,7 @@ class Loss(nn.Module):
         """
         self._check_levels(labels.level)
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = _at_least_float32(embeddings)
+            x = at_least_float32(embeddings)
             cosines = functional.normalize(x, dim=1) @ functional.normalize(self.centers, dim=1).T  # (B, K)
             return self.one_class_term(cosines, labels) + self.quality_weight * self.quality_term(cosines, labels)
 
@@ -139,7 +139,3 @@ def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"expected {name} ≥ 0 and finite, got {value}")
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

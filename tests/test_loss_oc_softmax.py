@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import centroids, scoring
+from pipeline.contracts import Facts, Labels
+from pipeline.losses import oc_softmax
+
+GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "oc_softmax.npz"
+ATOL = {"loss": 1e-5, "grad_x": 1e-6, "grad_center": 5e-6, "score": 1e-6}
+SETTINGS: dict[str, dict[str, float]] = {"train": {}, "default": {"margin_spoof": 0.5}}
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def golden() -> Arrays:
+    if not GOLDEN.exists():
+        pytest.skip(f"no reference numbers at {GOLDEN}")
+    with np.load(GOLDEN, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def make(centre: Tensor, **hyperparameters: Any) -> oc_softmax.Loss:
+    facts = Facts(embedding_dim=centre.shape[1], levels=1, speakers=0)
+    loss = oc_softmax.Loss(facts, **hyperparameters).to(centre.dtype)
+    loss.load_state_dict({"centre": centre})
+    return loss
+
+
+def label(is_bonafide: list[bool] | NDArray[Any]) -> Labels:
+    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
+    unknown = torch.full(flags.shape, -1)
+    return Labels(is_bonafide=flags, level=unknown, speaker=unknown)
+
+
+def random_case(**hyperparameters: Any) -> tuple[oc_softmax.Loss, Tensor, Labels]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 6, dtype=torch.float64, generator=generator)
+    centre = torch.randn(1, 6, dtype=torch.float64, generator=generator)
+    return make(centre, **hyperparameters), x, label([True, False, False, True, True, False, False, True, False])
+
+
+def scores(loss: oc_softmax.Loss, x: Tensor) -> NDArray[np.float32]:
+    index = centroids.build(loss.centroids())
+    return scoring.score(x.numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
+
+
+def number(value: Tensor) -> float:
+    return float(value.detach())
+
+
+def softplus(value: float) -> float:
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
+def test_meets_the_reference(golden: Arrays, setting: str, dtype: torch.dtype, prefix: str) -> None:
+    loss = make(torch.tensor(golden["center"], dtype=dtype), **SETTINGS[setting])
+    x = torch.tensor(golden["mixed/x"], dtype=dtype, requires_grad=True)
+    value = loss(x, label(golden["mixed/is_bonafide"]))
+    value.backward()
+    assert value.dtype == dtype
+    for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.centre.grad, "grad_center")):
+        assert got is not None
+        want = golden[f"{prefix}mixed/{setting}/{key}"]
+        allowed = ATOL[key] if dtype == torch.float32 else 1e-10 * np.abs(want).max()
+        np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed, err_msg=key)
+
+
+def test_scores_as_the_reference(golden: Arrays) -> None:
+    got = scores(make(torch.tensor(golden["center"])), torch.tensor(golden["mixed/x"]))
+    for prefix in ("", "f64/"):
+        np.testing.assert_allclose(got, golden[f"{prefix}mixed/score"], rtol=0, atol=ATOL["score"])
+
+
+def test_numbers_derived_by_hand() -> None:
+    loss = make(torch.tensor([[0.0, 5.0]], dtype=torch.float64), alpha=2.0, margin_bonafide=0.7, margin_spoof=-0.1)
+    # Cosines 0.8, 0.8 and −1: excess 0.7 − 0.8 for the bona fide, 0.8 + 0.1 and −1 + 0.1 for the spoofs.
+    x = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, -7.0]], dtype=torch.float64)
+    want = (softplus(2 * -0.1) + softplus(2 * 0.9) + softplus(2 * -0.9)) / 3
+    assert number(loss(x, label([True, False, False]))) == pytest.approx(want, abs=1e-12)
+
+
+def test_agrees_with_a_naive_loop() -> None:
+    loss, x, labels = random_case()
+    centre = loss.centre.detach()[0]
+    total = 0.0
+    for row, bonafide in zip(x, labels.is_bonafide.tolist(), strict=True):
+        cosine = float(row @ centre / (row.norm() * centre.norm()))
+        total += softplus(20.0 * (0.9 - cosine if bonafide else cosine - 0.2))
+    assert number(loss(x, labels)) == pytest.approx(total / 9, rel=1e-8)  # torch's softplus is linear above 20
+
+
+def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
+    loss, x, labels = random_case()
+    value = number(loss(x, labels))
+    norms = torch.logspace(-3, 3, 9, dtype=torch.float64)[:, None]
+    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
+    assert number(make(100 * loss.centre.detach())(x, labels)) == pytest.approx(value, rel=1e-12)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    assert number(loss(x[order], label(labels.is_bonafide[order].numpy()))) == pytest.approx(value, rel=1e-12)
+
+
+def test_gradcheck_to_embeddings_and_centre() -> None:
+    # A gentler slope than the default: softplus turns linear, with a step of 2e-9, where α u passes 20.
+    loss, x, labels = random_case(alpha=5.0)
+
+    def value(x: Tensor, centre: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(loss, {"centre": centre}, (x, labels))
+        return out
+
+    assert torch.autograd.gradcheck(value, (x.requires_grad_(), loss.centre.detach().clone().requires_grad_()))
+
+
+def test_a_class_that_is_missing_drops_its_term() -> None:
+    loss, x, labels = random_case()
+    flags = labels.is_bonafide
+    bonafide = number(loss(x[flags], label([True] * 4)))
+    spoof = number(loss(x[~flags], label([False] * 5)))
+    assert (4 * bonafide + 5 * spoof) / 9 == pytest.approx(number(loss(x, labels)), rel=1e-12)
+
+
+def test_the_index_scores_the_cosine() -> None:
+    loss, x, _ = random_case()
+    record = loss.centroids()
+    assert record.vectors.shape == (1, 6)
+    assert (record.normalize_query, record.bias, record.reduce) == (True, 0.0, "max")
+    assert np.linalg.norm(record.vectors) == pytest.approx(1.0, abs=1e-6)
+    cosines = torch.cosine_similarity(x, loss.centre.detach())
+    np.testing.assert_allclose(scores(loss, 100 * x), cosines.numpy(), rtol=0, atol=1e-6)
+
+
+def test_descent_raises_bonafide_above_spoof() -> None:
+    loss, x, labels = random_case()
+    x.requires_grad_()
+    optimizer = torch.optim.SGD([x, *loss.parameters()], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(x, labels).backward()
+        optimizer.step()
+    found, flags = scores(loss, x.detach()), labels.is_bonafide.numpy()
+    assert found[flags].min() > 0.8
+    assert found[~flags].max() < 0.3
+
+
+def test_the_centre_is_learned_and_comes_from_the_seeded_generator() -> None:
+    facts = Facts(embedding_dim=64, levels=1, speakers=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        first = oc_softmax.Loss(facts)
+        torch.manual_seed(7)
+        bound = math.sqrt(6 / (1 + 0.25**2) / 64)
+        want = torch.empty(1, 64).uniform_(-bound, bound)
+    torch.testing.assert_close(first.centre.detach(), want)
+    assert [name for name, _ in first.named_parameters()] == ["centre"]
+
+
+def test_autocast_does_not_touch_the_numbers() -> None:
+    loss, x, labels = random_case()
+    loss, half = loss.float(), x.bfloat16()
+    want = loss(half.float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = loss(half, labels)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "message"),
+    [
+        ({"alpha": 0.0}, "alpha > 0"),
+        ({"alpha": math.inf}, "alpha > 0"),
+        ({"alpha": math.nan}, "alpha > 0"),
+        ({"margin_bonafide": 1.5}, "margin_spoof < margin_bonafide"),
+        ({"margin_spoof": 0.9}, "margin_spoof < margin_bonafide"),
+        ({"margin_spoof": -1.1}, "margin_spoof < margin_bonafide"),
+    ],
+)
+def test_senseless_hyperparameters_are_refused(hyperparameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        oc_softmax.Loss(Facts(embedding_dim=4, levels=1, speakers=0), **hyperparameters)

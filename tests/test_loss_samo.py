@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import centroids, scoring
+from pipeline.contracts import Facts, Labels
+from pipeline.errors import InputError
+from pipeline.losses import samo
+
+GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "samo.npz"
+ATOL = {"loss": 1e-5, "grad_x": 1e-6, "score": 1e-6}
+SETTINGS: dict[str, dict[str, float]] = {"main": {}, "default": {"margin_bonafide": 0.5, "margin_spoof": 0.2}}
+CASES = [(case, setting) for case in ("train", "max", "infer_attractor", "infer_max") for setting in SETTINGS]
+CASES.append(("onehot", "main"))
+DTYPES = pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def golden() -> Arrays:
+    if not GOLDEN.exists():
+        pytest.skip(f"no reference numbers at {GOLDEN}")
+    with np.load(GOLDEN, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def make(centres: Tensor, enrolled: list[bool] | None = None, **hyperparameters: Any) -> samo.Loss:
+    facts = Facts(embedding_dim=centres.shape[1], levels=1, speakers=len(centres))
+    loss = samo.Loss(facts, **hyperparameters).to(centres.dtype)
+    flags = loss.enrolled if enrolled is None else torch.tensor(enrolled)
+    loss.load_state_dict({"centres": centres, "enrolled": flags})
+    return loss
+
+
+def label(is_bonafide: list[bool] | NDArray[Any] | Tensor, speaker: list[int] | NDArray[Any] | Tensor | int) -> Labels:
+    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
+    speakers = torch.full(flags.shape, speaker) if isinstance(speaker, int) else torch.as_tensor(speaker)
+    return Labels(is_bonafide=flags, level=torch.full(flags.shape, -1), speaker=speakers)
+
+
+def random_case(**hyperparameters: Any) -> tuple[samo.Loss, Tensor, Labels]:
+    """Four speakers, of whom number 2 has no centre; bona fide of enrolled, other and unknown speakers."""
+    generator = torch.Generator().manual_seed(0)
+    x, centres = (torch.randn(rows, 6, dtype=torch.float64, generator=generator) for rows in (10, 4))
+    loss = make(centres, [True, True, False, True], **hyperparameters)
+    return loss, x, label([True] * 6 + [False] * 4, [0, 1, 2, -1, 3, 0, 0, -1, 2, 3])
+
+
+def reference_case(golden: Arrays, case: str, setting: str, dtype: torch.dtype) -> tuple[samo.Loss, Labels]:
+    """The reference's case, said in our words: a speaker without enrolment is one unknown."""
+    centres = torch.empty(5, 16, dtype=dtype)
+    centres[golden["center_speaker"]] = torch.tensor(golden["centers"], dtype=dtype)
+    speaker = torch.tensor(golden["speaker"])
+    enrolled = torch.tensor(golden["enrolled"])[speaker]
+    speaker = {"train": speaker, "infer_attractor": torch.where(enrolled, speaker, -1)}.get(
+        case, torch.full_like(speaker, -1)
+    )
+    start = torch.eye(5, 16, dtype=dtype) if case == "onehot" else centres
+    return make(start, **SETTINGS[setting]), label(golden["is_bonafide"], speaker)
+
+
+def scores(loss: samo.Loss, x: Tensor) -> NDArray[np.float32]:
+    index = centroids.build(loss.centroids())
+    return scoring.score(x.numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
+
+
+def number(value: Tensor) -> float:
+    return float(value.detach())
+
+
+def softplus(value: float) -> float:
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+@pytest.mark.parametrize(("case", "setting"), CASES)
+@DTYPES
+def test_meets_the_reference(golden: Arrays, case: str, setting: str, dtype: torch.dtype, prefix: str) -> None:
+    loss, labels = reference_case(golden, case, setting, dtype)
+    x = torch.tensor(golden["x"], dtype=dtype, requires_grad=True)
+    value = loss(x, labels)
+    value.backward()
+    assert value.dtype == dtype
+    for got, key in ((value, "loss"), (x.grad, "grad_x")):
+        assert got is not None
+        want = golden[f"{prefix}{case}/{setting}/{key}"]
+        allowed = ATOL[key] if dtype == torch.float32 else 1e-10 * np.abs(want).max()
+        np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed, err_msg=key)
+
+
+@pytest.mark.parametrize("case", ["max", "infer_max", "onehot"])
+def test_scores_as_the_reference_without_enrolment(golden: Arrays, case: str) -> None:
+    found = scores(reference_case(golden, case, "main", torch.float32)[0], torch.tensor(golden["x"]))
+    for prefix in ("", "f64/"):
+        np.testing.assert_allclose(found, golden[f"{prefix}{case}/score"], rtol=0, atol=ATOL["score"])
+
+
+def test_the_own_centres_row_gives_the_score_with_enrolment(golden: Arrays) -> None:
+    vectors = reference_case(golden, "train", "main", torch.float32)[0].centroids().vectors
+    query = golden["x"] / np.linalg.norm(golden["x"], axis=1, keepdims=True)
+    found = (vectors[golden["speaker"]] * query).sum(axis=1)
+    np.testing.assert_allclose(found, golden["train/score"], rtol=0, atol=ATOL["score"])
+
+
+def test_enrolment_meets_the_centres_of_the_reference(golden: Arrays) -> None:
+    loss = samo.Loss(Facts(embedding_dim=16, levels=1, speakers=5))
+    loss.enrol(torch.tensor(golden["enroll/x"]), torch.tensor(golden["enroll/speaker"]))
+    np.testing.assert_allclose(loss.centres[golden["center_speaker"]].numpy(), golden["centers"], rtol=0, atol=1e-6)
+    assert loss.enrolled.all()
+    value = number(loss(torch.tensor(golden["x"]), label(golden["is_bonafide"], golden["speaker"])))
+    assert value == pytest.approx(float(golden["train/main/loss"]), abs=ATOL["loss"])
+
+
+def test_centres_begin_orthogonal() -> None:
+    loss = samo.Loss(Facts(embedding_dim=4, levels=1, speakers=3))
+    assert loss.centres.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert loss.enrolled.tolist() == [True] * 3
+    assert list(loss.parameters()) == []
+    assert sorted(loss.state_dict()) == ["centres", "enrolled"]
+
+
+def test_numbers_derived_by_hand() -> None:
+    loss = make(torch.tensor([[2.0, 0.0], [0.0, 5.0]], dtype=torch.float64), alpha=2.0)
+    # Cosines (0.6, 0.8) three times, and (−1, 0). Speaker 0: 0.7 − 0.6; unknown: 0.7 − 0.8; spoofs: 0.8 and 0.
+    x = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [-1.0, 0.0]], dtype=torch.float64)
+    want = (softplus(2 * 0.1) + softplus(2 * -0.1) + softplus(2 * 0.8) + softplus(0.0)) / 4
+    assert number(loss(x, label([True, True, False, False], [0, -1, 0, 0]))) == pytest.approx(want, abs=1e-12)
+
+
+def test_agrees_with_a_naive_loop() -> None:
+    loss, x, labels = random_case()
+    total = 0.0
+    for row, bonafide, speaker in zip(x, labels.is_bonafide.tolist(), labels.speaker.tolist(), strict=True):
+        cosines = {k: float(row @ loss.centres[k] / (row.norm() * loss.centres[k].norm())) for k in (0, 1, 3)}
+        nearest = max(cosines.values())
+        total += softplus(20.0 * (0.7 - cosines.get(speaker, nearest) if bonafide else nearest))
+    assert number(loss(x, labels)) == pytest.approx(total / 10, rel=1e-8)  # torch's softplus is linear above 20
+
+
+def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
+    loss, x, labels = random_case()
+    value = number(loss(x, labels))
+    norms = torch.logspace(-3, 3, 10, dtype=torch.float64)[:, None]
+    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
+    longer = loss.centres * torch.tensor([[0.1], [1.0], [3.0], [10.0]], dtype=torch.float64)
+    assert number(make(longer, loss.enrolled.tolist())(x, labels)) == pytest.approx(value, rel=1e-12)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
+    shuffled = label(labels.is_bonafide[order], labels.speaker[order])
+    assert number(loss(x[order], shuffled)) == pytest.approx(value, rel=1e-12)
+
+
+def test_names_of_the_speakers_do_not_matter() -> None:
+    loss, x, labels = random_case()
+    rename = torch.tensor([3, 0, 1, 2])  # new number of each speaker
+    order = rename.argsort()
+    renamed = make(loss.centres[order], loss.enrolled[order].tolist())
+    speaker = torch.where(labels.speaker < 0, -1, rename[labels.speaker.clamp(min=0)])
+    value = number(renamed(x, label(labels.is_bonafide, speaker)))
+    assert value == pytest.approx(number(loss(x, labels)), rel=1e-12)
+    np.testing.assert_allclose(scores(renamed, x), scores(loss, x), rtol=0, atol=1e-6)
+
+
+def test_the_speaker_of_a_spoof_does_not_matter() -> None:
+    loss, x, labels = random_case()
+    speaker = torch.where(labels.is_bonafide, labels.speaker, 1)
+    assert torch.equal(loss(x, labels), loss(x, label(labels.is_bonafide, speaker)))
+
+
+def test_gradcheck() -> None:
+    # A gentler slope than the default: softplus turns linear, with a step of 2e-9, where α u passes 20.
+    loss, x, labels = random_case(alpha=5.0)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x.requires_grad_())
+
+
+def test_a_class_that_is_missing_drops_its_term() -> None:
+    loss, x, labels = random_case()
+    flags, speaker = labels.is_bonafide, labels.speaker
+    bonafide = number(loss(x[flags], label([True] * 6, speaker[flags])))
+    spoof = number(loss(x[~flags], label([False] * 4, speaker[~flags])))
+    assert (6 * bonafide + 4 * spoof) / 10 == pytest.approx(number(loss(x, labels)), rel=1e-12)
+
+
+def test_enrolment_averages_raw_embeddings_by_speaker() -> None:
+    loss = samo.Loss(Facts(embedding_dim=3, levels=1, speakers=3))
+    x = torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 9.0], [1.0, 1.0, 1.0]])
+    loss.enrol(x, torch.tensor([2, 2, -1, 0]))
+    assert loss.centres[[0, 2]].tolist() == [[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]]
+    assert loss.enrolled.tolist() == [True, False, True]
+    assert loss.centroids().vectors.shape == (2, 3)
+    # A second enrolment forgets the first.
+    loss.enrol(x[:1], torch.tensor([1]))
+    assert loss.enrolled.tolist() == [False, True, False]
+    assert loss.centroids().vectors.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_enrolment_agrees_with_a_naive_loop_and_its_order_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(40, 6, dtype=torch.float64, generator=generator)
+    speaker = torch.randint(-1, 4, (40,), generator=generator)
+    loss, shuffled = (make(torch.zeros(4, 6, dtype=torch.float64)) for _ in range(2))
+    loss.enrol(x.requires_grad_(), speaker)
+    assert not loss.centres.requires_grad
+    order = torch.randperm(40, generator=generator)
+    shuffled.enrol(x[order], speaker[order])
+    torch.testing.assert_close(shuffled.centres, loss.centres, rtol=0, atol=1e-12)
+    for k in range(4):
+        rows = [row.detach() for row, who in zip(x, speaker.tolist(), strict=True) if who == k]
+        torch.testing.assert_close(loss.centres[k], sum(rows[1:], rows[0]) / len(rows), rtol=0, atol=1e-12)
+
+
+def test_training_never_moves_the_centres_by_itself() -> None:
+    loss, x, labels = random_case()
+    before = loss.centres.clone()
+    for mode in (loss.train(), loss.eval()):
+        mode(x.requires_grad_(), labels).backward()
+    assert torch.equal(loss.centres, before)
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "due"),
+    [({}, [4, 7, 10]), ({"update_interval": 1}, [2, 3, 4, 5, 6, 7, 8, 9, 10]), ({"update_interval": 20}, [])],
+)
+def test_epochs_of_enrolment(hyperparameters: dict[str, int], due: list[int]) -> None:
+    loss = samo.Loss(Facts(embedding_dim=2, levels=1, speakers=1), **hyperparameters)
+    seen: list[int] = []
+    for epoch in range(1, 11):
+
+        def enrolment(epoch: int = epoch) -> tuple[Tensor, Tensor]:
+            seen.append(epoch)
+            return torch.tensor([[0.0, float(epoch)]]), torch.tensor([0])
+
+        loss.start_epoch(epoch, enrolment)
+    assert seen == due
+    assert loss.centres.tolist() == [[0.0, float(due[-1])] if due else [1.0, 0.0]]
+
+
+def test_state_dict_carries_the_centres() -> None:
+    trained, x, labels = random_case()
+    restored = samo.Loss(Facts(embedding_dim=6, levels=1, speakers=4)).double()
+    restored.load_state_dict(trained.state_dict())
+    assert torch.equal(restored(x, labels), trained(x, labels))
+    assert restored.centroids().same_as(trained.centroids())
+
+
+def test_the_index_scores_the_nearest_enrolled_speaker() -> None:
+    loss, x, _ = random_case()
+    record = loss.centroids()
+    assert record.vectors.shape == (3, 6)
+    assert (record.normalize_query, record.bias, record.reduce) == (True, 0.0, "max")
+    np.testing.assert_allclose(np.linalg.norm(record.vectors, axis=1), 1.0, atol=1e-6)
+    cosines = torch.cosine_similarity(x[:, None], loss.centres[[0, 1, 3]][None], dim=2)
+    np.testing.assert_allclose(scores(loss, 100 * x), cosines.max(dim=1).values.numpy(), rtol=0, atol=1e-6)
+
+
+def test_descent_with_enrolment_gathers_bonafide_by_speaker() -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(30, 8, generator=generator).requires_grad_()
+    flags, speaker = torch.arange(30) % 2 == 0, torch.arange(30) % 3
+    loss = samo.Loss(Facts(embedding_dim=8, levels=1, speakers=3))
+    optimizer = torch.optim.SGD([x], lr=0.5)
+    for epoch in range(1, 31):
+        loss.start_epoch(epoch, lambda: (x[flags], speaker[flags]))
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss(x, label(flags, speaker)).backward()
+            optimizer.step()
+    loss.enrol(x[flags], speaker[flags])
+    found = scores(loss, x.detach())
+    assert found[flags.numpy()].min() > 0.6
+    assert found[~flags.numpy()].max() < 0.2
+
+
+def test_autocast_does_not_touch_the_numbers() -> None:
+    loss, x, labels = random_case()
+    loss, half = loss.float(), x.bfloat16()
+    want = loss(half.float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = loss(half, labels)
+        loss.enrol(half[:3], torch.tensor([0, 0, 0]))
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+    torch.testing.assert_close(loss.centres[0], half[:3].float().mean(0), rtol=0, atol=1e-6)
+
+
+def test_without_known_speakers_enrolment_says_what_is_wrong() -> None:
+    loss, x, _ = random_case()
+    with pytest.raises(InputError, match=r"has a known speaker.*fill the speaker column"):
+        loss.enrol(x, torch.full((10,), -1))
+
+
+@pytest.mark.parametrize("speaker", [-2, 4])
+def test_speakers_out_of_range_are_refused(speaker: int) -> None:
+    loss, x, labels = random_case()
+    with pytest.raises(ValueError, match=rf"from -1 \(unknown\) to 3, got {speaker}"):
+        loss(x, label(labels.is_bonafide, speaker))
+    with pytest.raises(ValueError, match=rf"from -1 \(unknown\) to 3, got {speaker}"):
+        loss.enrol(x, torch.full((10,), speaker))
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "message"),
+    [
+        ({"alpha": 0.0}, "alpha > 0"),
+        ({"alpha": math.nan}, "alpha > 0"),
+        ({"update_interval": 0}, "update_interval ≥ 1, got 0"),
+        ({"margin_bonafide": 1.5}, "margin_spoof < margin_bonafide"),
+        ({"margin_spoof": 0.7}, "margin_spoof < margin_bonafide"),
+        ({"margin_spoof": -1.1}, "margin_spoof < margin_bonafide"),
+    ],
+)
+def test_senseless_hyperparameters_are_refused(hyperparameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        samo.Loss(Facts(embedding_dim=4, levels=1, speakers=2), **hyperparameters)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "message"), [(0, "fill the speaker column"), (5, r"at least the 5 training speakers.*got 4")]
+)
+def test_speakers_must_be_known_and_fit_the_embedding(speakers: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        samo.Loss(Facts(embedding_dim=4, levels=1, speakers=speakers))
