@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.backends import sls
+from pipeline.errors import InputError
+
+LAYERS, FRAMES, CHANNELS, WIDTH = 3, 7, 8, 5
+N_FRAMES = torch.tensor([7, 4, 1])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def make(frames: int = FRAMES) -> sls.Backend:
+    backend = sls.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH, frames=frames).double()
+    for seed, parameter in enumerate(backend.parameters()):
+        parameter.data = noise(*parameter.shape, seed=100 + seed)
+    backend.norm.running_mean = torch.tensor([0.3], dtype=torch.float64)
+    backend.norm.running_var = torch.tensor([1.7], dtype=torch.float64)
+    return backend.eval()
+
+
+def padded(fill: float) -> Tensor:
+    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
+    for row, frames in enumerate(N_FRAMES.tolist()):
+        features[row, :, frames:] = fill
+    return features
+
+
+def gradients(backend: sls.Backend, features: Tensor) -> list[Tensor]:
+    features = features.clone().requires_grad_()
+    backend.zero_grad()
+    backend(features, N_FRAMES).pow(2).sum().backward()
+    found = [tensor.grad for tensor in (features, *backend.parameters())]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def selu(x: float) -> float:
+    return 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * (math.exp(x) - 1))
+
+
+def naive(backend: sls.Backend, utterances: list[Any], mean: float, variance: float) -> list[Any]:
+    """Embeddings of utterances (L, n, D) of any length, step by step with scalars; the normalisation is given."""
+    p = {name: parameter.detach().numpy() for name, parameter in backend.named_parameters()}
+    embeddings = []
+    for utterance in utterances:
+        fused = fuse(p, utterance)
+        fields = []
+        for t in range(0, backend.frames - 2, 3):
+            for d in range(0, CHANNELS - 2, 3):
+                best = -math.inf
+                for i in range(t, t + 3):
+                    for j in range(d, d + 3):
+                        value = 0.0
+                        if i < len(fused):
+                            unit = (fused[i, j] - mean) / math.sqrt(variance + 1e-5)
+                            value = selu(unit * p["norm.weight"][0] + p["norm.bias"][0])
+                        best = max(best, value)
+                fields.append(best)
+        embeddings.append([selu(x) for x in p["project.weight"] @ np.array(fields) + p["project.bias"]])
+    return embeddings
+
+
+def fuse(p: dict[str, Any], utterance: Any) -> Any:
+    """(L, n, D) -> (n, D)."""
+    fused = np.zeros(utterance.shape[1:])
+    for layer in utterance:
+        score = float((p["gate.weight"] @ layer.mean(axis=0) + p["gate.bias"])[0])
+        fused += layer / (1 + math.exp(-score))
+    return fused
+
+
+def test_it_agrees_with_a_naive_loop() -> None:
+    backend, features = make(), padded(np.nan)
+    utterances = [example[:, :n].numpy() for example, n in zip(features, N_FRAMES.tolist(), strict=True)]
+    got = backend(features, N_FRAMES)
+    assert got.shape == (3, WIDTH)
+    np.testing.assert_allclose(got.detach(), naive(backend, utterances, 0.3, 1.7), rtol=0, atol=1e-12)
+
+
+def test_it_agrees_with_a_naive_loop_in_training() -> None:
+    backend, features = make().train(), padded(np.nan)
+    utterances = [example[:, :n].numpy() for example, n in zip(features, N_FRAMES.tolist(), strict=True)]
+    got = backend(features, N_FRAMES)
+    p = {name: parameter.detach().numpy() for name, parameter in backend.named_parameters()}
+    seen = np.concatenate([fuse(p, utterance) for utterance in utterances])  # (12, D)
+    want = naive(backend, utterances, float(seen.mean()), float(seen.var()))
+    np.testing.assert_allclose(got.detach(), want, rtol=0, atol=1e-12)
+    assert backend.get_buffer("norm.running_mean").item() == pytest.approx(0.9 * 0.3 + 0.1 * seen.mean(), abs=1e-12)
+    assert backend.get_buffer("norm.running_var").item() == pytest.approx(0.9 * 1.7 + 0.1 * seen.var(ddof=1), abs=1e-12)
+
+
+def test_derived_by_hand() -> None:
+    backend = sls.Backend(layers=2, channels=3, embedding_dim=1, frames=3).double().eval()
+    backend.norm.eps = 0.0
+    backend.gate.weight.data = torch.tensor([[1.0, 0.0, 0.0]]).double()
+    backend.gate.bias.data.zero_()
+    backend.project.weight.data.fill_(0.5)
+    backend.project.bias.data.fill_(0.25)
+    features = torch.zeros(1, 2, 3, 3).double()
+    features[0, 0, :, 0] = torch.tensor([math.log(3), 0.0, 2 * math.log(3)], dtype=torch.float64)  # mean ln 3: gate 3/4
+    features[0, 1, 1, 2] = 8.0  # mean of channel 0 is 0: gate 1/2
+    # Sum: at most ¾ · 2 ln 3 = 1.65 in channel 0, and ½ · 8 = 4 in channel 2. SELU of 4, halved, + ¼, SELU again.
+    scale = 1.0507009873554805
+    got = float(backend(features, torch.tensor([3])).detach())
+    assert got == pytest.approx(scale * (scale * 4 / 2 + 0.25), abs=1e-12)
+    assert backend.gates(features, torch.tensor([3])).tolist()[0] == pytest.approx([0.75, 0.5], abs=1e-12)
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_padding_holds_is_ignored(fill: float, training: bool) -> None:
+    backend = make().train(training)
+    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
+    found, want = gradients(backend, padded(fill)), gradients(backend, padded(0.0))
+    assert len(found) == 1 + len(list(backend.parameters()))
+    for got, expected in zip(found, want, strict=True):
+        assert bool(got.isfinite().all())
+        assert torch.equal(got, expected)
+    for row, frames in enumerate(N_FRAMES.tolist()):
+        assert not found[0][row, :, frames:].any()
+
+
+def test_a_padded_batch_is_each_of_its_utterances() -> None:
+    backend, features = make(frames=10), padded(np.nan)
+    together = backend(features, N_FRAMES)
+    for row, frames in enumerate(N_FRAMES.tolist()):
+        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
+
+
+def test_it_does_not_write_into_its_input() -> None:
+    features = padded(np.nan)
+    before = features.clone()
+    make()(features, N_FRAMES)
+    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradcheck(training: bool) -> None:
+    backend, features = make().train(training), padded(0.0)[:2].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, *_: backend(x, N_FRAMES[:2]), (features, *backend.parameters()))
+
+
+def test_it_runs_in_mixed_precision() -> None:
+    backend, features = make().float().train(), padded(np.nan).float()
+    want = backend(features, N_FRAMES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = backend(features, N_FRAMES)
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.2)
+    assert float((got.float() - want).detach().abs().mean()) < 0.05
+
+
+def test_published_size() -> None:
+    with torch.device("meta"):
+        published = sls.Backend(layers=24, channels=1024)
+    assert published.project.weight.shape == (1024, 22_847)
+    assert sum(p.numel() for p in published.parameters()) == 1025 + 2 + 22_847 * 1024 + 1024
+
+
+def test_a_longer_window_is_refused_with_the_value_to_set() -> None:
+    with pytest.raises(InputError, match=r"at most 6 frames, got 7; set backends\.sls\.frames: 7"):
+        make(frames=6)(padded(0.0), N_FRAMES)
+
+
+def test_what_it_reads_and_how_wide_it_is() -> None:
+    assert (make().reads, make().embedding_dim) == ("frames", WIDTH)
+
+
+@pytest.mark.parametrize("value", [0, -3])
+def test_senseless_widths_are_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=f"embedding_dim.*{value}"):
+        sls.Backend(layers=2, channels=3, embedding_dim=value)
+    with pytest.raises(ValueError, match=f"frames and channels.*{value} and 3"):
+        sls.Backend(layers=2, channels=3, frames=value)
+    with pytest.raises(ValueError, match=r"frames and channels.*201 and 2"):
+        sls.Backend(layers=2, channels=2)
