@@ -397,5 +397,5 @@ def test_a_header_that_states_billions_of_samples_allocates_nothing_of_the_sort(
     data[22:26] = b"\xff" * 4
     data[26:42] = bytes(16)  # no checksum, which would prove that all samples are there
     path.write_bytes(data)
-    with pytest.raises(InputError, match="breaks off or is damaged .*24000 samples, not those that it states"):
+    with pytest.raises(InputError, match=r"breaks off or is damaged .*24000 samples, not those that it states"):
         audio.load(path)

@@ -178,8 +178,8 @@ def test_ties_that_move_the_eer_are_told_and_are_no_inversion(table: Trials) -> 
 
 
 def test_ties_just_beyond_the_eer_point_are_told() -> None:
-    # Ascending: 4 bona fide, 11 spoof, then 4 bona fide and 9 spoof of one score, then 2 bona fide. The walk stops before
-    # the tie, at (0.4 + 0.45) / 2; counted evenly the line from (.4, .45) to (.8, 0) meets at .4 + .4 / 17.
+    # Ascending: 4 bona fide, 11 spoof, then 4 bona fide and 9 spoof of one score, then 2 bona fide. The walk stops
+    # before the tie, at (0.4 + 0.45) / 2; counted evenly the line from (.4, .45) to (.8, 0) meets at .4 + .4 / 17.
     rows = [Row("t", f"u{i}", f"{i}.wav", "spoof" if i < 20 else "bonafide") for i in range(30)]
     scores = np.array([0.0] * 11 + [1.0] * 9 + [-1.0] * 4 + [1.0] * 4 + [2.0] * 2)
     found = told(trials.from_rows(rows, source="t"), scores)

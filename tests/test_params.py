@@ -160,5 +160,5 @@ def test_what_is_no_mapping_of_sections_is_refused(tmp_path: Path, text: str) ->
 def test_an_unknown_member_lists_those_there_are() -> None:
     with pytest.raises(InputError, match=r"expected losses to be one of .*aoc, cross_entropy, .*qamo.*got 'nope'"):
         contracts.member("losses", "nope")
-    with pytest.raises(InputError, match="expected backends to be one of .*asp, .*linear"):
+    with pytest.raises(InputError, match=r"expected backends to be one of .*asp, .*linear"):
         contracts.member("backends", "../losses/aoc")
