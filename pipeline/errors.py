@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 SHOWN = 10
+BROKEN_PIPE = 141  # the exit code of a shell's command that SIGPIPE ends
 
 
 class InputError(Exception):
@@ -28,8 +29,8 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         message = str(error)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os._exit(0)
+    except BrokenPipeError:  # whoever read the output went away; what was to come after it was not done
+        os._exit(BROKEN_PIPE)
     except OSError as error:  # no permission, no space, no such folder: the system's words say which and where
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     else:
