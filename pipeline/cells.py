@@ -1,4 +1,4 @@
-"""One cell of the ablation grid: a backend and a loss, found by their names, with parameters that were checked.
+"""One cell of the ablation grid: a backend, a loss, layers and views, found by their names, with checked parameters.
 
 A section `backends.<name>` or `losses.<name>` of the parameters holds keyword arguments of the member's constructor;
 its signature says which there are and of what type. Where a loss uses quality (`Loss.quality`), its section also takes
@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.contracts import Facts, member
+from pipeline.contracts import Facts, Tap, member
 from pipeline.errors import InputError
-from pipeline.params import Params
+from pipeline.params import Params, ViewsParams
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class QualitySplit:
 
 @dataclass(frozen=True)
 class Cell:
-    """A backend and a loss, ready to be made.
+    """A backend and a loss, ready to be made, the layers that they see and the views that they are trained on.
 
     The dicts hold what the parameters set, JSON-ready; the places say where, as `file:line: section`.
     """
@@ -44,16 +44,18 @@ class Cell:
     loss_place: str
     loss_parameters: dict[str, Any]
     split: QualitySplit
+    layers: tuple[Tap, ...]
+    views: ViewsParams
 
     def make_backend(self, *, layers: int, channels: int) -> Any:
         """A new backend. Raises InputError for values that it refuses."""
         with _refusals(self.backend_place):
             return self.backend(layers=layers, channels=channels, **self.backend_parameters)
 
-    def make_loss(self, *, embedding_dim: int, speakers: int) -> Any:
+    def make_loss(self, *, embedding_dim: int, speakers: int, layers: int) -> Any:
         """A new loss. Raises InputError for values that it refuses."""
         with _refusals(self.loss_place):
-            return self.loss(Facts(embedding_dim, self.split.levels, speakers), **self.loss_parameters)
+            return self.loss(Facts(embedding_dim, self.split.levels, speakers, layers), **self.loss_parameters)
 
 
 @contextlib.contextmanager
@@ -64,12 +66,15 @@ def _refusals(place: str) -> Iterator[None]:
         raise InputError(f"{place}: {error}") from None
 
 
-def find(params: Params, *, backend: str, loss: str) -> Cell:
-    """The cell of two names. Raises InputError for an unknown member or parameter, or a value of the wrong type."""
+def find(params: Params, *, backend: str, loss: str, layers: str, views: str) -> Cell:
+    """The cell of four names. Raises InputError for an unknown one or parameter, or a value of the wrong type."""
     backend_class, loss_class = member("backends", backend).Backend, member("losses", loss).Loss
     for axis, name, sections in (("backends", backend, params.backends), ("losses", loss, params.losses)):
         if name not in sections:
             raise InputError(f"{params.where(axis)}: no section {name}; add it, empty if need be: `{name}: {{}}`")
+    for axis, name, choices in (("layers", layers, params.layers), ("views", views, params.views)):
+        if name not in choices:
+            raise InputError(f"{params.where(axis)}: expected one of {', '.join(choices) or 'none'}, got {name!r}")
     split, own = _quality_split(loss_class, params, loss)
     return Cell(
         backend=backend_class,
@@ -83,6 +88,8 @@ def find(params: Params, *, backend: str, loss: str) -> Cell:
         loss_place=params.where("losses", loss),
         loss_parameters=_hyperparameters(loss_class, own, params, ("losses", loss)),
         split=split,
+        layers=params.layers[layers],
+        views=params.views[views],
     )
 
 

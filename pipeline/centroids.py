@@ -64,14 +64,18 @@ def write(index: CentroidIndex, folder: Path) -> None:
 
 def read(folder: Path) -> CentroidIndex:
     """Read what `write` wrote. Raises InputError where it is missing or index and card disagree."""
-    card = read_json(folder / CARD_FILE, what="centroid index", keys=KEYS, remedy="run `dvc repro -f index`")
+    card = read_json(
+        folder / CARD_FILE, what="centroid index", keys=KEYS, remedy="run `dvc repro -f flow/index/dvc.yaml`"
+    )
     try:
         index = faiss.read_index(str(folder / INDEX_FILE))
     except RuntimeError as error:
-        raise InputError(f"{folder / INDEX_FILE}: not a FAISS index ({error}); run `dvc repro -f index`") from None
+        raise InputError(
+            f"{folder / INDEX_FILE}: not a FAISS index ({error}); run `dvc repro -f flow/index/dvc.yaml`"
+        ) from None
     if (index.ntotal, index.d) != (card["centroids"], card["embedding_dim"]):
         raise InputError(
             f"{folder}: expected {card['centroids']} centroids of width {card['embedding_dim']} by the card, got "
-            f"{index.ntotal} of width {index.d}; run `dvc repro -f index`"
+            f"{index.ntotal} of width {index.d}; run `dvc repro -f flow/index/dvc.yaml`"
         )
     return CentroidIndex(index, bool(card["normalize_query"]), float(card["bias"]), card["reduce"])

@@ -41,15 +41,19 @@ class Labels:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a loss must know of the data before it sees any: widths and counts."""
+    """What a loss must know of the data before it sees any: widths and counts.
+
+    embedding_dim: width of the embeddings. levels: quality levels. speakers: of the training set. layers: tapped ones.
+    """
 
     embedding_dim: int
     levels: int
     speakers: int
+    layers: int = 1
 
     def __post_init__(self) -> None:
-        if self.embedding_dim < 1 or self.levels < 1 or self.speakers < 0:
-            raise ValueError(f"expected embedding_dim ≥ 1, levels ≥ 1, speakers ≥ 0, got {self}")
+        if self.embedding_dim < 1 or self.levels < 1 or self.speakers < 0 or self.layers < 1:
+            raise ValueError(f"expected embedding_dim ≥ 1, levels ≥ 1, speakers ≥ 0, layers ≥ 1, got {self}")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

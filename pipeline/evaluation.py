@@ -16,6 +16,7 @@ from pipeline.det import Det, det_points
 from pipeline.errors import InputError
 from pipeline.metrics import bootstrap
 from pipeline.metrics.bootstrap import Paired, Statistic
+from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.cllr import cllr, min_cllr
 from pipeline.metrics.dcf import act_dcf, dcf, min_dcf
 from pipeline.metrics.decisions import at_threshold
@@ -39,6 +40,7 @@ def evaluate(
     *,
     asv: AsvRates | None = None,
     threshold: float | None = None,
+    calibration: Calibration | None = None,
     folds: int,
     seed: int = SEED,
 ) -> Metrics:
@@ -53,6 +55,8 @@ def evaluate(
         min_dcf                     ASVspoof 5
         act_dcf, cllr               for scores that are log-likelihood ratios in nats; Cllr in bits
         min_cllr                    bits, after the best monotone calibration
+        calibrated                  given `calibration`: its slope and offset, and the act_dcf and cllr of the scores
+                                    that it makes log-likelihood ratios; all else is told of the scores as they are
         at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far in %, of decisions at it
         attacks, vocoders           {name: {eer, spoof}}: the spoof made by it against all bona fide
         codecs                      {name: {eer, bonafide, spoof}}: the trials of that codec alone
@@ -61,6 +65,7 @@ def evaluate(
     Args:
         asv: error rates of the speaker verification system that the t-DCF needs.
         threshold: scores above it are accepted; one that was chosen on other trials.
+        calibration: one that was fitted on other trials.
         folds, seed: resamples behind the intervals (0 for none), and what draws them.
 
     Raises:
@@ -72,7 +77,10 @@ def evaluate(
     found: Metrics = {"eer": _percent(official_eer(det).eer)}
     found |= {"eer_interpolated": _percent(interpolated_eer(det)), "threshold": official_eer(det).threshold}
     found |= {"bonafide": len(bonafide), "spoof": len(spoof)}
-    found |= {name: round(value, COST_DECIMALS) for name, value in _costs(det, bonafide, spoof, asv).items()}
+    found |= _rounded(_costs(det, bonafide, spoof, asv))
+    if calibration:
+        ratios = _of_ratios(calibration.apply(bonafide), calibration.apply(spoof))
+        found["calibrated"] = vars(calibration) | _rounded(ratios)
     if threshold is not None:
         decided = vars(at_threshold(bonafide, spoof, threshold))
         found["at_threshold"] = {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
@@ -109,6 +117,23 @@ def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int
     """The EER of one system minus that of another on the same trials, in percentage points, and its significance."""
     found = bootstrap.paired(scores, others, trials.is_bonafide, equal_rate, folds=folds, seed=seed)
     return Paired(100 * found.difference, 100 * found.low, 100 * found.high, found.p_value)
+
+
+def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) -> list[str]:
+    """What a reader of the calibrated costs must know: trials that were fitted too, and a fit that found nothing."""
+    told: list[str] = []
+    seen = len(set(dev.utterance.tolist()) & set(trials.utterance.tolist()))
+    if seen:
+        told.append(
+            f"{seen} of {len(trials)} trials have names of those that the calibration was fitted on: if they are the "
+            "same, what is told of calibrated scores is too good"
+        )
+    if not calibration.slope:
+        told.append(
+            "the bona fide of dev do not score higher on average than its spoof, and a sign is never flipped: every "
+            "score is calibrated to 0, which says nothing (Cllr 1)"
+        )
+    return told
 
 
 def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list[str]:
@@ -163,12 +188,17 @@ def _costs(det: Det, bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> d
             "min_tdcf_2019": min_tdcf_2019(det, asv).value,
             "min_tdcf_2021": min_tdcf_2021(det, asv).value,
         }
-    return tandem | {
-        "min_dcf": min_dcf(det),
-        "act_dcf": act_dcf(bonafide, spoof),
-        "cllr": cllr(bonafide, spoof),
-        "min_cllr": min_cllr(bonafide, spoof),
-    }
+    own = _of_ratios(bonafide, spoof)
+    return tandem | {"min_dcf": min_dcf(det)} | own | {"min_cllr": min_cllr(bonafide, spoof)}
+
+
+def _of_ratios(bonafide: Scores, spoof: Scores) -> dict[str, float]:
+    """What is told of scores that are log-likelihood ratios in nats."""
+    return {"act_dcf": act_dcf(bonafide, spoof), "cllr": cllr(bonafide, spoof)}
+
+
+def _rounded(costs: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, COST_DECIMALS) for name, value in costs.items()}
 
 
 def _intervals(trials: Trials, scores: Scores, asv: AsvRates | None, *, folds: int, seed: int) -> Metrics:

@@ -77,3 +77,15 @@ def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -
     if missing := [key for key in keys if key not in found]:
         raise InputError(f"{path}: expected a {what}, got JSON without {', '.join(missing)}; {remedy}")
     return found
+
+
+def in_project(path: str | Path) -> Path:
+    """A relative path as the project's own, for what neither git nor DVC brings along: stores, audio, estimates.
+
+    An experiment of DVC (`dvc exp run --temp`, `--queue`) runs in a copy of the project that has none of them, and DVC
+    tells its stages where the project itself is.
+    """
+    project = os.environ.get("DVC_ROOT")
+    if project is None or Path(project).resolve() == Path.cwd():
+        return Path(path)
+    return Path(project) / path

@@ -1,57 +1,77 @@
 """The training loop of stage two: any backend with any loss, on cached features.
 
-Adam with three learning rates, a stratified sampler, early stopping on the dev EER of the deployed score, the average
-of the k best checkpoints. Every draw is seeded by (seed) or (seed, epoch): the same seed on the same machine gives the
-same bits.
+Adam with three learning rates, a stratified sampler, augmented views, early stopping on the dev EER of the deployed
+score, the average of the k best checkpoints. Every draw is seeded by (seed) or (seed, epoch): the same seed on the same
+machine gives the same bits, whether features are read ahead or held, and whether or not the training was killed on the
+way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from tqdm import tqdm
 
-from pipeline import centroids, dataset, scoring
+from pipeline import centroids, dataset, gather, scoring
+from pipeline import checkpoint as checkpoints
+from pipeline.checkpoint import State
 from pipeline.contracts import Centroids, Enrols, Labels
-from pipeline.dataset import Dataset
+from pipeline.dataset import NO_AUGMENT, Augment, Dataset
 from pipeline.det import det_points
 from pipeline.errors import InputError
+from pipeline.gather import CPU, Addresses, Batch
 from pipeline.layers import LayerWeights
 from pipeline.metrics.eer import Eer, official_eer
 from pipeline.params import LearningRates, TrainParams
 
-State = dict[str, Tensor]
+CHECKPOINT_SECONDS = 60.0  # at most this much training, and an epoch, is lost to a kill
+VIEWS_STREAM = 1  # sets the generator of views apart from that of the order, which (seed, epoch) alone seed
+
+Scores = NDArray[np.float32]
+Best = list[tuple[float, int, tuple[State, State]]]  # dev EER, epoch, states of backend and loss
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training curves: mean training loss, dev EER in percent."""
+    """One line of the training curves: mean training loss, dev EER in percent, seconds of training up to its end.
+
+    Seconds count training and dev scoring, by the clock; they are no part of what makes two epochs equal.
+    """
 
     epoch: int
     loss: float
     dev_eer: float
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A trained system, and how it came about.
 
-    backend: trained module with the averaged weights. centroids: those of the averaged loss. curves: every epoch.
-    kept: the epochs that were averaged. dev_eer: percent, of the averaged system; dev_threshold: the score there.
-    parameters: learned scalars of backend and loss.
+    backend: trained module with the averaged weights, in memory. centroids: those of the averaged loss. curves: every
+    epoch. kept: the epochs that were averaged. dev_scores: (N_dev,) float32, of the averaged system, in the order of
+    the trials. dev_eer: percent, of these scores; dev_threshold: the score there. parameters: learned scalars of
+    backend and loss.
     """
 
     backend: nn.Module
     centroids: Centroids
     curves: tuple[Epoch, ...]
     kept: tuple[int, ...]
+    dev_scores: Scores
     dev_eer: float
     dev_threshold: float
     parameters: int
@@ -86,6 +106,20 @@ class Adam:
             for parameter in parameters:
                 parameter.grad = None
 
+    def state(self) -> State:
+        """Running means and squares of the gradients and the number of steps, of every parameter."""
+        return {
+            f"{i}.{j}.{name}": tensor
+            for i, (_, _, states) in enumerate(self._groups)
+            for j, state in enumerate(states)
+            for name, tensor in zip(("mean", "square", "step"), state, strict=True)
+        }
+
+    def load(self, state: State) -> None:
+        """Take up a state that `state` gave."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
 
 def groups(backend: nn.Module, loss: nn.Module, rates: LearningRates) -> list[tuple[list[nn.Parameter], float]]:
     """Parameters with their learning rates: the loss's vectors, the layer weightings, the rest of the backend."""
@@ -95,36 +129,117 @@ def groups(backend: nn.Module, loss: nn.Module, rates: LearningRates) -> list[tu
     return [(rest, rates.backend), (list(loss.parameters()), rates.centroids), (weightings, rates.layers)]
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training: what learns, what it learns from, and how. labels: of the training set, on the device."""
+
+    backend: nn.Module
+    loss: nn.Module
+    optimizer: Adam
+    train: Dataset
+    dev: Dataset
+    labels: Labels
+    params: TrainParams
+    seed: int
+    augment: Augment
+    device: torch.device
+
+
+@dataclass
+class Progress:
+    """How far a training is: its curves, and the best states so far."""
+
+    curves: list[Epoch] = field(default_factory=list)
+    best: Best = field(default_factory=list)
+
+    def add(self, epoch: Epoch, states: tuple[State, State], *, keep: int) -> None:
+        """Take note of an epoch; of equally good ones the later is kept: it has been trained longer."""
+        self.curves.append(epoch)
+        self.best.append((epoch.dev_eer, epoch.epoch, states))
+        self.best = sorted(self.best, key=lambda item: (item[0], -item[1]))[:keep]
+
+    def done(self, params: TrainParams) -> bool:
+        """Whether all epochs were trained, or the last `patience` of them brought no lower dev EER."""
+        errors = [epoch.dev_eer for epoch in self.curves]
+        waited = len(errors) - 1 - errors.index(min(errors)) if errors else 0
+        return len(errors) >= params.epochs or waited >= params.patience
+
+
 def fit(
-    make_backend: Any, make_loss: Any, *, train: Dataset, dev: Dataset, labels: Labels, params: TrainParams
+    make_backend: Any,
+    make_loss: Any,
+    *,
+    train: Dataset,
+    dev: Dataset,
+    labels: Labels,
+    params: TrainParams,
+    seed: int,
+    augment: Augment = NO_AUGMENT,
+    checkpoint: Path | None = None,
 ) -> Fitted:
     """Train a backend with a loss and select by the dev EER of the deployed score.
 
     Args:
         make_backend: () -> Backend. make_loss: (embedding_dim=) -> Loss; both are called under the run's own seed.
+        train: where it is of several sets (`dataset.join`), every batch holds them in equal shares.
         labels: of the training set, tensors of length N.
+        seed: of the initial weights, the order of batches, dropout, and the draws of views.
+        augment: views that the training set has, drawn for training alone.
+        checkpoint: file to go on from after a kill, with the result of an undisturbed training; deleted at the end.
 
-    Raises InputError where the loss stops being finite.
+    Raises InputError where the loss stops being finite, or the device that is asked for is not there.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(params.seed)
+    device = _device(params.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
         backend: nn.Module = make_backend()
         loss: nn.Module = make_loss(embedding_dim=backend.embedding_dim)
-        curves, best = _epochs(backend, loss, train=train, dev=dev, labels=labels, params=params)
-    backend.load_state_dict(average([states[0] for _, _, states in best]))
-    loss.load_state_dict(average([states[1] for _, _, states in best]))
+        backend, loss = backend.to(device), loss.to(device)
+        run = Run(
+            backend=backend,
+            loss=loss,
+            optimizer=Adam(groups(backend, loss, params.learning_rate), weight_decay=params.weight_decay),
+            train=train,
+            dev=dev,
+            labels=Labels(**{name: tensor.to(device) for name, tensor in vars(labels).items()}),
+            params=params,
+            seed=seed,
+            augment=augment,
+            device=device,
+        )
+        progress = _epochs(run, checkpoint)
+    fitted = _finished(run, progress)
+    if checkpoint is not None:
+        checkpoints.delete(checkpoint)
+    return fitted
+
+
+def _finished(run: Run, progress: Progress) -> Fitted:
+    """The average of the best states, what it scores on the dev set, and its weights in memory."""
+    backend, loss = run.backend, run.loss
+    backend.load_state_dict(average([states[0] for _, _, states in progress.best]))
+    loss.load_state_dict(average([states[1] for _, _, states in progress.best]))
     if isinstance(loss, Enrols):
-        loss.enrol(*_enrolment(backend, train, labels))
-    dev_error = dev_eer(backend, loss, dev)
+        loss.enrol(*_enrolment(run))
+    scores = dev_scores(backend, loss, run.dev)
+    error = dev_eer(scores, run.dev)
     return Fitted(
-        backend=backend.eval(),
+        backend=backend.eval().cpu(),
         centroids=_centroids(loss),
-        curves=tuple(curves),
-        kept=tuple(sorted(epoch for _, epoch, _ in best)),
-        dev_eer=100 * dev_error.eer,
-        dev_threshold=float(str(np.float32(dev_error.threshold))),  # as a score file would hold it
+        curves=tuple(progress.curves),
+        kept=tuple(sorted(epoch for _, epoch, _ in progress.best)),
+        dev_scores=scores,
+        dev_eer=100 * error.eer,
+        dev_threshold=float(str(np.float32(error.threshold))),  # as a score file would hold it
         parameters=sum(p.numel() for module in (backend, loss) for p in module.parameters()),
     )
+
+
+def _device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise InputError("train.device: expected a GPU that torch can use, got none; set it to auto or cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if there and wanted != "cpu" else CPU
 
 
 def _centroids(loss: nn.Module) -> Centroids:
@@ -132,72 +247,171 @@ def _centroids(loss: nn.Module) -> Centroids:
     return found
 
 
-Best = list[tuple[float, int, tuple[State, State]]]  # dev EER, epoch, states of backend and loss
+# ---------------------------------------------------------------- epochs
 
 
-def _epochs(
-    backend: nn.Module, loss: nn.Module, *, train: Dataset, dev: Dataset, labels: Labels, params: TrainParams
-) -> tuple[list[Epoch], Best]:
-    optimizer = Adam(groups(backend, loss, params.learning_rate), weight_decay=params.weight_decay)
-    curves: list[Epoch] = []
-    best: Best = []
-    lowest, waited = math.inf, 0
-    with tqdm(total=params.epochs, unit="epoch", disable=None) as bar:
-        for epoch in range(1, params.epochs + 1):
-            if isinstance(loss, Enrols):
-                loss.start_epoch(epoch, partial(_enrolment, backend, train, labels))
-            mean = _train_epoch(backend, loss, optimizer, train=train, labels=labels, params=params, epoch=epoch)
-            eer_now = 100 * dev_eer(backend, loss, dev).eer
-            curves.append(Epoch(epoch, mean, eer_now))
-            best.append((eer_now, epoch, (_copy(backend), _copy(loss))))
-            # among equals the later one: it has been trained longer
-            best = sorted(best, key=lambda item: (item[0], -item[1]))[: params.average_best]
-            bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{eer_now:.2f} %")
+def _epochs(run: Run, file: Path | None) -> Progress:
+    """Train until done, from the start or from the run's checkpoint, which is written now and then."""
+    identity = _identity(run) if file else ""
+    progress = _resumed(run, file, identity) if file else Progress()
+    start = time.perf_counter() - (progress.curves[-1].seconds if progress.curves else 0)
+    written = time.perf_counter()
+    with tqdm(total=run.params.epochs, initial=len(progress.curves), unit="epoch", disable=None) as bar:
+        while not progress.done(run.params):
+            epoch = len(progress.curves) + 1
+            mean = train_epoch(run, epoch)
+            error = 100 * dev_eer(dev_scores(run.backend, run.loss, run.dev), run.dev).eer
+            line = Epoch(epoch, mean, error, time.perf_counter() - start)
+            progress.add(line, (_copy(run.backend), _copy(run.loss)), keep=run.params.average_best)
+            bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{error:.2f} %")
             bar.update()
-            lowest, waited = (eer_now, 0) if eer_now < lowest else (lowest, waited + 1)
-            if waited >= params.patience:
-                break
-    return curves, best
+            if file and time.perf_counter() - written >= CHECKPOINT_SECONDS:
+                _save(run, progress, file, identity)
+                written = time.perf_counter()
+    return progress
 
 
-def _train_epoch(
-    backend: nn.Module,
-    loss: nn.Module,
-    optimizer: Adam,
-    *,
-    train: Dataset,
-    labels: Labels,
-    params: TrainParams,
-    epoch: int,
-) -> float:
-    """One pass over the training set; the mean loss over its batches."""
-    backend.train()
-    loss.train()
-    torch.manual_seed((params.seed << 20) + epoch)  # dropout
-    losses: list[float] = []
-    for rows in dataset.batches(train.trials.is_bonafide, size=params.batch_size, seed=params.seed, epoch=epoch):
-        value: Tensor = loss(backend(*train.features(rows)), dataset.take(labels, rows))
-        if not math.isfinite(value.item()):
-            raise InputError(f"epoch {epoch}: the loss is {value.item()}; lower train.learning_rate")
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(value.item())
-    return sum(losses) / len(losses)
+def train_epoch(run: Run, epoch: int) -> float:
+    """One pass over the training set; the mean loss over its batches. epoch: from 1."""
+    torch.manual_seed((run.seed << 20) + epoch)  # dropout
+    if isinstance(run.loss, Enrols):
+        run.loss.start_epoch(epoch, partial(_enrolment, run))
+    addresses, labels = drawn(run, epoch)
+    is_bonafide = run.train.trials.is_bonafide
+    order = list(
+        dataset.batches(is_bonafide, size=run.params.batch_size, seed=run.seed, epoch=epoch, groups=run.train.groups)
+    )
+    with contextlib.closing(
+        gather.stream(run.train.source, (addresses[rows] for rows in order), device=run.device)
+    ) as batches:
+        return train_on(run, epoch, zip(batches, (dataset.take(labels, rows) for rows in order), strict=True))
+
+
+def train_on(run: Run, epoch: int, batches: Iterable[tuple[Batch, Labels]]) -> float:
+    """A step for every batch; the mean loss over them. Raises InputError where one is not finite."""
+    run.backend.train()
+    run.loss.train()
+    losses = [step(run, *batch) for batch in batches]
+    values = torch.stack(losses).tolist()  # once an epoch: asking a GPU for a number waits for it
+    for value in values:
+        if not math.isfinite(value):
+            raise InputError(f"epoch {epoch}: the loss is {value}; lower train.learning_rate")
+    return float(sum(values) / len(values))
+
+
+def step(run: Run, batch: Batch, labels: Labels) -> Tensor:
+    """One step of the optimiser; the loss before it, detached."""
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.params.precision == "bfloat16"):
+        embeddings = run.backend(*batch)
+    value: Tensor = run.loss(embeddings, labels)
+    value.backward()  # type: ignore[no-untyped-call]
+    run.optimizer.step()
+    return value.detach()
+
+
+def drawn(run: Run, epoch: int) -> tuple[Addresses, Labels]:
+    """What stands for each training utterance in an epoch: the address (N,) of its clean or an augmented view, and its
+    label, whose quality level an augmented view lowers.
+
+    Drawn from (seed, epoch), one draw an utterance, whatever the order of the batches.
+    """
+    n, augment = len(run.train), run.augment
+    addresses = np.arange(n)
+    if not augment.probability:
+        return addresses, run.labels
+    from pipeline.views import level_shift  # importing what makes views takes a while, and clean training needs none
+
+    rng = np.random.default_rng((run.seed, epoch, VIEWS_STREAM))
+    chosen = np.where(rng.random(n) < augment.probability, rng.integers(len(augment.views), size=n), -1)
+    position = np.array([1 + run.train.views.index(name) for name in augment.views] + [0])
+    shift = torch.tensor([level_shift(name) for name in augment.views] + [0], device=run.device)
+    level = run.labels.level
+    lowered = (level + shift[torch.from_numpy(chosen).to(run.device)]).clamp(min=0)
+    lowered = torch.where(level < 0, level, lowered)  # unknown stays unknown
+    return addresses + n * position[chosen], dataclasses.replace(run.labels, level=lowered)
 
 
 @torch.no_grad()
-def _enrolment(backend: nn.Module, train: Dataset, labels: Labels) -> tuple[Tensor, Tensor]:
-    """Embeddings (M, E) of all bona fide training utterances, in eval mode, and their speakers (M,)."""
-    backend.eval()
-    rows = np.flatnonzero(train.trials.is_bonafide)
+def _enrolment(run: Run) -> tuple[Tensor, Tensor]:
+    """Embeddings (M, E) of all bona fide training utterances, clean, in eval mode, and their speakers (M,)."""
+    run.backend.eval()
+    rows = np.flatnonzero(run.train.trials.is_bonafide)
     parts = np.array_split(rows, -(-len(rows) // scoring.BATCH))
-    return torch.cat([backend(*train.features(part)) for part in parts]), dataset.take(labels, rows).speaker
+    with contextlib.closing(gather.stream(run.train.source, parts, device=run.device)) as batches:
+        embeddings = [run.backend(*batch).clone() for batch in batches]
+    return torch.cat(embeddings), dataset.take(run.labels, rows).speaker
 
 
-def dev_eer(backend: nn.Module, loss: nn.Module, dev: Dataset) -> Eer:
-    """EER of the deployed score on the dev set, a share, and its threshold."""
-    scores = scoring.score_all(backend, centroids.build(_centroids(loss)), dev).astype(float)
-    return official_eer(det_points(scores[dev.trials.is_bonafide], scores[~dev.trials.is_bonafide]))
+def dev_scores(backend: nn.Module, loss: nn.Module, dev: Dataset) -> Scores:
+    """The deployed scores (N,) of the dev set."""
+    return scoring.score_all(backend, centroids.build(_centroids(loss)), dev)
+
+
+def dev_eer(scores: Scores, dev: Dataset) -> Eer:
+    """EER of scores (N,) of the dev set, a share, and its threshold."""
+    values = scores.astype(float)
+    return official_eer(det_points(values[dev.trials.is_bonafide], values[~dev.trials.is_bonafide]))
+
+
+# ---------------------------------------------------------------- going on after a kill
+
+
+def _save(run: Run, progress: Progress, file: Path, identity: str) -> None:
+    """Everything that the next epoch depends on; its random draws depend on its number alone."""
+    modules = {"backend": run.backend.state_dict(), "loss": run.loss.state_dict(), "adam": run.optimizer.state()}
+    for i, (_, _, (backend, loss)) in enumerate(progress.best):
+        modules |= {f"best.{i}.backend": backend, f"best.{i}.loss": loss}
+    tensors = {f"{part}/{name}": tensor for part, state in modules.items() for name, tensor in state.items()}
+    facts = {
+        "curves": [dataclasses.astuple(epoch) for epoch in progress.curves],
+        "best": [(error, epoch) for error, epoch, _ in progress.best],
+    }
+    checkpoints.write(file, tensors, facts, run=identity)
+
+
+def _resumed(run: Run, file: Path, identity: str) -> Progress:
+    """The progress that a checkpoint of this run holds, its state taken up; none where there is no such checkpoint."""
+    found = checkpoints.read(file, run=identity)
+    if found is None:
+        return Progress()
+    tensors, facts = found
+
+    def part(prefix: str) -> State:
+        return {
+            name.removeprefix(f"{prefix}/"): tensor.to(run.device)
+            for name, tensor in tensors.items()
+            if name.startswith(f"{prefix}/")
+        }
+
+    run.backend.load_state_dict(part("backend"))
+    run.loss.load_state_dict(part("loss"))
+    run.optimizer.load(part("adam"))
+    best = [
+        (error, epoch, (part(f"best.{i}.backend"), part(f"best.{i}.loss")))
+        for i, (error, epoch) in enumerate(facts["best"])
+    ]
+    return Progress([Epoch(*line) for line in facts["curves"]], best)
+
+
+def _identity(run: Run) -> str:
+    """Fingerprint of all that the result depends on, to be taken before the first step."""
+    tensors = {f"backend/{name}": tensor for name, tensor in run.backend.state_dict().items()}
+    tensors |= {f"loss/{name}": tensor for name, tensor in run.loss.state_dict().items()}
+    tensors |= vars(run.labels) | {"dev": torch.from_numpy(run.dev.trials.is_bonafide)}
+    if run.train.groups is not None:
+        tensors["groups"] = torch.from_numpy(run.train.groups)
+    facts = {
+        "params": run.params.model_dump(),
+        "seed": run.seed,
+        "augment": dataclasses.asdict(run.augment),
+        "device": run.device.type,
+        "data": [[data.kind, data.digest, data.views] for data in (run.train, run.dev)],
+        "backend": checkpoints.facts_of(run.backend),
+        "loss": checkpoints.facts_of(run.loss),
+        "code": [checkpoints.code_of(Path(str(module.__file__))) for module in (dataset, gather, scoring)]
+        + [checkpoints.code_of(Path(__file__))],
+    }
+    return checkpoints.fingerprint(facts, tensors)
 
 
 def _copy(module: nn.Module) -> State:

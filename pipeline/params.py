@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError
+from pipeline.files import in_project
 
 Keys = tuple[str | int, ...]  # from the root of the parameters to a value
 Positive = Annotated[int, Field(gt=0)]
@@ -29,6 +40,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
 Layer = NotNegative | Literal["final"]
+Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+Views = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
 
 
 class _Section(BaseModel):
@@ -49,6 +62,11 @@ class SetParams(_Section):
     split: str
     quality: Name
     on_bad_audio: Literal["fail", "skip"] = "fail"
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths are relative to, of the project itself where DVC runs an experiment in a copy."""
+        return in_project(self.root)
 
 
 class RandomEncoder(_Section):
@@ -71,12 +89,21 @@ class RandomEncoder(_Section):
 
 
 class EncoderParams(_Section):
-    """Where the encoder comes from: a hub name, a local folder, or `random` with its size."""
+    """Where the encoder comes from: a hub name, a local folder, or `random` with its size; fine-tuned or frozen.
+
+    finetune is None for a frozen encoder, which is also one whose section says `on: false`.
+    """
 
     source: str
     revision: str | None = None
     random: RandomEncoder | None = None
     normalize: Literal["utterance", "none"]
+    finetune: FinetuneParams | None = None
+
+    @field_validator("finetune")
+    @classmethod
+    def _frozen_unless_on(cls, finetune: FinetuneParams | None) -> FinetuneParams | None:
+        return finetune if finetune and finetune.on else None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -95,9 +122,10 @@ class WindowParams(_Section):
 
 
 class ExtractParams(_Section):
-    """What is cached, and how it is computed."""
+    """What is cached, and how it is computed; views are those beside `clean`, of the training set alone."""
 
-    layers: Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+    layers: Layers
+    views: Views = ()
     window: WindowParams
     shard: Positive
     batch_size: Positive
@@ -109,6 +137,11 @@ class FeaturesParams(_Section):
 
     root: str
 
+    @property
+    def folder(self) -> Path:
+        """The root of all stores, of the project itself where DVC runs an experiment in a copy."""
+        return in_project(self.root)
+
 
 class LearningRates(_Section):
     """Adam's learning rates: for the backend, for the loss's vectors, and for the layer weighting."""
@@ -118,10 +151,93 @@ class LearningRates(_Section):
     layers: Rate
 
 
-class TrainParams(_Section):
-    """How every cell of the grid is trained."""
+class PoolParams(_Section):
+    """Two sets, or pools that stand above, that are trained on together, each with an equal share of every batch."""
 
+    first: Name
+    second: Name
+
+
+class DatasetParams(_Section):
+    """Where the features lie that training reads: on disk, in memory, or in the device's memory."""
+
+    hold: Literal["disk", "ram", "device"]
+
+
+class ViewsParams(_Section):
+    """The augmented views that training draws in place of the clean features, and how often it does."""
+
+    draw: Views
+    probability: Share
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Self:
+        if bool(self.draw) != (self.probability > 0):
+            raise ValueError("expected views to draw with a probability above 0, or none of both")
+        return self
+
+
+class FinetuneRates(LearningRates):
+    """Those, and one for the encoder."""
+
+    encoder: Rate
+
+
+class LoraParams(_Section):
+    """Low-rank updates of the encoder in place of its weights: W + alpha / rank · B A, for the named linear maps."""
+
+    rank: Positive
+    alpha: Rate
+    targets: Annotated[
+        tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"], ...],
+        Field(min_length=1, strict=False),
+        AfterValidator(_distinct),
+    ]
+
+
+class FinetuneParams(_Section):
+    """How the encoder is trained end to end with a backend and a loss, whose own parameters stand in their sections.
+
+    set is the set that it is trained on; layers are those that the backend reads, views those that RawBoost and the
+    like make on the fly. A step of the optimiser takes accumulate × batch_size utterances, of which batch_size are in
+    the device's memory at once.
+    freeze_front_end keeps the convolutions as they are; gradient_checkpointing computes layers twice to save memory.
+    With `on: false` the encoder is frozen, and the section only names what it would be trained with.
+    With lora the encoder's own weights all stay as they are; without it they are all trained.
+    """
+
+    on: bool = True
+    set: Name = "train"
+    backend: Name
+    loss: Name
+    layers: Layers
+    views: ViewsParams
     seed: Seed
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    accumulate: Positive
+    learning_rate: FinetuneRates
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    patience: Positive
+    average_best: Positive
+    freeze_front_end: bool
+    gradient_checkpointing: bool
+    precision: Literal["float32", "bfloat16"]
+    lora: LoraParams | None = None
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> Self:
+        if self.lora and not self.freeze_front_end:
+            raise ValueError("expected freeze_front_end: true with lora, which trains no convolution, got false")
+        return self
+
+
+class TrainParams(_Section):
+    """How every cell of the grid is trained; set is the set or pool that it is trained on."""
+
+    set: Name
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: LearningRates
@@ -131,15 +247,27 @@ class TrainParams(_Section):
 
 
 class GridParams(_Section):
-    """The ablation grid: every backend with every loss."""
+    """The ablation grid: every backend with every loss, on every choice of layers and of views, from every seed."""
 
     backend: Names
     loss: Names
+    layers: Names
+    views: Names
+    seed: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
 
     @property
-    def runs(self) -> tuple[str, ...]:
-        """The names of all runs, `<backend>-<loss>`."""
-        return tuple(f"{backend}-{loss}" for backend in self.backend for loss in self.loss)
+    def runs(self) -> dict[str, str]:
+        """The names of all runs, `<backend>-<loss>-<layers>-<views>-<seed>`, and of each the system that it is one of.
+
+        Runs of a system differ in the seed alone. Its name is that of the run without the seed, and without the
+        layers and views where the grid has one choice of them.
+        """
+        found = {}
+        for cell in itertools.product(self.backend, self.loss, self.layers, self.views, self.seed):
+            backend, loss, layers, views, seed = cell
+            varied = [name for name, all_names in ((layers, self.layers), (views, self.views)) if len(all_names) > 1]
+            found[f"{backend}-{loss}-{layers}-{views}-{seed}"] = "-".join([backend, loss, *varied])
+        return found
 
 
 class AsvParams(_Section):
@@ -173,12 +301,16 @@ class Params(_Section):
     """All of `params.yaml`."""
 
     sets: dict[Name, SetParams]
+    pools: dict[Name, PoolParams]
     encoder: EncoderParams
     extract: ExtractParams
     features: FeaturesParams
+    dataset: DatasetParams
     train: TrainParams
     backends: dict[Name, dict[str, Any]]
     losses: dict[Name, dict[str, Any]]
+    layers: dict[Name, Layers]
+    views: dict[Name, ViewsParams]
     grid: GridParams
     evaluate: EvaluateParams
     report: ReportParams
@@ -195,23 +327,62 @@ class Params(_Section):
 
     def misfits(self) -> list[str]:
         """What is wrong between the sections: names that one uses and another lacks."""
-        wrong = [f"{self.where('sets')}: expected a set {name}" for name in ("train", "dev") if name not in self.sets]
+        wrong = [] if "dev" in self.sets else [f"{self.where('sets')}: expected a set dev"]
+        wrong += (wrong_pools := self._wrong_pools())
+        there = self.train.set in {**self.sets, **self.pools}
+        if not there or (not wrong_pools and "dev" in self.members(self.train.set)):
+            wrong.append(f"{self.where('train', 'set')}: expected a set or a pool without dev, got {self.train.set!r}")
         wrong += self._unknown(("evaluate", "sets"), self.evaluate.sets, self.sets, "sets")
         wrong += [
             f"{self.where('evaluate', 'asv', name)}: expected one of evaluate.sets, got {name!r}"
             for name in self.evaluate.asv
             if name not in self.evaluate.sets
         ]
-        for axis, names, sections in (
-            ("backend", self.grid.backend, self.backends),
-            ("loss", self.grid.loss, self.losses),
+        for axis, section, known in (
+            ("backend", "backends", self.backends),
+            ("loss", "losses", self.losses),
+            ("layers", "layers", self.layers),
+            ("views", "views", self.views),
         ):
-            plural = {"backend": "backends", "loss": "losses"}[axis]
-            wrong += self._unknown(("grid", axis), names, sections, plural)
+            wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
+        for name, layers in self.layers.items():
+            wrong += self._not_cached(("layers", name), layers, self.extract.layers, "layers")
+        for name, views in self.views.items():
+            wrong += self._not_cached(("views", name, "draw"), views.draw, self.extract.views, "views")
         if self.report.sort_by not in self.evaluate.sets:
             sets = ", ".join(self.evaluate.sets)
             wrong.append(f"{self.where('report', 'sort_by')}: expected one of {sets}, got {self.report.sort_by!r}")
         return wrong
+
+    def _wrong_pools(self) -> list[str]:
+        wrong, known = [], set(self.sets)
+        for name, pool in self.pools.items():
+            wrong += [
+                f"{self.where('pools', name, key)}: expected a set or a pool above, got {part!r}"
+                for key, part in pool.model_dump().items()
+                if part not in known
+            ]
+            if name in known:
+                wrong.append(f"{self.where('pools', name)}: expected a name that no set has")
+            elif not wrong and set(self.members(pool.first)) & set(self.members(pool.second)):
+                wrong.append(f"{self.where('pools', name)}: expected every set once, got one twice")
+            known.add(name)
+        return wrong
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The sets of a pool, in order; a set is its own only one."""
+        if name not in self.pools:
+            return (name,)
+        pool = self.pools[name]
+        return (*self.members(pool.first), *self.members(pool.second))
+
+    def _not_cached(self, keys: Keys, names: Sequence[Any], cached: Sequence[Any], what: str) -> list[str]:
+        return [
+            f"{self.where(*keys, i)}: expected one of extract.{what} ({', '.join(map(str, cached)) or 'none'}), "
+            f"got {name!r}; add it there, and the next `dvc repro` caches it"
+            for i, name in enumerate(names)
+            if name not in cached
+        ]
 
     def _unknown(self, keys: Keys, names: tuple[str, ...], sections: Mapping[str, Any], section: str) -> list[str]:
         return [

@@ -390,8 +390,10 @@ def read(path: Path, trials: Trials) -> NDArray[np.float64]:
     Raises InputError where `parse` and `join` do, and for scores that belong to no trial.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no score file there; run `dvc repro score`")
-    remedy = "the file was made for another set or an older trial table; run `dvc repro score` to make it anew"
+        raise InputError(f"{path}: no score file there; run `dvc repro flow/score/dvc.yaml`")
+    remedy = (
+        "the file was made for another set or an older trial table; run `dvc repro flow/score/dvc.yaml` to make it anew"
+    )
     joined = join(parse(path), trials, remedy=remedy)
     if joined.surplus:
         raise InputError(_mismatch(path, [], joined.surplus, total=len(trials), remedy=remedy))

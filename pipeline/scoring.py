@@ -5,6 +5,7 @@ Training selects by it, `score` writes it, and everything that scores later call
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline import gather
 from pipeline.centroids import CentroidIndex
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError
@@ -22,13 +24,18 @@ BATCH = 64  # utterances a forward pass
 
 
 @torch.inference_mode()
-def embed(backend: nn.Module, dataset: Dataset) -> Iterator[NDArray[np.float32]]:
-    """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode."""
+def embed(backend: nn.Module, data: Dataset) -> Iterator[NDArray[np.float32]]:
+    """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode.
+
+    Computed in float32 wherever the backend is, whatever precision it was trained in: training selects by the same
+    numbers that are deployed.
+    """
     backend.eval()
-    for start in range(0, len(dataset), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(dataset)))
-        features, n_frames = dataset.features(rows)
-        yield backend(features, n_frames).float().numpy()
+    device = next((parameter.device for parameter in backend.parameters()), gather.CPU)
+    rows = (np.arange(start, min(start + BATCH, len(data))) for start in range(0, len(data), BATCH))
+    with contextlib.closing(gather.stream(data.source, rows, device=device)) as batches:
+        for features, n_frames in batches:
+            yield backend(features, n_frames).float().cpu().numpy().copy()  # a view of features would not last
 
 
 def score(embeddings: NDArray[np.float32], index: CentroidIndex, *, names: Sequence[str]) -> NDArray[np.float32]:
@@ -60,11 +67,12 @@ def _reduce(similarities: NDArray[np.float32], how: str) -> Any:
     return (weights * similarities).sum(1) / weights.sum(1)
 
 
-def score_all(backend: nn.Module, index: CentroidIndex, dataset: Dataset) -> NDArray[np.float32]:
+def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset) -> NDArray[np.float32]:
     """Scores (N,) of a whole set."""
-    names = dataset.trials.utterance.tolist()
+    names = data.trials.utterance.tolist()
     scores: list[NDArray[np.float32]] = []
-    for embeddings in embed(backend, dataset):
-        done = sum(map(len, scores))
+    done = 0
+    for embeddings in embed(backend, data):
         scores.append(score(embeddings, index, names=names[done : done + len(embeddings)]))
+        done += len(embeddings)
     return np.concatenate(scores)

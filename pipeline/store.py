@@ -20,7 +20,9 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -367,54 +369,93 @@ def _put(path: Path, data: bytes) -> str:
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 
 
-def open_receipt(path: Path, *, root: Path) -> tuple[Store, dict[str, Any]]:
-    """The store that a receipt stands for, and the receipt.
-
-    Raises InputError where the receipt is missing or something else, or its store is missing, incomplete, of another
-    spec, or holds other bytes.
-    """
+def read_receipt(path: Path) -> dict[str, Any]:
+    """A receipt. Raises InputError where it is missing or something else."""
     again = "run `dvc repro -f extract`"
     receipt = read_json(path, what="receipt", keys=("format", *RECEIPT), remedy=again)
     if receipt["format"] != FORMAT:
         raise InputError(f"{path}: expected store format {FORMAT}, got {receipt['format']}; {again}")
     if not re.fullmatch(r"[0-9a-f]{16}/[a-z][a-z0-9_]*-[0-9a-f]{16}\.zarr", str(receipt["store"])):
         raise InputError(f"{path}: expected a store below the root of features, got {receipt['store']!r}; {again}")
-    store = Store.open(root / receipt["store"])
-    if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
-        raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
-    if store.digest(receipt["views"], receipt["layers"]) != receipt["digest"]:
-        raise InputError(
-            f"{store.path}: expected the bytes that {path} stands for, got others; run `dvc repro -f extract`"
-        )
-    return store, receipt
+    return receipt
+
+
+AGAIN = "run `dvc repro -f extract`"
+
+
+def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
+    """The receipt of a set by the set's name, or those that the receipt of a pool holds.
+
+    Raises InputError where the file is missing or something else.
+    """
+    found = read_json(path, what="receipt", remedy=AGAIN)
+    receipts = found.get("pool", {path.stem: found})
+    for receipt in receipts.values():
+        if missing := [key for key in ("format", *RECEIPT) if key not in receipt]:
+            raise InputError(f"{path}: expected a receipt, got JSON without {', '.join(missing)}; {AGAIN}")
+        if receipt["format"] != FORMAT:
+            raise InputError(f"{path}: expected store format {FORMAT}, got {receipt['format']}; {AGAIN}")
+        if not re.fullmatch(r"[0-9a-f]{16}/[a-z][a-z0-9_]*-[0-9a-f]{16}\.zarr", str(receipt["store"])):
+            raise InputError(f"{path}: expected a store below the root of features, got {receipt['store']!r}; {AGAIN}")
+    return dict(receipts)
+
+
+def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str, Any]]]:
+    """The stores that a receipt stands for, one of a set and several of a pool, with the receipt of each, by set.
+
+    Raises InputError where the receipt is missing or something else, or a store is missing, incomplete, of another
+    spec, or holds other bytes.
+    """
+    found = {}
+    for name, receipt in read_receipts(path).items():
+        store = Store.open(root / receipt["store"])
+        if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
+            raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
+        if store.digest(receipt["views"], receipt["layers"]) != receipt["digest"]:
+            raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {AGAIN}")
+        found[name] = store, receipt
+    return found
 
 
 class Reader:
-    """Rows of chosen layers of a complete store, straight from memory maps into a batch."""
+    """Rows of chosen layers and views of a complete store, straight from memory maps into a batch.
 
-    def __init__(self, store: Store, *, view: str, layers: Sequence[Tap], pooled: bool) -> None:
+    Utterance i of the v-th view has the address v · N + i: the first view's addresses are the utterances' numbers.
+    """
+
+    def __init__(self, store: Store, *, views: Sequence[str], layers: Sequence[Tap], pooled: bool) -> None:
         spec = store.spec
         self.spec = spec
         self._store = store
-        self._arrays = [f"{view}/{pooled_array(layer) if pooled else layer_array(layer)}" for layer in layers]
-        self.row: tuple[int, ...] = (2, spec.channels) if pooled else (spec.frames, spec.channels)
+        names = [pooled_array(layer) if pooled else layer_array(layer) for layer in layers]
+        self._arrays = [[f"{view}/{name}" for view in views] for name in names]  # layer -> view -> array
+        self.row: tuple[int, ...] = (len(names), 2 if pooled else spec.frames, spec.channels)
         self.dtype = "float32" if pooled else "float16"
         self.n_frames = _read_frames(store)
-        # A map costs no file handle but counts against the kernel's 65,530 maps a process.
-        self._map = functools.lru_cache(maxsize=16_384)(self._open)
+        # A map costs no file handle but counts against the kernel's 65,530 maps a process, which has several readers.
+        self._map = functools.lru_cache(maxsize=10_000)(self._open)
 
-    def _open(self, array: str, shard: int) -> Block:
+    def _open(self, layer: int, view: int, shard: int) -> Block:
+        """One shard of a layer, (rows, 1, T or 2, D): what indexing gives is a row to concatenate."""
         spec = self.spec
-        path = self._store.shard_path(array, shard)
-        return map_shard(path, rows=len(spec.rows(shard)), row=self.row, dtype=self.dtype, shard=spec.shard)
+        path = self._store.shard_path(self._arrays[layer][view], shard)
+        rows = len(spec.rows(shard))
+        return map_shard(path, rows=rows, row=self.row[1:], dtype=self.dtype, shard=spec.shard)[:, None]
 
-    def gather(self, rows: NDArray[np.int64]) -> Block:
-        """Rows (B,) of all layers in one array (B, L, *row), `row` being (T, D) float16 or (2, D) float32."""
-        out = np.empty((len(rows), len(self._arrays), *self.row), self.dtype)
-        shards, places = np.divmod(rows, self.spec.shard)
-        for position, array in enumerate(self._arrays):
-            for i, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
-                out[i, position] = self._map(array, shard)[place]
+    def gather(self, addresses: NDArray[np.int64], out: Block | None = None) -> Block:
+        """Rows (B,) of all layers in one array (B, L, T, D) float16, or (B, L, 2, D) float32, made or given as `out`.
+
+        The loop over rows runs in C (map, concatenate), and the copies let other threads run.
+        """
+        if out is None:
+            out = np.empty((len(addresses), *self.row), self.dtype)
+        if not len(addresses):
+            return out
+        views, rows = np.divmod(addresses, self.spec.utterances)
+        shards, places = (part.tolist() for part in np.divmod(rows, self.spec.shard))
+        for layer in range(len(self._arrays)):
+            maps = map(self._map, itertools.repeat(layer), views.tolist(), shards)
+            np.concatenate(list(map(operator.getitem, maps, places)), out=out[:, layer])
         return out
 
 

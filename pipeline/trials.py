@@ -12,7 +12,7 @@ import io
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,24 @@ class Trials:
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Trials:
         """The trials of the given rows, in their order."""
         return Trials(**{name: column[rows] for name, column in vars(self).items()})
+
+
+def pool(tables: Mapping[str, Trials]) -> Trials:
+    """The trials of several sets as one table, in the order of the sets.
+
+    Raises InputError where two sets name one utterance.
+    """
+    sets: dict[str, str] = {}
+    twice = [
+        f"{utterance}: in {sets[utterance]} and {name}"
+        for name, table in tables.items()
+        for utterance in table.utterance.tolist()
+        if sets.setdefault(utterance, name) != name
+    ]
+    if twice:
+        raise InputError(f"expected every utterance in one of {', '.join(tables)}, got:\n{listing(twice)}")
+    columns = [vars(table) for table in tables.values()]
+    return Trials(**{name: np.concatenate([column[name] for column in columns]) for name in columns[0]})
 
 
 def _mos(text: str) -> float:

@@ -25,6 +25,7 @@ from pipeline.contracts import Card, Tap
 from pipeline.errors import InputError
 from pipeline.params import EncoderParams, RandomEncoder
 
+NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
 NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
 
 # What the weights' shapes do not tell of the arithmetic.
@@ -46,7 +47,8 @@ _ARCHITECTURE = (
     "num_conv_pos_embeddings",
     "num_conv_pos_embedding_groups",
 )
-# Everything random that transformers switches on by default.
+# Everything random that transformers switches on by default. Fine-tuning keeps it off, too: fairseq's large
+# configuration, which XLSR was pretrained with, has no dropout, and published countermeasures mask nothing.
 _QUIET = {
     "apply_spec_augment": False,
     "layerdrop": 0.0,
@@ -64,12 +66,43 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
     """
     model = _random(params.random) if params.random else _pretrained(params.source, revision=params.revision)
     model.eval().requires_grad_(False)
+    return model, card_of(model, source=params.source, normalize=params.normalize)
+
+
+def load_deployed(params: EncoderParams, *, weights: Path) -> tuple[Wav2Vec2Model, Card]:
+    """The encoder that features come from, and its card: the fine-tuned one where the parameters ask for it.
+
+    Args:
+        weights: the folder that the stage `encoder` wrote; read only where fine-tuning is on.
+
+    Raises InputError as `load`, and where the folder holds no fine-tuned encoder.
+    """
+    if params.finetune is None:
+        return load(params)
+    if not (weights / "config.json").is_file():  # else its name would be looked up on the hub
+        raise InputError(f"{weights}: no fine-tuned encoder there; run `dvc repro -f encoder`")
+    return load(EncoderParams(source=str(weights), normalize=params.normalize))
+
+
+def save(model: Wav2Vec2Model, folder: Path) -> None:
+    """Write config.json and model.safetensors as transformers does, and loads them."""
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+
+
+def write_note(folder: Path, text: str) -> None:
+    """Say in the folder of the fine-tuned encoder what it holds; a frozen one has no more than that."""
+    (folder / NOTE_FILE).write_text(text + "\n")
+
+
+def card_of(model: Wav2Vec2Model, *, source: str, normalize: Literal["utterance", "none"]) -> Card:
+    """The card of a model that has all its layers."""
     config = model.config.to_dict()
-    return model, Card(
-        source=params.source,
+    return Card(
+        source=source,
         weights_sha256=weights_sha256(model),
         architecture={name: _plain(config[name]) for name in _ARCHITECTURE},
-        normalize=params.normalize,
+        normalize=normalize,
     )
 
 
@@ -125,7 +158,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 class Encoder(nn.Module):
-    """A frozen encoder cut above its highest tap.
+    """An encoder cut above its highest tap.
 
     Takes windows and gives the features of each tap; nothing above the highest tap is kept or computed.
     """
@@ -157,7 +190,11 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
-        """Features of every tap for a batch of windows.
+        """Features of every tap for a batch of windows, outside any graph. See `features`."""
+        return self.features(windows, valid)
+
+    def features(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
+        """Features of every tap for a batch of windows; differentiable where the weights are.
 
         Args:
             windows: (B, S) float32 samples at 16 kHz.

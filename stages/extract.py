@@ -1,4 +1,8 @@
-"""Run the encoder over one set and cache the features of its layers; write the receipt that DVC tracks."""
+"""Run the encoder over one set and cache the features of its layers; write the receipt that DVC tracks.
+
+What is trained on, train.set, is cached in the augmented views of extract.views as well; all other sets are cached
+clean, and clean alone.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,19 @@ from pipeline import contracts, extract, params, trials
 from pipeline.contracts import Tap
 from pipeline.errors import InputError, run_command
 from pipeline.files import read_json, write_text
-from pipeline.params import Params
+from pipeline.params import ExtractParams, Params
 
 if TYPE_CHECKING:
     from pipeline.xlsr import Encoder
 
 
-def load_encoder(settings: Params, card: contracts.Card, taps: tuple[Tap, ...]) -> Encoder:
+def load_encoder(settings: Params, card: contracts.Card, taps: tuple[Tap, ...], *, weights: Path) -> Encoder:
     """The encoder of the parameters, on its device. Raises InputError where it is not the one on the card."""
     import torch
 
     from pipeline import xlsr  # takes seconds to import, and a complete store does not need it
 
-    model, found = xlsr.load(settings.encoder)
+    model, found = xlsr.load_deployed(settings.encoder, weights=weights)
     if found != card:
         raise InputError(
             f"expected the encoder of the card ({_name(card)}), got {_name(found)}; run `dvc repro -f encoder`"
@@ -34,6 +38,19 @@ def load_encoder(settings: Params, card: contracts.Card, taps: tuple[Tap, ...]) 
         raise InputError("extract.device: expected a GPU that torch can use, got none; set it to auto or cpu")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     return xlsr.Encoder(model, taps=taps, normalize=card.normalize).to(device)
+
+
+def asked_of(settings: Params, name: str) -> ExtractParams:
+    """The section `extract` as it goes for a set: without views where the set is not trained on.
+
+    Raises InputError where it names what is no augmented view, saying in which line.
+    """
+    try:
+        extract.views_of(settings.extract)
+    except InputError as error:
+        raise InputError(f"{settings.where('extract', 'views')}: {error}") from None
+    trained_on = name in settings.members(settings.train.set)
+    return settings.extract if trained_on else settings.extract.model_copy(update={"views": ()})
 
 
 def _name(card: contracts.Card) -> str:
@@ -47,6 +64,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=Path, required=True, help="its trial table, from prepare")
     parser.add_argument("--card", type=Path, required=True, help="the encoder's identity card, from encoder")
+    parser.add_argument("--weights", type=Path, required=True, help="the fine-tuned encoder's folder, from encoder")
     parser.add_argument("--receipt", type=Path, required=True, help="the receipt to write (JSON)")
     args = parser.parse_args()
     settings = params.load(args.params)
@@ -56,14 +74,15 @@ def main() -> None:
     found = read_json(args.card, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
     card = contracts.Card(**{key: found[key] for key in keys})
     card.check_taps(settings.extract.layers)
+    asked = asked_of(settings, args.set)
     receipt = extract.extract(
         trials.read(args.trials),
         set_name=args.set,
-        audio_root=Path(settings.sets[args.set].root),
-        root=Path(settings.features.root),
+        audio_root=settings.sets[args.set].folder,
+        root=settings.features.folder,
         card=card,
-        encoder=lambda taps: load_encoder(settings, card, taps),
-        params=settings.extract,
+        encoder=lambda taps: load_encoder(settings, card, taps, weights=args.weights),
+        params=asked,
         say=print,
     )
     write_text(args.receipt, json.dumps(receipt, indent=2) + "\n")

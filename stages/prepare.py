@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import contracts, estimate, params, prepare, trials
 from pipeline.errors import InputError, run_command
-from pipeline.files import write_text
+from pipeline.files import in_project, write_text
 
 
 def main() -> None:
@@ -27,11 +27,11 @@ def main() -> None:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(sets)}, got {args.set!r}")
     source = sets[args.set]
     corpus, estimator = contracts.member("corpora", source.corpus), contracts.member("quality", source.quality)
-    root = Path(source.root)
+    root = source.folder
     found = corpus.trials(root, Path(source.protocol), source.split)
     say = functools.partial(print, file=sys.stderr)
     table = prepare.with_contents(found, root, on_bad_audio=source.on_bad_audio, say=say)
-    cache = args.quality_cache / f"{args.set}.csv"
+    cache = in_project(args.quality_cache) / f"{args.set}.csv"
     table = estimate.with_quality(table, root, estimator=estimator, cache=cache)
     write_text(args.trials, trials.to_csv(table))
     bonafide, dropped = int(table.is_bonafide.sum()), len(found) - len(table)

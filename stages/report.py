@@ -1,4 +1,4 @@
-"""Gather all metrics and curves into one leaderboard: a table in the terminal, a CSV file and an HTML page."""
+"""Gather all metrics and curves into one leaderboard: a table in the terminal, CSV files, an HTML page, a summary."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     folder: dict[str, Any] = {"type": Path, "required": True, "metavar": "FOLDER"}
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the runs, the sets, the order")
-    parser.add_argument("--metrics", **folder, help="holds the metrics of `evaluate`: <run>/<set>.json")
-    parser.add_argument("--plots", **folder, help="holds the curves of `evaluate`: <run>/<set>/{det,histogram}.csv")
-    parser.add_argument("--curves", **folder, help="holds the curves of `train`: <run>.csv (epoch, loss, dev_eer)")
-    parser.add_argument("--out", **folder, help="folder for leaderboard.txt, leaderboard.csv and index.html")
+    parser.add_argument("--metrics", **folder, help="of `train` and `evaluate`: <run>.json, <run>-<set>.json")
+    parser.add_argument("--plots", **folder, help="of `evaluate`: <run>-<set>/{det,histogram}.csv")
+    parser.add_argument("--curves", **folder, help="of `train`: <run>.csv (epoch, loss, dev_eer)")
+    parser.add_argument("--seconds", **folder, help="of `train`: <run>.json; need not be there")
+    parser.add_argument("--out", **folder, help="folder for leaderboard.txt, leaderboard.csv, runs.csv, index.html")
+    parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="JSON that `dvc metrics` shows")
     args = parser.parse_args()
     settings = params.load(args.params)
     text = build.build(
         args.out,
+        args.summary,
+        build.Inputs(args.metrics, args.plots, args.curves, args.seconds),
         runs=settings.grid.runs,
         sets=settings.evaluate.sets,
         sort_by=settings.report.sort_by,
         note=settings.report.note,
-        metrics=args.metrics,
-        plots=args.plots,
-        trainings=args.curves,
     )
     print(text, end="")
 

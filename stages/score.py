@@ -24,15 +24,15 @@ def main() -> None:
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
     layout = scorefile.layout_of(settings.sets[args.set].corpus)
-    root = Path(settings.features.root)
+    root = settings.features.folder
     table = trials.read(args.trials)
     card = runs.card(args.run)
-    data = dataset.open_set(args.features, table, root=root, reads=card["reads"])
+    data = dataset.open_set(args.features, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
     if data.kind != card["kind"]:
         raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; run `dvc repro`")
     index = centroids.read(args.index)
     if not index.centroids().same_as(runs.centroids(args.run)):
-        raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro index`")
+        raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro flow/index/dvc.yaml`")
     scores = scoring.score_all(runs.backend(args.run), index, data)
     scorefile.write(args.scores, table, scores, layout=layout)
     print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")

@@ -1,81 +1,129 @@
-"""Train one cell of the ablation grid, a backend with a loss, on cached features; write the run and its curves."""
+"""Train one cell of the ablation grid on cached features; write the run, its curves, and its scores on the dev set.
+
+A cell is a backend and a loss on a choice of layers and of views, from a seed. Killed, it can be run again: it comes to
+the same weights, and goes on from its last checkpoint where it had been training for minutes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import cells, dataset, fit, params, runs, trials
-from pipeline.dataset import Dataset
+import torch
+
+from pipeline import cells, dataset, fit, params, runs, scorefile, trials
+from pipeline.cells import Cell
+from pipeline.dataset import Augment, Dataset
 from pipeline.errors import InputError, run_command
 from pipeline.files import write_text
+from pipeline.fit import Fitted
+from pipeline.params import Params
 
 
 def main() -> None:
     """Parse, open, fit, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", required=True, help="a file of pipeline/backends/, by its name")
-    parser.add_argument("--loss", required=True, help="a file of pipeline/losses/, by its name")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--trials", type=Path, required=True, help="folder with train.csv and dev.csv")
-    parser.add_argument("--features", type=Path, required=True, help="folder with the receipts train.json and dev.json")
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run to write")
-    parser.add_argument("--metrics", type=Path, required=True, help="what the training came to, to write (JSON)")
-    parser.add_argument("--curves", type=Path, required=True, help="training curves to write (CSV)")
-    args = parser.parse_args()
+    args = _arguments()
     settings = params.load(args.params)
-    cell = cells.find(settings, backend=args.backend, loss=args.loss)
-
-    def opened(name: str) -> Dataset:
-        table = trials.read(args.trials / f"{name}.csv")
-        receipt = args.features / f"{name}.json"
-        return dataset.open_set(receipt, table, root=Path(settings.features.root), reads=cell.backend.reads)
-
-    train, dev = opened("train"), opened("dev")
+    cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
+    device = _device(settings.train.device)
+    train = _opened(settings.train.set, args, settings, cell, device=device)
+    dev = _opened("dev", args, settings, cell, device=device)
     if train.kind != dev.kind:
-        raise InputError(f"train has features of {train.kind}, dev of {dev.kind}; run `dvc repro extract`")
+        name = settings.train.set
+        raise InputError(f"{name} has features of {train.kind}, dev of {dev.kind}; run `dvc repro extract`")
     cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
     labels = dataset.labels(train.trials, cuts)
-    start = time.perf_counter()
     fitted = fit.fit(
         partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
-        partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1),
+        partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
         train=train,
         dev=dev,
         labels=labels,
         params=settings.train,
+        seed=args.seed,
+        augment=Augment(cell.views.draw, cell.views.probability),
+        checkpoint=args.run.with_name(f"{args.run.name}.checkpoint"),
     )
-    seconds = time.perf_counter() - start
-    card: dict[str, Any] = {
+    scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout="2019")
+    card = _card(cell, settings, train, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
+    _save(args, fitted, card)
+    seconds = fitted.curves[-1].seconds
+    write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)}) + "\n")
+    print(f"{args.run.name}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    add("--backend", required=True, metavar="NAME", help="a file of pipeline/backends/")
+    add("--loss", required=True, metavar="NAME", help="a file of pipeline/losses/")
+    add("--layers", required=True, metavar="NAME", help="a choice of cached layers, a key of `layers`")
+    add("--views", required=True, metavar="NAME", help="a choice of augmented views, a key of `views`")
+    add("--seed", type=int, required=True, help="of the initial weights, the order of batches, dropout and views")
+    add("--trials", type=Path, required=True, metavar="FOLDER", help="with <train.set>.csv and dev.csv")
+    add(
+        "--features", type=Path, required=True, metavar="FOLDER", help="with the receipts <train.set>.json and dev.json"
+    )
+    add("--run", type=Path, required=True, metavar="FOLDER", help="the run to write: weights, centroids, card")
+    add("--metrics", type=Path, required=True, metavar="FILE", help="what the training came to, to write (JSON)")
+    add("--curves", type=Path, required=True, metavar="FILE", help="training curves to write (CSV)")
+    add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of the dev set to write")
+    add("--seconds", type=Path, required=True, metavar="FILE", help="how long it trained, to write (JSON)")
+    return parser.parse_args()
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("train.device: expected a GPU that torch can use, got none; set it to auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _opened(name: str, args: argparse.Namespace, settings: Params, cell: Cell, *, device: str) -> Dataset:
+    return dataset.open_set(
+        args.features / f"{name}.json",
+        trials.read(args.trials / f"{name}.csv"),
+        root=settings.features.folder,
+        reads=cell.backend.reads,
+        layers=cell.layers,
+        views=cell.views.draw if name == settings.train.set else (),
+        hold=settings.dataset.hold,
+        device=device,
+    )
+
+
+def _card(cell: Cell, settings: Params, train: Dataset, dev: Dataset, fitted: Fitted) -> dict[str, Any]:
+    return {
         "backend": cell.backend_name,
         "backend_parameters": cell.backend_parameters,
         "loss": cell.loss_name,
         "loss_parameters": cell.loss_parameters,
-        "quality_thresholds": list(cuts),
+        "views": cell.views.model_dump(),
         "train": settings.train.model_dump(),
         "reads": cell.backend.reads,
         "kind": train.kind,
         "features": {"train": train.digest, "dev": dev.digest},
         "epochs_averaged": list(fitted.kept),
     }
+
+
+def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> None:
     metrics = {
         "dev_eer": round(fitted.dev_eer, 5),
         "dev_threshold": fitted.dev_threshold,
         "epochs": len(fitted.curves),
         "parameters": fitted.parameters,
     }
-    weights = {name: tensor.numpy() for name, tensor in fitted.backend.state_dict().items()}
+    weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, card=card | metrics)
-    rows = [",".join(field.name for field in dataclasses.fields(fit.Epoch))]
-    rows += [f"{e.epoch},{e.loss:.6g},{e.dev_eer:.4f}" for e in fitted.curves]
+    columns = [field.name for field in dataclasses.fields(fit.Epoch) if field.name != "seconds"]
+    rows = [f"{epoch.epoch},{epoch.loss:.6g},{epoch.dev_eer:.4f}" for epoch in fitted.curves]
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
-    write_text(args.curves, "\n".join(rows) + "\n")
-    print(f"{args.backend}-{args.loss}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
+    write_text(args.curves, "\n".join([",".join(columns), *rows]) + "\n")
 
 
 if __name__ == "__main__":

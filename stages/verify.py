@@ -18,10 +18,10 @@ def main() -> None:
     parser.add_argument("receipts", type=Path, nargs="+", help="such as data/features/train.json")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the root of the stores")
     args = parser.parse_args()
-    root = Path(params.load(args.params).features.root)
+    root = params.load(args.params).features.folder
     for path in args.receipts:
-        target, receipt = store.open_receipt(path, root=root)
-        files = target.verify(receipt["views"], receipt["layers"])
+        opened = store.open_receipts(path, root=root).values()
+        files = sum(target.verify(receipt["views"], receipt["layers"]) for target, receipt in opened)
         print(f"{path}: {files} shard files, all as they were written")
 
 

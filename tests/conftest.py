@@ -1,10 +1,12 @@
-"""A tiny encoder and a tiny corpus of noise that several tests share."""
+"""A tiny encoder, a tiny corpus of noise, and one thread, for the tests that want them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from pipeline import audio, xlsr
 from pipeline.contracts import Card
@@ -25,6 +27,15 @@ Corpus = tuple[Path, Trials]
 def card() -> Card:
     """The identity of the tiny encoder."""
     return xlsr.load(TINY)[1]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On tensors as small as the backends' tests have, threads only wait for each other: up to ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

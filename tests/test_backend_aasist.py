@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,19 @@ from torch import Tensor, nn
 from pipeline.backends import aasist
 from pipeline.errors import InputError
 from pipeline.layers import LayerWeights
+from tests.backends import (
+    Arrays,
+    check_initialisation_follows_the_seed,
+    check_its_input_is_left_alone,
+    check_padding_is_ignored,
+    compare,
+    noise,
+    read_golden,
+    with_padding,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "aasist.npz"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ATOL = {
     "eval/encoder_out_channel_mean": 1e-5,
     "eval/attention_in_channel_mean": 5e-6,
@@ -85,24 +94,11 @@ NAMES = [
 ]
 LAYERS, FRAMES, CHANNELS = 2, 12, 5
 N_FRAMES = torch.tensor([12, 7, 1])
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_golden("aasist")
 
 
 def ours(name: str) -> str:
@@ -157,10 +153,6 @@ def run(golden: Arrays, mode: str, dtype: torch.dtype) -> tuple[aasist.Backend, 
     return backend, seen, x.grad
 
 
-def compare(got: Tensor, want: NDArray[Any], atol: float) -> None:
-    np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=atol)
-
-
 def gradient_norms(golden: Arrays, backend: aasist.Backend, grad_x: Tensor, key: str) -> tuple[Tensor, NDArray[Any]]:
     """Norms of our gradients, and the reference's, in the order of its names."""
     names, want = golden["grad_norm_names"].tolist(), golden[key]
@@ -206,28 +198,13 @@ def test_it_has_the_published_number_of_parameters() -> None:
     assert own == 447_242 - classifier - thrown_away + 1  # one layer weight
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def make(**dropouts: float) -> aasist.Backend:
     torch.manual_seed(7)
     return aasist.Backend(layers=LAYERS, channels=CHANNELS, **(NO_DROPOUT | dropouts)).double()
 
 
 def padded(fill: float) -> Tensor:
-    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        features[row, :, frames:] = fill
-    return features
-
-
-def gradients(backend: aasist.Backend, features: Tensor) -> list[Tensor]:
-    features = features.clone().requires_grad_()
-    backend.zero_grad()
-    backend(features, N_FRAMES).pow(2).sum().backward()
-    found = [tensor.grad for tensor in (features, *backend.parameters())]
-    return [gradient for gradient in found if gradient is not None]
+    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 def test_pooling_derived_by_hand() -> None:
@@ -248,15 +225,7 @@ def test_readout_derived_by_hand() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fill", [np.nan, 1e30])
 def test_what_padding_holds_is_ignored(fill: float, mode: str) -> None:
-    backend = make().train(mode == "train")
-    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
-    found, want = gradients(backend, padded(fill)), gradients(backend, padded(0.0))
-    assert len(found) == 1 + len(list(backend.parameters()))
-    for got, expected in zip(found, want, strict=True):
-        assert bool(got.isfinite().all())
-        assert torch.equal(got, expected)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        assert not found[0][row, :, frames:].any()
+    check_padding_is_ignored(make().train(mode == "train"), padded(fill), N_FRAMES)
 
 
 def test_a_batch_is_each_of_its_utterances() -> None:
@@ -268,10 +237,7 @@ def test_a_batch_is_each_of_its_utterances() -> None:
 
 
 def test_it_does_not_write_into_its_input() -> None:
-    features = padded(np.nan)
-    before = features.clone()
-    make()(features, N_FRAMES)
-    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
+    check_its_input_is_left_alone(make(), padded(np.nan), N_FRAMES)
 
 
 @pytest.mark.parametrize("name", list(NO_DROPOUT))
@@ -311,24 +277,8 @@ def test_too_short_a_window_is_refused() -> None:
         make()(noise(2, LAYERS, 2, CHANNELS), torch.tensor([2, 2]))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_it_runs_in_mixed_precision(mode: str) -> None:
-    backend = make().float().train(mode == "train")
-    features = noise(3, LAYERS, 60, CHANNELS).float()
-    want = backend(features, torch.tensor([60, 60, 60]))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = backend(features, torch.tensor([60, 60, 60]))
-    assert bool(got.isfinite().all())
-    assert float((got - want).detach().norm() / want.detach().norm()) < 0.2
-
-
 def test_initialisation_follows_torchs_generator() -> None:
-    def drawn(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return torch.cat([p.detach().flatten() for p in aasist.Backend(layers=2, channels=3).parameters()])
-
-    assert torch.equal(drawn(3), drawn(3))
-    assert not torch.equal(drawn(3), drawn(4))
+    check_initialisation_follows_the_seed(lambda: aasist.Backend(layers=2, channels=3))
 
 
 def test_what_it_reads_and_how_wide_it_is() -> None:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.backends import conformer_tcm
 from pipeline.layers import LayerWeights
+from tests.backends import (
+    Arrays,
+    check_each_utterance_alone,
+    check_initialisation_follows_the_seed,
+    check_its_input_is_left_alone,
+    check_padding_is_ignored,
+    compare,
+    gradients,
+    noise,
+    randomise,
+    read_golden,
+    with_padding,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "conformer_tcm.npz"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ATOL = {
     "eval/frontend": 1e-5,
     "eval/block": 5e-5,
@@ -60,24 +71,11 @@ NAMES = [
 ]
 LAYERS, FRAMES, CHANNELS = 3, 9, 5
 N_FRAMES = torch.tensor([9, 4, 1])
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_golden("conformer_tcm")
 
 
 def ours(name: str) -> str:
@@ -122,10 +120,6 @@ def run(golden: Arrays, mode: str, dtype: torch.dtype) -> tuple[conformer_tcm.Ba
     return backend, seen | {"frontend": frontend, "embedding": embedding, "scores": scores, "grad_x": x.grad}
 
 
-def compare(got: Tensor, want: NDArray[Any], atol: float) -> None:
-    np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=atol)
-
-
 def test_positions_are_the_stored_table_to_the_last_bit(golden: Arrays) -> None:
     assert torch.equal(
         conformer_tcm.positions(10_000, 16), torch.from_numpy(golden["param/conformer.positional_emb"][0])
@@ -167,15 +161,10 @@ def test_an_even_kernel_sees_one_position_more_of_the_past(kernel_size: int, bef
     assert conformer_tcm.Convolution(8, kernel_size=kernel_size).margin == (before, after)
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def make(**changed: Any) -> conformer_tcm.Backend:
     settings = {"embedding_dim": 8, "heads": 2, "blocks": 2, "kernel_size": 4} | changed
-    backend = conformer_tcm.Backend(layers=LAYERS, channels=CHANNELS, **settings).double()
-    for seed, parameter in enumerate(backend.parameters()):
-        parameter.data = noise(*parameter.shape, seed=100 + seed)
+    backend = conformer_tcm.Backend(layers=LAYERS, channels=CHANNELS, **settings)
+    randomise(backend)
     for name, buffer in backend.named_buffers():
         if name.endswith("running_mean"):
             buffer.fill_(0.2)
@@ -183,40 +172,17 @@ def make(**changed: Any) -> conformer_tcm.Backend:
 
 
 def padded(fill: float) -> Tensor:
-    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        features[row, :, frames:] = fill
-    return features
-
-
-def gradients(backend: conformer_tcm.Backend, features: Tensor, n_frames: Tensor) -> list[Tensor]:
-    features = features.clone().requires_grad_()
-    backend.zero_grad()
-    backend(features, n_frames).pow(2).sum().backward()
-    found = [tensor.grad for tensor in (features, *backend.parameters())]
-    return [gradient for gradient in found if gradient is not None]
+    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fill", [np.nan, 1e30])
 def test_what_padding_holds_is_ignored(fill: float, mode: str) -> None:
-    backend = make().train(mode == "train")
-    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
-    found, want = gradients(backend, padded(fill), N_FRAMES), gradients(backend, padded(0.0), N_FRAMES)
-    assert len(found) == 1 + len(list(backend.parameters()))
-    for got, expected in zip(found, want, strict=True):
-        assert bool(got.isfinite().all())
-        assert torch.equal(got, expected)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        assert not found[0][row, :, frames:].any()
+    check_padding_is_ignored(make().train(mode == "train"), padded(fill), N_FRAMES)
 
 
 def test_a_padded_batch_is_each_of_its_utterances() -> None:
-    backend, features = make().eval(), padded(np.nan)
-    together = backend(features, N_FRAMES)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-11)
+    check_each_utterance_alone(make().eval(), padded(np.nan), N_FRAMES, atol=1e-11)
 
 
 def test_how_much_padding_there_is_does_not_matter_in_training() -> None:
@@ -239,32 +205,13 @@ def test_the_order_of_a_padded_batch_does_not_matter_in_training() -> None:
 
 
 def test_it_does_not_write_into_its_input() -> None:
-    features = padded(np.nan)
-    before = features.clone()
-    make()(features, N_FRAMES)
-    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
-
-
-@pytest.mark.parametrize("n_frames", [[9, 9, 9], [9, 4, 1]])
-@pytest.mark.parametrize("mode", MODES)
-def test_it_runs_in_mixed_precision(mode: str, n_frames: list[int]) -> None:
-    torch.manual_seed(0)
-    backend = conformer_tcm.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=8, heads=2).train(mode == "train")
-    features = padded(0.0).float()
-    want = backend(features, torch.tensor(n_frames))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = backend(features, torch.tensor(n_frames))
-    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.2)
+    check_its_input_is_left_alone(make(), padded(np.nan), N_FRAMES)
 
 
 def test_initialisation_follows_torchs_generator() -> None:
-    def drawn(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        backend = conformer_tcm.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=8, blocks=1)
-        return torch.cat([p.detach().flatten() for p in backend.parameters()])
-
-    assert torch.equal(drawn(3), drawn(3))
-    assert not torch.equal(drawn(3), drawn(4))
+    check_initialisation_follows_the_seed(
+        lambda: conformer_tcm.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=8, blocks=1)
+    )
 
 
 def test_what_it_reads_and_how_wide_it_is() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,45 +9,30 @@ from torch import Tensor
 
 from pipeline.backends import mhfa
 from pipeline.layers import LayerWeights
+from tests.backends import (
+    check_each_utterance_alone,
+    check_its_input_is_left_alone,
+    check_padding_is_ignored,
+    noise,
+    randomise,
+    with_padding,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYERS, FRAMES, CHANNELS, WIDTH, HEADS, COMPRESSED = 3, 7, 4, 5, 2, 6
 N_FRAMES = torch.tensor([7, 4, 1])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def make(**changed: Any) -> mhfa.Backend:
     settings: dict[str, Any] = {"embedding_dim": WIDTH, "heads": HEADS, "compression_dim": COMPRESSED}
-    backend = mhfa.Backend(layers=LAYERS, channels=CHANNELS, **(settings | changed)).double()
-    for seed, parameter in enumerate(backend.parameters()):
-        parameter.data = noise(*parameter.shape, seed=100 + seed)
+    backend = mhfa.Backend(layers=LAYERS, channels=CHANNELS, **(settings | changed))
+    randomise(backend)
     return backend
 
 
 def padded(fill: float) -> Tensor:
-    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        features[row, :, frames:] = fill
-    return features
-
-
-def gradients(backend: mhfa.Backend, features: Tensor) -> list[Tensor]:
-    features = features.clone().requires_grad_()
-    backend.zero_grad()
-    backend(features, N_FRAMES).pow(2).sum().backward()
-    found = [tensor.grad for tensor in (features, *backend.parameters())]
-    return [gradient for gradient in found if gradient is not None]
+    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 def stream(utterance: Any, logits: Any) -> Any:
@@ -106,23 +90,11 @@ def test_without_scores_it_is_the_plain_mean_of_the_values() -> None:
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
 def test_what_padding_holds_is_ignored(fill: float) -> None:
-    backend = make()
-    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
-    found, want = gradients(backend, padded(fill)), gradients(backend, padded(0.0))
-    assert len(found) == 1 + len(list(backend.parameters()))
-    for got, expected in zip(found, want, strict=True):
-        assert bool(got.isfinite().all())
-        assert torch.equal(got, expected)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        assert not found[0][row, :, frames:].any()
+    check_padding_is_ignored(make(), padded(fill), N_FRAMES)
 
 
 def test_a_padded_batch_is_each_of_its_utterances() -> None:
-    backend, features = make(), padded(np.nan)
-    together = backend(features, N_FRAMES)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
+    check_each_utterance_alone(make(), padded(np.nan), N_FRAMES, atol=1e-12)
 
 
 def test_the_order_of_frames_does_not_matter() -> None:
@@ -133,10 +105,7 @@ def test_the_order_of_frames_does_not_matter() -> None:
 
 
 def test_it_does_not_write_into_its_input() -> None:
-    features = padded(np.nan)
-    before = features.clone()
-    make()(features, N_FRAMES)
-    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
+    check_its_input_is_left_alone(make(), padded(np.nan), N_FRAMES)
 
 
 def test_gradcheck() -> None:
@@ -148,14 +117,6 @@ def test_keys_and_values_weigh_the_layers_apart_and_evenly_at_the_start() -> Non
     backend = mhfa.Backend(layers=LAYERS, channels=CHANNELS)
     weightings = [child for child in backend.children() if isinstance(child, LayerWeights)]
     assert [weighting.logits.tolist() for weighting in weightings] == [[0.0] * LAYERS] * 2
-
-
-def test_it_runs_in_mixed_precision() -> None:
-    backend, features = make().float(), padded(np.nan).float()
-    want = backend(features, N_FRAMES)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = backend(features, N_FRAMES)
-    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.2)
 
 
 def test_what_it_reads_how_wide_it_is_and_how_large() -> None:

@@ -1,38 +1,29 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.backends import mlp
 from pipeline.layers import LayerWeights
+from tests.backends import (
+    check_initialisation_follows_the_seed,
+    noise,
+    randomise,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYERS, CHANNELS, WIDTH, HIDDEN = 3, 4, 5, 6
 N_FRAMES = torch.tensor([7, 4, 1])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def make(**changed: Any) -> mlp.Backend:
     settings: dict[str, Any] = {"embedding_dim": WIDTH, "hidden_dim": HIDDEN, "hidden_layers": 2, "dropout": 0.4}
-    backend = mlp.Backend(layers=LAYERS, channels=CHANNELS, **(settings | changed)).double()
-    for seed, parameter in enumerate(backend.parameters()):
-        parameter.data = noise(*parameter.shape, seed=100 + seed)
+    backend = mlp.Backend(layers=LAYERS, channels=CHANNELS, **(settings | changed))
+    randomise(backend)
     return backend.eval()
 
 
@@ -95,13 +86,7 @@ def test_dropout_acts_in_training_and_follows_torchs_generator() -> None:
 
 
 def test_initialisation_follows_torchs_generator() -> None:
-    def drawn(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        backend = mlp.Backend(layers=LAYERS, channels=CHANNELS)
-        return torch.cat([p.detach().flatten() for p in backend.parameters()])
-
-    assert torch.equal(drawn(3), drawn(3))
-    assert not torch.equal(drawn(3), drawn(4))
+    check_initialisation_follows_the_seed(lambda: mlp.Backend(layers=LAYERS, channels=CHANNELS))
 
 
 def test_gradcheck() -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.backends import nes2net
 from pipeline.layers import LayerWeights
+from tests.backends import (
+    Arrays,
+    check_each_utterance_alone,
+    check_its_input_is_left_alone,
+    check_padding_is_ignored,
+    compare,
+    noise,
+    randomise,
+    read_golden,
+    with_padding,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "nes2net.npz"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ATOL = {
     "eval/block": 5e-5,
     "eval/embedding": 5e-5,
@@ -53,24 +62,11 @@ NAMES = [
 ]
 LAYERS, FRAMES, CHANNELS = 3, 11, 12
 N_FRAMES = torch.tensor([11, 5, 1])
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_golden("nes2net")
 
 
 def ours(name: str) -> str:
@@ -111,10 +107,6 @@ def run(golden: Arrays, case: str, mode: str, dtype: torch.dtype) -> tuple[nes2n
         assert x.grad is not None
         seen["grad_x"] = x.grad
     return backend, seen
-
-
-def compare(got: Tensor, want: NDArray[Any], atol: float) -> None:
-    np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -159,15 +151,10 @@ def test_the_published_size_equals_the_reference(golden: Arrays) -> None:
     compare(run(golden, "full", "eval", torch.float64)[1]["embedding"], want, 1e-10 * np.abs(want).max())
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def make(**changed: Any) -> nes2net.Backend:
     settings = {"layers": LAYERS, "channels": CHANNELS, "groups": 3, "scale": 3, "squeeze": 2} | changed
-    backend = nes2net.Backend(**settings).double()
-    for seed, parameter in enumerate(backend.parameters()):
-        parameter.data = noise(*parameter.shape, seed=100 + seed)
+    backend = nes2net.Backend(**settings)
+    randomise(backend)
     for name, buffer in backend.named_buffers():
         if name.endswith("running_mean"):
             buffer.fill_(0.2)
@@ -175,42 +162,20 @@ def make(**changed: Any) -> nes2net.Backend:
 
 
 def padded(fill: float) -> Tensor:
-    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        features[row, :, frames:] = fill
-    return features
-
-
-def gradients(backend: nes2net.Backend, features: Tensor, n_frames: Tensor) -> list[Tensor]:
-    features = features.clone().requires_grad_()
-    backend.zero_grad()
-    backend(features, n_frames).pow(2).sum().backward()
-    found = [tensor.grad for tensor in (features, *backend.parameters())]
-    return [gradient for gradient in found if gradient is not None]
+    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pooling", ["mean", "astp"])
 @pytest.mark.parametrize("fill", [np.nan, 1e30])
 def test_what_padding_holds_is_ignored(fill: float, pooling: str, mode: str) -> None:
-    backend = make(pooling=pooling).train(mode == "train")
-    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
-    found, want = gradients(backend, padded(fill), N_FRAMES), gradients(backend, padded(0.0), N_FRAMES)
-    assert len(found) == 1 + len(list(backend.parameters()))
-    for got, expected in zip(found, want, strict=True):
-        assert bool(got.isfinite().all())
-        assert torch.equal(got, expected)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        assert not found[0][row, :, frames:].any()
+    check_padding_is_ignored(make(pooling=pooling).train(mode == "train"), padded(fill), N_FRAMES)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "astp"])
 def test_a_padded_batch_is_each_of_its_utterances(pooling: str) -> None:
-    backend, features = make(pooling=pooling).eval(), padded(np.nan)
-    together = backend(features, N_FRAMES)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-11, atol=1e-11)
+    backend = make(pooling=pooling).eval()
+    check_each_utterance_alone(backend, padded(np.nan), N_FRAMES, rtol=1e-11, atol=1e-11)
 
 
 def test_how_much_padding_there_is_does_not_matter_in_training() -> None:
@@ -228,10 +193,7 @@ def test_the_order_of_a_padded_batch_does_not_matter_in_training() -> None:
 
 
 def test_it_does_not_write_into_its_input() -> None:
-    features = padded(np.nan)
-    before = features.clone()
-    make()(features, N_FRAMES)
-    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
+    check_its_input_is_left_alone(make(), padded(np.nan), N_FRAMES)
 
 
 def test_deviation_of_a_channel_with_a_large_offset_is_kept() -> None:
@@ -242,10 +204,9 @@ def test_deviation_of_a_channel_with_a_large_offset_is_kept() -> None:
 
 
 @pytest.mark.parametrize("n_frames", [[11, 11, 11], [11, 5, 1]])
-@pytest.mark.parametrize("pooling", ["mean", "astp"])
-def test_it_runs_in_mixed_precision(pooling: str, n_frames: list[int]) -> None:
+def test_attentive_pooling_runs_in_mixed_precision(n_frames: list[int]) -> None:
     torch.manual_seed(0)
-    backend = nes2net.Backend(layers=LAYERS, channels=CHANNELS, groups=3, scale=3, pooling=pooling)  # type: ignore[arg-type]
+    backend = nes2net.Backend(layers=LAYERS, channels=CHANNELS, groups=3, scale=3, pooling="astp")
     features = padded(0.0).float()
     want = backend(features, torch.tensor(n_frames))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,46 +10,31 @@ from torch import Tensor
 
 from pipeline.backends import sls
 from pipeline.errors import InputError
+from tests.backends import (
+    check_each_utterance_alone,
+    check_its_input_is_left_alone,
+    check_padding_is_ignored,
+    noise,
+    randomise,
+    with_padding,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYERS, FRAMES, CHANNELS, WIDTH = 3, 7, 8, 5
 N_FRAMES = torch.tensor([7, 4, 1])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other: up to ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def make(frames: int = FRAMES) -> sls.Backend:
-    backend = sls.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH, frames=frames).double()
-    for seed, parameter in enumerate(backend.parameters()):
-        parameter.data = noise(*parameter.shape, seed=100 + seed)
+    backend = sls.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH, frames=frames)
+    randomise(backend)
     backend.norm.running_mean = torch.tensor([0.3], dtype=torch.float64)
     backend.norm.running_var = torch.tensor([1.7], dtype=torch.float64)
     return backend.eval()
 
 
 def padded(fill: float) -> Tensor:
-    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        features[row, :, frames:] = fill
-    return features
-
-
-def gradients(backend: sls.Backend, features: Tensor) -> list[Tensor]:
-    features = features.clone().requires_grad_()
-    backend.zero_grad()
-    backend(features, N_FRAMES).pow(2).sum().backward()
-    found = [tensor.grad for tensor in (features, *backend.parameters())]
-    return [gradient for gradient in found if gradient is not None]
+    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 def selu(x: float) -> float:
@@ -128,45 +112,21 @@ def test_derived_by_hand() -> None:
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("training", [False, True])
 def test_what_padding_holds_is_ignored(fill: float, training: bool) -> None:
-    backend = make().train(training)
-    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
-    found, want = gradients(backend, padded(fill)), gradients(backend, padded(0.0))
-    assert len(found) == 1 + len(list(backend.parameters()))
-    for got, expected in zip(found, want, strict=True):
-        assert bool(got.isfinite().all())
-        assert torch.equal(got, expected)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        assert not found[0][row, :, frames:].any()
+    check_padding_is_ignored(make().train(training), padded(fill), N_FRAMES)
 
 
 def test_a_padded_batch_is_each_of_its_utterances() -> None:
-    backend, features = make(frames=10), padded(np.nan)
-    together = backend(features, N_FRAMES)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
+    check_each_utterance_alone(make(frames=10), padded(np.nan), N_FRAMES, atol=1e-12)
 
 
 def test_it_does_not_write_into_its_input() -> None:
-    features = padded(np.nan)
-    before = features.clone()
-    make()(features, N_FRAMES)
-    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
+    check_its_input_is_left_alone(make(), padded(np.nan), N_FRAMES)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_gradcheck(training: bool) -> None:
     backend, features = make().train(training), padded(0.0)[:2].requires_grad_()
     assert torch.autograd.gradcheck(lambda x, *_: backend(x, N_FRAMES[:2]), (features, *backend.parameters()))
-
-
-def test_it_runs_in_mixed_precision() -> None:
-    backend, features = make().float().train(), padded(np.nan).float()
-    want = backend(features, N_FRAMES)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = backend(features, N_FRAMES)
-    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.2)
-    assert float((got.float() - want).detach().abs().mean()) < 0.05
 
 
 def test_published_size() -> None:

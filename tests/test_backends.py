@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 from pipeline.backends import asp, linear
 from pipeline.layers import LayerWeights
+from tests.backends import (
+    check_each_utterance_alone,
+    check_its_input_is_left_alone,
+    check_padding_is_ignored,
+    gradients,
+    noise,
+    randomise,
+    with_padding,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = NDArray[np.float64]
 LAYERS, FRAMES, CHANNELS, WIDTH = 3, 7, 4, 5
 N_FRAMES = torch.tensor([7, 4, 1])
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def randomise(module: nn.Module) -> None:
-    module.double()
-    for seed, parameter in enumerate(module.parameters()):
-        parameter.data = noise(*parameter.shape, seed=100 + seed)
 
 
 def make_asp() -> asp.Backend:
@@ -37,11 +38,7 @@ def make_linear() -> linear.Backend:
 
 
 def padded(fill: float) -> Tensor:
-    """Frames (B, L, T, D) with `fill` where N_FRAMES says padding."""
-    features = noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        features[row, :, frames:] = fill
-    return features
+    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 def arrays(module: nn.Module) -> dict[str, Array]:
@@ -57,14 +54,6 @@ def weigh(features: Array, logits: Array) -> Array:
 def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
     out: Array = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * weight + bias
     return out
-
-
-def gradients(backend: nn.Module, features: Tensor, n_frames: Tensor) -> list[Tensor]:
-    features = features.clone().requires_grad_()
-    backend.zero_grad()
-    backend(features, n_frames).pow(2).sum().backward()
-    found = [tensor.grad for tensor in (features, *backend.parameters())]
-    return [gradient for gradient in found if gradient is not None]
 
 
 def test_linear_agrees_with_a_naive_loop() -> None:
@@ -144,30 +133,15 @@ def test_asp_attention_sums_to_one_over_the_valid_frames() -> None:
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
 def test_asp_ignores_what_padding_holds(fill: float) -> None:
-    backend = make_asp()
-    assert torch.equal(backend(padded(fill), N_FRAMES), backend(padded(0.0), N_FRAMES))
-    found, want = gradients(backend, padded(fill), N_FRAMES), gradients(backend, padded(0.0), N_FRAMES)
-    assert len(found) == 1 + len(list(backend.parameters()))
-    for got, expected in zip(found, want, strict=True):
-        assert bool(got.isfinite().all())
-        assert torch.equal(got, expected)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        assert not found[0][row, :, frames:].any()
+    check_padding_is_ignored(make_asp(), padded(fill), N_FRAMES)
 
 
 def test_asp_of_a_padded_batch_is_asp_of_each_utterance() -> None:
-    backend, features = make_asp(), padded(np.nan)
-    together = backend(features, N_FRAMES)
-    for row, frames in enumerate(N_FRAMES.tolist()):
-        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
+    check_each_utterance_alone(make_asp(), padded(np.nan), N_FRAMES, atol=1e-12)
 
 
 def test_asp_does_not_write_into_its_input() -> None:
-    features = padded(np.nan)
-    before = features.clone()
-    make_asp()(features, N_FRAMES)
-    assert torch.equal(features.nan_to_num(7.0), before.nan_to_num(7.0))
+    check_its_input_is_left_alone(make_asp(), padded(np.nan), N_FRAMES)
 
 
 def test_asp_gradient_is_finite_for_constant_and_single_frames() -> None:

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import dataset
+from pipeline import dataset, gather
 from pipeline.contracts import Card
+from pipeline.dataset import Augment
 from pipeline.errors import InputError
 from pipeline.trials import Row, Trials, from_rows
 from tests.conftest import Corpus
 from tests.test_extract import run, store_of
+from tests.test_gather import VIEWS, Cache, make_cache
 
 
 def table(qualities: list[str], speakers: str = "ab-b") -> Trials:
@@ -140,3 +142,130 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
     assert order(1, 1) == order(1, 1)
     assert len({tuple(order(*key)) for key in ((1, 1), (1, 2), (2, 1))}) == 3
+
+
+# ---------------------------------------------------------------- layers and views
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return make_cache(tmp_path, "train")
+
+
+def test_without_a_choice_all_layers_and_the_clean_view_alone(cache: Cache) -> None:
+    data = cache.open()
+    assert (data.layers, data.views, data.name) == ((2, 5, "final"), (), "train")
+    np.testing.assert_array_equal(data.features(np.arange(10))[0].numpy(), cache.frames[0].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            {"layers": (2, 7, 9)},
+            r"expected the layers 7, 9, the features have 2, 5, final; add them to extract\.layers",
+        ),
+        ({"views": ("noise_0", "noise_1")}, r"expected the views noise_1, .*clean, rawboost4_0.* to extract\.views"),
+    ],
+)
+def test_a_layer_or_view_that_is_not_cached_is_named(cache: Cache, choice: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cache.open(**choice)
+
+
+# ---------------------------------------------------------------- several sets as one
+
+
+def test_joined_sets_are_their_sets_one_after_the_other(tmp_path: Path) -> None:
+    first, second = make_cache(tmp_path, "one"), make_cache(tmp_path, "two", seed=1, first=10)
+    joined = dataset.join([cache.open(views=VIEWS, hold=hold) for cache, hold in ((first, "disk"), (second, "ram"))])
+    everything = np.concatenate([first.frames, second.frames], axis=1).reshape(60, 3, 5, 4)
+    addresses = np.random.default_rng(0).permutation(60)
+    features, n_frames = joined.features(addresses)
+    np.testing.assert_array_equal(features.numpy(), everything[addresses].astype(np.float32))
+    np.testing.assert_array_equal(n_frames, addresses % 10 % 5 + 1)
+    for rows, (block, _) in zip([addresses[:7]], gather.stream(joined.source, [addresses[:7]]), strict=True):
+        np.testing.assert_array_equal(block.numpy(), everything[rows].astype(np.float32))
+    assert joined.groups.tolist() == [0] * 10 + [1] * 10
+    assert joined.trials.utterance.tolist() == [f"u{i}" for i in range(20)]
+    assert joined.trials.speaker.tolist()[:4] == ["-", "one/s1", "one/s0", "one/s1"]
+    assert joined.trials.speaker.tolist()[10:14] == ["two/s0", "two/s1", "-", "two/s1"]
+    assert joined.trials.is_bonafide.tolist() == [i % 3 == 0 for i in range(20)]
+    assert (len(joined), joined.kind, joined.views, joined.name) == (20, first.open().kind, VIEWS, "one+two")
+    swapped = dataset.join([second.open(views=VIEWS), first.open(views=VIEWS)])
+    assert len({joined.digest, swapped.digest, first.open().digest}) == 3
+
+
+def test_names_that_sets_share_get_the_sets_name_ahead(tmp_path: Path) -> None:
+    first, second = make_cache(tmp_path, "one"), make_cache(tmp_path, "two", seed=1, first=9)
+    joined = dataset.join([first.open(), second.open()])
+    assert joined.trials.utterance.tolist()[8:12] == ["one/u8", "one/u9", "two/u9", "two/u10"]
+    with pytest.raises(InputError, match=r"expected each utterance once.*one, one; give the sets different names"):
+        dataset.join([first.open(), first.open()])
+
+
+def test_sets_of_another_kind_are_not_joined(tmp_path: Path) -> None:
+    first, second = make_cache(tmp_path, "one"), make_cache(tmp_path, "two", seed=1, first=10)
+    for choice in ({"layers": (2, 5)}, {"layers": (5, 2, "final")}, {"reads": "pooled"}, {"views": VIEWS}):
+        with pytest.raises(InputError, match=r"two has features of .* one of .* run `dvc repro extract`"):
+            dataset.join([first.open(), second.open(**choice)])
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(any), min_size=1, max_size=4),
+    size=st.integers(8, 33),
+)
+def test_every_batch_holds_the_corpora_in_equal_shares(sizes: list[tuple[int, int]], size: int) -> None:
+    kinds = np.array([(g, b) for g, (bona, spoof) in enumerate(sizes) for b in [1] * bona + [0] * spoof])
+    groups, is_bonafide = np.random.default_rng(0).permutation(kinds).T
+    is_bonafide = is_bonafide.astype(bool)
+    batches = list(dataset.batches(is_bonafide, size=size, seed=3, epoch=1, groups=groups))
+    seen = np.bincount(np.concatenate(batches), minlength=len(groups))
+    assert seen.min() >= 1
+    largest = max(bona + spoof for bona, spoof in sizes)
+    assert len(batches) == -(-len(sizes) * largest // size)
+    assert max(map(len, batches)) <= size + 2 * len(sizes)
+    totals = []
+    for g, (bona, spoof) in enumerate(sizes):
+        counts = [int((groups[rows] == g).sum()) for rows in batches]
+        assert max(counts) - min(counts) <= 1
+        totals.append(sum(counts))
+        of_bonafide = [int(((groups[rows] == g) & is_bonafide[rows]).sum()) for rows in batches]
+        assert max(of_bonafide) - min(of_bonafide) <= 1
+        assert min(of_bonafide) >= bool(bona)
+        for mask in ((groups == g) & is_bonafide, (groups == g) & ~is_bonafide):
+            if mask.any():
+                assert seen[mask].max() - seen[mask].min() <= 1
+        if bona >= len(batches) and spoof:  # no class comes more often than the other, but for rounding
+            assert abs(sum(of_bonafide) / sum(counts) - bona / (bona + spoof)) < 1 / sum(counts)
+    assert len(set(totals)) == 1
+
+
+def test_equal_shares_need_room_for_each_corpus() -> None:
+    groups, is_bonafide = np.arange(30) % 5, np.arange(30) % 2 == 0
+    with pytest.raises(InputError, match=r"train\.batch_size: expected at least 10 for 5 sets, got 9"):
+        list(dataset.batches(is_bonafide, size=9, seed=0, epoch=1, groups=groups))
+
+
+def test_order_of_corpora_depends_on_seed_and_epoch_alone() -> None:
+    groups, is_bonafide = np.arange(40) // 25, np.arange(40) % 3 == 0
+
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = dataset.batches(is_bonafide, size=8, seed=seed, epoch=epoch, groups=groups)
+        return np.concatenate(list(batches)).tolist()
+
+    assert order(1, 1) == order(1, 1)
+    assert len({tuple(order(*key)) for key in ((1, 1), (1, 2), (2, 1))}) == 3
+
+
+def test_order_without_corpora_is_what_it_was() -> None:
+    """The bits of published runs: written down when the sampler was."""
+    is_bonafide = np.arange(12) % 4 == 0
+    batches = [rows.tolist() for rows in dataset.batches(is_bonafide, size=5, seed=1, epoch=2)]
+    assert batches == [[0, 3, 7, 2], [4, 10, 5, 6], [8, 9, 11, 1]]
+
+
+@pytest.mark.parametrize(("views", "probability"), [(("noise_0",), 1.5), (("noise_0",), -0.1), ((), 0.5)])
+def test_augmentation_that_makes_no_sense_is_refused(views: tuple, probability: float) -> None:
+    with pytest.raises(ValueError, match="expected views and a probability from 0 to 1"):
+        Augment(views, probability)

@@ -1,4 +1,4 @@
-"""dvc.yaml: every stage declares exactly the modules that its script imports, its paths, and its own parameters."""
+"""The DVC files: every stage declares exactly the modules that its script imports, its paths, its own parameters."""
 
 import ast
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import grimp
 import pytest
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
+from ruamel.yaml import YAML
 
 from pipeline import params
 
@@ -38,18 +39,22 @@ def speaks(path: Path) -> bool:
 def members(stage: PipelineStage) -> Iterator[str]:
     """The axis members that a stage finds by name, from its own parameters."""
     kind, _, cell = stage.name.partition("@")
+    axes = cell.split("-")
     settings = params.load(ROOT / "params.yaml")
     if kind == "prepare":
         yield f"pipeline.corpora.{settings.sets[cell].corpus}"
         yield f"pipeline.quality.{settings.sets[cell].quality}"
+    if kind == "encoder":  # read from the file, as a frozen encoder has no such parameters
+        tuning = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"]
+        yield from (f"pipeline.backends.{tuning['backend']}", f"pipeline.losses.{tuning['loss']}")
     if kind in ("train", "score"):
-        yield f"pipeline.backends.{cell.split('-')[0]}"
+        yield f"pipeline.backends.{axes[0]}"
     if kind == "train":
-        yield f"pipeline.losses.{cell.split('-')[1]}"
+        yield f"pipeline.losses.{axes[1]}"
 
 
 def test_every_stage_declares_what_its_script_imports(stages: list[PipelineStage], graph: grimp.ImportGraph) -> None:
-    assert len(stages) == 3 + 1 + 3 + 6 + 6 + 6 + 6 + 1
+    assert len(stages) == 3 + 1 + 3 + 1 + 6 + 6 + 6 + 6 + 1
     for stage in stages:
         script = f"stages.{stage.name.split('@')[0]}"
         assert f"python -m {script} " in stage.cmd
@@ -88,7 +93,7 @@ def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage]) -
     for stage in stages:
         declared = [item.def_path for item in (*stage.deps, *stage.outs) if item.def_path.startswith("data/")]
         for word in stage.cmd.split():
-            if word.startswith("data/"):
+            if word.startswith("data/") and not word.startswith("data/seconds"):  # read off a clock: no result
                 assert any(path == word or path.startswith(word + "/") for path in declared), (stage.name, word)
         for path in declared:
             assert any(path == word or path.startswith(word + "/") for word in stage.cmd.split()), (stage.name, path)
@@ -96,8 +101,12 @@ def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage]) -
 
 def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage]) -> None:
     own = {stage.name: {name for dep in stage.params for name in dep.params} for stage in stages}
-    assert own["train@asp-qamo"] == {"backends.asp", "losses.qamo", "train"}
-    assert own["extract@dev"] == {"encoder", "extract", "features.root", "sets.dev.root"}
+    cell = {"backends.asp", "layers.all", "losses.qamo", "train", "views.clean"}
+    assert own["train@asp-qamo-all-clean-1"] == cell
+    assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set"}
     assert own["prepare@eval"] == {"sets.eval"}
     assert own["report"] == {"evaluate", "grid", "report"}
-    assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {"train@linear-aoc", "train@asp-aoc"}
+    assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {
+        "train@linear-aoc-all-clean-1",
+        "train@asp-aoc-all-clean-1",
+    }

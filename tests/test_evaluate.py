@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from ruamel.yaml import YAML
 from pipeline import scorefile, trials
 from pipeline.det import det_points
 from pipeline.errors import InputError
+from pipeline.metrics.calibration import fit
+from pipeline.metrics.cllr import cllr
+from pipeline.metrics.dcf import act_dcf
 from pipeline.metrics.eer import official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2021
 from pipeline.report import curves
@@ -50,11 +55,28 @@ def write_params(path: Path, **evaluate: object) -> None:
     YAML(typ="safe").dump(settings, path)
 
 
+def dev_table() -> Trials:
+    rows = [Row("here", f"d{i}", f"d{i}.flac", "spoof" if i % 4 else "bonafide") for i in range(400)]
+    return trials.from_rows(rows, source="a test")
+
+
+def dev_scores() -> NDArray[np.float32]:
+    is_bonafide = dev_table().is_bonafide
+    return (np.random.default_rng(2).normal(size=400) + 1.5 * is_bonafide).astype(np.float32)
+
+
+def write_dev(folder: Path, scores: NDArray[np.floating]) -> None:
+    """Write the scores of dev as training does, with its key."""
+    scorefile.write(folder / "dev.txt", dev_table(), scores, layout="2019")
+
+
 def run(folder: Path, table: Trials, scores: NDArray[np.floating], *, name: str = "eval") -> tuple[Path, Path]:
     """Run the stage on these scores: its metrics file and its plots folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
     (folder / "training.json").write_text('{"dev_eer": 1.0, "dev_threshold": 0.25}')
+    if not (folder / "dev.txt").exists():
+        write_dev(folder, dev_scores())
     if not (folder / "params.yaml").exists():
         write_params(folder / "params.yaml")
     scorefile.write(folder / "scores.txt", table, scores, layout="2021")
@@ -64,6 +86,7 @@ def run(folder: Path, table: Trials, scores: NDArray[np.floating], *, name: str 
 
 def arguments(folder: Path, name: str) -> list[str]:
     files = {"--scores": "scores.txt", "--trials": "trials.csv", "--params": "params.yaml"}
+    files |= {"--dev-scores": "dev.txt"}
     files |= {"--training": "training.json", "--metrics": "metrics/eval.json", "--plots": "plots"}
     return ["--set", name, *(part for option, file in files.items() for part in (option, str(folder / file)))]
 
@@ -89,7 +112,7 @@ def test_the_metrics_equal_direct_computation(
     assert text.endswith("}\n")
     assert list(found) == [
         *("eer", "eer_interpolated", "threshold", "bonafide", "spoof", "min_dcf", "act_dcf", "cllr", "min_cllr"),
-        *("at_threshold", "eer_interval", "min_dcf_interval", "attacks", "vocoders", "codecs"),
+        *("calibrated", "at_threshold", "eer_interval", "min_dcf_interval", "attacks", "vocoders", "codecs"),
     ]
     assert found["eer"] == round(100 * pooled.eer, 5)
     assert np.float32(found["threshold"]) == np.float32(pooled.threshold)
@@ -103,6 +126,113 @@ def test_the_metrics_equal_direct_computation(
     assert found["at_threshold"]["threshold"] == 0.25  # the dev threshold of the training
     assert found["at_threshold"]["far"] == round(100 * float((spoof > 0.25).mean()), 5)
     assert found["eer_interval"][0] < found["eer"] < found["eer_interval"][1]
+
+
+def test_the_costs_before_and_after_calibration_on_dev(
+    made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
+) -> None:
+    found = json.loads(made[0].read_text())
+    chosen, dev = dev_table().is_bonafide, scorefile.read(made[1].parent / "dev.txt", dev_table())
+    assert (dev == dev_scores().astype(str).astype(np.float64)).all()
+    line = fit(dev[chosen], dev[~chosen])
+    own = scorefile.read(made[1].parent / "scores.txt", table)
+    bonafide, spoof = own[table.is_bonafide], own[~table.is_bonafide]
+    assert found["calibrated"] == {
+        "slope": line.slope,
+        "offset": line.offset,
+        "act_dcf": round(act_dcf(line.apply(bonafide), line.apply(spoof)), 6),
+        "cllr": round(cllr(line.apply(bonafide), line.apply(spoof)), 6),
+    }
+    assert found["cllr"] == round(cllr(bonafide, spoof), 6)
+    assert found["min_cllr"] < found["calibrated"]["cllr"] < found["cllr"]
+
+
+def test_the_calibration_is_of_dev_and_moves_no_eer(
+    tmp_path: Path, made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
+) -> None:
+    write_dev(tmp_path, 10 * dev_scores() + 3)  # on another scale than the set
+    found, usual = json.loads(run(tmp_path, table, scores)[0].read_text()), json.loads(made[0].read_text())
+    other, line = found.pop("calibrated"), usual.pop("calibrated")
+    assert found == usual
+    assert other["slope"] == pytest.approx(line["slope"] / 10, rel=1e-5)
+    assert other["cllr"] > line["cllr"]
+
+
+def test_the_line_at_the_end_tells_the_cllr_before_and_after(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(run(tmp_path, table, scores)[0].read_text())
+    told = capsys.readouterr()
+    before, after = found["cllr"], found["calibrated"]["cllr"]
+    assert told.out == (
+        f"EER {found['eer']:.2f} % of 400 bona fide and 900 spoof trials; Cllr {before:.3f} bits, {after:.3f} "
+        "calibrated on dev\n"
+    )
+    assert told.err == ""
+
+
+def test_a_set_that_was_calibrated_on_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics, _ = run(tmp_path, dev_table(), dev_scores())
+    found, told = json.loads(metrics.read_text()), capsys.readouterr()
+    assert told.err.startswith(f"warning: {tmp_path / 'scores.txt'}: 400 of 400 trials have names of those")
+    assert found["calibrated"]["cllr"] < found["cllr"]
+
+
+def test_inverted_dev_scores_are_told_and_calibrate_to_nothing(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dev(tmp_path, -dev_scores())
+    found = json.loads(run(tmp_path, table, scores)[0].read_text())
+    assert found["calibrated"] == {"slope": 0.0, "offset": 0.0, "act_dcf": 1.0, "cllr": 1.0}
+    assert found["eer"] < 50
+    assert "the bona fide of dev do not score higher on average than its spoof" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: re.sub(" - \\w+", "", text),
+            r"dev\.txt: a score file of the layout .* does not say what is bona",
+        ),
+        (lambda text: text.replace("bonafide", "spoof"), r"dev\.txt: "),
+        (lambda text: text.replace("d7 ", "d8 "), r"dev\.txt"),
+        (lambda text: "", r"dev\.txt"),
+    ],
+)
+def test_dev_scores_without_a_key_are_refused(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32], change: Callable[[str], str], message: str
+) -> None:
+    write_dev(tmp_path, dev_scores())
+    (tmp_path / "dev.txt").write_text(change((tmp_path / "dev.txt").read_text()))
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, table, scores)
+    assert not {"metrics", "plots"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_missing_dev_scores_are_named_with_the_command_that_makes_them(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32]
+) -> None:
+    run(tmp_path, table, scores)
+    (tmp_path / "dev.txt").unlink()
+    with pytest.raises(InputError, match=r"dev\.txt: no score file there; run `dvc repro -f train`"):
+        evaluate.main(arguments(tmp_path, "eval"))
+
+
+def test_dev_scores_that_no_slope_fits_are_refused_by_name(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32]
+) -> None:
+    write_dev(tmp_path, 1e-200 * dev_scores().astype(np.float64))
+    with pytest.raises(InputError, match=r"dev\.txt: expected scores that a slope of at most 1e\+100"):
+        run(tmp_path, table, scores)
+
+
+def test_dev_is_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = arguments(tmp_path, "eval")
+    place = given.index("--dev-scores")
+    with pytest.raises(SystemExit):
+        evaluate.main(given[:place] + given[place + 2 :])
+    assert "required: --dev-scores" in capsys.readouterr().err
 
 
 def test_the_det_file_holds_true_points_and_the_eer_among_them(
@@ -155,7 +285,7 @@ def test_ties_that_move_the_eer_are_told(tmp_path: Path, table: Trials, capsys: 
     told = capsys.readouterr()
     assert "1300 trials of both classes share one score near 0.0" in told.err
     assert "EER is 100.00 %, with ties counted evenly it is 50.00 %" in told.err
-    assert told.out == "EER 100.00 % of 400 bona fide and 900 spoof trials\n"
+    assert told.out.startswith("EER 100.00 % of 400 bona fide and 900 spoof trials; Cllr 1.000 bits, ")
 
 
 def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
@@ -164,7 +294,8 @@ def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
     rows = [Row("here", f"u{i}", f"u{i}.flac", "bonafide" if i < 3 else "spoof") for i in range(5)]
     run(tmp_path, trials.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
     told = capsys.readouterr()  # officially 5/12; interpolated 1/3
-    assert (told.out, told.err) == ("EER 41.67 % of 3 bona fide and 2 spoof trials\n", "")
+    assert told.out.startswith("EER 41.67 % of 3 bona fide and 2 spoof trials; ")
+    assert told.err == ""
 
 
 def test_an_eer_above_one_half_gives_a_warning(
@@ -225,6 +356,7 @@ def test_scores_of_another_set_are_refused_and_nothing_is_written(tmp_path: Path
     (tmp_path / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
     (tmp_path / "scores.txt").write_text("b0 1.0\nb1 2.0\n")
     (tmp_path / "training.json").write_text('{"dev_threshold": 0.0}')
+    write_dev(tmp_path, dev_scores())
     with pytest.raises(InputError, match=r"scores\.txt: 1298 of 1300 trials have no score"):
         evaluate.main(arguments(tmp_path, "eval"))
     assert not {"metrics", "plots"} & {path.name for path in tmp_path.iterdir()}
@@ -267,7 +399,7 @@ def test_one_score_for_all_still_has_a_histogram() -> None:
 
 
 def test_starting_imports_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "faiss", "zarr", "matplotlib", "jinja2", "scipy")
+    heavy = ("torch", "transformers", "faiss", "zarr", "matplotlib", "jinja2", "scipy", "sklearn")
     code = f"import sys, stages.evaluate, stages.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -10,6 +10,7 @@ from pipeline import evaluation, trials
 from pipeline.det import det_points
 from pipeline.errors import InputError
 from pipeline.metrics.bootstrap import intervals, paired
+from pipeline.metrics.calibration import Calibration, fit
 from pipeline.metrics.tdcf import AsvRates
 from pipeline.trials import Row, Trials
 
@@ -87,9 +88,54 @@ def test_decisions_at_a_given_threshold(table: Trials, scores: NDArray[np.float6
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+def test_costs_after_calibration_stand_beside_those_before(table: Trials, scores: NDArray[np.float64]) -> None:
+    raw = evaluation.evaluate(table, scores, asv=ASV, threshold=0.7, folds=20)
+    calibration = Calibration(slope=1.7, offset=-2.25)
+    found = evaluation.evaluate(table, scores, asv=ASV, threshold=0.7, calibration=calibration, folds=20)
+    told = found.pop("calibrated")
+    assert found == raw
+    assert list(told) == ["slope", "offset", "act_dcf", "cllr"]
+    assert (told["slope"], told["offset"]) == (1.7, -2.25)
+    bonafide, spoof = (1.7 * scores[chosen] - 2.25 for chosen in (table.is_bonafide, ~table.is_bonafide))
+    at_bayes = (0.95 * (bonafide < -np.log(1.9)).mean() + 0.5 * (spoof >= -np.log(1.9)).mean()) / 0.5
+    assert told["act_dcf"] == pytest.approx(at_bayes, abs=1e-6)
+    bits = np.log2(1 + np.exp(-bonafide)).mean() / 2 + np.log2(1 + np.exp(spoof)).mean() / 2
+    assert told["cllr"] == pytest.approx(bits, abs=1e-6)
+    assert told["cllr"] != raw["cllr"]
+    assert told["act_dcf"] != raw["act_dcf"]
+
+
+def test_a_fitted_calibration_moves_costs_and_no_eer(table: Trials, scores: NDArray[np.float64]) -> None:
+    cosines = np.tanh(scores / 4)
+    calibration = fit(cosines[table.is_bonafide][::2], cosines[~table.is_bonafide][::2])
+    found = evaluation.evaluate(table, cosines, calibration=calibration, folds=0)
+    after = evaluation.evaluate(table, calibration.apply(cosines), folds=0)
+    told = found["calibrated"]
+    assert all(found[name] == after[name] for name in ("eer", "min_dcf", "min_cllr", "attacks", "codecs"))
+    assert all(told[name] == after[name] for name in ("act_dcf", "cllr"))
+    assert found["min_cllr"] < told["cllr"] < found["cllr"] - 0.1
+    assert found["min_dcf"] <= told["act_dcf"] < found["act_dcf"]
+
+
 def test_what_was_not_given_is_not_told(table: Trials, scores: NDArray[np.float64]) -> None:
     found = evaluation.evaluate(table, scores, folds=0)
-    assert not [name for name in found if "tdcf" in name or "interval" in name or name == "at_threshold"]
+    assert not [name for name in found if "tdcf" in name or "interval" in name]
+    assert not {"at_threshold", "calibrated"} & set(found)
+
+
+def test_trials_that_the_calibration_has_seen_are_told() -> None:
+    def of(names: str) -> Trials:
+        words = ("bonafide", "spoof")
+        return trials.from_rows([Row("t", name, "-", words[i % 2]) for i, name in enumerate(names)], source="a test")
+
+    dev, others, line = of("abc"), of("def"), Calibration(1.0, 0.0)
+    assert evaluation.calibration_warnings(line, dev, others) == []
+    for table, count in ((dev, "3 of 3"), (of("ebfa"), "2 of 4")):
+        (warning,) = evaluation.calibration_warnings(line, dev, table)
+        assert warning.startswith(f"{count} trials have names of those that the calibration was fitted on")
+    (warning,) = evaluation.calibration_warnings(Calibration(0.0, 0.0), dev, others)
+    assert "do not score higher on average" in warning
+    assert len(evaluation.calibration_warnings(Calibration(0.0, 0.0), dev, dev)) == 2
 
 
 def test_groups_equal_a_loop_over_their_trials(table: Trials, scores: NDArray[np.float64]) -> None:

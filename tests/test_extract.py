@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +20,13 @@ import soundfile
 import torch
 import zarr
 
-from pipeline import audio, extract, prepare, xlsr
+from pipeline import audio, extract, params, prepare, views, xlsr
 from pipeline.contracts import Card
 from pipeline.errors import InputError
 from pipeline.params import ExtractParams, WindowParams
 from pipeline.store import CLEAN, Store
 from pipeline.trials import Row, from_rows, to_csv
+from stages import extract as stage
 from tests.conftest import TINY, Corpus
 from tests.test_store import tree
 
@@ -34,13 +39,35 @@ def make_encoder(taps: tuple) -> xlsr.Encoder:
     return xlsr.Encoder(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
 
 
+BOOSTED = PARAMS.model_copy(update={"views": ("rawboost4_0", "narrowband")})
+MAKE = Callable[[tuple], xlsr.Encoder]
+
+
 def run(
-    corpus: Corpus, root: Path, card: Card, params: ExtractParams = PARAMS, say: Callable[[str], None] = lambda _: None
+    corpus: Corpus,
+    root: Path,
+    card: Card,
+    params: ExtractParams = PARAMS,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    set_name: str = "dev",
+    encoder: MAKE = make_encoder,
 ) -> dict:
     folder, trials = corpus
     return extract.extract(
-        trials, set_name="dev", audio_root=folder, root=root, card=card, encoder=make_encoder, params=params, say=say
+        trials, set_name=set_name, audio_root=folder, root=root, card=card, encoder=encoder, params=params, say=say
     )
+
+
+def boost(corpus: Corpus, root: Path, card: Card, params: ExtractParams = BOOSTED, **more: Any) -> dict:
+    """Extraction of a training set."""
+    return run(corpus, root, card, params, set_name="train", **more)
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Augment in threads, which start sooner, where it does not matter that processes do."""
+    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
 
 
 def store_of(root: Path, receipt: dict) -> Path:
@@ -227,7 +254,9 @@ def test_other_samples_in_a_file_of_the_same_size_are_other_trials(corpus: Corpu
     assert first["digest"] != second["digest"]
 
 
-def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+@pytest.mark.parametrize("set_name", ["dev", "train"])
+def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, card: Card, set_name: str) -> None:
+    """Decoded by threads, or by processes where there are views."""
     folder, trials = corpus
     soundfile.write(folder / "u1.wav", np.zeros(1_000), 16_000)
     late = np.concatenate([np.zeros(3_200), np.ones(100)])  # sound, but none in the window
@@ -236,7 +265,7 @@ def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, c
     contents = [audio.digest((folder / name).read_bytes()) for name in trials.path]
     table = dataclasses.replace(trials, content=np.array(contents))
     with pytest.raises(InputError, match="3 of 4 utterances of a shard cannot be used") as error:
-        run((folder, table), tmp_path, card)
+        run((folder, table), tmp_path, card, BOOSTED, set_name=set_name)
     assert re.search(r"utterance u1: .*u1\.wav: the audio is silent", str(error.value))
     assert re.search(r"utterance u2: .*u2\.wav: the first 3200 samples at 16 kHz are silent", str(error.value))
     assert re.search(r"utterance u3: .*u3\.wav: 1000 samples are NaN", str(error.value))
@@ -253,14 +282,19 @@ def test_the_plan_speaks_of_bytes_for_people(tmp_path: Path, card: Card) -> None
     rows = [Row(f"t:{i}", f"u{i}", f"{i}.wav", "spoof" if i else "bonafide") for i in range(1_000)]
     spec = extract.spec_of(from_rows(rows, source="t"), card, PARAMS)
     target = Store(tmp_path / "x", dataclasses.replace(spec, frames=201, channels=1024, shard=100))
-    units = [extract.Unit(shard, (1, 3)) for shard in range(4)]
+    units = [extract.Unit(shard, CLEAN, (1, 3)) for shard in range(4)]
     # 400 utterances, 2 layers, 201 x 1024 float16 and 2 x 1024 float32 each
     assert extract.needed(target, units) == 400 * 2 * (411_648 + 20 + 8_192 + 20)
-    assert "6 of 10 shards are complete; to do: layers 1, 3 in 4 shards" in extract.describe(
-        target, units, (1, 3), free=10**12
-    )
-    assert "336 MB to write, 1 TB free" in extract.describe(target, units, (1, 3), free=10**12)
-    assert CLEAN in extract.describe(target, units, (1, 3), free=10**12)
+    units += [extract.Unit(9, "narrowband", (3,))]  # a shard of 100 utterances, one layer
+    assert extract.needed(target, units[-1:]) == 100 * (411_648 + 20 + 8_192 + 20)
+    said = extract.describe(target, units, (CLEAN, "narrowband", "noise_0"), (1, 3), free=10**12)
+    assert said.splitlines() == [
+        "1000 utterances, views clean, narrowband, noise_0, layers 1, 3, 201 frames of 1024",
+        "clean: 6 of 10 shards are complete; to do: layers 1, 3 in 4 shards",
+        "narrowband: 9 of 10 shards are complete; to do: layers 3 in 1 shards; layers 1 are there and stay as they are",
+        "noise_0: 10 of 10 shards are complete; to do: nothing",
+        f"378 MB to write, 1 TB free at {target.path}",
+    ]
 
 
 def test_numbers_from_a_file_have_not_changed(tmp_path: Path, card: Card) -> None:
@@ -279,3 +313,240 @@ def test_numbers_from_a_file_have_not_changed(tmp_path: Path, card: Card) -> Non
     assert extract.FEATURES_VERSION == 1
     golden = [[-0.20327, 0.76280, -0.19079], [0.30819, 0.20958, 0.19433]]
     np.testing.assert_allclose(pooled[:, [0, 7, 31]], golden, atol=3e-4, err_msg="raise FEATURES_VERSION")
+
+
+# Views
+
+
+@pytest.mark.parametrize("pad", ["repeat", "zero"])
+@pytest.mark.usefixtures("in_threads")
+def test_a_view_holds_what_the_encoder_gives_for_the_augmented_utterance(
+    corpus: Corpus, tmp_path: Path, card: Card, pad: str
+) -> None:
+    """The whole utterance is augmented, and the window cut from the result."""
+    params = BOOSTED.model_copy(update={"window": WindowParams(samples=3_200, pad=pad)})
+    receipt = boost(corpus, tmp_path, card, params)
+    group = zarr.open_group(store_of(tmp_path, receipt), mode="r")
+    encode = make_encoder((1, 3))
+    folder, trials = corpus
+    assert {len(audio.load(folder / name)) > 3_200 for name in trials.path} == {True, False}
+    for i, (name, utterance) in enumerate(zip(trials.path, trials.utterance.tolist(), strict=True)):
+        for view in ("clean", "rawboost4_0", "narrowband"):
+            whole = views.apply(view, audio.load(folder / name), utterance=utterance)
+            samples, valid = audio.window(whole, length=3_200, pad=pad)
+            taps, n_frames = encode(torch.from_numpy(samples)[None], torch.tensor([valid]))
+            assert group["n_frames"][i] == n_frames.item() == card.frames(valid)
+            for layer, features in taps.items():
+                frames = features[0, : n_frames.item()].numpy()
+                got = group[f"{view}/layer_{layer:02d}"][i].astype(np.float32)
+                np.testing.assert_allclose(got[: len(frames)], frames, atol=4e-3)  # float16 up to 4
+                expected = np.stack([frames.mean(0), frames.std(0)])
+                np.testing.assert_allclose(group[f"{view}/pooled_{layer:02d}"][i], expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_receipts_tell_views_and_only_where_there_are_some(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    plain = boost(corpus, tmp_path / "plain", card, PARAMS)
+    grown = boost(corpus, tmp_path / "grown", card)
+    assert list(plain) == [key for key in grown if key != "views_version"]
+    assert (plain["views"], plain["bytes"]) == (["clean"], 10 * 2 * (9 * 32 * 2 + 20 + 2 * 32 * 4 + 20))
+    assert (grown["views"], grown["bytes"]) == (["clean", "rawboost4_0", "narrowband"], 3 * plain["bytes"])
+    assert grown["views_version"] == views.VIEWS_VERSION
+    same = [key for key in plain if key not in ("views", "bytes", "digest")]
+    assert [grown[key] for key in same] == [plain[key] for key in same]
+    assert grown["digest"] != plain["digest"]
+    clean, all_views = (tree(store_of(tmp_path / name, plain)) for name in ("plain", "grown"))
+    assert {name: all_views[name] for name in clean} == clean
+    others = {name.removeprefix("done/").split("/")[0] for name in all_views if name not in clean}
+    assert others == {"rawboost4_0", "narrowband"}
+
+
+def test_only_what_is_trained_on_is_augmented(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("  views: []", "  views: [rawboost4_0]", 1)
+    for pools, trained_on, augmented in (
+        ("{}", "train", {"train"}),
+        ("{both: {first: eval, second: train}}", "both", {"train", "eval"}),
+    ):
+        (tmp_path / "params.yaml").write_text(
+            text.replace("pools: {}", f"pools: {pools}").replace("\n  set: train ", f"\n  set: {trained_on} ")
+        )
+        settings = params.load(tmp_path / "params.yaml")
+        asked = {name: stage.asked_of(settings, name).views for name in settings.sets}
+        assert asked == {name: ("rawboost4_0",) if name in augmented else () for name in ("train", "dev", "eval")}
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_growth_by_a_view_computes_that_view_alone(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    first = boost(corpus, tmp_path, card, PARAMS.model_copy(update={"views": ("narrowband",)}))
+    before = tree(store_of(tmp_path, first))
+    said: list[str] = []
+    seen: list[int] = []
+
+    class Counting(xlsr.Encoder):
+        def forward(self, samples: torch.Tensor, valid: torch.Tensor) -> Any:
+            seen.append(len(samples))
+            return super().forward(samples, valid)
+
+    def make(taps: tuple) -> xlsr.Encoder:
+        return Counting(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+
+    grown = boost(corpus, tmp_path, card, say=said.append, encoder=make)
+    assert sum(seen) == 10
+    assert said[0].splitlines()[1:4] == [
+        "clean: 3 of 3 shards are complete; to do: nothing",
+        "rawboost4_0: 0 of 3 shards are complete; to do: layers 1, 3 in 3 shards",
+        "narrowband: 3 of 3 shards are complete; to do: nothing",
+    ]
+    after = tree(store_of(tmp_path, grown))
+    assert {name: after[name] for name in before} == before
+    fresh = boost(corpus, tmp_path / "fresh", card)
+    assert fresh == grown
+    assert tree(store_of(tmp_path / "fresh", fresh)) == after
+    assert boost(corpus, tmp_path, card, PARAMS)["digest"] == run(corpus, tmp_path / "clean", card)["digest"]
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_growth_by_a_layer_adds_it_to_every_view(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    before = tree(store_of(tmp_path, boost(corpus, tmp_path, card)))
+    wider = BOOSTED.model_copy(update={"layers": (1, 2, 3)})
+    taps: list[tuple] = []
+    grown = boost(corpus, tmp_path, card, wider, encoder=lambda wanted: taps.append(wanted) or make_encoder(wanted))
+    assert taps == [(2,)]
+    after = tree(store_of(tmp_path, grown))
+    assert all(name.startswith("done/") for name in before if before[name] != after[name])
+    for view in ("clean", "rawboost4_0", "narrowband"):
+        assert f"{view}/layer_02/c/2/0/0" in after
+    fresh = boost(corpus, tmp_path / "fresh", card, wider)
+    assert fresh == grown
+    assert tree(store_of(tmp_path / "fresh", fresh)) == after
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_view_of_another_version_is_refused_and_made_anew_when_deleted(
+    corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = boost(corpus, tmp_path, card)
+    before = tree(store_of(tmp_path, old))
+    monkeypatch.setattr(views, "VIEWS_VERSION", 2)
+    folder = store_of(tmp_path, old) / "rawboost4_0"
+    message = f"{folder}: expected a view of version 2, got 1; delete that folder, and the next `dvc repro` makes it"
+    with pytest.raises(InputError, match=re.escape(message)):
+        boost(corpus, tmp_path, card)
+    assert tree(store_of(tmp_path, old)) == before
+    boost(corpus, tmp_path, card, PARAMS)  # what is clean has no version
+    shutil.rmtree(folder)
+    with pytest.raises(
+        InputError, match=r"narrowband: expected a view of version 2, got 1; .* the code that made narrowband"
+    ):
+        boost(corpus, tmp_path, card)
+    shutil.rmtree(folder.with_name("narrowband"))
+    new = boost(corpus, tmp_path, card)
+    assert new["views_version"] == 2
+    after = tree(store_of(tmp_path, new))
+    for name, content in before.items():
+        assert (after[name] == content) == (name not in ("rawboost4_0/zarr.json", "narrowband/zarr.json"))
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_view_without_a_version_is_refused(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    receipt = boost(corpus, tmp_path, card)
+    place = store_of(tmp_path, receipt) / "rawboost4_0" / "zarr.json"
+    whole = json.loads(place.read_text())
+    place.write_text(json.dumps({**whole, "attributes": {}}))
+    with pytest.raises(InputError, match="expected a view of version 1, got None"):
+        boost(corpus, tmp_path, card)
+    place.unlink()
+    with pytest.raises(InputError, match=r"zarr\.json: no view of a feature store there; delete that folder"):
+        boost(corpus, tmp_path, card)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rawboost9_0", "expected a view (clean, rawboost1_0 to rawboost8_99, noise_0 to noise_99, narrowband), got"),
+        ("clean", "expected views beside clean, which is always cached, got 'clean'; remove it"),
+    ],
+)
+@pytest.mark.parametrize("set_name", ["train", "dev"])
+def test_names_of_no_augmented_view_are_refused_for_any_set(
+    corpus: Corpus, tmp_path: Path, card: Card, name: str, message: str, set_name: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        run(corpus, tmp_path, card, PARAMS.model_copy(update={"views": (name,)}), set_name=set_name)
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_the_disk_must_hold_every_view(
+    corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=extract.SPARE_BYTES + 52_000))
+    with pytest.raises(InputError, match=r"expected 52\.3 kB .* ask for fewer layers or views \(extract\.layers, "):
+        boost(corpus, tmp_path, card)
+    boost(corpus, tmp_path, card, PARAMS.model_copy(update={"views": ("narrowband",)}))
+
+
+def test_any_number_of_processes_gives_the_same_bytes(
+    corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = []
+    for count in (1, 3):
+        monkeypatch.setattr(extract, "workers", lambda count=count: count)
+        receipt = boost(corpus, tmp_path / str(count), card)
+        trees.append(tree(store_of(tmp_path / str(count), receipt)))
+    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    trees.append(tree(store_of(tmp_path / "threads", boost(corpus, tmp_path / "threads", card))))
+    assert trees[0] == trees[1] == trees[2]
+
+
+@pytest.mark.parametrize("after", [9, 24])
+def test_a_killed_extraction_of_views_continues_and_ends_byte_identical(
+    corpus: Corpus, tmp_path: Path, card: Card, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within the second unit, a view's, and before the marker of the fourth; the workers do not live on."""
+    folder, trials = corpus
+    table = tmp_path / "trials.csv"
+    table.write_text(to_csv(trials))
+    script = KILLED.replace("test_extract.run(", "test_extract.boost(")
+    command = [sys.executable, "-c", script, str(folder), str(table), str(after)]
+    # whoever holds the ends of its pipes is waited for: the workers, too
+    killed = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    said: list[str] = []
+    continued = boost(corpus, tmp_path / "cache", card, say=said.append)
+    done = sum(int(line.split()[1]) for line in said[0].splitlines()[1:4])
+    assert done == (after - 1) // 6  # a unit renames 2 layers, 2 pooled arrays, n_frames, marker
+    undisturbed = boost(corpus, tmp_path / "undisturbed", card)
+    assert continued == undisturbed
+    assert tree(store_of(tmp_path / "cache", continued)) == tree(store_of(tmp_path / "undisturbed", undisturbed))
+
+
+def test_a_worker_that_dies_is_an_error_and_what_is_done_is_kept(
+    corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deadly(xlsr.Encoder):
+        calls = 0
+
+        def forward(self, samples: torch.Tensor, valid: torch.Tensor) -> Any:
+            self.calls += 1
+            if self.calls == 5:  # two batches a unit: in the third one
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGKILL)
+            return super().forward(samples, valid)
+
+    def make(taps: tuple) -> xlsr.Encoder:
+        return Deadly(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+
+    with pytest.raises(InputError, match=r"a process that decodes and augments died .* run the same command again"):
+        boost(corpus, tmp_path, card, encoder=make)
+    assert not multiprocessing.active_children()
+    said: list[str] = []
+    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    continued = boost(corpus, tmp_path, card, say=said.append)
+    assert 3 <= sum(int(line.split()[1]) for line in said[0].splitlines()[1:4]) < 9
+    undisturbed = boost(corpus, tmp_path / "undisturbed", card)
+    assert continued == undisturbed
+    assert tree(store_of(tmp_path, continued)) == tree(store_of(tmp_path / "undisturbed", undisturbed))

@@ -1,7 +1,10 @@
 """Training: the same bits from the same seed, the right checkpoints, the right learning rates, nothing pickled."""
 
 import json
-from dataclasses import dataclass, replace
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,13 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from pipeline import cells, centroids, dataset, fit, runs, scoring
+from pipeline import cells, centroids, checkpoint, dataset, fit, gather, runs, scoring
 from pipeline.backends import asp, linear
 from pipeline.cells import Cell
 from pipeline.contracts import Centroids, Facts
-from pipeline.dataset import Dataset
+from pipeline.dataset import Augment, Dataset
 from pipeline.errors import InputError
+from pipeline.gather import Held
 from pipeline.losses import aoc, cross_entropy, qamo
 from pipeline.metrics.eer import Eer
 from pipeline.params import LearningRates, TrainParams, load
@@ -26,7 +30,9 @@ from pipeline.trials import Row, from_rows
 ROOT = Path(__file__).parents[1]
 LOSSES = {"aoc": aoc, "cross_entropy": cross_entropy, "qamo": qamo}
 TRAIN = TrainParams(
-    seed=3,
+    set="train",
+    device="cpu",
+    precision="float32",
     epochs=6,
     batch_size=16,
     learning_rate=LearningRates(backend=0.01, centroids=0.01, layers=0.05),
@@ -36,22 +42,8 @@ TRAIN = TrainParams(
 )
 
 
-@dataclass(frozen=True)
-class Memory:
-    """A reader over an array in RAM, (N, L, T, D) or (N, L, 2, D)."""
-
-    array: np.ndarray
-
-    @property
-    def n_frames(self) -> np.ndarray:
-        return np.full(len(self.array), self.array.shape[2], dtype=np.int32)
-
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows]
-
-
-def separable(n: int, *, seed: int, distance: float = 0.4) -> Dataset:
-    """Utterances whose classes differ in the mean of one channel of the second of two layers."""
+def separable(n: int, *, seed: int, distance: float = 0.4, views: tuple[str, ...] = ()) -> Dataset:
+    """Utterances whose classes differ in the mean of one channel of the second of two layers; views are noisier."""
     rng = np.random.default_rng(seed)
     rows = [
         Row(f"t:{i}", f"u{i}", f"{i}.wav", "spoof" if i % 3 else "bonafide", quality=f"{1 + 4 * (i % 7) / 6}")
@@ -60,26 +52,58 @@ def separable(n: int, *, seed: int, distance: float = 0.4) -> Dataset:
     trials = from_rows(rows, source="t")
     array = rng.normal(size=(n, 2, 4, 6)).astype(np.float32)
     array[trials.is_bonafide, 1, :, 2] += 2 * distance
-    return Dataset(trials=trials, reader=Memory(array), layers=(1, 2), channels=6, encoder="e", digest="")
+    noisy = [array + rng.normal(size=array.shape).astype(np.float32) for _ in views]
+    data = Dataset(
+        name=f"set{seed}",
+        trials=trials,
+        source=Held(torch.zeros(0), np.full(n, 4, dtype=np.int32)),
+        layers=(1, 2),
+        channels=6,
+        encoder="e",
+        digest=f"{seed} {distance}",
+        views=views,
+    )
+    return holding(data, np.concatenate([array, *noisy]))
+
+
+def holding(data: Dataset, array: np.ndarray) -> Dataset:
+    return replace(data, source=Held(torch.from_numpy(array), data.source.n_frames))
+
+
+def array_of(data: Dataset) -> np.ndarray:
+    return data.source.tensor.numpy()
 
 
 def cell(backend: str, loss: str) -> Cell:
-    return cells.find(load(ROOT / "params.yaml"), backend=backend, loss=loss)
+    return cells.find(load(ROOT / "params.yaml"), backend=backend, loss=loss, layers="all", views="clean")
 
 
-def fitted(backend: str = "asp", loss: str = "qamo", params: TrainParams = TRAIN, distance: float = 0.4) -> fit.Fitted:
+def fitted(
+    backend: str = "asp",
+    loss: str = "qamo",
+    params: TrainParams = TRAIN,
+    distance: float = 0.4,
+    *,
+    seed: int = 3,
+    views: tuple[str, ...] = (),
+    probability: float = 0.0,
+    checkpoint: Path | None = None,
+) -> fit.Fitted:
     chosen = cell(backend, loss)
-    train, dev = separable(90, seed=0, distance=distance), separable(60, seed=1, distance=distance)
+    train, dev = separable(90, seed=0, distance=distance, views=views), separable(60, seed=1, distance=distance)
     cuts = dataset.thresholds(train.trials, levels=chosen.split.levels, given=chosen.split.thresholds)
     if backend == "linear":
-        train, dev = (replace(d, reader=Memory(pooled(d.reader.array))) for d in (train, dev))
+        train, dev = (holding(data, pooled(array_of(data))) for data in (train, dev))
     return fit.fit(
         partial(chosen.make_backend, layers=2, channels=6),
-        partial(chosen.make_loss, speakers=0),
+        partial(chosen.make_loss, speakers=0, layers=2),
         train=train,
         dev=dev,
         labels=dataset.labels(train.trials, cuts),
         params=params,
+        seed=seed,
+        augment=Augment(views, probability),
+        checkpoint=checkpoint,
     )
 
 
@@ -106,8 +130,8 @@ def test_the_same_seed_gives_the_same_bits(loss: str) -> None:
         assert torch.equal(tensor, second.backend.state_dict()[name])
     assert first.centroids.vectors.tobytes() == second.centroids.vectors.tobytes()
     assert first.curves == second.curves
-    other = fitted(loss=loss, params=TRAIN.model_copy(update={"seed": 4}))
-    assert other.curves != first.curves
+    assert first.dev_scores.tobytes() == second.dev_scores.tobytes()
+    assert fitted(loss=loss, seed=4).curves != first.curves
 
 
 def test_adam_is_torchs_adam() -> None:
@@ -157,8 +181,10 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
     script = iter([40.0, 30.0, 35.0, 30.0, 20.0, 25.0, 20.0, 30.0, 99.0])
     weights: list[float] = []
 
-    def scripted_eer(backend: nn.Module, _loss: nn.Module, _dev: Dataset) -> Eer:
-        weights.append(backend.weight.item())
+    made = Scripted()
+
+    def scripted_eer(_scores: np.ndarray, _dev: Dataset) -> Eer:
+        weights.append(made.weight.item())
         return Eer(next(script) / 100, 0.5, 0)
 
     def step(self: fit.Adam) -> None:
@@ -171,17 +197,25 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
     monkeypatch.setattr(fit.Adam, "step", step)
     train = separable(30, seed=0)
     result = fit.fit(
-        Scripted,
-        partial(cell("asp", "aoc").make_loss, speakers=0),
+        lambda: made,
+        partial(cell("asp", "aoc").make_loss, speakers=0, layers=2),
         train=train,
         dev=train,
         labels=dataset.labels(train.trials, ()),
         params=TRAIN.model_copy(update={"epochs": 20, "patience": 3, "average_best": 3}),
+        seed=3,
     )
     assert [e.dev_eer for e in result.curves] == [40, 30, 35, 30, 20, 25, 20, 30]  # the third without a lower one
     assert (result.dev_eer, result.dev_threshold) == (99, 0.5)
     assert result.kept == (5, 6, 7)
     assert result.backend.weight.item() == pytest.approx(np.mean([weights[i] for i in (4, 5, 6)]))
+
+
+def test_of_equally_good_epochs_the_later_are_kept() -> None:
+    progress = fit.Progress()
+    for epoch, error in enumerate([30.0, 20.0, 30.0, 20.0, 30.0], start=1):
+        progress.add(fit.Epoch(epoch, 0.0, error, seconds=0.0), ({}, {}), keep=3)
+    assert [(error, epoch) for error, epoch, _ in progress.best] == [(20, 4), (20, 2), (30, 5)]
 
 
 def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backend(
@@ -191,12 +225,12 @@ def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backen
     frames = separable(90, seed=0)
     speakers = np.array([f"s{i % 5}" for i in range(90)])
     trials = replace(frames.trials, speaker=speakers)
-    train = replace(frames, trials=trials, reader=Memory(pooled(frames.reader.array)))
+    train = replace(holding(frames, pooled(array_of(frames))), trials=trials)
     labels = dataset.labels(trials, ())
     made = []
 
     def make_loss(**facts: int) -> nn.Module:
-        made.append(chosen.make_loss(speakers=5, **facts))
+        made.append(chosen.make_loss(speakers=5, layers=2, **facts))
         enrol = made[0].enrol
         monkeypatch.setattr(made[0], "enrol", lambda *given: (calls.append(epochs_started[-1]), enrol(*given)))
         start = made[0].start_epoch
@@ -214,6 +248,7 @@ def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backen
         dev=train,
         labels=labels,
         params=TRAIN.model_copy(update={"epochs": 8, "patience": 8}),
+        seed=3,
     )
     assert epochs_started == list(range(1, 9))
     assert calls == [4, 7, 8]  # every third epoch, and the end
@@ -223,6 +258,313 @@ def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backen
     for speaker in range(5):
         mean = embeddings[labels.speaker[rows].numpy() == speaker].mean(0)
         np.testing.assert_allclose(result.centroids.vectors[speaker], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+# ---------------------------------------------------------------- going on after a kill
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def same(a: fit.Fitted, b: fit.Fitted) -> bool:
+    weights = [fitted.backend.state_dict() | {"c": torch.from_numpy(fitted.centroids.vectors)} for fitted in (a, b)]
+    equal = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    facts = [(f.curves, f.kept, f.dev_eer, f.dev_threshold, f.dev_scores.tobytes()) for f in (a, b)]
+    return equal and facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("loss", ["aoc", "qamo"])
+@pytest.mark.parametrize("at", [1, 2, 4, 6, 7])  # 7: after the last epoch
+def test_a_killed_training_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, at: int
+) -> None:
+    file = tmp_path / "run.checkpoint"
+    how = {"loss": loss, "views": ("noise_0",), "probability": 0.3}
+    undisturbed = fitted(**how)
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
+    real_epoch, real_finish, trained = fit.train_epoch, fit._finished, []
+
+    def dying(run: fit.Run, epoch: int) -> float:
+        trained.append(epoch)
+        if trained == list(range(1, at + 1)) and at < 7:
+            real_epoch(run, epoch)  # killed in the middle: what it did since the checkpoint must not count
+            raise KilledError
+        return real_epoch(run, epoch)
+
+    def dying_at_the_end(run: fit.Run, progress: fit.Progress) -> fit.Fitted:
+        if at == 7 and len(trained) == 6 and not ended:
+            ended.append(True)
+            raise KilledError
+        return real_finish(run, progress)
+
+    ended: list[bool] = []
+    monkeypatch.setattr(fit, "train_epoch", dying)
+    monkeypatch.setattr(fit, "_finished", dying_at_the_end)
+    with pytest.raises(KilledError):
+        fitted(checkpoint=file, **how)
+    assert file.is_file() == (at > 1)
+    assert same(fitted(checkpoint=file, **how), undisturbed)
+    assert trained == [*range(1, min(at, 6) + 1), *range(at, 7)]  # nothing that was kept is trained again
+    assert not any(tmp_path.iterdir())
+
+
+def test_patience_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dev EER of a resumed training is compared with the lowest before the kill, not with infinity."""
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "delete", lambda _path: None)
+    errors = iter([10.0, 20.0, 20.0, 99.0, 20.0, 99.0])
+    monkeypatch.setattr(fit, "dev_eer", lambda _scores, _dev: Eer(next(errors) / 100, 0.5, 0))
+    params = TRAIN.model_copy(update={"patience": 3})
+    real = fit.train_epoch
+
+    def dying(run: fit.Run, epoch: int) -> float:
+        if epoch == 4:
+            raise KilledError
+        return real(run, epoch)
+
+    monkeypatch.setattr(fit, "train_epoch", dying)
+    with pytest.raises(KilledError):
+        fitted(params=params, checkpoint=tmp_path / "c")
+    next(errors)
+    monkeypatch.setattr(fit, "train_epoch", real)
+    assert [epoch.dev_eer for epoch in fitted(params=params, checkpoint=tmp_path / "c").curves] == [10, 20, 20, 20]
+
+
+def test_seconds_go_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch takes 35 s here, before and after the kill; the time between the two counts for nothing."""
+    clock = [500.0]
+    monkeypatch.setattr(fit.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
+    real = fit.train_epoch
+
+    def slow(run: fit.Run, epoch: int) -> float:
+        if epoch == 4 and clock[0] < 1000:
+            raise KilledError
+        clock[0] += 35
+        return real(run, epoch)
+
+    monkeypatch.setattr(fit, "train_epoch", slow)
+    with pytest.raises(KilledError):
+        fitted(checkpoint=tmp_path / "c")
+    clock[0] = 9000.0
+    assert [epoch.seconds for epoch in fitted(checkpoint=tmp_path / "c").curves] == [35, 70, 105, 140, 175, 210]
+
+
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_checkpoints_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    clock = [0.0]
+    written: list[float] = []
+    monkeypatch.setattr(fit.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(checkpoint, "write", lambda *_args, **_more: written.append(clock[0]))
+    real = fit.train_epoch
+
+    def slow(run: fit.Run, epoch: int) -> float:
+        clock[0] += 35
+        return real(run, epoch)
+
+    monkeypatch.setattr(fit, "train_epoch", slow)
+    fitted(checkpoint=tmp_path / "c")
+    assert written == ([70, 140, 210] if seconds else [35, 70, 105, 140, 175, 210])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 4},
+        {"params": TRAIN.model_copy(update={"weight_decay": 1e-3})},
+        {"distance": 0.5},
+        {"views": ("noise_0",), "probability": 0.5},
+        {"backend": "linear"},
+        {"loss": "cross_entropy"},
+    ],
+)
+def test_a_checkpoint_of_another_run_is_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    expected = fitted(**other)
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "delete", lambda _path: None)
+        fitted(checkpoint=tmp_path / "c")
+    assert (tmp_path / "c").is_file()
+    assert same(fitted(checkpoint=tmp_path / "c", **other), expected)
+    assert not (tmp_path / "c").exists()
+
+
+def test_seed_and_views_alone_tell_runs_apart() -> None:
+    """Even where the initial weights are the same."""
+    run = run_of(separable(12, seed=0, views=("noise_0",)))
+    augmented = [replace(run, augment=Augment(("noise_0",), probability)) for probability in (0.2, 0.3)]
+    joined = replace(run, train=replace(run.train, groups=np.arange(12) // 6))
+    relabelled = replace(run, labels=replace(run.labels, level=run.labels.level.clamp(max=1)))
+    runs = [run, replace(run, seed=6), *augmented, joined, relabelled]
+    assert len({fit._identity(one) for one in runs}) == len(runs)
+    assert fit._identity(replace(run)) == fit._identity(run)
+
+
+def test_hyperparameters_that_are_no_tensors_tell_runs_apart() -> None:
+    facts = Facts(5, 2, 0)
+    first = checkpoint.facts_of(qamo.Loss(facts))
+    assert first == checkpoint.facts_of(qamo.Loss(facts))
+    assert first != checkpoint.facts_of(qamo.Loss(facts, alpha=19.0))
+    assert first != checkpoint.facts_of(qamo.Loss(facts, reduce="max"))
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import fit
+from tests.test_fit import fitted
+
+real = fit.train_epoch
+def dying(run, epoch):
+    mean = real(run, epoch)
+    if epoch == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mean
+fit.train_epoch = dying
+fit.CHECKPOINT_SECONDS = 0
+fitted(checkpoint=Path(sys.argv[1]))
+"""
+
+
+def test_sigkill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c"
+    ended = subprocess.run([sys.executable, "-c", SCRIPT, str(file)], cwd=ROOT, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    trained = []
+    real = fit.train_epoch
+    monkeypatch.setattr(fit, "train_epoch", lambda run, epoch: trained.append(epoch) or real(run, epoch))
+    resumed = fitted(checkpoint=file)
+    assert trained == [4, 5, 6]
+    assert same(resumed, fitted())
+
+
+# ---------------------------------------------------------------- precision, device, views, several sets
+
+
+def test_bfloat16_computes_the_backend_in_it_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[torch.dtype]] = {"train": set(), "eval": set()}
+    real_forward = asp.Backend.forward
+
+    def forward(self: nn.Module, features: torch.Tensor, n_frames: torch.Tensor) -> torch.Tensor:
+        embeddings = real_forward(self, features, n_frames)
+        seen["train" if self.training else "eval"].add(embeddings.dtype)
+        assert features.dtype == torch.float32
+        return embeddings
+
+    monkeypatch.setattr(asp.Backend, "forward", forward)
+    params = TRAIN.model_copy(update={"precision": "bfloat16", "epochs": 25, "patience": 25})
+    result = fitted(params=params, distance=2.0)
+    assert seen == {"train": {torch.bfloat16}, "eval": {torch.float32}}
+    assert {tensor.dtype for tensor in result.backend.parameters()} == {torch.float32}
+    assert result.dev_eer < 5
+    assert fitted(params=TRAIN, distance=2.0).curves != result.curves[:6]
+
+
+def test_dev_scores_are_those_that_score_would_write() -> None:
+    result = fitted()
+    dev = separable(60, seed=1)
+    expected = scoring.score_all(result.backend, centroids.build(result.centroids), dev)
+    assert result.dev_scores.dtype == np.float32
+    assert result.dev_scores.tobytes() == expected.tobytes()
+    assert 100 * fit.dev_eer(result.dev_scores, dev).eer == result.dev_eer
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fit._device("auto") == fit._device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match=r"train\.device: expected a GPU"):
+        fitted(params=TRAIN.model_copy(update={"device": "cuda"}))
+
+
+def run_of(train: Dataset, *, augment: Augment = dataset.NO_AUGMENT, cuts: tuple[float, ...] = (2.0, 4.0)) -> fit.Run:
+    backend, loss = asp.Backend(layers=2, channels=6, embedding_dim=5), aoc.Loss(Facts(5, 3, 0))
+    return fit.Run(
+        backend=backend,
+        loss=loss,
+        optimizer=fit.Adam(fit.groups(backend, loss, TRAIN.learning_rate), weight_decay=0.0),
+        train=train,
+        dev=train,
+        labels=dataset.labels(train.trials, cuts),
+        params=TRAIN,
+        seed=5,
+        augment=augment,
+        device=torch.device("cpu"),
+    )
+
+
+def test_views_are_drawn_as_often_as_asked_and_lower_the_quality_level() -> None:
+    n, views = 6000, ("noise_0", "rawboost4_0", "narrowband")
+    data = separable(12, seed=0, views=views)
+    trials = data.trials.take(np.arange(n) % 12)
+    trials = replace(trials, quality=np.where(np.arange(n) % 5 == 0, np.nan, trials.quality))
+    train = replace(data, trials=trials)
+    run = run_of(train, augment=Augment(("narrowband", "noise_0"), 0.4))
+    addresses, labels = fit.drawn(run, 1)
+    np.testing.assert_array_equal(addresses % n, np.arange(n))
+    share = np.bincount(addresses // n, minlength=4) / n
+    np.testing.assert_allclose(share, [0.6, 0.2, 0.0, 0.2], atol=0.02)  # clean, noise_0, rawboost4_0, narrowband
+    for before, after, address in zip(
+        run.labels.level.tolist(), labels.level.tolist(), addresses.tolist(), strict=True
+    ):
+        assert after == (before if address < n or before < 0 else max(before - 1, 0))
+    assert set(run.labels.level.tolist()) == {-1, 0, 1, 2}
+    assert torch.equal(labels.is_bonafide, run.labels.is_bonafide)
+    again, _ = fit.drawn(run, 1)
+    np.testing.assert_array_equal(addresses, again)
+    for other in (fit.drawn(run, 2)[0], fit.drawn(replace(run, seed=6), 1)[0]):
+        assert 0.3 < np.mean((addresses < n) != (other < n)) < 0.65  # independent: 2 · 0.4 · 0.6
+
+
+def test_clean_training_and_enrolment_see_the_clean_view_alone() -> None:
+    train = separable(30, seed=0, views=("noise_0",))
+    run = run_of(train)
+    addresses, labels = fit.drawn(run, 1)
+    assert addresses.tolist() == list(range(30))
+    assert labels is run.labels
+    augmented = replace(run, augment=Augment(("noise_0",), 1.0))
+    assert (fit.drawn(augmented, 1)[0] == np.arange(30, 60)).all()
+    clean = fit._enrolment(run)[0]
+    assert torch.equal(fit._enrolment(augmented)[0], clean)
+    rows = np.flatnonzero(train.trials.is_bonafide)
+    with torch.no_grad():
+        assert torch.equal(clean, run.backend(*train.features(rows)))
+
+
+def test_an_epoch_is_its_steps_by_a_naive_loop() -> None:
+    """What stands in a batch: the features of the drawn view with the lowered label, in the sampler's order."""
+    train = separable(50, seed=0, views=("noise_0", "narrowband"))
+    torch.manual_seed(0)
+    run = run_of(train, augment=Augment(("noise_0", "narrowband"), 0.5))
+    torch.manual_seed(0)
+    naive = run_of(train)
+    mean = fit.train_epoch(run, 2)
+    assert torch.initial_seed() == (5 << 20) + 2  # dropout's
+    addresses, labels = fit.drawn(run, 2)
+    torch.manual_seed((5 << 20) + 2)
+    losses = []
+    for rows in dataset.batches(train.trials.is_bonafide, size=16, seed=5, epoch=2):
+        features = torch.from_numpy(array_of(train)[addresses[rows]])
+        losses.append(fit.step(naive, (features, torch.full((len(rows),), 4)), dataset.take(labels, rows)).item())
+    assert mean == sum(losses) / len(losses)
+    for name, tensor in run.backend.state_dict().items():
+        assert torch.equal(tensor, naive.backend.state_dict()[name])
+
+
+def test_joined_sets_are_trained_on_in_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = dataset.join([separable(60, seed=0), separable(15, seed=1)])
+    run = run_of(joined)
+    seen: list[np.ndarray] = []
+    real = dataset.take
+    monkeypatch.setattr(dataset, "take", lambda labels, rows: seen.append(rows) or real(labels, rows))
+    fit.train_epoch(run, 1)
+    assert len(seen) == -(-120 // TRAIN.batch_size)
+    for rows in seen:
+        shares = np.bincount(joined.groups[rows], minlength=2)
+        assert abs(shares[0] - shares[1]) <= 1
 
 
 def test_average_by_hand() -> None:
@@ -267,6 +609,20 @@ def test_a_saved_run_scores_as_it_did(tmp_path: Path, loss: str) -> None:
     assert (
         load_file(tmp_path / "run" / "centroids.safetensors")["vectors"].tobytes() == result.centroids.vectors.tobytes()
     )
+
+
+def test_embeddings_outlast_the_memory_of_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
+    data = separable(150, seed=0)
+    kept = list(scoring.embed(Flat(), data))
+    np.testing.assert_array_equal(np.concatenate(kept), array_of(data).reshape(150, -1))
+
+
+class Flat(nn.Module):
+    """A backend whose embeddings are the memory of the features."""
+
+    def forward(self, features: torch.Tensor, _n_frames: torch.Tensor) -> torch.Tensor:
+        return features.flatten(1)
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean", "softmax"])
@@ -332,7 +688,7 @@ def test_index_and_card_that_disagree_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b" / "centroids.json").write_text((tmp_path / "a" / "centroids.json").read_text())
     with pytest.raises(InputError, match="expected 2 centroids of width 4 by the card, got 3 of width 4"):
         centroids.read(tmp_path / "b")
-    with pytest.raises(InputError, match="no centroid index there; run `dvc repro -f index`"):
+    with pytest.raises(InputError, match=r"no centroid index there; run `dvc repro -f flow/index/dvc.yaml`"):
         centroids.read(tmp_path / "c")
 
 

@@ -26,8 +26,8 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("pipeline", "stages"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pipeline", "stages", "flow"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
         for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
@@ -64,8 +64,13 @@ class Project:
         return done.stdout + done.stderr
 
     def repro(self, *arguments: str) -> list[str]:
-        """The stages that `dvc repro` ran."""
-        return re.findall(r"Running stage '([^']+)'", self.run("dvc", "repro", *arguments))
+        """The stages that `dvc repro` ran, without the files of flow/ that they stand in."""
+        return stages(self.run("dvc", "repro", *arguments))
+
+
+def stages(said: str) -> list[str]:
+    """The stages that ran, by what DVC said."""
+    return re.findall(r"Running stage '(?:[^':]+:)?([^']+)'", said)
 
 
 def _small(folder: Path) -> dict:
@@ -77,7 +82,8 @@ def _small(folder: Path) -> dict:
     }  # fmt: skip
     settings["extract"] |= {"layers": [1, 2], "window": {"samples": 4_000, "pad": "repeat"}, "shard": 20}
     settings["train"] |= {"epochs": 2}
-    settings["grid"] = {"backend": ["linear"], "loss": ["aoc", "qamo"]}
+    settings["layers"] = {"all": [1, 2], "last": [2]}
+    settings["grid"] |= {"backend": ["linear"], "loss": ["aoc", "qamo"], "layers": ["all"], "seed": [1]}
     settings["evaluate"] = {"sets": ["dev"], "bootstrap": 100, "asv": {}}
     settings["report"] = {"sort_by": "dev"}
     return settings
@@ -88,16 +94,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after its first `dvc repro`."""
     made = Project(tmp_path_factory.mktemp("project"))
     ran = made.repro()
-    cells = {f"{kind}@linear-{loss}" for kind in ("train", "index") for loss in ("aoc", "qamo")}
-    cells |= {f"{kind}@linear-{loss}-dev" for kind in ("score", "evaluate") for loss in ("aoc", "qamo")}
     sets = {f"{kind}@{name}" for kind in ("prepare", "extract") for name in ("train", "dev")}
-    assert set(ran) == cells | sets | {"encoder", "report"}
+    assert set(ran) == {*names("aoc"), *names("qamo"), *sets, "encoder", "layers", "report"}
     return made
 
 
-def names(loss: str) -> list[str]:
+def names(loss: str, *, layers: str = "all", seed: int = 1) -> list[str]:
     """The stages of one cell up to the report, in order."""
-    return [f"train@linear-{loss}", f"index@linear-{loss}", f"score@linear-{loss}-dev", f"evaluate@linear-{loss}-dev"]
+    cell = f"linear-{loss}-{layers}-clean-{seed}"
+    return [f"train@{cell}", f"index@{cell}", f"score@{cell}-dev", f"evaluate@{cell}-dev"]
 
 
 def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
@@ -106,9 +111,9 @@ def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
 
 def test_the_leaderboard_and_the_report_are_there(project: Project) -> None:
     text = (project.folder / "data/report/leaderboard.txt").read_text()
-    metrics = json.loads((project.folder / "data/metrics/linear-aoc/dev.json").read_text())
+    metrics = json.loads((project.folder / "data/metrics/linear-aoc-all-clean-1-dev.json").read_text())
     assert f"{metrics['eer']:.2f}" in text
-    trained = json.loads((project.folder / "data/metrics/linear-aoc.json").read_text())
+    trained = json.loads((project.folder / "data/metrics/linear-aoc-all-clean-1.json").read_text())
     assert trained["dev_threshold"] == metrics["threshold"]
     assert trained["dev_eer"] == metrics["eer"]  # the score that selects is the score that is deployed
     assert (metrics["bonafide"], metrics["spoof"], metrics["attacks"]["A1"]["spoof"]) == (8, 8, 8)
@@ -126,7 +131,7 @@ def test_an_edited_loss_reruns_its_cells_alone(project: Project) -> None:
     path = project.folder / "pipeline/losses/aoc.py"
     path.write_text(path.read_text() + "\n# edited\n")
     ran = project.repro()
-    assert ran[0] == "train@linear-aoc"
+    assert ran[0] == names("aoc")[0]
     assert set(ran) <= {*names("aoc"), "report"}  # the same weights come out, so that DVC may stop after training
 
 
@@ -142,26 +147,54 @@ def test_a_new_loss_is_one_file_and_its_name(project: Project) -> None:
 
 
 def test_one_stage_of_one_cell_alone_gives_the_same_bits(project: Project) -> None:
-    before = tree(project.folder / "data/runs/linear-qamo")
-    assert project.repro("-s", "-f", "train@linear-qamo") == ["train@linear-qamo"]
-    assert tree(project.folder / "data/runs/linear-qamo") == before
+    before = tree(project.folder / "data/runs/linear-qamo-all-clean-1")
+    assert project.repro("-s", "-f", names("qamo")[0]) == names("qamo")[:1]
+    assert tree(project.folder / "data/runs/linear-qamo-all-clean-1") == before
+
+
+def test_a_seed_and_a_choice_of_layers_more_run_the_missing_cells_alone(project: Project) -> None:
+    before = project.params()
+    settings = project.params()
+    settings["grid"] |= {"loss": ["aoc"], "layers": ["all", "last"], "seed": [1, 2]}
+    project.set_params(settings)
+    cells = [("all", 2), ("last", 1), ("last", 2)]
+    assert set(project.repro()) == {
+        name for layers, seed in cells for name in names("aoc", layers=layers, seed=seed)
+    } | {"report"}
+    card = json.loads((project.folder / "data/runs/linear-aoc-last-clean-2/run.json").read_text())
+    assert (card["kind"]["layers"], card["seed"]) == ([2], 2)
+    summary = json.loads((project.folder / "data/summary.json").read_text())
+    assert set(summary["eer"]) == {"linear-aoc-all", "linear-aoc-last"}
+    eers = [
+        json.loads((project.folder / f"data/metrics/linear-aoc-all-clean-{seed}-dev.json").read_text())["eer"]
+        for seed in (1, 2)
+    ]
+    assert summary["eer"]["linear-aoc-all"] == pytest.approx(sum(eers) / 2, abs=1e-4)
+    project.set_params(before)
+    assert project.repro() == ["report"]  # the old cells are still there
 
 
 def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) -> None:
-    (project.folder / "bad.yaml").write_text((project.folder / "params.yaml").read_text().replace("epochs", "epoch"))
+    settings = project.params()
+    settings["train"]["epoch"] = settings["train"].pop("epochs")
+    YAML(typ="safe").dump(settings, project.folder / "bad.yaml")
     arguments = ["--set", "train", "--params", "bad.yaml", "--trials", "x.csv"]
     said = project.run(sys.executable, "-m", "stages.prepare", *arguments, code=2)
     assert re.search(r"^error: bad\.yaml:\d+: train\.epochs: missing\nbad\.yaml:\d+: train\.epoch: unknown", said)
     assert "Traceback" not in said
 
 
-TRAIN = "train --backend linear --loss aoc --trials data/trials --features {features} --run r --metrics m --curves c"
-EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --receipt r.json"
+TRAIN = (
+    "train --backend linear --loss aoc --layers all --views clean --seed 1 --trials data/trials --features {features} "
+    "--run r --metrics m --curves c --dev-scores d --seconds s"
+)
+EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --weights data/finetuned --receipt r.json"
 EVALUATE = (
-    "evaluate --set dev --scores {scores} --trials data/trials/dev.csv --training {training} --metrics m --plots p"
+    "evaluate --set dev --scores {scores} --trials data/trials/dev.csv --training {training} "
+    "--dev-scores data/dev_scores/linear-aoc-all-clean-1.txt --metrics m --plots p"
 )
 SCORE = (
-    "score --set {set} --run {run} --index data/index/linear-{index} --trials data/trials/dev.csv "
+    "score --set {set} --run {run} --index data/index/linear-{index}-all-clean-1 --trials data/trials/dev.csv "
     "--features data/features/dev.json --scores s.txt"
 )
 
@@ -182,20 +215,29 @@ SCORE = (
         (TRAIN.format(features="none"), "none/train.json: no receipt there; run `dvc repro -f extract`"),
         (TRAIN.format(features="mixed"), "run `dvc repro extract`"),
         (
-            SCORE.format(set="dev", run="data/runs/linear-aoc", index="qamo"),
-            "not the centroids of data/runs/linear-aoc",
+            SCORE.format(set="dev", run="data/runs/linear-aoc-all-clean-1", index="qamo"),
+            "not the centroids of data/runs/linear-aoc-all-clean-1",
         ),
         (SCORE.format(set="dev", run="none", index="aoc"), "none/run.json: no trained run there"),
         (
-            SCORE.format(set="dev", run="data/runs/linear-aoc", index="none"),
-            "no centroid index there; run `dvc repro -f index`",
+            SCORE.format(set="dev", run="data/runs/linear-aoc-all-clean-1", index="none"),
+            "no centroid index there; run `dvc repro -f flow/index/dvc.yaml`",
         ),
-        (SCORE.format(set="nope", run="data/runs/linear-aoc", index="aoc"), "expected one of dev, train, got 'nope'"),
+        (
+            SCORE.format(set="nope", run="data/runs/linear-aoc-all-clean-1", index="aoc"),
+            "expected one of dev, train, got 'nope'",
+        ),
         ("index --run none --index i", "no trained run there; run `dvc repro -f train`"),
-        (EVALUATE.format(scores="none.txt", training="data/metrics/linear-aoc.json"), "none.txt"),
-        (EVALUATE.format(scores="data/scores/linear-aoc/dev.txt", training="other.json"), "run `dvc repro -f train`"),
-        ("report --params none.yaml --metrics data/metrics --plots data/plots --curves c --out o", "none.yaml"),
-        ("encoder --card README/card.json", "README"),
+        (EVALUATE.format(scores="none.txt", training="data/metrics/linear-aoc-all-clean-1.json"), "none.txt"),
+        (
+            EVALUATE.format(scores="data/scores/linear-aoc-all-clean-1-dev.txt", training="other.json"),
+            "run `dvc repro -f train`",
+        ),
+        (
+            "report --params none.yaml --metrics data/metrics --plots p --curves c --seconds s --out o --summary m",
+            "none.yaml",
+        ),
+        ("encoder --trials data/trials --weights w --card README/card.json", "README"),
     ],
 )
 def test_a_stage_that_cannot_go_on_says_why_and_ends_with_2(project: Project, command: str, said: str) -> None:
@@ -243,12 +285,40 @@ def test_verify_finds_a_flipped_byte_below_a_receipt(project: Project) -> None:
     assert project.repro() == []
 
 
+def test_experiments_in_a_copy_of_the_project_use_its_stores(project: Project) -> None:
+    settings = project.params()
+    settings["grid"]["loss"] = ["aoc"]
+    project.set_params(settings)
+    project.repro()
+    project.run("git", "config", "user.email", "nobody@example.org")
+    project.run("git", "config", "user.name", "nobody")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "state")
+    stores = tree(project.folder / "data/cache")
+    cell = [*names("aoc"), "report"]
+    said = project.run("dvc", "exp", "run", "-S", "train.epochs=3")
+    assert stages(said) == cell
+    project.run("git", "checkout", "-q", ".")
+    said = project.run("dvc", "exp", "run", "--temp", "-S", "train.epochs=4", "--name", "temporary")
+    assert stages(said) == cell
+    project.run("dvc", "exp", "run", "--queue", "-S", "train.epochs=5", "--name", "queued")
+    project.run("dvc", "exp", "run", "--run-all")
+    shown = json.loads(project.run("dvc", "exp", "show", "--json"))
+    found = {exp["name"]: exp["revs"][0] for rev in shown for exp in rev.get("experiments") or []}
+    epochs = {name: rev["data"]["params"]["params.yaml"]["data"]["train"]["epochs"] for name, rev in found.items()}
+    assert {"temporary": 4, "queued": 5}.items() <= epochs.items()
+    for name in ("temporary", "queued"):
+        summary = found[name]["data"]["metrics"]["data/summary.json"]["data"]
+        assert summary["best"]["system"] == "linear-aoc"
+        assert 0 <= summary["best"]["dev"] <= 100
+    assert tree(project.folder / "data/cache") == stores
+
+
 def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: Project) -> None:
+    project.repro()
     shutil.rmtree(project.folder / "data/cache")
-    inputs = "--backend linear --loss aoc --trials data/trials --features data/features"
-    outputs = "--run r --metrics m --curves c"
-    arguments = f"{inputs} {outputs}"
-    said = project.run(sys.executable, "-m", "stages.train", *arguments.split(), code=2)
+    command = TRAIN.format(features="data/features")
+    said = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
     assert "no feature store there; run `dvc repro -f extract`" in said
     assert "Traceback" not in said
     receipts = {path: path.read_bytes() for path in (project.folder / "data/features").iterdir()}

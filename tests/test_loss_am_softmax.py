@@ -1,31 +1,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import centroids, scoring
 from pipeline.contracts import Facts, Labels
 from pipeline.losses import am_softmax
+from tests.losses import (
+    Arrays,
+    computes_in_float32_under_autocast,
+    descended,
+    golden_arrays,
+    has_the_gradients_of_finite_differences,
+    is_a_mean_over_both_classes,
+    keeps_its_value_at_any_norm,
+    keeps_its_value_in_any_order,
+    label,
+    meets,
+    number,
+    scores,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "am_softmax.npz"
 ATOL = {"loss": 2e-5, "grad_x": 5e-6, "grad_centers": 5e-6, "score": 1e-6}
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no reference numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return golden_arrays("am_softmax.npz")
 
 
 def make(class_vectors: Tensor, **hyperparameters: Any) -> am_softmax.Loss:
@@ -35,25 +40,10 @@ def make(class_vectors: Tensor, **hyperparameters: Any) -> am_softmax.Loss:
     return loss
 
 
-def label(is_bonafide: list[bool] | NDArray[Any]) -> Labels:
-    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
-    unknown = torch.full(flags.shape, -1)
-    return Labels(is_bonafide=flags, level=unknown, speaker=unknown)
-
-
 def random_case(**hyperparameters: Any) -> tuple[am_softmax.Loss, Tensor, Labels]:
     generator = torch.Generator().manual_seed(0)
     x, vectors = (torch.randn(rows, 6, dtype=torch.float64, generator=generator) for rows in (9, 2))
     return make(vectors, **hyperparameters), x, label([True, False, False, True, True, False, False, True, False])
-
-
-def scores(loss: am_softmax.Loss, x: Tensor) -> NDArray[np.float32]:
-    index = centroids.build(loss.centroids())
-    return scoring.score(x.numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
-
-
-def number(value: Tensor) -> float:
-    return float(value.detach())
 
 
 @pytest.mark.parametrize(
@@ -70,10 +60,7 @@ def test_meets_the_reference(golden: Arrays, dtype: torch.dtype, prefix: str, ma
     assert value.dtype == dtype
     assert loss.class_vectors.grad is not None
     for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.class_vectors.grad.flip(0), "grad_centers")):
-        assert got is not None
-        want = golden[f"{prefix}mixed/train/{key}"]
-        allowed = ATOL[key] if dtype == torch.float32 else 1e-10 * np.abs(want).max()
-        np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed, err_msg=key)
+        meets(got, golden[f"{prefix}mixed/train/{key}"], ATOL[key], key)
 
 
 def test_the_sigmoid_of_the_score_is_the_score_of_the_reference(golden: Arrays) -> None:
@@ -113,13 +100,10 @@ def test_agrees_with_a_naive_loop() -> None:
 
 def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
     loss, x, labels = random_case()
-    value = number(loss(x, labels))
-    norms = torch.logspace(-3, 3, 9, dtype=torch.float64)[:, None]
-    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
+    keeps_its_value_in_any_order(loss, x, labels)
+    keeps_its_value_at_any_norm(loss, x, labels)
     longer = make(loss.class_vectors.detach() * torch.tensor([[0.1], [50.0]], dtype=torch.float64))
-    assert number(longer(x, labels)) == pytest.approx(value, rel=1e-12)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    assert number(loss(x[order], label(labels.is_bonafide[order].numpy()))) == pytest.approx(value, rel=1e-12)
+    assert number(longer(x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
 def test_classes_are_treated_alike() -> None:
@@ -130,22 +114,12 @@ def test_classes_are_treated_alike() -> None:
     np.testing.assert_allclose(scores(swapped, x), -scores(loss, x), rtol=0, atol=1e-6)
 
 
-def test_gradcheck_to_embeddings_and_class_vectors() -> None:
-    loss, x, labels = random_case(scale=4.0)
-
-    def value(x: Tensor, vectors: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(loss, {"class_vectors": vectors}, (x, labels))
-        return out
-
-    assert torch.autograd.gradcheck(value, (x.requires_grad_(), loss.class_vectors.detach().clone().requires_grad_()))
+def test_gradients_to_embeddings_and_class_vectors() -> None:
+    has_the_gradients_of_finite_differences(*random_case(scale=4.0))
 
 
 def test_a_class_that_is_missing_drops_its_term() -> None:
-    loss, x, labels = random_case()
-    flags = labels.is_bonafide
-    bonafide = number(loss(x[flags], label([True] * 4)))
-    spoof = number(loss(x[~flags], label([False] * 5)))
-    assert (4 * bonafide + 5 * spoof) / 9 == pytest.approx(number(loss(x, labels)), rel=1e-12)
+    is_a_mean_over_both_classes(*random_case())
 
 
 def test_an_embedding_of_zeros_is_indifferent() -> None:
@@ -169,13 +143,7 @@ def test_the_index_scores_the_difference_of_the_cosines() -> None:
 
 def test_descent_raises_bonafide_above_spoof() -> None:
     loss, x, labels = random_case()
-    x.requires_grad_()
-    optimizer = torch.optim.SGD([x, *loss.parameters()], lr=0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss(x, labels).backward()
-        optimizer.step()
-    found, flags = scores(loss, x.detach()), labels.is_bonafide.numpy()
+    found, flags = descended(loss, x, labels), labels.is_bonafide.numpy()
     assert found[flags].min() > 0.9
     assert found[~flags].max() < -0.9
 
@@ -192,13 +160,7 @@ def test_class_vectors_are_learned_and_come_from_the_seeded_generator() -> None:
 
 
 def test_autocast_does_not_touch_the_numbers() -> None:
-    loss, x, labels = random_case()
-    loss, half = loss.float(), x.bfloat16()
-    want = loss(half.float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = loss(half, labels)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, want)
+    computes_in_float32_under_autocast(*random_case())
 
 
 @pytest.mark.parametrize(

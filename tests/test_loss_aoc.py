@@ -1,39 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.contracts import Centroids, Facts, Labels
+from pipeline.contracts import Facts, Labels
 from pipeline.errors import InputError
 from pipeline.losses import aoc
+from tests.losses import (
+    DTYPES,
+    Arrays,
+    golden_arrays,
+    has_the_gradients_of_finite_differences,
+    keeps_its_value_at_any_norm,
+    label,
+    meets,
+    scores,
+    take,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "aoc.npz"
-Arrays = Mapping[str, NDArray[Any]]
+ATOL = {"loss": 2e-6, "grad_x": 2e-6, "centroid": 5e-6}
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no reference numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return golden_arrays("aoc.npz")
 
 
-def make(embedding_dim: int) -> aoc.Loss:
-    return aoc.Loss(Facts(embedding_dim=embedding_dim, levels=1, speakers=0))
-
-
-def label(is_bonafide: list[bool] | NDArray[Any]) -> Labels:
-    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
-    unknown = torch.full(flags.shape, -1)
-    return Labels(is_bonafide=flags, level=unknown, speaker=unknown)
+def make(embedding_dim: int, **hyperparameters: Any) -> aoc.Loss:
+    return aoc.Loss(Facts(embedding_dim=embedding_dim, levels=1, speakers=0), **hyperparameters)
 
 
 def batch(rows: int, bonafide: int, *, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Labels]:
@@ -41,34 +39,18 @@ def batch(rows: int, bonafide: int, *, seed: int = 0, scale: float = 1.0) -> tup
     return x, label([index < bonafide for index in range(rows)])
 
 
-def scores(centroids: Centroids, x: Tensor) -> Tensor:
-    query = x / x.norm(dim=1, keepdim=True) if centroids.normalize_query else x
-    similarities = query @ torch.as_tensor(centroids.vectors, dtype=x.dtype).T  # (B, K)
-    return similarities.max(dim=1).values + centroids.bias
-
-
-@pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
+@DTYPES
 def test_meets_the_reference_batch_after_batch(golden: Arrays, dtype: torch.dtype, prefix: str) -> None:
     loss = make(32).to(dtype)
-    atol = {"loss": 2e-6, "grad_x": 2e-6, "centroid": 5e-6, "score": 5e-6}
-
-    def close(got: Tensor, key: str) -> None:
-        want = golden[prefix + key]
-        allowed = atol[key.split("/")[-1]] if dtype == torch.float32 else 1e-10 * np.abs(want).max()
-        np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=allowed, err_msg=key)
-
     for index in range(6):
         x = torch.tensor(golden[f"b{index}/x"], dtype=dtype, requires_grad=True)
         value = loss(x, label(golden[f"b{index}/is_bonafide"]))
         value.backward()
         assert value.dtype == dtype
-        assert x.grad is not None
-        close(value.detach(), f"b{index}/loss")
-        close(x.grad, f"b{index}/grad_x")
-        close(loss.centroid, f"b{index}/centroid")
+        for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.centroid, "centroid")):
+            meets(got, golden[f"{prefix}b{index}/{key}"], ATOL[key], key)
         assert int(loss.count) == golden[f"b{index}/n"]
-        if dtype == torch.float32:  # centroids are float32 whatever the loss computes in
-            close(scores(loss.centroids(), x.detach()), f"b{index}/score")
+        np.testing.assert_allclose(scores(loss, x), golden[f"{prefix}b{index}/score"], rtol=0, atol=5e-6)
     loss(torch.tensor(golden["only_bonafide/x"], dtype=dtype), label([True] * 3))
     np.testing.assert_allclose(loss.centroid.numpy(), golden["only_bonafide/centroid"], rtol=0, atol=5e-6)
     assert int(loss.count) == golden["only_bonafide/n"]
@@ -105,19 +87,17 @@ def test_agrees_with_a_naive_loop() -> None:
 def test_loss_does_not_depend_on_the_order_or_in_eval_mode_the_norms_of_a_batch() -> None:
     x, labels = batch(8, 3)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    forward, shuffled = make(4).double(), make(4).double()
-    value = forward(x, labels)
-    assert float(shuffled(x[order], label(labels.is_bonafide[order].numpy()))) == pytest.approx(float(value), abs=1e-12)
-    norms = torch.logspace(-3, 3, 8, dtype=torch.float64)[:, None]
-    assert float(forward.eval()(norms * x, labels)) == pytest.approx(float(value), abs=1e-12)
+    loss, shuffled = make(4).double(), make(4).double()
+    value = float(loss(x, labels))
+    assert float(shuffled(x[order], take(labels, order))) == pytest.approx(value, abs=1e-12)
+    keeps_its_value_at_any_norm(loss.eval(), x, labels)
 
 
-def test_gradcheck_with_the_centroid_held() -> None:
+def test_gradients_with_the_centroid_held() -> None:
     loss = make(4).double()
     x, labels = batch(6, 2)
     loss(x, labels)
-    loss.eval()
-    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x.requires_grad_())
+    has_the_gradients_of_finite_differences(loss.eval(), x, labels)
 
 
 def test_the_gradient_does_not_flow_through_the_centroid() -> None:
@@ -208,20 +188,75 @@ def test_autocast_does_not_touch_the_numbers() -> None:
     assert torch.equal(cast.centroid, plain.centroid)
 
 
-def test_the_centroid_averages_the_bonafide_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+class Naive:
+    """The centroid of each option, one embedding at a time."""
+
+    def __init__(self, momentum: float | None, normalize: bool) -> None:
+        self.momentum, self.normalize = momentum, normalize
+        self.seen: list[Tensor] = []
+        self.centroid = torch.zeros(4, dtype=torch.float64)
+
+    def move(self, x: Tensor, flags: list[bool]) -> None:
+        bonafide = [row for row, flag in zip(x, flags, strict=True) if flag]
+        if self.normalize:
+            bonafide = [row / row.norm() for row in bonafide]
+        if not bonafide:
+            return
+        first = not self.seen
+        self.seen += bonafide
+        if self.momentum is None:
+            self.centroid = sum(self.seen[1:], self.seen[0]) / len(self.seen)
+            return
+        mean = sum(bonafide[1:], bonafide[0]) / len(bonafide)
+        self.centroid = mean if first else self.momentum * self.centroid + (1 - self.momentum) * mean
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("momentum", [None, 0.25, 0.9])
+def test_forgetting_and_unit_length_agree_with_a_naive_loop(momentum: float | None, normalize: bool) -> None:
+    loss, naive = make(4, momentum=momentum, normalize=normalize).double(), Naive(momentum, normalize)
+    for step, bonafide in enumerate((0, 3, 1, 0, 5, 2)):
+        x, labels = batch(6, bonafide, seed=step, scale=10.0**step)
+        flags = labels.is_bonafide
+        value = loss(x, labels)
+        naive.move(x, flags.tolist())
+        torch.testing.assert_close(loss.centroid, naive.centroid, rtol=1e-12, atol=0)
+        assert int(loss.count) == len(naive.seen)
+        cosines = torch.cosine_similarity(x, naive.centroid[None])
+        bona = float((1 - cosines[flags]).mean()) if bonafide else 0.0
+        assert float(value) == pytest.approx(bona + float(cosines[~flags].mean()), abs=1e-12)
+
+
+def test_forgetting_derived_by_hand() -> None:
+    loss = make(2, momentum=0.75)
+    for x in ([[4.0, 0.0], [0.0, 8.0]], [[6.0, 0.0]]):
+        loss(torch.tensor(x), label([True] * len(x)))
+    # The first batch sets (2, 4); then three quarters of it, and a quarter of (6, 0).
+    assert loss.centroid.tolist() == [3.0, 3.0]
+    unit = make(2, normalize=True)
+    unit(torch.tensor([[3.0, 4.0], [0.0, 9.0]]), label([True, True]))
+    assert unit.centroid.tolist() == pytest.approx([0.3, 0.9])
+
+
+def test_with_momentum_early_embeddings_are_forgotten() -> None:
+    faithful, forgetful = make(4).double(), make(4, momentum=0.5).double()
+    early, late = (torch.eye(4, dtype=torch.float64)[row][None] for row in (0, 1))
+    for loss in (faithful, forgetful):
+        for x in [early] * 10 + [late] * 10:
+            loss(x, label([True]))
+    assert faithful.centroid.tolist() == pytest.approx([0.5, 0.5, 0, 0])
+    assert forgetful.centroid.tolist() == pytest.approx([2.0**-10, 1 - 2.0**-10, 0, 0])
+
+
+def test_at_unit_length_norms_do_not_matter_in_training() -> None:
     x, labels = batch(8, 3)
-    other, other_labels = batch(8, 0, seed=1), batch(5, 5, seed=2)
-    alone = make(4).double()
-    alone(torch.cat([x, other_labels[0]]), label([True] * 3 + [False] * 5 + [True] * 5))
+    plain, longer = make(4, normalize=True).double(), make(4, normalize=True).double()
+    norms = torch.logspace(-3, 3, 8, dtype=torch.float64)[:, None]
+    assert float(longer(norms * x, labels)) == pytest.approx(float(plain(x, labels)), rel=1e-12)
+    torch.testing.assert_close(longer.centroid, plain.centroid, rtol=0, atol=1e-12)
 
-    def add_the_other_rank(packed: Tensor) -> None:
-        packed += torch.cat([other_labels[0].sum(0), torch.tensor([5.0])])
 
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", add_the_other_rank)
-    ranked = make(4).double()
-    ranked(x, labels)
-    torch.testing.assert_close(ranked.centroid, alone.centroid, rtol=0, atol=1e-12)
-    assert int(ranked.count) == int(alone.count) == 8
-    ranked(other[0], other[1])  # a rank without bona fide takes part all the same
-    assert int(ranked.count) == 13
+@pytest.mark.parametrize("momentum", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_senseless_momentum_is_refused(momentum: float) -> None:
+    with pytest.raises(ValueError, match="0 < momentum < 1"):
+        make(4, momentum=momentum)

@@ -1,38 +1,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import centroids, scoring
 from pipeline.contracts import Facts, Labels
 from pipeline.losses import multi_centre, oc_softmax, qamo
+from tests.losses import (
+    DTYPES,
+    Arrays,
+    computes_in_float32_under_autocast,
+    golden_arrays,
+    has_the_gradients_of_finite_differences,
+    is_a_mean_over_both_classes,
+    keeps_its_value_at_any_norm,
+    keeps_its_value_in_any_order,
+    label,
+    meets,
+    number,
+    scores,
+    softplus,
+)
 
-FOLDER = Path(__file__).parents[1] / ".." / "shared" / "golden"
 CASES = ["mixed", "nolow", "only_spoof", "only_bonafide"]
 ATOL = {"noq_loss": 2e-5, "noq_grad_x": 2e-6, "noq_grad_centers": 1e-5}
-DTYPES = pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
-Arrays = Mapping[str, NDArray[Any]]
-
-
-def read(name: str) -> Arrays:
-    path = FOLDER / name
-    if not path.exists():
-        pytest.skip(f"no reference numbers at {path}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    return read("qamo.npz")
+    return golden_arrays("qamo.npz")
 
 
 def make(centres: Tensor, **hyperparameters: Any) -> multi_centre.Loss:
@@ -40,12 +40,6 @@ def make(centres: Tensor, **hyperparameters: Any) -> multi_centre.Loss:
     loss = multi_centre.Loss(facts, centres=len(centres), **hyperparameters).to(centres.dtype)
     loss.load_state_dict({"centres": centres})
     return loss
-
-
-def label(is_bonafide: list[bool] | NDArray[Any]) -> Labels:
-    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
-    unknown = torch.full(flags.shape, -1)
-    return Labels(is_bonafide=flags, level=unknown, speaker=unknown)
 
 
 def random_case(centres: int = 3, **hyperparameters: Any) -> tuple[multi_centre.Loss, Tensor, Labels]:
@@ -59,25 +53,6 @@ def cosines(x: Tensor, vectors: Tensor) -> Tensor:
     return torch.cosine_similarity(x[:, None], vectors[None], dim=2)  # (B, K)
 
 
-def scores(loss: multi_centre.Loss, x: Tensor) -> NDArray[np.float32]:
-    index = centroids.build(loss.centroids())
-    return scoring.score(x.numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
-
-
-def number(value: Tensor) -> float:
-    return float(value.detach())
-
-
-def softplus(value: float) -> float:
-    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
-
-
-def meets(got: Tensor | None, want: NDArray[Any], atol: float | None) -> None:
-    assert got is not None
-    allowed = 1e-10 * np.abs(want).max() if atol is None else atol
-    np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed)
-
-
 @pytest.mark.parametrize("case", CASES)
 @DTYPES
 def test_meets_the_reference_of_qamo_without_quality(
@@ -89,21 +64,21 @@ def test_meets_the_reference_of_qamo_without_quality(
     value.backward()
     assert value.dtype == dtype
     for got, key in ((value, "noq_loss"), (x.grad, "noq_grad_x"), (loss.centres.grad, "noq_grad_centers")):
-        meets(got, golden[f"{prefix}{case}/{key}"], ATOL[key] if dtype == torch.float32 else None)
+        meets(got, golden[f"{prefix}{case}/{key}"], ATOL[key], key)
 
 
 @DTYPES
 def test_one_centre_meets_the_reference_of_oc_softmax(dtype: torch.dtype, prefix: str) -> None:
-    arrays = read("oc_softmax.npz")
+    arrays = golden_arrays("oc_softmax.npz")
     loss = make(torch.tensor(arrays["center"], dtype=dtype))
     x = torch.tensor(arrays["mixed/x"], dtype=dtype, requires_grad=True)
     value = loss(x, label(arrays["mixed/is_bonafide"]))
     value.backward()
     atol = {"loss": 1e-5, "grad_x": 1e-6, "grad_center": 5e-6}
     for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.centres.grad, "grad_center")):
-        meets(got, arrays[f"{prefix}mixed/train/{key}"], atol[key] if dtype == torch.float32 else None)
+        meets(got, arrays[f"{prefix}mixed/train/{key}"], atol[key], key)
     if dtype == torch.float32:  # centroids are float32 whatever the loss computes in
-        np.testing.assert_allclose(scores(loss, x.detach()), arrays["mixed/score"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(scores(loss, x), arrays["mixed/score"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -146,24 +121,15 @@ def test_agrees_with_a_naive_loop() -> None:
 
 def test_loss_depends_neither_on_norms_nor_on_the_order_of_batch_and_centres() -> None:
     loss, x, labels = random_case()
-    value = number(loss(x, labels))
-    norms = torch.logspace(-3, 3, 9, dtype=torch.float64)[:, None]
-    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
+    keeps_its_value_in_any_order(loss, x, labels)
+    keeps_its_value_at_any_norm(loss, x, labels)
     longer = loss.centres.detach() * torch.tensor([[0.1], [1.0], [10.0]], dtype=torch.float64)
-    assert number(make(longer.flip(0))(x, labels)) == pytest.approx(value, rel=1e-12)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    assert number(loss(x[order], label(labels.is_bonafide[order].numpy()))) == pytest.approx(value, rel=1e-12)
+    assert number(make(longer.flip(0))(x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
-def test_gradcheck_to_embeddings_and_centres() -> None:
+def test_gradients_to_embeddings_and_centres() -> None:
     # A gentler slope than the default: softplus turns linear, with a step of 2e-9, where α u passes 20.
-    loss, x, labels = random_case(alpha=5.0)
-
-    def value(x: Tensor, centres: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(loss, {"centres": centres}, (x, labels))
-        return out
-
-    assert torch.autograd.gradcheck(value, (x.requires_grad_(), loss.centres.detach().clone().requires_grad_()))
+    has_the_gradients_of_finite_differences(*random_case(alpha=5.0))
 
 
 def test_a_centre_that_is_nearest_to_nobody_does_not_move() -> None:
@@ -174,11 +140,7 @@ def test_a_centre_that_is_nearest_to_nobody_does_not_move() -> None:
 
 
 def test_a_class_that_is_missing_drops_its_term() -> None:
-    loss, x, labels = random_case()
-    flags = labels.is_bonafide
-    bonafide = number(loss(x[flags], label([True] * 4)))
-    spoof = number(loss(x[~flags], label([False] * 5)))
-    assert (4 * bonafide + 5 * spoof) / 9 == pytest.approx(number(loss(x, labels)), rel=1e-12)
+    is_a_mean_over_both_classes(*random_case())
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean", "softmax"])
@@ -230,13 +192,7 @@ def test_centres_are_learned_and_come_from_the_seeded_generator() -> None:
 
 
 def test_autocast_does_not_touch_the_numbers() -> None:
-    loss, x, labels = random_case()
-    loss, half = loss.float(), x.bfloat16()
-    want = loss(half.float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = loss(half, labels)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, want)
+    computes_in_float32_under_autocast(*random_case())
 
 
 @pytest.mark.parametrize(

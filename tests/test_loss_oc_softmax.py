@@ -1,32 +1,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import centroids, scoring
 from pipeline.contracts import Facts, Labels
 from pipeline.losses import oc_softmax
+from tests.losses import (
+    DTYPES,
+    Arrays,
+    computes_in_float32_under_autocast,
+    descended,
+    golden_arrays,
+    has_the_gradients_of_finite_differences,
+    is_a_mean_over_both_classes,
+    keeps_its_value_at_any_norm,
+    keeps_its_value_in_any_order,
+    label,
+    meets,
+    number,
+    scores,
+    softplus,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "oc_softmax.npz"
 ATOL = {"loss": 1e-5, "grad_x": 1e-6, "grad_center": 5e-6, "score": 1e-6}
 SETTINGS: dict[str, dict[str, float]] = {"train": {}, "default": {"margin_spoof": 0.5}}
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no reference numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return golden_arrays("oc_softmax.npz")
 
 
 def make(centre: Tensor, **hyperparameters: Any) -> oc_softmax.Loss:
@@ -36,12 +43,6 @@ def make(centre: Tensor, **hyperparameters: Any) -> oc_softmax.Loss:
     return loss
 
 
-def label(is_bonafide: list[bool] | NDArray[Any]) -> Labels:
-    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
-    unknown = torch.full(flags.shape, -1)
-    return Labels(is_bonafide=flags, level=unknown, speaker=unknown)
-
-
 def random_case(**hyperparameters: Any) -> tuple[oc_softmax.Loss, Tensor, Labels]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 6, dtype=torch.float64, generator=generator)
@@ -49,21 +50,8 @@ def random_case(**hyperparameters: Any) -> tuple[oc_softmax.Loss, Tensor, Labels
     return make(centre, **hyperparameters), x, label([True, False, False, True, True, False, False, True, False])
 
 
-def scores(loss: oc_softmax.Loss, x: Tensor) -> NDArray[np.float32]:
-    index = centroids.build(loss.centroids())
-    return scoring.score(x.numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
-
-
-def number(value: Tensor) -> float:
-    return float(value.detach())
-
-
-def softplus(value: float) -> float:
-    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
+@DTYPES
 def test_meets_the_reference(golden: Arrays, setting: str, dtype: torch.dtype, prefix: str) -> None:
     loss = make(torch.tensor(golden["center"], dtype=dtype), **SETTINGS[setting])
     x = torch.tensor(golden["mixed/x"], dtype=dtype, requires_grad=True)
@@ -71,10 +59,7 @@ def test_meets_the_reference(golden: Arrays, setting: str, dtype: torch.dtype, p
     value.backward()
     assert value.dtype == dtype
     for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.centre.grad, "grad_center")):
-        assert got is not None
-        want = golden[f"{prefix}mixed/{setting}/{key}"]
-        allowed = ATOL[key] if dtype == torch.float32 else 1e-10 * np.abs(want).max()
-        np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed, err_msg=key)
+        meets(got, golden[f"{prefix}mixed/{setting}/{key}"], ATOL[key], key)
 
 
 def test_scores_as_the_reference(golden: Arrays) -> None:
@@ -103,31 +88,18 @@ def test_agrees_with_a_naive_loop() -> None:
 
 def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
     loss, x, labels = random_case()
-    value = number(loss(x, labels))
-    norms = torch.logspace(-3, 3, 9, dtype=torch.float64)[:, None]
-    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
-    assert number(make(100 * loss.centre.detach())(x, labels)) == pytest.approx(value, rel=1e-12)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    assert number(loss(x[order], label(labels.is_bonafide[order].numpy()))) == pytest.approx(value, rel=1e-12)
+    keeps_its_value_in_any_order(loss, x, labels)
+    keeps_its_value_at_any_norm(loss, x, labels)
+    assert number(make(100 * loss.centre.detach())(x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
-def test_gradcheck_to_embeddings_and_centre() -> None:
+def test_gradients_to_embeddings_and_centre() -> None:
     # A gentler slope than the default: softplus turns linear, with a step of 2e-9, where α u passes 20.
-    loss, x, labels = random_case(alpha=5.0)
-
-    def value(x: Tensor, centre: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(loss, {"centre": centre}, (x, labels))
-        return out
-
-    assert torch.autograd.gradcheck(value, (x.requires_grad_(), loss.centre.detach().clone().requires_grad_()))
+    has_the_gradients_of_finite_differences(*random_case(alpha=5.0))
 
 
 def test_a_class_that_is_missing_drops_its_term() -> None:
-    loss, x, labels = random_case()
-    flags = labels.is_bonafide
-    bonafide = number(loss(x[flags], label([True] * 4)))
-    spoof = number(loss(x[~flags], label([False] * 5)))
-    assert (4 * bonafide + 5 * spoof) / 9 == pytest.approx(number(loss(x, labels)), rel=1e-12)
+    is_a_mean_over_both_classes(*random_case())
 
 
 def test_the_index_scores_the_cosine() -> None:
@@ -142,13 +114,7 @@ def test_the_index_scores_the_cosine() -> None:
 
 def test_descent_raises_bonafide_above_spoof() -> None:
     loss, x, labels = random_case()
-    x.requires_grad_()
-    optimizer = torch.optim.SGD([x, *loss.parameters()], lr=0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss(x, labels).backward()
-        optimizer.step()
-    found, flags = scores(loss, x.detach()), labels.is_bonafide.numpy()
+    found, flags = descended(loss, x, labels), labels.is_bonafide.numpy()
     assert found[flags].min() > 0.8
     assert found[~flags].max() < 0.3
 
@@ -166,13 +132,7 @@ def test_the_centre_is_learned_and_comes_from_the_seeded_generator() -> None:
 
 
 def test_autocast_does_not_touch_the_numbers() -> None:
-    loss, x, labels = random_case()
-    loss, half = loss.float(), x.bfloat16()
-    want = loss(half.float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = loss(half, labels)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, want)
+    computes_in_float32_under_autocast(*random_case())
 
 
 @pytest.mark.parametrize(

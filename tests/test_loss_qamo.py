@@ -1,20 +1,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.contracts import Centroids, Facts, Labels
+from pipeline.contracts import Facts, Labels
 from pipeline.losses import qamo
+from tests.losses import (
+    DTYPES,
+    Arrays,
+    computes_in_float32_under_autocast,
+    descended,
+    golden_arrays,
+    has_the_gradients_of_finite_differences,
+    keeps_its_value_at_any_norm,
+    keeps_its_value_in_any_order,
+    label,
+    meets,
+    number,
+    scores,
+    softplus,
+    take,
+)
 
-FOLDER = Path(__file__).parents[1] / ".." / "shared" / "golden"
 CASES = ["mixed", "nolow", "only_spoof", "only_bonafide"]
 ATOL = {
     "loss_cls": 2e-5,
@@ -25,23 +37,12 @@ ATOL = {
     "noq_loss": 2e-5,
     "noq_grad_x": 2e-6,
     "noq_grad_centers": 1e-5,
-    "score_mean": 2e-6,
-    "score_max": 2e-6,
 }
-Arrays = Mapping[str, NDArray[Any]]
-
-
-def read(name: str) -> Arrays:
-    path = FOLDER / name
-    if not path.exists():
-        pytest.skip(f"no reference numbers at {path}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    return read("qamo.npz")
+    return golden_arrays("qamo.npz")
 
 
 def make(centers: Tensor, **hyperparameters: Any) -> qamo.Loss:
@@ -51,44 +52,18 @@ def make(centers: Tensor, **hyperparameters: Any) -> qamo.Loss:
     return loss
 
 
-def label(is_bonafide: list[bool] | NDArray[Any], level: list[int] | NDArray[Any] | int) -> Labels:
-    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
-    levels = torch.full(flags.shape, level) if isinstance(level, int) else torch.as_tensor(level)
-    return Labels(is_bonafide=flags, level=levels, speaker=torch.full(flags.shape, -1))
-
-
-def random_case(levels: int = 3) -> tuple[qamo.Loss, Tensor, Labels]:
+def random_case(levels: int = 3, **hyperparameters: Any) -> tuple[qamo.Loss, Tensor, Labels]:
+    """Six bona fide, two of them of unknown level, and four spoofs."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(10, 6, dtype=torch.float64, generator=generator)
-    loss = make(torch.randn(levels, 6, dtype=torch.float64, generator=generator))
-    return loss, x, label([True] * 6 + [False] * 4, [0, 1, 2, -1, 1, -1, 0, -1, 2, 1])
-
-
-def scores(centroids: Centroids, x: Tensor) -> Tensor:
-    query = x / x.norm(dim=1, keepdim=True) if centroids.normalize_query else x
-    similarities = query @ torch.as_tensor(centroids.vectors, dtype=x.dtype).T  # (B, K)
-    if centroids.reduce == "mean":
-        return similarities.mean(dim=1) + centroids.bias
-    return similarities.max(dim=1).values + centroids.bias
-
-
-def number(value: Tensor) -> float:
-    return float(value.detach())
-
-
-def softplus(value: float) -> float:
-    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+    loss = make(torch.randn(levels, 6, dtype=torch.float64, generator=generator), **hyperparameters)
+    level = torch.tensor([0, 1, 2, -1, 3, -1, 0, -1, 2, 1])
+    return loss, x, label([True] * 6 + [False] * 4, level=torch.where(level < 0, -1, level % levels))
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
+@DTYPES
 def test_meets_the_reference(golden: Arrays, case: str, dtype: torch.dtype, prefix: str) -> None:
-    def close(got: Tensor | None, key: str) -> None:
-        assert got is not None
-        want = golden[f"{prefix}{case}/{key}"]
-        allowed = ATOL[key] if dtype == torch.float32 else 1e-10 * np.abs(want).max(initial=0)
-        np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed, err_msg=key)
-
     flags = golden[f"{case}/is_bonafide"]
     for level, names in (
         (golden[f"{case}/q"], ("total", "grad_x", "grad_centers")),
@@ -96,18 +71,18 @@ def test_meets_the_reference(golden: Arrays, case: str, dtype: torch.dtype, pref
     ):
         loss = make(torch.tensor(golden["centers"], dtype=dtype))
         x = torch.tensor(golden[f"{case}/x"], dtype=dtype, requires_grad=True)
-        value = loss(x, label(flags, level))
+        value = loss(x, label(flags, level=level))
         value.backward()
         assert value.dtype == dtype
         for got, key in zip((value, x.grad, loss.centers.grad), names, strict=True):
-            close(got, key)
+            meets(got, golden[f"{prefix}{case}/{key}"], ATOL[key], key)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
+@DTYPES
 def test_each_term_meets_the_reference(golden: Arrays, case: str, dtype: torch.dtype, prefix: str) -> None:
     x = torch.tensor(golden[f"{case}/x"], dtype=dtype)
-    labels = label(golden[f"{case}/is_bonafide"], golden[f"{case}/q"])
+    labels = label(golden[f"{case}/is_bonafide"], level=golden[f"{case}/q"])
     centers = torch.tensor(golden["centers"], dtype=dtype)
     without, weighed = (number(make(centers, quality_weight=weight)(x, labels)) for weight in (0.0, 1.0))
     loss_cls, quality_ce = (float(golden[f"{prefix}{case}/{key}"]) for key in ("loss_cls", "quality_ce"))
@@ -119,17 +94,17 @@ def test_each_term_meets_the_reference(golden: Arrays, case: str, dtype: torch.d
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("reduce", ["mean", "max"])
-def test_centroids_score_as_the_reference(golden: Arrays, case: str, reduce: Literal["mean", "max"]) -> None:
-    centroids = make(torch.tensor(golden["centers"]), reduce=reduce).centroids()
-    got = scores(centroids, torch.tensor(golden[f"{case}/x"]))
-    np.testing.assert_allclose(got.numpy(), golden[f"{case}/score_{reduce}"], rtol=0, atol=2e-6)
+def test_scores_as_the_reference(golden: Arrays, case: str, reduce: Literal["mean", "max"]) -> None:
+    found = scores(make(torch.tensor(golden["centers"]), reduce=reduce), torch.tensor(golden[f"{case}/x"]))
+    for prefix in ("", "f64/"):
+        np.testing.assert_allclose(found, golden[f"{prefix}{case}/score_{reduce}"], rtol=0, atol=2e-6)
 
 
 def test_one_centroid_is_oc_softmax() -> None:
-    arrays = read("oc_softmax.npz")
+    arrays = golden_arrays("oc_softmax.npz")
     loss = make(torch.tensor(arrays["center"], dtype=torch.float64))
     x = torch.tensor(arrays["mixed/x"], dtype=torch.float64, requires_grad=True)
-    value = loss(x, label(arrays["mixed/is_bonafide"], 0))
+    value = loss(x, label(arrays["mixed/is_bonafide"], level=0))
     value.backward()
     assert number(value) == pytest.approx(float(arrays["f64/mixed/train/loss"]), rel=1e-10)
     assert x.grad is not None
@@ -142,12 +117,13 @@ def test_numbers_derived_by_hand() -> None:
     # Cosines (0.6, 0.8), twice, and (−1, 0). Level 0: u = 0.9 − 0.6; unknown: 0.9 − 0.8; spoof: 0 − 0.2.
     one_class = (softplus(2 * 0.3) + softplus(2 * 0.1) + softplus(2 * -0.2)) / 3
     # Quality, of the first row alone: logits 3 · (0.6 − 0.4, 0.8), so cross-entropy softplus(3 · (0.8 − 0.2)).
-    value = loss(x, label([True, True, False], [0, -1, 1]))
+    value = loss(x, label([True, True, False], level=[0, -1, 1]))
     assert number(value) == pytest.approx(one_class + 0.5 * softplus(1.8), abs=1e-12)
 
 
-def test_agrees_with_a_naive_loop() -> None:
-    loss, x, labels = random_case()
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_agrees_with_a_naive_loop(levels: int) -> None:
+    loss, x, labels = random_case(levels)
     one_class, quality = [], []
     for row, bonafide, level in zip(x, labels.is_bonafide.tolist(), labels.level.tolist(), strict=True):
         cosines = [float(row @ c / (row.norm() * c.norm())) for c in loss.centers.detach()]
@@ -165,39 +141,66 @@ def test_agrees_with_a_naive_loop() -> None:
 
 def test_the_level_of_a_spoof_does_not_matter() -> None:
     loss, x, labels = random_case()
-    other = label(labels.is_bonafide.numpy(), [0, 1, 2, -1, 1, -1, 2, 2, 0, -1])
-    assert torch.equal(loss(x, labels), loss(x, other))
+    level = torch.where(labels.is_bonafide, labels.level, 2 - labels.level.clamp(min=0))
+    assert torch.equal(loss(x, labels), loss(x, label(labels.is_bonafide, level=level)))
 
 
-def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
-    loss, x, labels = random_case()
-    value = number(loss(x, labels))
-    norms = torch.logspace(-3, 3, 10, dtype=torch.float64)[:, None]
-    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    shuffled = label(labels.is_bonafide[order].numpy(), labels.level[order].numpy())
-    assert number(loss(x[order], shuffled)) == pytest.approx(value, rel=1e-12)
-    longer = make(loss.centers.detach() * torch.tensor([[0.1], [1.0], [10.0]], dtype=torch.float64))
-    assert number(longer(x, labels)) == pytest.approx(value, rel=1e-12)
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch(levels: int) -> None:
+    loss, x, labels = random_case(levels)
+    keeps_its_value_in_any_order(loss, x, labels)
+    keeps_its_value_at_any_norm(loss, x, labels)
+    longer = make(loss.centers.detach() * torch.logspace(-1, 1, levels, dtype=torch.float64)[:, None])
+    assert number(longer(x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
-def test_gradcheck_to_embeddings_and_centers() -> None:
-    _, x, labels = random_case()
-    centers = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+def test_names_of_the_levels_do_not_matter() -> None:
+    loss, x, labels = random_case(4)
+    rename = torch.tensor([3, 0, 1, 2])  # new number of each level
+    renamed = make(loss.centers.detach()[rename.argsort()])
+    level = torch.where(labels.level < 0, -1, rename[labels.level.clamp(min=0)])
+    value = number(renamed(x, label(labels.is_bonafide, level=level)))
+    assert value == pytest.approx(number(loss(x, labels)), rel=1e-12)
+    np.testing.assert_allclose(scores(renamed, x), scores(loss, x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_gradients_to_embeddings_and_centers(levels: int) -> None:
     # Gentler slopes than the defaults: softplus turns linear, with a step of 2e-9, where α u passes 20.
-    loss = make(centers, alpha=5.0, scale=4.0)
+    has_the_gradients_of_finite_differences(*random_case(levels, alpha=5.0, scale=4.0))
 
-    def value(x: Tensor, centers: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(loss, {"centers": centers}, (x, labels))
-        return out
 
-    assert torch.autograd.gradcheck(value, (x.requires_grad_(), centers.requires_grad_()))
+@pytest.mark.parametrize("levels", [1, 2, 4])
+@pytest.mark.parametrize("reduce", ["max", "mean", "softmax"])
+def test_the_index_scores_the_cosines(levels: int, reduce: Literal["max", "mean", "softmax"]) -> None:
+    loss, x, _ = random_case(levels, reduce=reduce)
+    cosines = torch.cosine_similarity(x[:, None], loss.centers.detach()[None], dim=2)  # (B, K)
+    want = {
+        "max": cosines.max(dim=1).values,
+        "mean": cosines.mean(dim=1),
+        "softmax": (cosines.softmax(dim=1) * cosines).sum(dim=1),
+    }[reduce]
+    np.testing.assert_allclose(scores(loss, 100 * x), want.numpy(), rtol=0, atol=1e-6)
+
+
+def test_descent_gathers_bonafide_by_level() -> None:
+    generator = torch.Generator().manual_seed(3)
+    group = torch.arange(24) % 3  # bona fide of either level along the first two axes, spoof along the third
+    x = torch.eye(4)[group] + 0.1 * torch.randn(24, 4, generator=generator)
+    labels = label(group < 2, level=torch.where(group < 2, group, -1))
+    loss = make(torch.tensor([[1.0, 1.0, 0.5, 0.0], [1.0, 1.0, 0.0, 0.5]]), reduce="max")
+    found, flags = descended(loss, x, labels, rate=0.02), labels.is_bonafide.numpy()
+    assert found[flags].min() > 0.7
+    assert found[~flags].max() < 0.4
+    first, second = loss.centroids().vectors
+    assert first[0] > 0.7 > 0.4 > first[1]
+    assert second[1] > 0.7 > 0.4 > second[0]
 
 
 def test_without_graded_bonafide_the_quality_term_is_zero() -> None:
     loss, x, labels = random_case()
     for kept in (labels.level == -1, ~labels.is_bonafide):
-        part = label(labels.is_bonafide[kept].numpy(), labels.level[kept].numpy())
+        part = take(labels, kept)
         plain = make(loss.centers.detach(), quality_weight=0.0)
         assert torch.equal(loss(x[kept], part), plain(x[kept], part))
 
@@ -220,13 +223,7 @@ def test_centers_come_from_the_seeded_generator() -> None:
 
 
 def test_autocast_does_not_touch_the_numbers() -> None:
-    loss, x, labels = random_case()
-    loss, half = loss.float(), x.bfloat16()
-    want = loss(half.float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = loss(half, labels)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, want)
+    computes_in_float32_under_autocast(*random_case())
 
 
 @pytest.mark.parametrize(
@@ -251,4 +248,4 @@ def test_senseless_hyperparameters_are_refused(hyperparameters: dict[str, Any], 
 def test_levels_out_of_range_are_refused(level: int) -> None:
     loss, x, labels = random_case()
     with pytest.raises(ValueError, match=rf"from -1 \(unknown\) to 2, got {level}"):
-        loss(x, label(labels.is_bonafide.numpy(), level))
+        loss(x, label(labels.is_bonafide, level=level))

@@ -1,36 +1,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import centroids, scoring
 from pipeline.contracts import Facts, Labels
 from pipeline.errors import InputError
 from pipeline.losses import samo
+from tests.losses import (
+    DTYPES,
+    Arrays,
+    computes_in_float32_under_autocast,
+    golden_arrays,
+    has_the_gradients_of_finite_differences,
+    is_a_mean_over_both_classes,
+    keeps_its_value_at_any_norm,
+    keeps_its_value_in_any_order,
+    label,
+    meets,
+    number,
+    scores,
+    softplus,
+)
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "samo.npz"
 ATOL = {"loss": 1e-5, "grad_x": 1e-6, "score": 1e-6}
 SETTINGS: dict[str, dict[str, float]] = {"main": {}, "default": {"margin_bonafide": 0.5, "margin_spoof": 0.2}}
 CASES = [(case, setting) for case in ("train", "max", "infer_attractor", "infer_max") for setting in SETTINGS]
 CASES.append(("onehot", "main"))
-DTYPES = pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    if not GOLDEN.exists():
-        pytest.skip(f"no reference numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return golden_arrays("samo.npz")
 
 
 def make(centres: Tensor, enrolled: list[bool] | None = None, **hyperparameters: Any) -> samo.Loss:
@@ -41,18 +46,12 @@ def make(centres: Tensor, enrolled: list[bool] | None = None, **hyperparameters:
     return loss
 
 
-def label(is_bonafide: list[bool] | NDArray[Any] | Tensor, speaker: list[int] | NDArray[Any] | Tensor | int) -> Labels:
-    flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
-    speakers = torch.full(flags.shape, speaker) if isinstance(speaker, int) else torch.as_tensor(speaker)
-    return Labels(is_bonafide=flags, level=torch.full(flags.shape, -1), speaker=speakers)
-
-
 def random_case(**hyperparameters: Any) -> tuple[samo.Loss, Tensor, Labels]:
     """Four speakers, of whom number 2 has no centre; bona fide of enrolled, other and unknown speakers."""
     generator = torch.Generator().manual_seed(0)
     x, centres = (torch.randn(rows, 6, dtype=torch.float64, generator=generator) for rows in (10, 4))
     loss = make(centres, [True, True, False, True], **hyperparameters)
-    return loss, x, label([True] * 6 + [False] * 4, [0, 1, 2, -1, 3, 0, 0, -1, 2, 3])
+    return loss, x, label([True] * 6 + [False] * 4, speaker=[0, 1, 2, -1, 3, 0, 0, -1, 2, 3])
 
 
 def reference_case(golden: Arrays, case: str, setting: str, dtype: torch.dtype) -> tuple[samo.Loss, Labels]:
@@ -65,20 +64,7 @@ def reference_case(golden: Arrays, case: str, setting: str, dtype: torch.dtype) 
         case, torch.full_like(speaker, -1)
     )
     start = torch.eye(5, 16, dtype=dtype) if case == "onehot" else centres
-    return make(start, **SETTINGS[setting]), label(golden["is_bonafide"], speaker)
-
-
-def scores(loss: samo.Loss, x: Tensor) -> NDArray[np.float32]:
-    index = centroids.build(loss.centroids())
-    return scoring.score(x.numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
-
-
-def number(value: Tensor) -> float:
-    return float(value.detach())
-
-
-def softplus(value: float) -> float:
-    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+    return make(start, **SETTINGS[setting]), label(golden["is_bonafide"], speaker=speaker)
 
 
 @pytest.mark.parametrize(("case", "setting"), CASES)
@@ -90,10 +76,7 @@ def test_meets_the_reference(golden: Arrays, case: str, setting: str, dtype: tor
     value.backward()
     assert value.dtype == dtype
     for got, key in ((value, "loss"), (x.grad, "grad_x")):
-        assert got is not None
-        want = golden[f"{prefix}{case}/{setting}/{key}"]
-        allowed = ATOL[key] if dtype == torch.float32 else 1e-10 * np.abs(want).max()
-        np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=allowed, err_msg=key)
+        meets(got, golden[f"{prefix}{case}/{setting}/{key}"], ATOL[key], key)
 
 
 @pytest.mark.parametrize("case", ["max", "infer_max", "onehot"])
@@ -115,7 +98,7 @@ def test_enrolment_meets_the_centres_of_the_reference(golden: Arrays) -> None:
     loss.enrol(torch.tensor(golden["enroll/x"]), torch.tensor(golden["enroll/speaker"]))
     np.testing.assert_allclose(loss.centres[golden["center_speaker"]].numpy(), golden["centers"], rtol=0, atol=1e-6)
     assert loss.enrolled.all()
-    value = number(loss(torch.tensor(golden["x"]), label(golden["is_bonafide"], golden["speaker"])))
+    value = number(loss(torch.tensor(golden["x"]), label(golden["is_bonafide"], speaker=golden["speaker"])))
     assert value == pytest.approx(float(golden["train/main/loss"]), abs=ATOL["loss"])
 
 
@@ -132,7 +115,7 @@ def test_numbers_derived_by_hand() -> None:
     # Cosines (0.6, 0.8) three times, and (−1, 0). Speaker 0: 0.7 − 0.6; unknown: 0.7 − 0.8; spoofs: 0.8 and 0.
     x = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [-1.0, 0.0]], dtype=torch.float64)
     want = (softplus(2 * 0.1) + softplus(2 * -0.1) + softplus(2 * 0.8) + softplus(0.0)) / 4
-    assert number(loss(x, label([True, True, False, False], [0, -1, 0, 0]))) == pytest.approx(want, abs=1e-12)
+    assert number(loss(x, label([True, True, False, False], speaker=[0, -1, 0, 0]))) == pytest.approx(want, abs=1e-12)
 
 
 def test_agrees_with_a_naive_loop() -> None:
@@ -147,14 +130,11 @@ def test_agrees_with_a_naive_loop() -> None:
 
 def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
     loss, x, labels = random_case()
-    value = number(loss(x, labels))
-    norms = torch.logspace(-3, 3, 10, dtype=torch.float64)[:, None]
-    assert number(loss(norms * x, labels)) == pytest.approx(value, rel=1e-12)
+    keeps_its_value_in_any_order(loss, x, labels)
+    keeps_its_value_at_any_norm(loss, x, labels)
     longer = loss.centres * torch.tensor([[0.1], [1.0], [3.0], [10.0]], dtype=torch.float64)
-    assert number(make(longer, loss.enrolled.tolist())(x, labels)) == pytest.approx(value, rel=1e-12)
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    shuffled = label(labels.is_bonafide[order], labels.speaker[order])
-    assert number(loss(x[order], shuffled)) == pytest.approx(value, rel=1e-12)
+    value = number(make(longer, loss.enrolled.tolist())(x, labels))
+    assert value == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
 def test_names_of_the_speakers_do_not_matter() -> None:
@@ -163,7 +143,7 @@ def test_names_of_the_speakers_do_not_matter() -> None:
     order = rename.argsort()
     renamed = make(loss.centres[order], loss.enrolled[order].tolist())
     speaker = torch.where(labels.speaker < 0, -1, rename[labels.speaker.clamp(min=0)])
-    value = number(renamed(x, label(labels.is_bonafide, speaker)))
+    value = number(renamed(x, label(labels.is_bonafide, speaker=speaker)))
     assert value == pytest.approx(number(loss(x, labels)), rel=1e-12)
     np.testing.assert_allclose(scores(renamed, x), scores(loss, x), rtol=0, atol=1e-6)
 
@@ -171,21 +151,16 @@ def test_names_of_the_speakers_do_not_matter() -> None:
 def test_the_speaker_of_a_spoof_does_not_matter() -> None:
     loss, x, labels = random_case()
     speaker = torch.where(labels.is_bonafide, labels.speaker, 1)
-    assert torch.equal(loss(x, labels), loss(x, label(labels.is_bonafide, speaker)))
+    assert torch.equal(loss(x, labels), loss(x, label(labels.is_bonafide, speaker=speaker)))
 
 
-def test_gradcheck() -> None:
+def test_gradients() -> None:
     # A gentler slope than the default: softplus turns linear, with a step of 2e-9, where α u passes 20.
-    loss, x, labels = random_case(alpha=5.0)
-    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x.requires_grad_())
+    has_the_gradients_of_finite_differences(*random_case(alpha=5.0))
 
 
 def test_a_class_that_is_missing_drops_its_term() -> None:
-    loss, x, labels = random_case()
-    flags, speaker = labels.is_bonafide, labels.speaker
-    bonafide = number(loss(x[flags], label([True] * 6, speaker[flags])))
-    spoof = number(loss(x[~flags], label([False] * 4, speaker[~flags])))
-    assert (6 * bonafide + 4 * spoof) / 10 == pytest.approx(number(loss(x, labels)), rel=1e-12)
+    is_a_mean_over_both_classes(*random_case())
 
 
 def test_enrolment_averages_raw_embeddings_by_speaker() -> None:
@@ -270,23 +245,20 @@ def test_descent_with_enrolment_gathers_bonafide_by_speaker() -> None:
         loss.start_epoch(epoch, lambda: (x[flags], speaker[flags]))
         for _ in range(5):
             optimizer.zero_grad()
-            loss(x, label(flags, speaker)).backward()
+            loss(x, label(flags, speaker=speaker)).backward()
             optimizer.step()
     loss.enrol(x[flags], speaker[flags])
-    found = scores(loss, x.detach())
+    found = scores(loss, x)
     assert found[flags.numpy()].min() > 0.6
     assert found[~flags.numpy()].max() < 0.2
 
 
 def test_autocast_does_not_touch_the_numbers() -> None:
     loss, x, labels = random_case()
-    loss, half = loss.float(), x.bfloat16()
-    want = loss(half.float(), labels)
+    computes_in_float32_under_autocast(loss, x, labels)
+    half = x.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = loss(half, labels)
         loss.enrol(half[:3], torch.tensor([0, 0, 0]))
-    assert got.dtype == torch.float32
-    assert torch.equal(got, want)
     torch.testing.assert_close(loss.centres[0], half[:3].float().mean(0), rtol=0, atol=1e-6)
 
 
@@ -300,7 +272,7 @@ def test_without_known_speakers_enrolment_says_what_is_wrong() -> None:
 def test_speakers_out_of_range_are_refused(speaker: int) -> None:
     loss, x, labels = random_case()
     with pytest.raises(ValueError, match=rf"from -1 \(unknown\) to 3, got {speaker}"):
-        loss(x, label(labels.is_bonafide, speaker))
+        loss(x, label(labels.is_bonafide, speaker=speaker))
     with pytest.raises(ValueError, match=rf"from -1 \(unknown\) to 3, got {speaker}"):
         loss.enrol(x, torch.full((10,), speaker))
 

@@ -16,11 +16,25 @@ SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
     loaded = params.load(path)
-    for backend in loaded.grid.backend:
-        for loss in loaded.grid.loss:
-            cell = cells.find(loaded, backend=backend, loss=loss)
-            assert set(cell.backend_parameters) == set(loaded.backends[backend])
-    assert loaded.grid.runs[0] == f"{loaded.grid.backend[0]}-{loaded.grid.loss[0]}"
+    for run in loaded.grid.runs:
+        backend, loss, layers, views, _ = run.split("-")
+        cell = cells.find(loaded, backend=backend, loss=loss, layers=layers, views=views)
+        assert set(cell.backend_parameters) == set(loaded.backends[backend])
+        assert set(cell.layers) <= set(loaded.extract.layers)
+
+
+def test_a_run_is_named_by_its_cell_and_a_system_by_what_varies_but_the_seed() -> None:
+    grid = params.GridParams(backend=("a", "b"), loss=("x",), layers=("all",), views=("clean", "noisy"), seed=(1, 2))
+    assert grid.runs == {
+        "a-x-all-clean-1": "a-x-clean",
+        "a-x-all-clean-2": "a-x-clean",
+        "a-x-all-noisy-1": "a-x-noisy",
+        "a-x-all-noisy-2": "a-x-noisy",
+        "b-x-all-clean-1": "b-x-clean",
+        "b-x-all-clean-2": "b-x-clean",
+        "b-x-all-noisy-1": "b-x-noisy",
+        "b-x-all-noisy-2": "b-x-noisy",
+    }
 
 
 @pytest.mark.parametrize(
@@ -55,8 +69,26 @@ def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
             r":{line}: grid\.loss\.2: expected a name that has a section in losses, got 'new'",
         ),
         ("  backend: [linear, asp]", "  backend: [asp, asp]", r":{line}: grid\.backend: expected each entry once"),
-        ("  seed: 1", "  seed: 4294967296", r":{line}: train\.seed: expected less than 4294967296, got 4294967296"),
-        ("  seed: 1", "  seed: 1\n  seed: 2", r"found duplicate key"),
+        (
+            "  seed: [1]",
+            "  seed: [4294967296]",
+            r":{line}: grid\.seed\.0: expected less than 4294967296, got 4294967296",
+        ),
+        ("  seed: [1]", "  seed: [1, 1]", r":{line}: grid\.seed: expected each entry once"),
+        ("  seed: [1]", "  seed: [1]\n  seed: [2]", r"found duplicate key"),
+        ("  layers: [all]", "  layers: [most]", r":{line}: grid\.layers\.0: expected a name .* in layers, got 'most'"),
+        ("  views: [clean]", "  views: [noisy]", r":{line}: grid\.views\.0: expected a name .* in views, got 'noisy'"),
+        ("  upper: [3, 4]", "  upper: [3, 5]", r":{line}: layers\.upper\.1: expected one of extract\.layers .*got 5"),
+        (
+            "  clean: {draw: [], probability: 0.0}",
+            "  clean: {draw: [rawboost4_0], probability: 0.4}",
+            r":{line}: views\.clean\.draw\.0: expected one of extract\.views \(none\), got 'rawboost4_0'",
+        ),
+        (
+            "  clean: {draw: [], probability: 0.0}",
+            "  clean: {draw: [], probability: 0.4}",
+            r":{line}: views\.clean: expected views to draw with a probability above 0, or none of both",
+        ),
         ("train:", "train: [", r":\d+: not valid YAML"),
         (
             "  normalize: utterance",
@@ -112,7 +144,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
             r"losses\.qamo\.thresholds: expected 1 rising MOS values for 2",
         ),
         ("    reduce: mean", "    reduce: median", r"losses\.qamo\.reduce: expected .*, got 'median'"),
-        ("  aoc: {}", "  aoc: {levels: 2}", r"losses\.aoc\.levels: not a parameter of aoc; expected none"),
+        (
+            "    normalize: false",
+            "    levels: 2",
+            r"losses\.aoc\.levels: not a parameter of aoc; expected momentum, norm",
+        ),
         (
             "    embedding_dim: 64",
             "    layers: 2",
@@ -129,25 +165,27 @@ def test_hyperparameters_are_checked_against_the_member(tmp_path: Path, line: st
     loaded = params.load(tmp_path / "params.yaml")
     loss = re.match(r"losses\\\.(\w+)", message)
     with pytest.raises(InputError, match=rf"params\.yaml:{at + 1}: {message}"):
-        cells.find(loaded, backend="linear", loss=loss[1] if loss else "aoc")
+        cells.find(loaded, backend="linear", loss=loss[1] if loss else "aoc", layers="all", views="clean")
 
 
 def test_values_the_member_itself_refuses_become_input_errors() -> None:
     loaded = params.load(ROOT / "params.yaml")
     changed = loaded.model_copy(update={"losses": {**loaded.losses, "qamo": {"alpha": -1.0}}})
-    cell = cells.find(changed, backend="linear", loss="qamo")
+    cell = cells.find(changed, backend="linear", loss="qamo", layers="all", views="clean")
     with pytest.raises(InputError, match=r"losses\.qamo: .*alpha"):
-        cell.make_loss(embedding_dim=8, speakers=0)
+        cell.make_loss(embedding_dim=8, speakers=0, layers=4)
 
 
 def test_quality_split_is_taken_from_the_loss_section() -> None:
     loaded = params.load(ROOT / "params.yaml")
     sections = {**loaded.losses, "qamo": {"levels": 3, "thresholds": [2.5, 4], "alpha": 10.0}}
-    cell = cells.find(loaded.model_copy(update={"losses": sections}), backend="linear", loss="qamo")
+    cell = cells.find(
+        loaded.model_copy(update={"losses": sections}), backend="linear", loss="qamo", layers="all", views="clean"
+    )
     assert cell.split == QualitySplit(3, (2.5, 4.0))
     assert cell.loss_parameters == {"alpha": 10.0}
-    assert cell.make_loss(embedding_dim=8, speakers=0).centroids().vectors.shape == (3, 8)
-    assert cells.find(loaded, backend="linear", loss="aoc").split == QualitySplit(1, None)
+    assert cell.make_loss(embedding_dim=8, speakers=0, layers=4).centroids().vectors.shape == (3, 8)
+    assert cells.find(loaded, backend="linear", loss="aoc", layers="all", views="clean").split == QualitySplit(1, None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "sets", "a: \x07"])
@@ -162,3 +200,17 @@ def test_an_unknown_member_lists_those_there_are() -> None:
         contracts.member("losses", "nope")
     with pytest.raises(InputError, match=r"expected backends to be one of .*asp, .*linear"):
         contracts.member("backends", "../losses/aoc")
+
+
+def test_what_dvc_does_not_track_is_the_projects_own_in_a_copy_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    features, absolute = params.FeaturesParams(root="data/cache"), params.FeaturesParams(root="/disk/cache")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert features.folder == Path("data/cache")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert features.folder == Path("data/cache")
+    monkeypatch.setenv("DVC_ROOT", "/project")  # as DVC sets it for an experiment that runs in a copy
+    assert features.folder == Path("/project/data/cache")
+    assert absolute.folder == Path("/disk/cache")

@@ -18,53 +18,65 @@ from pipeline.errors import InputError
 from pipeline.report import build, curves, leaderboard, page
 
 SETS = ("dev", "eval")
-# Not in order, "b" and "a" tied on eval, and a name that would break a page that does not escape it.
-EERS = {"linear-<b>": (1.5, 9.0), "b": (2.0, 3.25), "a": (1.25, 3.25), "asp-qamo": (7.0, 0.5)}
+# EERs on dev and eval of each run. Not in order, "b" and "a" tied on eval, a name that would break a page that does not
+# escape it, and a system of two runs.
+EERS = {
+    "linear-<b>": (1.5, 9.0),
+    "b": (2.0, 3.25),
+    "a": (1.25, 3.25),
+    "asp-qamo-1": (6.0, 0.4),
+    "asp-qamo-2": (8.0, 0.6),
+}
+RUNS = {run: run.removesuffix("-1").removesuffix("-2") for run in EERS}
 NOTE = "Generated & <claims nothing>"
 
 
 def metrics(eer: float, *, spoof: int = 6) -> dict[str, Any]:
     attacks = {"A<1>": {"eer": eer / 2, "spoof": 4}, "A2": {"eer": min(2 * eer, 100.0), "spoof": spoof - 4}}
-    return {"eer": eer, "threshold": 0.5, "bonafide": 1234, "spoof": spoof, "attacks": attacks}
+    found = {"eer": eer, "eer_interval": [eer - 0.3, eer + 0.2]}
+    return found | {"threshold": 0.5, "bonafide": 1234, "spoof": spoof, "attacks": attacks}
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
-    """A folder with metrics, plots and training curves of four runs on two sets."""
+    """A folder with metrics, plots and training curves of all runs on two sets, and seconds of two runs."""
+    for folder in ("metrics", "curves", "seconds"):
+        (tmp_path / folder).mkdir()
     for seed, (run, eers) in enumerate(EERS.items()):
-        selected = tmp_path / "metrics" / f"{run}.json"
-        selected.parent.mkdir(exist_ok=True)
-        selected.write_text(json.dumps({"dev_eer": eers[0] + 0.25}))
+        trained = {"dev_eer": eers[0] + 0.25, "parameters": 1000 + seed}
+        (tmp_path / "metrics" / f"{run}.json").write_text(json.dumps(trained))
         rng = np.random.default_rng(seed)
         for name, eer in zip(SETS, eers, strict=True):
-            path = tmp_path / "metrics" / run / f"{name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(metrics(eer)))
+            (tmp_path / "metrics" / f"{run}-{name}.json").write_text(json.dumps(metrics(eer)))
             bonafide, spoof = rng.normal(1.5, 1, 50), rng.normal(0, 1, 80)
-            plots = tmp_path / "plots" / run / name
+            plots = tmp_path / "plots" / f"{run}-{name}"
             curves.write_det(plots / "det.csv", det_points(bonafide, spoof))
             is_bonafide = np.arange(130) < 50
             shares = curves.histogram(np.concatenate((bonafide, spoof)), is_bonafide)
             curves.write_histogram(plots / "histogram.csv", shares)
-        training = tmp_path / "curves" / f"{run}.csv"
-        training.parent.mkdir(exist_ok=True)
-        training.write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
+        (tmp_path / "curves" / f"{run}.csv").write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
+    for run, seconds in (("b", 12.34), ("asp-qamo-2", 5.0)):
+        (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps({"seconds": seconds}))
     return tmp_path
 
 
-def run(inputs: Path, *, runs: Sequence[str] = tuple(EERS), sort_by: str = "eval", out: str = "out") -> Path:
+def run(inputs: Path, *, runs: dict[str, str] = RUNS, sort_by: str = "eval", out: str = "out") -> Path:
     text = build.build(
         inputs / out,
+        inputs / f"{out}.json",
+        build.Inputs(inputs / "metrics", inputs / "plots", inputs / "curves", inputs / "seconds"),
         runs=runs,
         sets=SETS,
         sort_by=sort_by,
         note=NOTE,
-        metrics=inputs / "metrics",
-        plots=inputs / "plots",
-        trainings=inputs / "curves",
     )
     assert text == (inputs / out / "leaderboard.txt").read_text()
     return inputs / out
+
+
+def gathered(inputs: Path, runs: dict[str, str], sets: Sequence[str], sort_by: str) -> leaderboard.Leaderboard:
+    seconds = inputs / "seconds"
+    return leaderboard.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by, seconds=seconds)
 
 
 class Page(HTMLParser):
@@ -104,61 +116,155 @@ class Page(HTMLParser):
             self.best.append(data)
 
 
+ORDER = ["asp-qamo", "a", "b", "linear-<b>"]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_the_csv_holds_the_metrics_sorted_by_the_set_and_then_by_name(inputs: Path) -> None:
-    with (run(inputs) / "leaderboard.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["asp-qamo", "a", "b", "linear-<b>"]
+    rows = rows_of(run(inputs) / "leaderboard.csv")
+    assert [row["system"] for row in rows] == ORDER
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["runs"] for row in rows] == ["2", "1", "1", "1"]
     assert [float(row["dev_eer"]) for row in rows] == [7.25, 1.5, 2.25, 1.75]
-    for row in rows:
+    assert [row["seconds"] for row in rows] == ["5.0", "", "12.34", ""]
+    assert [row["parameters"] for row in rows] == ["1003", "1002", "1001", "1000"]
+    for row in rows[1:]:  # of one run: what was measured
         for name in SETS:
-            saved = json.loads((inputs / "metrics" / row["run"] / f"{name}.json").read_text())
+            saved = json.loads((inputs / "metrics" / f"{row['system']}-{name}.json").read_text())
             assert float(row[f"eer/{name}"]) == saved["eer"]
+            assert [float(row[f"eer/{name}_{end}"]) for end in ("low", "high")] == saved["eer_interval"]
+            assert row[f"eer/{name}_sd"] == ""
             for attack, value in saved["attacks"].items():
                 assert float(row[f"eer/{name}/{attack}"]) == value["eer"]
-    assert len(rows[0]) == 3 + len(SETS) * 3
+    assert len(rows[0]) == 5 + len(SETS) * 5 + 2 + len(SETS) * 2
+
+
+def test_of_two_seeds_the_csv_holds_the_mean_the_deviation_and_an_interval_of_both(inputs: Path) -> None:
+    row = rows_of(run(inputs) / "leaderboard.csv")[0]
+    # (6, 8): the standard deviation of two is |6 - 8| / sqrt 2, that of their mean 1; the trials' interval is 0.5 wide
+    assert float(row["eer/dev"]) == 7.0
+    assert float(row["eer/dev_sd"]) == pytest.approx(2**0.5)
+    half = 1.959964 * (1.0**2 + (0.5 / 2 / 1.959964) ** 2) ** 0.5
+    assert float(row["eer/dev_low"]) == pytest.approx(7 - half, abs=1e-6)
+    assert float(row["eer/dev_high"]) == pytest.approx(7 + half, abs=1e-6)
+    assert float(row["eer/dev/A2"]) == 14.0
+    assert float(row["dev_eer_sd"]) == pytest.approx(2**0.5)
+
+
+def test_every_run_has_a_line_of_its_own(inputs: Path) -> None:
+    rows = rows_of(run(inputs) / "runs.csv")
+    assert [row["run"] for row in rows] == ["asp-qamo-1", "asp-qamo-2", "a", "b", "linear-<b>"]
+    assert {row["run"]: (float(row["eer/dev"]), float(row["eer/eval"])) for row in rows} == EERS
+    assert [row["seconds"] for row in rows] == ["", "5.0", "", "12.34", ""]
+
+
+def test_the_summary_has_the_best_system_and_the_eer_of_each(inputs: Path) -> None:
+    run(inputs)
+    assert json.loads((inputs / "out.json").read_text()) == {
+        "best": {"system": "asp-qamo", "dev": 7.0, "eval": 0.5},
+        "eer": {"a": 3.25, "asp-qamo": 0.5, "b": 3.25, "linear-<b>": 9.0},
+    }
 
 
 def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
     text = (run(inputs) / "leaderboard.txt").read_text()
-    assert text.splitlines() == [
-        "EER in percent, sorted by eval; * best of its column",
+    assert [re.sub(" {2,}", "  ", line) for line in text.splitlines()] == [
+        "EER in percent, sorted by eval",
         "",
-        "   run         (dev)     dev    eval",
-        "1  asp-qamo     7.25    7.00    0.50 *",
-        "2  a            1.50 *  1.25 *  3.25",
-        "3  b            2.25    2.00    3.25",
-        "4  linear-<b>   1.75    1.50    9.00",
+        "  system  runs  (dev)  dev  eval  seconds  parameters",
+        "1  asp-qamo  2  7.25 ± 1.41  7.00 ± 1.41 [5.02, 8.98]  0.50 ± 0.14 [0.18, 0.82] *  5.0  1,003",
+        "2  a  1  1.50  1.25 [0.95, 1.45] *  3.25 [2.95, 3.45]  -  1,002",
+        "3  b  1  2.25  2.00 [1.70, 2.20]  3.25 [2.95, 3.45]  12.3  1,001",
+        "4  linear-<b>  1  1.75  1.50 [1.20, 1.70] ~  9.00 [8.70, 9.20]  -  1,000",
         "",
-        "(dev): the dev set, as training saw it when it chose its checkpoints",
+        "* best of its column, ~ within noise of it; [] 95 % interval; ± standard deviation over seeds",
+        "(dev): the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
         "dev: 1234 bona fide, 6 spoof",
         "eval: 1234 bona fide, 6 spoof",
     ]
+    table = text.splitlines()[2:7]
+    assert {line.index("7.00") if "7.00" in line else None for line in table} == {table[0].index("dev  ") + 1, None}
+    assert len({len(line) for line in table}) == 1
+
+
+def test_noise_is_told_by_both_standard_errors(inputs: Path) -> None:
+    board = gathered(inputs, RUNS, SETS, "dev")
+    assert [board.mark(system, "dev") for system in board.systems] == ["*", "~", "", ""]
+    assert board.systems == ("a", "linear-<b>", "b", "asp-qamo")
+    # both intervals are 0.5 wide, so a difference of 0.25 * sqrt 2 = 0.3536 is the least that counts
+    for difference, mark in ((0.353, "~"), (0.354, "")):
+        (inputs / "metrics/b-dev.json").write_text(json.dumps(metrics(1.25 + difference)))
+        assert gathered(inputs, RUNS, SETS, "dev").mark("b", "dev") == mark
+
+
+def test_without_intervals_and_seeds_nothing_is_called_noise(inputs: Path) -> None:
+    for path in (inputs / "metrics").glob("*-dev.json"):
+        found = json.loads(path.read_text())
+        del found["eer_interval"]
+        path.write_text(json.dumps(found))
+    board = gathered(inputs, RUNS, SETS, "dev")
+    assert [board.mark(system, "dev") for system in board.systems] == ["*", "", "", ""]
+    assert board.eer("a", "dev").interval is None
+    low, high = board.eer("asp-qamo", "dev").interval  # of the seeds alone
+    assert (low, high) == pytest.approx((7 - 1.959964, 7 + 1.959964), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("eers", "interval"), [([0.0, 1.0], (0.0, 0.5 + 1.959964 * 0.5)), ([99.0, 100.0], (99.5 - 1.959964 * 0.5, 100.0))]
+)
+def test_an_interval_ends_where_eers_end(eers: list[float], interval: tuple[float, float]) -> None:
+    assert leaderboard.over_seeds(eers, [None, None]).interval == pytest.approx(interval, abs=1e-6)
 
 
 def test_the_page_shows_every_value_and_marks_the_best(inputs: Path) -> None:
     seen = Page((run(inputs) / "index.html").read_text())
     assert seen.rows[0] == [
-        "Run",
+        "System",
+        "Runsseeds",
         "(dev)chose thecheckpoints",
         "dev1,234 bona fide6 spoof",
         "eval1,234 bona fide6 spoof",
+        "Secondsof training",
+        "Parameters",
     ]
-    order = ["asp-qamo", "a", "b", "linear-<b>"]
-    shown = {name: (EERS[name][0] + 0.25, *EERS[name]) for name in order}
-    assert seen.rows[1:5] == [[name, *(f"{eer:.2f}" for eer in shown[name])] for name in order]
-    assert seen.rows[5] == ["Run", "A<1>4", "A22"]
-    assert seen.rows[6:10] == [[name, f"{EERS[name][0] / 2:.2f}", f"{EERS[name][0] * 2:.2f}"] for name in order]
-    assert seen.best == ["0.50", "1.50", "1.25", "0.62", "2.50", "0.25", "1.00"]
+    assert [row[0] for row in seen.rows[1:5]] == ORDER
+    assert [" ".join(cell.split()) for cell in seen.rows[1]] == [
+        "asp-qamo", "2", "7.25 ± 1.41", "7.00 ± 1.415.02 to 8.98", "0.50± 0.140.18 to 0.82", "5.0", "1,003",
+    ]  # fmt: skip
+    assert [" ".join(cell.split()) for cell in seen.rows[4]] == [
+        "linear-<b>", "1", "1.75", "1.50~1.20 to 1.70", "9.008.70 to 9.20", "-", "1,000",
+    ]  # fmt: skip
+    assert seen.rows[5] == ["System", "A<1>4", "A22"]
+    means = {"asp-qamo": 7.0} | {name: EERS[name][0] for name in ORDER[1:]}
+    assert seen.rows[6:10] == [[name, f"{means[name] / 2:.2f}", f"{means[name] * 2:.2f}"] for name in ORDER]
+    assert seen.best == ["0.50", "1.25", "0.62", "2.50", "0.25", "1.00"]
     assert NOTE in seen.text
+    assert "Charts show one run of a system, of its lowest dev EER." in seen.text
 
 
-def test_the_page_draws_every_run_on_every_set(inputs: Path) -> None:
+def test_charts_show_the_run_that_dev_selected_of_as_many_systems_as_look_different(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = gathered(inputs, RUNS, SETS, "eval")
+    assert board.selected("asp-qamo") == "asp-qamo-1"
+    monkeypatch.setattr(page, "COLOURS", 1)
+    assert page.charted(board) == ("asp-qamo", "a", "b")
+    html = (run(inputs) / "index.html").read_text()
+    assert html.count("<details") == 3
+    assert "and the best 3 systems." in html
+    assert html.count("<tr><th") == 3 * len(ORDER)
+
+
+def test_the_page_draws_every_system_on_every_set(inputs: Path) -> None:
     html = (run(inputs) / "index.html").read_text()
     figures = re.findall(r"<figure>.*?</figure>", html, flags=re.DOTALL)
-    assert [figure.count("<polyline") for figure in figures] == [4, 4, 4, 4] + [3] * len(EERS) * len(SETS)
+    assert [figure.count("<polyline") for figure in figures] == [4, 4, 4, 4] + [3] * len(ORDER) * len(SETS)
     assert [figure.count("<circle") for figure in figures[:4]] == [4] * 4
-    assert html.count("<details") == len(EERS)
+    assert html.count("<details") == len(ORDER)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
 
 
@@ -182,10 +288,10 @@ def test_names_and_notes_are_escaped(inputs: Path) -> None:
 
 
 def test_no_note_no_banner(inputs: Path) -> None:
-    board = leaderboard.gather(inputs / "metrics", runs=["a"], sets=["dev"], sort_by="dev")
+    board = gathered(inputs, {"a": "a"}, ["dev"], "dev")
     shown = page.Curves(
-        dets={("a", "dev"): curves.read_det(inputs / "plots/a/dev/det.csv")},
-        histograms={("a", "dev"): curves.read_histogram(inputs / "plots/a/dev/histogram.csv")},
+        dets={("a", "dev"): curves.read_det(inputs / "plots/a-dev/det.csv")},
+        histograms={("a", "dev"): curves.read_histogram(inputs / "plots/a-dev/histogram.csv")},
         trainings={"a": curves.read_training(inputs / "curves/a.csv")},
     )
     assert 'role="note"' not in page.render(board, shown)
@@ -193,20 +299,20 @@ def test_no_note_no_banner(inputs: Path) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes_in_any_order_of_runs(inputs: Path) -> None:
-    first, again = run(inputs), run(inputs, runs=list(EERS)[::-1], out="again")
+    first, again = run(inputs), run(inputs, runs=dict(list(RUNS.items())[::-1]), out="again")
     for name in ("leaderboard.csv", "leaderboard.txt", "index.html"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_sorting_by_another_set(inputs: Path) -> None:
-    with (run(inputs, sort_by="dev") / "leaderboard.csv").open(newline="") as file:
-        assert [row["run"] for row in csv.DictReader(file)] == ["a", "linear-<b>", "b", "asp-qamo"]
+    rows = rows_of(run(inputs, sort_by="dev") / "leaderboard.csv")
+    assert [row["system"] for row in rows] == ["a", "linear-<b>", "b", "asp-qamo"]
 
 
 def test_missing_metrics_name_the_command_that_makes_them(inputs: Path) -> None:
-    (inputs / "metrics/a/eval.json").unlink()
+    (inputs / "metrics/a-eval.json").unlink()
     with pytest.raises(
-        InputError, match=r"(?s)1 of 12 files of metrics.*a/eval\.json: no metrics there; run `dvc repro eval"
+        InputError, match=r"(?s)1 of 15 files of metrics.*a-eval\.json: no metrics there; run `dvc repro flow/eval"
     ):
         run(inputs)
     assert not (inputs / "out").exists()
@@ -214,23 +320,23 @@ def test_missing_metrics_name_the_command_that_makes_them(inputs: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"eer": "x"}', json.dumps(metrics(float("nan")))])
 def test_malformed_metrics_are_named(inputs: Path, text: str) -> None:
-    (inputs / "metrics/a/eval.json").write_text(text)
-    with pytest.raises(InputError, match=r"a/eval\.json: expected metrics with eer, .*run `dvc repro evaluate`"):
+    (inputs / "metrics/a-eval.json").write_text(text)
+    with pytest.raises(InputError, match=r"a-eval\.json: expected .*run `dvc repro -f flow/evaluate/dvc.yaml`"):
         run(inputs)
 
 
 def test_runs_on_different_trials_are_not_compared(inputs: Path) -> None:
-    (inputs / "metrics/a/eval.json").write_text(json.dumps(metrics(1.0, spoof=7)))
-    with pytest.raises(InputError, match=r"a/eval\.json and .*/eval\.json count different trials"):
+    (inputs / "metrics/a-eval.json").write_text(json.dumps(metrics(1.0, spoof=7)))
+    with pytest.raises(InputError, match=r"a-eval\.json and .*-eval\.json count different trials"):
         run(inputs)
 
 
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
-        ("plots/a/eval/det.csv", None, r"det\.csv: no such file; run `dvc repro evaluate`"),
-        ("plots/a/eval/det.csv", "far,frr\n0,1\n", r"det\.csv:1: expected the columns .* missing threshold; run `dvc "),
-        ("plots/a/dev/histogram.csv", "score,bonafide,spoof\n0,1,x\n", r"histogram\.csv:2: expected a number, got 'x'"),
+        ("plots/a-eval/det.csv", None, r"det\.csv: no such file; run `dvc repro flow/evaluate/dvc.yaml`"),
+        ("plots/a-eval/det.csv", "far,frr\n0,1\n", r"det\.csv:1: expected the columns .* missing threshold; run `dvc "),
+        ("plots/a-dev/histogram.csv", "score,bonafide,spoof\n0,1,x\n", r"histogram\.csv:2: expected a number, got 'x'"),
         ("curves/a.csv", None, r"a\.csv: no such file; run `dvc repro train`"),
         ("curves/a.csv", "epoch,loss,dev_eer\n", r"a\.csv: expected at least one row; run `dvc repro -f train`"),
     ],
@@ -248,13 +354,13 @@ def test_missing_or_malformed_curves_are_named(inputs: Path, path: str, text: st
     [
         ([], ["dev"], "dev", "at least one run, got none"),
         (["a"], [], "dev", "at least one set, got none"),
-        (["a", "b", "a"], ["dev"], "dev", "every run once, got a twice"),
+        (["a", "b"], ["dev", "dev"], "dev", "every set once, got dev twice"),
         (["a"], ["dev"], "eval", "expected to sort by one of the sets dev, got eval"),
     ],
 )
 def test_names_that_make_no_table(inputs: Path, runs: list[str], sets: list[str], sort_by: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        leaderboard.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by)
+        gathered(inputs, {run: run for run in runs}, sets, sort_by)
 
 
 @pytest.mark.parametrize(

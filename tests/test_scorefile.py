@@ -230,7 +230,7 @@ def test_missing_and_surplus_utterances_are_counted_and_named(file: Callable[[st
         scorefile.read(path, table("a", "b", "c", "d"))
     assert str(raised.value) == (
         f"{path}: 3 of 4 trials have no score:\n  b\n  c\n  d\n2 scores belong to no trial:\n  x\n  y\n"
-        "the file was made for another set or an older trial table; run `dvc repro score` to make it anew"
+        "the file was made for another set or an older trial table; run `dvc repro flow/score/dvc.yaml` to make it anew"
     )
 
 
@@ -287,7 +287,7 @@ def test_a_2019_file_carries_its_own_key(file: Callable[[str], Path]) -> None:
 
 
 def test_no_file_and_no_text(tmp_path: Path, file: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"no score file there; run `dvc repro score`"):
+    with pytest.raises(InputError, match=r"no score file there; run `dvc repro flow/score/dvc.yaml`"):
         scorefile.read(tmp_path / "none.txt", table("a", "b"))
     with pytest.raises(InputError, match=r"none\.txt: no score file there$"):
         scorefile.parse(tmp_path / "none.txt")

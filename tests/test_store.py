@@ -87,7 +87,7 @@ def test_holes_are_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooled", [False, True])
 def test_gather_equals_zarr_in_any_order(tmp_path: Path, pooled: bool) -> None:
     target = filled(tmp_path)
-    reader = Reader(target, view=CLEAN, layers=LAYERS, pooled=pooled)
+    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=pooled)
     group = zarr.open_group(target.path, mode="r")
     names = ["pooled_01", "pooled_final"] if pooled else ["layer_01", "layer_final"]
     rows = np.array([9, 0, 3, 3, 8, 4])
@@ -96,6 +96,37 @@ def test_gather_equals_zarr_in_any_order(tmp_path: Path, pooled: bool) -> None:
     np.testing.assert_array_equal(got, expected)
     assert got.dtype == expected.dtype
     np.testing.assert_array_equal(reader.n_frames, np.arange(10) + 1)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_addresses_name_utterances_in_views(tmp_path: Path, pooled: bool) -> None:
+    """Utterance i of view v has the address v · N + i, in the order in which the views were asked for."""
+    target = filled(tmp_path)
+    for view, offset in (("noise_0", 100), ("narrowband", 200)):
+        target.add_arrays(view, LAYERS)
+        for shard in range(SPEC.shards):
+            features, means, n_frames = blocks(SPEC, shard)
+            target.write(view, shard, add(features, offset), add(means, offset), n_frames)
+    reader = Reader(target, views=(CLEAN, "narrowband", "noise_0"), layers=("final", 1), pooled=pooled)
+    addresses = np.array([29, 3, 0, 19, 10, 9, 20, 3])
+    clean = Reader(target, views=(CLEAN,), layers=("final", 1), pooled=pooled).gather(addresses % 10)
+    shift = np.array([0, 200, 100])[addresses // 10][:, None, None, None]
+    np.testing.assert_array_equal(reader.gather(addresses), (clean + shift).astype(clean.dtype))
+
+
+def add(arrays: dict, offset: int) -> dict:
+    return {name: (array + offset).astype(array.dtype) for name, array in arrays.items()}
+
+
+def test_gather_fills_what_it_is_given_and_nothing_else(tmp_path: Path) -> None:
+    reader = Reader(filled(tmp_path), views=(CLEAN,), layers=LAYERS, pooled=False)
+    rows = np.array([4, 9, 4])
+    memory = np.full((5, *reader.row), -7, dtype=np.float16)
+    out = reader.gather(rows, memory[1:4])
+    assert out.base is memory
+    np.testing.assert_array_equal(memory[1:4], reader.gather(rows))
+    assert (memory[[0, 4]] == -7).all()
+    assert reader.gather(rows[:0]).shape == (0, *reader.row)
 
 
 def test_growth_by_a_layer_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -172,7 +203,7 @@ def test_reading_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, dama
         path.write_bytes(data)
     else:
         path.write_bytes(data[: 0 if damage == "empty" else -20])
-    reader = Reader(target, view=CLEAN, layers=LAYERS, pooled=False)
+    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
     assert np.isfinite(reader.gather(np.array([0]))).all()
     with pytest.raises(InputError, match="dvc repro -f extract") as error:
         reader.gather(np.array([0, 5]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import InputError
-from pipeline.layers import LayerWeights
+from pipeline.layers import LayerWeights, fill_padding, valid_frames
 
 HEIGHT = 128  # channels that the input is narrowed to: the height of the image
 POOL = 3  # frames, and narrowed channels, of one field of the max pooling
@@ -95,8 +95,8 @@ class Backend(nn.Module):
         frames = features.shape[2]
         if frames < POOL:
             raise InputError(f"expected at least {POOL} frames, got {frames}; take a longer window")
-        valid = torch.arange(frames, device=features.device) < n_frames[:, None]  # (B, T)
-        image = self.encode(self.layer_weights(_zero_padding(features, valid)))  # (B, C, S, T / 3)
+        features = fill_padding(features, valid_frames(frames, n_frames), time=2)
+        image = self.encode(self.layer_weights(features))  # (B, C, S, T / 3)
         temporal, spectral = self.graphs(image)  # (B, T / 6, C), (B, S / 2, C)
         first, second = (branch(temporal, spectral) for branch in self.branches)
         merged = [
@@ -262,10 +262,3 @@ def scorer(width: int) -> nn.Linear:
 def products(nodes: Tensor) -> Tensor:
     """The element-wise product of every two nodes, (B, N, C) -> (B, N, N, C)."""
     return nodes[:, :, None] * nodes[:, None]
-
-
-def _zero_padding(features: Tensor, valid: Tensor) -> Tensor:
-    """Features (B, L, T, D) with zeros for padding."""
-    if bool(valid.all()):  # the usual case, windows of one length, is spared a copy of the batch
-        return features
-    return features.masked_fill(~valid[:, None, :, None], 0)

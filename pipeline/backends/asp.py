@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.layers import LayerWeights
+from pipeline.layers import LayerWeights, fill_padding, valid_frames
 
 VARIANCE_FLOOR = 1e-8  # of frames at unit scale; the square root's gradient is infinite at 0, where one frame lands
 
@@ -51,15 +51,15 @@ class Backend(nn.Module):
 
         What padding frames hold, NaN included, reaches neither the embeddings nor a gradient.
         """
-        valid = torch.arange(features.shape[2], device=features.device) < n_frames[:, None]  # (B, T)
-        frames = self.norm(self.layer_weights(_zero_padding(features, valid)))  # (B, T, D)
+        valid = valid_frames(features.shape[2], n_frames)  # (B, T), or None
+        frames = self.norm(self.layer_weights(fill_padding(features, valid, time=2)))  # (B, T, D)
         embeddings: Tensor = self.project(attentive_statistics(frames, self.attention(frames, valid)))
         return embeddings
 
-    def attention(self, frames: Tensor, valid: Tensor) -> Tensor:
+    def attention(self, frames: Tensor, valid: Tensor | None) -> Tensor:
         """Weights (B, T) that sum to 1 over the valid frames and are 0 elsewhere, from frames (B, T, D)."""
         scores: Tensor = self.score(self.bottleneck(frames).tanh())[..., 0]  # (B, T)
-        return scores.masked_fill(~valid, -torch.inf).softmax(dim=1)
+        return fill_padding(scores, valid, -torch.inf, time=1).softmax(dim=1)
 
 
 def attentive_statistics(frames: Tensor, attention: Tensor) -> Tensor:
@@ -69,10 +69,3 @@ def attentive_statistics(frames: Tensor, attention: Tensor) -> Tensor:
     # The centred form: the mean of squares minus the square of the mean cancels where a channel has a large offset.
     variance = weights @ (frames - mean).pow(2)  # (B, 1, D)
     return torch.cat([mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=2)[:, 0]
-
-
-def _zero_padding(features: Tensor, valid: Tensor) -> Tensor:
-    """Features (B, L, T, D) with zeros for padding: a weight of 0 does not stop NaN, not in a gradient either."""
-    if bool(valid.all()):  # the usual case, windows of one length, is spared a copy of the batch
-        return features
-    return features.masked_fill(~valid[:, None, :, None], 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.layers import LayerWeights
+from pipeline.layers import LayerWeights, fill_padding, normalise_valid, valid_frames
 
 FEEDFORWARD = 4  # width of a feed-forward module's hidden layer, in embeddings
 EXPANSION = 2  # width of a convolution module's hidden layer, in embeddings
@@ -74,8 +74,8 @@ class Backend(nn.Module):
         What padding frames hold, NaN included, and how many there are reaches neither the embeddings, nor a gradient,
         nor the running statistics.
         """
-        valid = _valid(features.shape[2], n_frames)  # (B, T), or None
-        frames = self.frontend(_zero_padding(features, valid), valid)  # (B, T, E)
+        valid = valid_frames(features.shape[2], n_frames)  # (B, T), or None
+        frames = self.frontend(fill_padding(features, valid, time=2), valid)  # (B, T, E)
         frames = frames + positions(frames.shape[1], self.embedding_dim).to(frames)
         x = torch.cat([self.class_token.to(frames).expand(len(frames), 1, -1), frames], dim=1)  # (B, S, E)
         if valid is not None:
@@ -89,8 +89,7 @@ class Backend(nn.Module):
         frames: Tensor = self.narrow(self.layer_weights(features))  # (B, T, E)
         if valid is None:
             return functional.selu(self.norm(frames.flatten(1)[:, None]).reshape(frames.shape))
-        normalised = torch.zeros_like(frames)
-        normalised[valid] = self.norm(frames[valid][:, None])[:, 0].to(frames.dtype)  # (M, 1, E) of M valid frames
+        normalised = normalise_valid(lambda frames: self.norm(frames[:, None])[:, 0], frames, valid)  # as (M, 1, E)
         return functional.selu(normalised)
 
 
@@ -182,9 +181,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, S, E) -> (B, S, E)."""
-        gated = functional.glu(self.widen(self.before(x)))  # (B, S, 2E)
-        if valid is not None:
-            gated = gated.masked_fill(~valid[..., None], 0)
+        gated = fill_padding(functional.glu(self.widen(self.before(x))), valid, time=1)  # (B, S, 2E)
         convolved = self.depthwise(functional.pad(gated.transpose(1, 2), self.margin))  # (B, 2E, S)
         narrowed: Tensor = self.narrow(functional.silu(self.normalise(convolved, valid).transpose(1, 2)))
         return narrowed
@@ -193,10 +190,7 @@ class Convolution(nn.Module):
         """Batch normalisation of (B, C, S), with the statistics of the valid positions."""
         if valid is None or not self.norm.training:
             return self.norm(x)  # type: ignore[no-any-return]
-        x = x.transpose(1, 2)  # (B, S, C)
-        normalised = torch.zeros_like(x)
-        normalised[valid] = self.norm(x[valid]).to(x.dtype)  # (M, C) of M valid positions
-        return normalised.transpose(1, 2)
+        return normalise_valid(self.norm, x.transpose(1, 2), valid).transpose(1, 2)
 
 
 def positions(frames: int, width: int) -> Tensor:
@@ -210,19 +204,8 @@ def positions(frames: int, width: int) -> Tensor:
     return torch.where(channel % 2 == 0, angles.sin(), angles.cos())
 
 
-def _valid(frames: int, n_frames: Tensor) -> Tensor | None:
-    """Which of the frames are valid, (B, T) bool; None where all are, the usual case of windows of one length."""
-    valid = torch.arange(frames, device=n_frames.device) < n_frames[:, None]
-    return None if bool(valid.all()) else valid
-
-
-def _zero_padding(features: Tensor, valid: Tensor | None) -> Tensor:
-    """Features (B, L, T, D) with zeros for padding: a weight of 0 does not stop NaN, not in a gradient either."""
-    return features if valid is None else features.masked_fill(~valid[:, None, :, None], 0)
-
-
 def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
     """Mean (B, E) of x (B, S, E) over the valid positions."""
     if valid is None:
         return x.mean(dim=1)
-    return x.masked_fill(~valid[..., None], 0).sum(dim=1) / valid.sum(dim=1, keepdim=True)
+    return fill_padding(x, valid, time=1).sum(dim=1) / valid.sum(dim=1, keepdim=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.layers import LayerWeights
+from pipeline.layers import LayerWeights, fill_padding, valid_frames
 
 
 class Backend(nn.Module):
@@ -60,26 +60,19 @@ class Backend(nn.Module):
 
         What padding frames hold, NaN included, reaches neither the embeddings nor a gradient.
         """
-        valid = torch.arange(features.shape[2], device=features.device) < n_frames[:, None]  # (B, T)
-        features = _zero_padding(features, valid)
+        valid = valid_frames(features.shape[2], n_frames)  # (B, T), or None
+        features = fill_padding(features, valid, time=2)
         keys = self.compress_keys(_normalise(self.key_weights(features)))  # (B, T, C)
         values = self.compress_values(_normalise(self.value_weights(features)))  # (B, T, C)
         heads = self.attention(keys, valid).transpose(1, 2) @ values  # (B, H, C)
         embeddings: Tensor = self.project(heads.flatten(1))
         return embeddings
 
-    def attention(self, keys: Tensor, valid: Tensor) -> Tensor:
+    def attention(self, keys: Tensor, valid: Tensor | None) -> Tensor:
         """Weights (B, T, H), each head's sum to 1 over the valid frames and 0 elsewhere, from keys (B, T, C)."""
         scores: Tensor = self.score(keys)
-        return scores.masked_fill(~valid[..., None], -torch.inf).softmax(dim=1)
+        return fill_padding(scores, valid, -torch.inf, time=1).softmax(dim=1)
 
 
 def _normalise(frames: Tensor) -> Tensor:
     return functional.layer_norm(frames, frames.shape[-1:])
-
-
-def _zero_padding(features: Tensor, valid: Tensor) -> Tensor:
-    """Features (B, L, T, D) with zeros for padding: a weight of 0 does not stop NaN, not in a gradient either."""
-    if bool(valid.all()):  # the usual case, windows of one length, is spared a copy of the batch
-        return features
-    return features.masked_fill(~valid[:, None, :, None], 0)

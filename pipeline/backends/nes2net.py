@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.layers import LayerWeights
+from pipeline.layers import LayerWeights, fill_padding, normalise_valid, valid_frames
 
 KERNEL = 3  # frames that one convolution sees, `dilation` apart
 BOTTLENECK = 128  # width of the attention in the pooling astp
@@ -77,8 +77,8 @@ class Backend(nn.Module):
         What padding frames hold, NaN included, and how many there are reaches neither the embeddings, nor a gradient,
         nor the running statistics.
         """
-        valid = _valid(features.shape[2], n_frames)  # (B, T), or None
-        frames = self.layer_weights(_zero_padding(features, valid)).transpose(1, 2)  # (B, D, T)
+        valid = valid_frames(features.shape[2], n_frames)  # (B, T), or None
+        frames = self.layer_weights(fill_padding(features, valid, time=2)).transpose(1, 2)  # (B, D, T)
         groups = frames.chunk(self.groups, dim=1)  # G of (B, c, T)
         outputs: list[Tensor] = []
         for group, block, norm in zip(groups, self.blocks, self.block_norms, strict=False):
@@ -96,10 +96,7 @@ class BatchNorm(nn.BatchNorm1d):
         """(N, C, T) -> (N, C, T)."""
         if valid is None or not self.training:
             return super().forward(x)
-        x = x.transpose(1, 2)  # (N, T, C)
-        normalised = torch.zeros_like(x)
-        normalised[valid] = super().forward(x[valid]).to(x.dtype)  # (M, C) of M valid frames
-        return normalised.transpose(1, 2)
+        return normalise_valid(super().forward, x.transpose(1, 2), valid).transpose(1, 2)
 
 
 class NestedBlock(nn.Module):
@@ -139,8 +136,8 @@ class NestedBlock(nn.Module):
 
     def step(self, j: int, columns: Tensor, valid: Tensor | None) -> Tensor:
         """Convolution, ReLU and batch norm j on each of the columns (B, n, v, T); to the same shape."""
+        columns = fill_padding(columns, valid, time=3)
         if valid is not None:
-            columns = columns.masked_fill(~valid[:, None, None], 0)
             valid = valid.repeat_interleave(columns.shape[1], dim=0)  # (B · n, T)
         flat = self.step_norms[j](self.steps[j](columns.flatten(0, 1)).relu(), valid)  # (B · n, v, T)
         return flat.reshape(columns.shape)  # type: ignore[no-any-return]
@@ -179,9 +176,7 @@ class AttentiveStatistics(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, D, T) -> (B, 2D)."""
         scores = self.score(self.bottleneck(x).tanh())  # (B, D, T)
-        if valid is not None:
-            scores = scores.masked_fill(~valid[:, None], -torch.inf)
-        attention = scores.softmax(dim=2)
+        attention = fill_padding(scores, valid, -torch.inf, time=2).softmax(dim=2)
         mean = (attention * x).sum(dim=2)  # (B, D)
         # The published E[o²] - mean² in its centred form, which does not cancel.
         variance = (attention * (x - mean[..., None]).pow(2)).sum(dim=2)
@@ -202,19 +197,8 @@ def _check(channels: int, *, groups: int, scale: int, dilation: int, squeeze: in
         )
 
 
-def _valid(frames: int, n_frames: Tensor) -> Tensor | None:
-    """Which of the frames are valid, (B, T) bool; None where all are, the usual case of windows of one length."""
-    valid = torch.arange(frames, device=n_frames.device) < n_frames[:, None]
-    return None if bool(valid.all()) else valid
-
-
-def _zero_padding(features: Tensor, valid: Tensor | None) -> Tensor:
-    """Features (B, L, T, D) with zeros for padding: a weight of 0 does not stop NaN, not in a gradient either."""
-    return features if valid is None else features.masked_fill(~valid[:, None, :, None], 0)
-
-
 def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
     """Mean (B, C) of x (B, C, T) over the valid frames."""
     if valid is None:
         return x.mean(dim=2)
-    return x.masked_fill(~valid[:, None], 0).sum(dim=2) / valid.sum(dim=1, keepdim=True)
+    return fill_padding(x, valid, time=2).sum(dim=2) / valid.sum(dim=1, keepdim=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import InputError
+from pipeline.layers import fill_padding, normalise_valid, valid_frames
 
 POOL = 3  # frames, and channels, of one field of the max pooling
 
@@ -60,8 +60,8 @@ class Backend(nn.Module):
         length = features.shape[2]
         if length > self.frames:
             raise InputError(f"expected at most {self.frames} frames, got {length}; set backends.sls.frames: {length}")
-        valid = torch.arange(length, device=features.device) < n_frames[:, None]  # (B, T)
-        features = _zero_padding(features, valid)
+        valid = valid_frames(length, n_frames)  # (B, T), or None
+        features = fill_padding(features, valid, time=2)
         fused = self.gates(features, n_frames)[:, None] @ features.flatten(2)  # (B, 1, T · D)
         fused = fused.reshape(len(features), *features.shape[2:])
         image = functional.selu(self.normalise(fused, valid))  # (B, T, D); 0 stays 0
@@ -75,15 +75,6 @@ class Backend(nn.Module):
         gates: Tensor = self.gate(means)[..., 0].sigmoid()
         return gates
 
-    def normalise(self, fused: Tensor, valid: Tensor) -> Tensor:
+    def normalise(self, fused: Tensor, valid: Tensor | None) -> Tensor:
         """Batch normalisation of (B, T, D), one mean and variance for all valid frames and channels; padding is 0."""
-        normalised = torch.zeros_like(fused)
-        normalised[valid] = self.norm(fused[valid][:, None])[:, 0].to(fused.dtype)  # (M, 1, D) of M valid frames
-        return normalised
-
-
-def _zero_padding(features: Tensor, valid: Tensor) -> Tensor:
-    """Features (B, L, T, D) with zeros for padding: a weight of 0 does not stop NaN, not in a gradient either."""
-    if bool(valid.all()):  # the usual case, windows of one length, is spared a copy of the batch
-        return features
-    return features.masked_fill(~valid[:, None, :, None], 0)
+        return normalise_valid(lambda frames: self.norm(frames[:, None])[:, 0], fused, valid)  # as (M, 1, D)

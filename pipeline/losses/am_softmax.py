@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import ranks
 from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
 
 SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
@@ -60,7 +61,8 @@ class Loss(nn.Module):
             cosines = x @ functional.normalize(self.class_vectors, dim=1).T  # (B, 2)
             target = torch.where(labels.is_bonafide, BONAFIDE, SPOOF)  # (B,)
             own = functional.one_hot(target, 2).bool()  # (B, 2)
-            return functional.cross_entropy(self.scale * torch.where(own, cosines - self.margin, cosines), target)
+            logits = self.scale * torch.where(own, cosines - self.margin, cosines)  # (B, 2)
+            return ranks.joint_part(functional.cross_entropy(logits, target), len(x))
 
     def centroids(self) -> Centroids:
         """The single vector unit(w_bonafide) − unit(w_spoof), of any norm, times the query at unit length."""

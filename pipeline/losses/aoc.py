@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import ranks
 from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
 from pipeline.errors import InputError
 
@@ -26,16 +26,29 @@ class Loss(nn.Module):
     It averages the bona fide of all ranks when training is distributed. The loss lies in −1..3; the gradient reaches
     the embeddings alone.
 
+    As published, n never forgets: embeddings of the first, hardly trained steps weigh in C for ever, and those of large
+    norm weigh more. `momentum` and `normalize` mend one each.
+
     Args:
         facts: the width of the embeddings, E.
+        momentum: m, the share of C that a batch with bona fide leaves: C ← m·C + (1 − m)·E; the first such batch sets
+            C = E. None is the running mean, as published.
+        normalize: average the bona fide embeddings at unit length; as published they are raw.
+
+    Raises:
+        ValueError: a momentum outside (0, 1).
     """
 
     quality: ClassVar[bool] = False
     centroid: Tensor
     count: Tensor
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, *, momentum: float | None = None, normalize: bool = False) -> None:
         super().__init__()
+        if momentum is not None and not 0 < momentum < 1:
+            raise ValueError(f"expected 0 < momentum < 1, or none for the running mean, got {momentum}")
+        self.momentum = momentum
+        self.normalize = normalize
         self.register_buffer("centroid", torch.zeros(facts.embedding_dim))  # (E,), zero until a bona fide is seen
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # n
 
@@ -54,7 +67,7 @@ class Loss(nn.Module):
             if self.training:
                 self._move(x.detach(), labels.is_bonafide)
             cosines = functional.normalize(x, dim=1) @ functional.normalize(self.centroid, dim=0)  # (B,)
-            return _masked_mean(1 - cosines, labels.is_bonafide) + _masked_mean(cosines, ~labels.is_bonafide)
+            return _class_mean(1 - cosines, labels.is_bonafide) + _class_mean(cosines, ~labels.is_bonafide)
 
     def centroids(self) -> Centroids:
         """The one unit centroid, scored by cosine. Raises InputError while no bona fide embedding was ever seen."""
@@ -69,22 +82,20 @@ class Loss(nn.Module):
         )
 
     def _move(self, x: Tensor, is_bonafide: Tensor) -> None:
-        total = torch.where(is_bonafide[:, None], x, 0).sum(0)  # (E,), s·E
-        total, seen = _over_ranks(total, is_bonafide.sum())
+        x = functional.normalize(x, dim=1) if self.normalize else x
+        total = ranks.total(torch.where(is_bonafide[:, None], x, 0).sum(0))  # (E,), s·E
+        seen = ranks.total(is_bonafide.sum())  # s
         self.count.add_(seen)
-        # C + (s·E − s·C) / n rather than (n·C + s·E) / n: the sum n·C would lose digits as n grows.
-        self.centroid.add_((total - seen * self.centroid) / self.count.clamp(min=1))
+        if self.momentum is None:
+            # C + (s·E − s·C) / n rather than (n·C + s·E) / n: the sum n·C would lose digits as n grows.
+            self.centroid.add_((total - seen * self.centroid) / self.count.clamp(min=1))
+        else:
+            shift = (total - seen * self.centroid) / seen.clamp(min=1)  # (E,), E − C
+            first = self.count == seen
+            self.centroid.add_(torch.where(first, shift, (1 - self.momentum) * shift))
 
 
-def _over_ranks(total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sums over all ranks, so that every rank moves its centroid alike; unchanged in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return total, seen
-    packed = torch.cat([total, seen[None].to(total.dtype)])  # (E + 1,), one message
-    dist.all_reduce(packed)
-    return packed[:-1], packed[-1].long()
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def _class_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values (B,) over mask (B,), 0 where the mask is empty; always part of the graph."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+    count = mask.sum()
+    return ranks.joint_part(torch.where(mask, values, 0).sum() / count.clamp(min=1), count)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import ranks
 from pipeline.contracts import Centroids, Facts, Labels, Reduce, at_least_float32
 
 
@@ -72,7 +73,7 @@ class Loss(nn.Module):
             cosines = x @ functional.normalize(self.centres, dim=1).T  # (B, K)
             nearest = cosines.max(dim=1).values  # (B,), t
             excess = torch.where(labels.is_bonafide, self.margin_bonafide - nearest, nearest - self.margin_spoof)
-            return functional.softplus(self.alpha * excess).mean()
+            return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
 
     def centroids(self) -> Centroids:
         """The K unit centres, scored by cosine."""

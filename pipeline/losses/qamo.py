@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import ranks
 from pipeline.contracts import Centroids, Facts, Labels, Reduce, at_least_float32
 
 UNKNOWN = -1
@@ -98,7 +99,7 @@ class Loss(nn.Module):
         own = cosines.gather(1, labels.level.long().clamp(min=0)[:, None])[:, 0]  # (B,)
         own = torch.where(labels.level == UNKNOWN, nearest, own)
         excess = torch.where(labels.is_bonafide, self.margin_bonafide - own, nearest - self.margin_spoof)  # (B,), u
-        return functional.softplus(self.alpha * excess).mean()
+        return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(cosines))
 
     def quality_term(self, cosines: Tensor, labels: Labels) -> Tensor:
         """Mean margin cross-entropy over the bona fide of known level, from cosines (B, K); 0 without any."""
@@ -108,7 +109,8 @@ class Loss(nn.Module):
         logits = self.scale * torch.where(own, cosines - self.margin, cosines)  # (B, K)
         target = torch.where(graded, level, IGNORED)
         total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        return total / graded.sum().clamp(min=1)
+        count = graded.sum()
+        return ranks.joint_part(total / count.clamp(min=1), count)
 
     def centroids(self) -> Centroids:
         """The K unit centroids, scored by cosine."""

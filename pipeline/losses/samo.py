@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import ranks
 from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
 from pipeline.errors import InputError
 
@@ -84,7 +85,7 @@ class Loss(nn.Module):
             nearest = cosines.masked_fill(~self.enrolled, -math.inf).max(dim=1).values  # (B,), n
             own = self._own(cosines, nearest, labels.speaker.long())  # (B,), t
             excess = torch.where(labels.is_bonafide, self.margin_bonafide - own, nearest - self.margin_spoof)
-            return functional.softplus(self.alpha * excess).mean()
+            return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
 
     def start_epoch(self, epoch: int, enrolment: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Enrol the training speakers anew where that is due: before epochs 1 + update_interval · k, k = 1, 2, ...
@@ -100,6 +101,9 @@ class Loss(nn.Module):
     def enrol(self, embeddings: Tensor, speaker: Tensor) -> None:
         """Make each speaker's centre the plain mean of the speaker's raw embeddings; one without any has none.
 
+        When training is distributed every rank calls it, with any part of the utterances or none; all get the centres
+        of the whole.
+
         Args:
             embeddings: (M, E), of all bona fide training utterances.
             speaker: (M,) int, from -1 (unknown, left out) to S - 1.
@@ -110,17 +114,17 @@ class Loss(nn.Module):
         """
         self._check_speakers(speaker)
         known = speaker != UNKNOWN  # (M,)
-        if not known.any():
+        with torch.autocast(embeddings.device.type, enabled=False):
+            x = at_least_float32(embeddings)[known]  # (M', E)
+            member = functional.one_hot(speaker[known].long(), len(self.centres)).to(x.dtype)  # (M', S)
+            sums, counts = ranks.total(member.T @ x), ranks.total(member.sum(0))  # (S, E), (S,)
+        if not counts.any():
             raise InputError(
                 "no bona fide training utterance has a known speaker, so the samo loss has no centres; fill the "
                 "speaker column of the training trials, or train with a loss that needs no speakers"
             )
-        with torch.autocast(embeddings.device.type, enabled=False):
-            x = at_least_float32(embeddings)[known]  # (M', E)
-            member = functional.one_hot(speaker[known].long(), len(self.centres)).to(x.dtype)  # (M', S)
-            counts = member.sum(0)  # (S,)
-            self.centres.copy_(member.T @ x / counts.clamp(min=1)[:, None])
-            self.enrolled.copy_(counts > 0)
+        self.centres.copy_(sums / counts.clamp(min=1)[:, None])
+        self.enrolled.copy_(counts > 0)
 
     def centroids(self) -> Centroids:
         """The unit centres of the enrolled training speakers; the score is the cosine to the nearest.

@@ -161,13 +161,13 @@ def write_heatmap(
 
 def read_det(path: Path) -> Det:
     """Read what `write_det` wrote. Raises InputError, with file and line, where it is not that."""
-    far, frr, threshold = _read_csv(path, ("far", "frr", "threshold"), stage="evaluate")
+    far, frr, threshold = _read_csv(path, ("far", "frr", "threshold"), stage="flow/evaluate/dvc.yaml")
     return Det(frr=frr, far=far, threshold=threshold)
 
 
 def read_histogram(path: Path) -> Histogram:
     """Read both classes of what `write_histogram` wrote. Raises InputError, with file and line, if it is not that."""
-    centre, bonafide, spoof = _read_csv(path, ("score", "bonafide", "spoof"), stage="evaluate")
+    centre, bonafide, spoof = _read_csv(path, ("score", "bonafide", "spoof"), stage="flow/evaluate/dvc.yaml")
     return Histogram(centre, bonafide, spoof)
 
 

@@ -1,22 +1,36 @@
-"""The leaderboard: every run's metrics on every set, sorted by the EER on one of them, as CSV and as plain text."""
+"""The leaderboard: every system's metrics on every set, sorted by the EER on one of them, as CSV, text and JSON.
+
+A system is what its runs have in common: they differ in the seed alone. Its EER is the mean over them. Two things make
+that number uncertain: the trials that it was measured on (the bootstrap interval of each run) and the seeds (their
+standard deviation s over n runs). With e the standard error that belongs to the mean bootstrap interval, the standard
+error of the system is sqrt(e² + s²/n), and its 95 % interval 1.96 of them to either side; a single run keeps its own
+interval. A system is within noise of the best where their difference is at most 1.96 standard errors of a difference
+of two independent numbers. Measured on the same trials they are not independent, so this claims too few differences
+rather than too many; `bonafide metrics A B` pairs them.
+"""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, listing
 
-REMEDY = "run `dvc repro evaluate`"
-BEST = "*"
+EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
+BEST, NEAR = "*", "~"
 SELECTION = "(dev)"  # in brackets, as the set that chose the checkpoints is no test of them
+QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -29,9 +43,10 @@ class Attack:
 
 @dataclass(frozen=True)
 class Result:
-    """One run on one set: EER in percent, its threshold, the numbers of trials, and the attacks by name."""
+    """One run on one set: EER and its 95 % interval in percent, its threshold, numbers of trials, attacks by name."""
 
     eer: float
+    interval: Interval | None
     threshold: float
     bonafide: int
     spoof: int
@@ -43,39 +58,109 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Leaderboard:
-    """Runs from best to worst on the set `sort_by`; `results` holds one result for every (run, set).
+class Training:
+    """What a run cost and came to: dev EER in percent, learned parameters, seconds (None: not trained here)."""
 
-    dev_eer: by run, percent, of the trained system on the dev set that selected it, as `train` measured it.
+    dev_eer: float
+    parameters: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Value:
+    """An EER in percent over the seeds of a system: their mean, standard deviation (None of one) and 95 % interval."""
+
+    mean: float
+    deviation: float | None
+    interval: Interval | None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error in percentage points."""
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / (2 * QUANTILE)
+
+
+def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> Value:
+    """The value of a system from the EERs of its runs and their intervals, both in percent."""
+    mean = math.fsum(eers) / len(eers)
+    deviation = statistics.stdev(eers) if len(eers) > 1 else None
+    known = [interval for interval in intervals if interval is not None]
+    if deviation is None:
+        return Value(mean, None, known[0] if known else None)
+    widths = [(high - low) / (2 * QUANTILE) for low, high in known]
+    trials = math.fsum(widths) / len(widths) if widths else 0.0
+    half = QUANTILE * math.hypot(trials, deviation / math.sqrt(len(eers)))
+    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)))
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Systems from best to worst on the set `sort_by`.
+
+    runs: of each system. results holds one result for every (run, set), trainings one for every run.
     """
 
-    runs: tuple[str, ...]
+    systems: tuple[str, ...]
+    runs: dict[str, tuple[str, ...]]
     sets: tuple[str, ...]
     sort_by: str
-    dev_eer: dict[str, float]
+    trainings: dict[str, Training]
     results: dict[tuple[str, str], Result]
 
     def first(self, name: str) -> Result:
         """A result on the set, for what all runs have in common: its trials and attacks."""
-        return self.results[self.runs[0], name]
+        return next(result for (_, on), result in self.results.items() if on == name)
 
-    def best(self, name: str) -> float:
-        """The lowest EER on the set, percent."""
-        return min(self.results[run, name].eer for run in self.runs)
+    def eer(self, system: str, name: str) -> Value:
+        """The EER of a system on a set."""
+        found = [self.results[run, name] for run in self.runs[system]]
+        return over_seeds([result.eer for result in found], [result.interval for result in found])
+
+    def dev_eer(self, system: str) -> Value:
+        """The EER of a system on the dev set that selected it, as `train` measured it; it has no interval."""
+        eers = [self.trainings[run].dev_eer for run in self.runs[system]]
+        return dataclasses.replace(over_seeds(eers, []), interval=None)
+
+    def attack(self, system: str, name: str, attack: str) -> float:
+        """The mean EER in percent on one attack of a set."""
+        eers = [self.results[run, name].attacks[attack].eer for run in self.runs[system]]
+        return math.fsum(eers) / len(eers)
 
     def best_on(self, name: str, attack: str) -> float:
-        """The lowest EER on one attack of the set, percent."""
-        return min(self.results[run, name].attacks[attack].eer for run in self.runs)
+        """The lowest EER in percent on one attack of a set."""
+        return min(self.attack(system, name, attack) for system in self.systems)
+
+    def parameters(self, system: str) -> int:
+        """Learned scalars of backend and loss."""
+        return self.trainings[self.runs[system][0]].parameters
+
+    def seconds(self, system: str) -> float | None:
+        """Mean time that training a run took, None where none was trained here."""
+        known = [seconds for run in self.runs[system] if (seconds := self.trainings[run].seconds) is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    def selected(self, system: str) -> str:
+        """The run of a system that stands for it in charts: of the lowest dev EER."""
+        return min(self.runs[system], key=lambda run: (self.trainings[run].dev_eer, run))
+
+    def mark(self, system: str, name: str) -> str:
+        """`*` for the best on a set, `~` where the difference to it is within noise, else nothing."""
+        best = min((self.eer(other, name) for other in self.systems), key=lambda value: value.mean)
+        value = self.eer(system, name)
+        if value.mean == best.mean:
+            return BEST
+        errors = [error for error in (value.error, best.error) if error is not None]
+        within = len(errors) == 2 and value.mean - best.mean <= QUANTILE * math.hypot(*errors)
+        return NEAR if within else ""
 
 
 def read_result(path: Path) -> Result:
     """Read the metrics that `evaluate` wrote. Raises InputError where they are missing or something else."""
-    if not path.is_file():
-        raise InputError(f"{path}: no metrics there; {REMEDY}")
+    found = _json(path, EVALUATE)
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Result(
             eer=_finite(found["eer"]),
+            interval=_interval(found.get("eer_interval")),
             threshold=_finite(found["threshold"]),
             bonafide=int(found["bonafide"]),
             spoof=int(found["spoof"]),
@@ -85,22 +170,42 @@ def read_result(path: Path) -> Result:
             },
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected metrics with eer, threshold, bonafide, spoof and attacks, got {type(error).__name__} "
-            f"{error}; {REMEDY}"
-        ) from None
+        raise _unexpected(path, "metrics with eer, threshold, bonafide, spoof and attacks", error, EVALUATE) from None
 
 
-def read_dev_eer(path: Path) -> float:
-    """The dev EER in percent of the metrics that `train` wrote. Raises InputError where they are missing or others."""
-    if not path.is_file():
-        raise InputError(f"{path}: no metrics there; run `dvc repro train`")
+def read_training(path: Path, seconds: Path) -> Training:
+    """Read the metrics that `train` wrote, and its seconds where it ran here.
+
+    Raises InputError where they are missing or something else.
+    """
+    found = _json(path, TRAIN)
     try:
-        return _finite(json.loads(path.read_text(encoding="utf-8"))["dev_eer"])
+        return Training(
+            dev_eer=_finite(found["dev_eer"]),
+            parameters=int(found["parameters"]),
+            seconds=_finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected metrics with dev_eer, got {type(error).__name__} {error}; run `dvc repro -f train`"
+        raise _unexpected(
+            path, f"metrics with dev_eer and parameters (and {seconds} with seconds)", error, TRAIN
         ) from None
+
+
+def _json(path: Path, stage: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no metrics there; run `dvc repro {stage}`")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unexpected(path, "a JSON object", error, stage) from None
+    if not isinstance(found, dict):
+        raise _unexpected(path, "a JSON object", TypeError(type(found).__name__), stage)
+    return found
+
+
+def _unexpected(path: Path, what: str, error: Exception, stage: str) -> InputError:
+    got = f"{type(error).__name__} {error}"
+    return InputError(f"{path}: expected {what}, got {got}; run `dvc repro -f {stage}`")
 
 
 def _finite(value: float | str) -> float:
@@ -109,30 +214,42 @@ def _finite(value: float | str) -> float:
     return float(value)
 
 
-def gather(folder: Path, *, runs: Sequence[str], sets: Sequence[str], sort_by: str) -> Leaderboard:
-    """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set; sort the runs by EER, then name.
+def _interval(ends: Sequence[float] | None) -> Interval | None:
+    if ends is None:
+        return None
+    low, high = ends
+    return _finite(low), _finite(high)
+
+
+def gather(folder: Path, *, runs: Mapping[str, str], sets: Sequence[str], sort_by: str, seconds: Path) -> Leaderboard:
+    """Read FOLDER/<run>.json and FOLDER/<run>-<set>.json for every run and set; sort the systems by EER, then name.
+
+    Args:
+        runs: the system of every run. seconds: folder with <run>.json for the runs that were trained here.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
     """
-    _check_names(runs, sets, sort_by)
-    problems, results, dev_eer = [], {}, {}
+    _check_names(list(runs), sets, sort_by)
+    problems, results, trainings = [], {}, {}
     for run in runs:
         try:
-            dev_eer[run] = read_dev_eer(folder / f"{run}.json")
+            trainings[run] = read_training(folder / f"{run}.json", seconds / f"{run}.json")
         except InputError as error:
             problems.append(str(error))
         for name in sets:
             try:
-                results[run, name] = read_result(folder / run / f"{name}.json")
+                results[run, name] = read_result(folder / f"{run}-{name}.json")
             except InputError as error:
                 problems.append(str(error))
     if problems:
         files = len(runs) * (len(sets) + 1)
         raise InputError(f"{len(problems)} of {files} files of metrics cannot be used:\n{listing(problems)}")
-    _check_same_trials(folder, runs, sets, results)
-    order = sorted(runs, key=lambda run: (results[run, sort_by].eer, run))
-    return Leaderboard(runs=tuple(order), sets=tuple(sets), sort_by=sort_by, dev_eer=dev_eer, results=results)
+    _check_same_trials(folder, list(runs), sets, results)
+    members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
+    board = Leaderboard(tuple(sorted(members)), members, tuple(sets), sort_by, trainings, results)
+    order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
+    return Leaderboard(tuple(order), members, tuple(sets), sort_by, trainings, results)
 
 
 def _check_names(runs: Sequence[str], sets: Sequence[str], sort_by: str) -> None:
@@ -153,47 +270,98 @@ def _check_same_trials(
         for run in runs:
             if results[run, name].counts() != results[runs[0], name].counts():
                 raise InputError(
-                    f"{folder / run / name}.json and {folder / runs[0] / name}.json count different trials or "
-                    f"attacks, so that their values cannot be compared; {REMEDY}"
+                    f"{folder / run}-{name}.json and {folder / runs[0]}-{name}.json count different trials or "
+                    f"attacks, so that their values cannot be compared; run `dvc repro {EVALUATE}`"
                 )
 
 
 def to_csv(board: Leaderboard) -> str:
-    """The leaderboard as CSV, in percent as in the metrics: rank, run, dev_eer, eer/<set>, eer/<set>/<attack>."""
+    """The leaderboard as CSV, a line a system, EERs in percent.
+
+    rank, system, runs, dev_eer, dev_eer_sd, of every set eer/<set> with _sd, _low, _high (95 %) and _mark, seconds,
+    parameters, and eer/<set>/<attack>; cells without a value are empty.
+    """
     attacks = [(name, attack) for name in board.sets for attack in board.first(name).attacks]
+    header = ["rank", "system", "runs", "dev_eer", "dev_eer_sd"]
+    header += [f"eer/{name}{part}" for name in board.sets for part in ("", "_sd", "_low", "_high", "_mark")]
+    header += ["seconds", "parameters", *(f"eer/{name}/{attack}" for name, attack in attacks)]
+    rows = []
+    for rank, system in enumerate(board.systems, start=1):
+        dev = board.dev_eer(system)
+        row: list[Any] = [rank, system, len(board.runs[system]), dev.mean, dev.deviation]
+        for name in board.sets:
+            value = board.eer(system, name)
+            row += [value.mean, value.deviation, *(value.interval or (None, None)), board.mark(system, name)]
+        row += [board.seconds(system), board.parameters(system)]
+        rows.append(row + [board.attack(system, name, attack) for name, attack in attacks])
+    return _csv(header, rows)
+
+
+def runs_to_csv(board: Leaderboard) -> str:
+    """Every run by itself as CSV: system, run, dev_eer, eer/<set>, seconds, parameters."""
+    header = ["system", "run", "dev_eer", *(f"eer/{name}" for name in board.sets), "seconds", "parameters"]
+    rows = []
+    for system in board.systems:
+        for run in board.runs[system]:
+            training = board.trainings[run]
+            eers = [board.results[run, name].eer for name in board.sets]
+            rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters])
+    return _csv(header, rows)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    pooled_names, attack_names = (
-        [f"eer/{name}" for name in board.sets],
-        [f"eer/{name}/{kind}" for name, kind in attacks],
-    )
-    writer.writerow(["rank", "run", "dev_eer", *pooled_names, *attack_names])
-    for rank, run in enumerate(board.runs, start=1):
-        pooled = [board.results[run, name].eer for name in board.sets]
-        single = [board.results[run, name].attacks[attack].eer for name, attack in attacks]
-        writer.writerow([rank, run, board.dev_eer[run], *pooled, *single])
+    writer.writerow(header)
+    writer.writerows(rows)
     return text.getvalue()
 
 
+def to_json(board: Leaderboard) -> str:
+    """What `dvc exp show` and `dvc metrics diff` show: the best system, and the EER of each on `sort_by`, percent."""
+    best = board.systems[0]
+    eers = {system: round(board.eer(system, board.sort_by).mean, 4) for system in sorted(board.systems)}
+    sets = {name: round(board.eer(best, name).mean, 4) for name in board.sets}
+    found = {"best": {"system": best, "dev": round(board.dev_eer(best).mean, 4), **sets}, "eer": eers}
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+
 def to_text(board: Leaderboard) -> str:
-    """The leaderboard as an aligned table, with what its sets hold below."""
-    header = ["", "run", SELECTION + "  ", *(name + "  " for name in board.sets)]
-    rows = [header] + [[f"{rank}", run, *_cells(board, run)] for rank, run in enumerate(board.runs, start=1)]
+    """The leaderboard as an aligned table, with what its marks mean and what its sets hold below."""
+    header = ["", "system", "runs", SELECTION, *board.sets]
+    header += ["seconds", "parameters"]
+    rows = [header] + [[f"{rank}", *_cells(board, system)] for rank, system in enumerate(board.systems, start=1)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    left = {1, 3, *range(4, 4 + len(board.sets))}
     lines = [
         "  ".join(
-            cell.ljust(width) if column == 1 else cell.rjust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    counts = [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
-    title = f"EER in percent, sorted by {board.sort_by}; {BEST} best of its column"
-    selection = f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints"
-    return "\n".join([title, "", *lines, "", selection, *counts]) + "\n"
+    title = f"EER in percent, sorted by {board.sort_by}"
+    notes = [
+        f"{BEST} best of its column, {NEAR} within noise of it; [] 95 % interval; ± standard deviation over seeds",
+        f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
+    ]
+    notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
+    return "\n".join([title, "", *lines, "", *notes]) + "\n"
 
 
-def _cells(board: Leaderboard, run: str) -> list[str]:
-    pairs = [(board.dev_eer[run], min(board.dev_eer.values()))]
-    pairs += [(board.results[run, name].eer, board.best(name)) for name in board.sets]
-    return [f"{eer:.2f} {BEST if eer == best else ' '}" for eer, best in pairs]
+def _cells(board: Leaderboard, system: str) -> list[str]:
+    seconds = board.seconds(system)
+    values = [_shown(board.dev_eer(system), "")]
+    values += [_shown(board.eer(system, name), board.mark(system, name)) for name in board.sets]
+    cost = ["-" if seconds is None else f"{seconds:.1f}", f"{board.parameters(system):,}"]
+    return [system, f"{len(board.runs[system])}", *values, *cost]
+
+
+def _shown(value: Value, mark: str) -> str:
+    """An EER as ` 3.25 ± 0.41 [2.40, 4.10] *`."""
+    text = f"{value.mean:5.2f}"
+    if value.deviation is not None:
+        text += f" ± {value.deviation:.2f}"
+    if value.interval is not None:
+        text += f" [{value.interval[0]:.2f}, {value.interval[1]:.2f}]"
+    return f"{text} {mark}".rstrip()

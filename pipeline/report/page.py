@@ -71,11 +71,19 @@ def _pixels(value: float, axis: Axis, size: int) -> float:
 
 @dataclass(frozen=True)
 class Curves:
-    """What the charts show: DET points and histograms by (run, set), the course of the training by run."""
+    """What the charts show: DET points and histograms by (run, set), the course of the training by run.
+
+    Of each system that is charted, the run that its lowest dev EER selected.
+    """
 
     dets: Mapping[tuple[str, str], Det]
     histograms: Mapping[tuple[str, str], Histogram]
     trainings: Mapping[str, Training]
+
+
+def charted(board: Leaderboard) -> tuple[str, ...]:
+    """The systems that charts show: the best ones, as many as can look different."""
+    return board.systems[: COLOURS * DASHES]
 
 
 def render(board: Leaderboard, curves: Curves, *, note: str = "") -> str:
@@ -93,12 +101,12 @@ def render(board: Leaderboard, curves: Curves, *, note: str = "") -> str:
     return environment.get_template(TEMPLATE).render(
         board=board,
         note=note,
-        styles={run: _style(rank) for rank, run in enumerate(board.runs)},
+        styles={system: _style(rank) for rank, system in enumerate(charted(board))},
+        charted=charted(board),
         det_charts={name: det_chart(board, curves, name) for name in board.sets},
         training_charts=training_charts(board, curves),
         histogram_charts={
-            (run, name): histogram_chart(curves.histograms[run, name], name, threshold=result.threshold)
-            for (run, name), result in board.results.items()
+            (system, name): _histogram(board, curves, system, name) for system in charted(board) for name in board.sets
         },
     )
 
@@ -108,18 +116,24 @@ def _style(rank: int) -> str:
     return f"c{rank % COLOURS} d{rank // COLOURS % DASHES}"
 
 
+def _histogram(board: Leaderboard, curves: Curves, system: str, name: str) -> Chart:
+    run = board.selected(system)
+    return histogram_chart(curves.histograms[run, name], name, threshold=board.results[run, name].threshold)
+
+
 def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
-    """The DET curves of all runs on one set, on probit axes, with a dot at the point of each EER."""
-    eers = [board.results[run, name].eer for run in board.runs]
-    low, high = det_limits([curves.dets[run, name] for run in board.runs], [eer / 100 for eer in eers])
+    """The DET curves of the charted systems on one set, on probit axes, with a dot at the point of each EER."""
+    runs = {system: board.selected(system) for system in charted(board)}
+    eers = [board.results[run, name].eer for run in runs.values()]
+    low, high = det_limits([curves.dets[run, name] for run in runs.values()], [eer / 100 for eer in eers])
     shown = [tick for tick in DET_TICKS if low <= tick <= high]
     places: list[float] = probit(np.array(shown), low=low, high=high).tolist()
     lines = []
-    for rank, (run, eer) in enumerate(zip(board.runs, eers, strict=True)):
-        det = curves.dets[run, name]
+    for rank, (system, eer) in enumerate(zip(runs, eers, strict=True)):
+        det = curves.dets[runs[system], name]
         points = np.stack(beyond_frame(det, low=low, high=high), axis=1)
         x, y = np.clip(points[official_eer(det).point], places[0], places[-1]).tolist()
-        lines.append(Line(f"{run}  {eer:.2f}", _style(rank), points, (x, y)))
+        lines.append(Line(f"{system}  {eer:.2f}", _style(rank), points, (x, y)))
     ticks = tuple((place, f"{100 * tick:g}") for place, tick in zip(places, shown, strict=True))
     across, down = (
         Axis(label, places[0], places[-1], ticks) for label in ("spoof accepted, %", "bona fide rejected, %")
@@ -128,17 +142,17 @@ def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
 
 
 def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, Chart]:
-    """The loss and the EER on the dev set of all runs by epoch, with a dot at each lowest value."""
-    epochs = np.concatenate([curves.trainings[run].epoch for run in board.runs])
+    """The loss and the EER on the dev set of the charted systems by epoch, with a dot at each lowest value."""
+    trainings = {system: curves.trainings[board.selected(system)] for system in charted(board)}
+    epochs = np.concatenate([training.epoch for training in trainings.values()])
     charts = []
     for caption, column, label in (("loss", "loss", "loss"), ("dev EER", "dev_eer", "EER, %")):
         lines = []
-        for rank, run in enumerate(board.runs):
-            training = curves.trainings[run]
+        for rank, (system, training) in enumerate(trainings.items()):
             points = np.stack((training.epoch, getattr(training, column)), axis=1)
             points = points[np.isfinite(points).all(axis=1)]
             lowest = tuple(points[np.argmin(points[:, 1])].tolist()) if len(points) else None
-            lines.append(Line(run, _style(rank), points, lowest))
+            lines.append(Line(system, _style(rank), points, lowest))
         values = np.concatenate([line.points[:, 1] for line in lines])
         x = linear_axis("epoch", epochs, whole=True)
         charts.append(Chart(caption, WIDE, x, linear_axis(label, values), tuple(lines)))

@@ -1,0 +1,41 @@
+"""Put two sets or pools together to be trained on: one trial table, one receipt; nothing is extracted again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pipeline import params, store, trials
+from pipeline.errors import InputError, run_command
+from pipeline.files import write_text
+
+
+def main() -> None:
+    """Parse, read both, join, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--pool", required=True, help="name of the pool, a key of `pools` in the parameters")
+    parser.add_argument(
+        "--trials", type=Path, required=True, help="folder with the trial tables, <set>.csv; is written to"
+    )
+    parser.add_argument(
+        "--features", type=Path, required=True, help="folder with the receipts, <set>.json; is written to"
+    )
+    args = parser.parse_args()
+    settings = params.load(args.params)
+    if args.pool not in settings.pools:
+        raise InputError(
+            f"{args.params}: pools: expected one of {', '.join(settings.pools) or 'none'}, got {args.pool!r}"
+        )
+    names = settings.members(args.pool)
+    tables = {name: trials.read(args.trials / f"{name}.csv") for name in names}
+    receipts = {name: store.read_receipts(args.features / f"{name}.json")[name] for name in names}
+    table = trials.pool(tables)
+    write_text(args.trials / f"{args.pool}.csv", trials.to_csv(table))
+    write_text(args.features / f"{args.pool}.json", json.dumps({"pool": receipts}, indent=2) + "\n")
+    print(f"{args.pool}: {len(table)} trials of {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

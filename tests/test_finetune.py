@@ -1,0 +1,765 @@
+"""Fine-tuning: the right weights move, a kill changes no bit, and what is written is what was trained."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+
+from pipeline import audio, centroids, dataset, extract, finetune, runs, scoring, trials, views, xlsr
+from pipeline.cells import Cell
+from pipeline.contracts import Card, Labels
+from pipeline.det import det_points
+from pipeline.errors import InputError
+from pipeline.finetune import Checkpoint, Epoch, Job, Speech, Tuned, Utterance
+from pipeline.losses import samo
+from pipeline.metrics.eer import official_eer
+from pipeline.params import FinetuneParams, FinetuneRates, LoraParams, Params, ViewsParams, WindowParams, load
+from tests.conftest import TINY, Corpus
+
+ROOT = Path(__file__).parents[1]
+CLEAN = ViewsParams(draw=(), probability=0.0)
+FINETUNE = FinetuneParams(
+    backend="asp",
+    loss="cross_entropy",
+    layers=(1, 2),
+    views=ViewsParams(draw=("rawboost4_0", "noise_0"), probability=0.5),
+    seed=3,
+    epochs=3,
+    batch_size=4,
+    accumulate=2,
+    learning_rate=FinetuneRates(encoder=1e-3, backend=1e-2, centroids=1e-2, layers=1e-2),
+    weight_decay=1e-4,
+    patience=3,
+    average_best=2,
+    freeze_front_end=False,
+    gradient_checkpointing=False,
+    precision="float32",
+)
+
+
+@cache
+def project() -> Params:
+    """The project's own parameters."""
+    return load(ROOT / "params.yaml")
+
+
+def settings(**changes: Any) -> Params:
+    """The project's parameters with the tiny encoder, a short window, and fine-tuning."""
+    whole = project()
+    window = WindowParams(samples=3_200, pad="zero")
+    return whole.model_copy(
+        update={
+            "encoder": TINY.model_copy(update={"finetune": FINETUNE.model_copy(update=changes)}),
+            "extract": whole.extract.model_copy(update={"window": window, "layers": (0, 1, 2, 3, "final")}),
+        }
+    )
+
+
+def prepared(corpus: Corpus, **changes: Any) -> tuple[Any, Card, Cell, Job]:
+    """A fresh model with its card, the cell and the job; the corpus is both training and dev set."""
+    root, table = corpus
+    chosen = settings(**changes)
+    model, card = xlsr.load(chosen.encoder)
+    cell = finetune.chosen(chosen, card)
+    cuts = dataset.thresholds(table, levels=cell.split.levels, given=cell.split.thresholds)
+    speech = Speech(table, root)
+    job = Job(chosen.encoder.finetune, chosen.extract, speech, speech, dataset.labels(table, cuts), "cpu")
+    return model, card, cell, job
+
+
+def tuned(corpus: Corpus, place: Path, say: Callable[[str], None] = lambda _: None, **changes: Any) -> Tuned:
+    model, card, cell, job = prepared(corpus, **changes)
+    checkpoint = Checkpoint.of(place / "finetuned", card, cell=cell, job=job)
+    return finetune.finetune(model, card, cell=cell, job=job, place=checkpoint, say=say)
+
+
+def system(corpus: Corpus, **changes: Any) -> tuple[finetune.System, Job]:
+    model, card, cell, job = prepared(corpus, **changes)
+    torch.manual_seed(0)
+    return finetune.make_system(model, card, cell=cell, job=job), job
+
+
+def gradients(trained: finetune.System, job: Job) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one step on all ten utterances, in parts of `batch_size`."""
+    trained.train()
+    split = finetune.split(np.array([1, 3, 5, 7, 9, 0, 2, 4, 6, 8]), size=job.params.batch_size)
+    parts = finetune.ahead(split, lambda row: finetune.load_drawn(job, row, epoch=1))
+    loss = finetune._accumulate(trained, job, parts, size=10)
+    return loss, {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
+
+
+# Which weights move
+
+
+def moved(corpus: Corpus, place: Path, **changes: Any) -> set[str]:
+    """Parts of the encoder whose weights all, or (`x?`) partly, differ from the start after an epoch."""
+    before = xlsr.load(TINY)[0].state_dict()
+    after = tuned(corpus, place, epochs=1, **changes).model.state_dict()
+    assert before.keys() == after.keys()
+    parts: dict[str, list[bool]] = {}
+    for name, tensor in before.items():
+        part = name.removeprefix("encoder.")
+        part = ".".join(part.split(".")[:2]) if part.startswith("layers") else part.split(".")[0]
+        parts.setdefault(part, []).append(not torch.equal(tensor, after[name]))
+    return {part if all(changed) else f"{part}?" for part, changed in parts.items() if any(changed)}
+
+
+def test_weights_up_to_the_highest_layer_move_and_no_others(corpus: Corpus, tmp_path: Path) -> None:
+    below = {"feature_extractor", "feature_projection", "pos_conv_embed", "layers.0", "layers.1"}
+    assert moved(corpus, tmp_path) == below
+    assert moved(corpus, tmp_path, freeze_front_end=True) == below - {"feature_extractor"}
+    assert moved(corpus, tmp_path, layers=("final",)) == below | {"layers.2", "layer_norm"}
+    assert moved(corpus, tmp_path, layers=(0,)) == below - {"layers.0", "layers.1"}
+    assert not [name for name in system(corpus, layers=(0,))[0].learned() if "encoder.layer" in name]
+
+
+def test_learning_rates_go_to_encoder_backend_centroids_and_layer_weights(corpus: Corpus) -> None:
+    rates = FinetuneRates(encoder=1.0, backend=2.0, centroids=3.0, layers=4.0)
+    trained, job = system(corpus, learning_rate=rates, freeze_front_end=True)
+    groups = finetune.optimizer_of(trained, job.params).param_groups
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+    for name, parameter in trained.named_parameters():
+        part = "layers" if name.endswith("logits") else name.split(".")[0]
+        expected = (
+            {"encoder": 1.0, "backend": 2.0, "loss": 3.0, "layers": 4.0}[part] if parameter.requires_grad else None
+        )
+        assert found.get(id(parameter)) == expected, name
+    assert sorted(set(found.values())) == [1.0, 2.0, 3.0, 4.0]
+    assert not trained.encoder.model.masked_spec_embed.requires_grad
+
+
+def test_nothing_in_the_encoder_is_random_in_training(corpus: Corpus) -> None:
+    trained, _ = system(corpus, backend="linear", layers=(1, "final"))
+    windows = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (3, 3_200)).astype(np.float32))
+    valid = torch.tensor([3_200, 2_000, 900])
+    trained.train()
+    first, second = (trained(windows, valid) for _ in range(2))
+    assert first.requires_grad
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, trained.eval()(windows, valid), rtol=0, atol=0)
+
+
+LORA = LoraParams(rank=2, alpha=4.0, targets=("q_proj", "out_proj"))
+
+
+def test_lora_trains_low_rank_updates_alone_and_leaves_a_plain_model(corpus: Corpus, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    place = tmp_path / "finetuned"
+    model, card, cell, job = prepared(corpus, lora=LORA, freeze_front_end=True, loss="aoc", average_best=1)
+    checkpoint = Checkpoint.of(place, card, cell=cell, job=job)
+    result = finetune.finetune(model, card, cell=cell, job=job, place=checkpoint, say=lambda _: None)
+    before, after = xlsr.load(TINY)[0].state_dict(), result.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    maps = [f"encoder.layers.{layer}.attention.{name}" for layer in (0, 1) for name in LORA.targets]
+    assert changed == {f"{name}.weight" for name in maps}
+    saved = load_file(checkpoint.model(result.kept[0]))
+    assert result.parameters == sum(p.numel() for p in result.backend.parameters()) + 4 * 2 * (32 + 32)
+    for name in maps:
+        a, b = (saved[f"encoder.model.{name}.lora_{part}.default.weight"] for part in "AB")
+        torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + 2.0 * b @ a, rtol=0, atol=1e-6)
+    finetune.save(place, result, run={}, source="random")
+    assert xlsr.load_deployed(settings().encoder, weights=place)[1].weights_sha256 == xlsr.weights_sha256(result.model)
+    assert not list(place.glob("adapter*"))
+
+
+def test_lora_goes_on_to_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    changes = {"lora": LORA, "freeze_front_end": True, "gradient_checkpointing": True, "epochs": 2}
+    expected = tuned(corpus, tmp_path / "whole", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, "_accumulate", after=3)
+        with pytest.raises(StopError):
+            tuned(corpus, tmp_path, **changes)
+    same(tuned(corpus, tmp_path, **changes), expected)
+
+
+def test_lora_without_its_extra_is_named(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r'lora needs PEFT, which is not installed: pip install "bonafide\[peft\]"'):
+        tuned(corpus, tmp_path, lora=LORA, freeze_front_end=True)
+
+
+# What a step is
+
+
+def test_parts_of_a_step_are_the_step(corpus: Corpus) -> None:
+    """A mean loss on a backend without batch statistics: the parts' gradients, each by its share, are the whole's."""
+    changes = {"backend": "linear", "loss": "oc_softmax"}
+    whole_loss, whole = gradients(*system(corpus, batch_size=10, **changes))
+    for size in (5, 4, 2):  # 4: parts of 4, 3 and 3
+        loss, parts = gradients(*system(corpus, batch_size=size, **changes))
+        assert loss == pytest.approx(whole_loss, rel=1e-6)
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=2e-6 * float(gradient.abs().max()) + 1e-9)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(corpus: Corpus) -> None:
+    def computed(**changes: Any) -> tuple[float, dict[str, torch.Tensor], int]:
+        trained, job = system(corpus, batch_size=10, **changes)
+        calls: list[int] = []
+        model = trained.encoder.model
+        inside = [conv.conv for conv in model.feature_extractor.conv_layers]
+        for module in [*inside, *(layer.feed_forward for layer in model.encoder.layers)]:
+            module.register_forward_pre_hook(lambda *_: calls.append(1))
+        loss, found = gradients(trained, job)
+        return loss, found, len(calls)
+
+    plain_loss, plain, once = computed()
+    loss, found, twice = computed(gradient_checkpointing=True)
+    assert (once, twice) == (9, 18)  # seven convolutions, two layers of which nothing lies above the tap
+    assert loss == plain_loss
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-7)
+
+
+def test_gradient_checkpointing_leaves_no_trace(corpus: Corpus, tmp_path: Path) -> None:
+    plain = tuned(corpus, tmp_path / "plain", epochs=1, freeze_front_end=True)
+    found = tuned(corpus, tmp_path, epochs=1, freeze_front_end=True, gradient_checkpointing=True)
+    assert xlsr.weights_sha256(found.model) == xlsr.weights_sha256(plain.model)
+    assert not [name for name, module in found.model.named_modules() if "forward" in vars(module)]
+
+
+def test_a_step_is_split_evenly_by_class() -> None:
+    is_bonafide = np.arange(50) % 5 == 0
+    params = FINETUNE.model_copy(update={"batch_size": 4, "accumulate": 3})
+    plan = finetune.steps(is_bonafide, params, epoch=1)
+    assert len(plan) == 5
+    for step in plan:
+        assert [len(part) for part in step] == [4, 3, 3]
+        assert [int(is_bonafide[part].sum()) for part in step] == [1, 1, 0]
+    rows = np.concatenate([part for step in plan for part in step])
+    assert sorted(rows.tolist()) == list(range(50))
+    assert [len(p) for p in finetune.split(np.arange(5), size=5)] == [5]
+    assert finetune.steps(is_bonafide, params, epoch=2)[0][0].tolist() != plan[0][0].tolist()
+
+
+def test_pooled_features_are_those_of_the_store() -> None:
+    frames = torch.randn(3, 2, 7, 5, generator=torch.Generator().manual_seed(0))
+    n_frames = torch.tensor([7, 3, 1])
+    expected = torch.stack([extract.pool(frames[:, layer], n_frames) for layer in range(2)], dim=1)
+    torch.testing.assert_close(finetune.pool(frames, n_frames), expected, rtol=1e-5, atol=1e-6)
+    one_frame = torch.ones(1, 1, 4, 2, requires_grad=True)
+    finetune.pool(one_frame, torch.tensor([1])).sum().backward()
+    assert one_frame.grad[0, 0].tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
+
+
+def test_bfloat16_computes_the_encoder_alone_in_half_precision(corpus: Corpus) -> None:
+    full, _ = system(corpus)
+    half, _ = system(corpus, precision="bfloat16")
+    seen: list[torch.dtype] = []
+    half.encoder.model.encoder.layers[0].attention.register_forward_hook(lambda _m, _i, o: seen.append(o[0].dtype))
+    half.backend.register_forward_pre_hook(lambda _m, given: seen.append(given[0].dtype))
+    windows = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 3_200)).astype(np.float32))
+    valid = torch.tensor([3_200, 2_000])
+    expected, found = full(windows, valid), half(windows, valid)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+
+
+def test_the_averaged_system_is_scored_in_float32_as_extraction_computes(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, seen = finetune.dev_eer, []
+    monkeypatch.setattr(finetune, "dev_eer", lambda scored, job: (seen.append(scored.precision), score(scored, job))[1])
+    tuned(corpus, tmp_path, precision="bfloat16", epochs=2)
+    assert seen == ["bfloat16", "bfloat16", "float32"]
+
+
+# Views on the fly
+
+
+def test_views_are_drawn_by_seed_epoch_and_utterance() -> None:
+    drawn = ViewsParams(draw=("rawboost4_0", "noise_0"), probability=0.4)
+    names = [f"u{i}" for i in range(2_000)]
+
+    def epoch(number: int, seed: int = 1) -> list[str | None]:
+        return [finetune.drawn_view(drawn, seed=seed, epoch=number, utterance=name) for name in names]
+
+    first = epoch(1)
+    assert first == epoch(1)
+    counts = {view: first.count(view) for view in (None, "rawboost4_0", "noise_0")}
+    assert sum(counts.values()) == 2_000
+    assert counts[None] == pytest.approx(1_200, abs=90)  # four standard deviations
+    assert counts["noise_0"] == pytest.approx(400, abs=75)
+    for other in (epoch(2), epoch(1, seed=2)):
+        assert sum(a == b for a, b in zip(first, other, strict=True)) < 1_100
+    assert {finetune.drawn_view(CLEAN, seed=1, epoch=1, utterance=name) for name in names} == {None}
+
+
+def test_a_drawn_view_is_made_of_the_whole_utterance_and_anew_each_epoch(corpus: Corpus) -> None:
+    root, _ = corpus
+    *_, job = prepared(corpus, views=ViewsParams(draw=("rawboost5_0",), probability=1.0))
+    samples = audio.load(root / "u4.wav")
+    expected = views.apply("rawboost5_0", samples, utterance="3 7 u4")
+    found = finetune.load_drawn(job, 4, epoch=7)
+    cut, valid = audio.window(expected, length=3_200, pad="zero")
+    np.testing.assert_array_equal(found.window, cut)
+    assert (found.valid, found.shift) == (valid, -1)
+    assert not np.array_equal(finetune.load_drawn(job, 4, epoch=8).window, cut)
+    clean = finetune.load_clean(job.train, 4, window=job.window)
+    assert clean.shift == 0
+    np.testing.assert_array_equal(clean.window, audio.window(samples, length=3_200, pad="zero")[0])
+
+
+def test_a_view_lowers_a_known_quality_level() -> None:
+    level = torch.tensor([2, 1, 0, -1, 2, -1])
+    labels = Labels(torch.tensor([True] * 6), level, torch.arange(6))
+    window = np.zeros(4, np.float32)
+    utterances = [Utterance(window, 4, shift) for shift in (-1, -1, -1, -1, 0, 0)]
+    found = finetune.lowered(labels, utterances, "cpu")
+    assert found.level.tolist() == [1, 0, 0, -1, 2, -1]
+    assert found.speaker.tolist() == [0, 1, 2, 3, 4, 5]
+    assert level.tolist() == [2, 1, 0, -1, 2, -1]
+
+
+def test_batches_are_decoded_a_little_ahead_and_in_order() -> None:
+    started: list[int] = []
+
+    def load_one(row: int) -> int:
+        started.append(row)
+        return 10 * row
+
+    batches = [np.arange(3 * i, 3 * i + 3) for i in range(8)]
+    parts = finetune.ahead(batches, load_one)
+    for i, (rows, loaded) in enumerate(parts):
+        assert rows.tolist() == batches[i].tolist()
+        assert loaded == [10 * row for row in rows]
+        assert len(started) <= 3 * (i + 1 + finetune.AHEAD)
+    assert i == 7
+
+
+def test_all_bad_files_of_a_batch_are_told(corpus: Corpus, tmp_path: Path) -> None:
+    root, _ = corpus
+    (root / "u3.wav").unlink()
+    (root / "u6.wav").write_bytes(b"RIFF")
+    with pytest.raises(
+        InputError, match=r"2 of \d+ utterances of a batch cannot be used:\n.*utterance u[36].*\n.*u[36]"
+    ):
+        tuned(corpus, tmp_path, batch_size=10, accumulate=1)
+
+
+# The same bits after a kill
+
+
+def same(first: Tuned, second: Tuned) -> None:
+    assert first.curves == second.curves
+    assert (first.kept, first.dev_eer, first.dev_threshold) == (second.kept, second.dev_eer, second.dev_threshold)
+    assert first.centroids.vectors.tobytes() == second.centroids.vectors.tobytes()
+    assert xlsr.weights_sha256(first.model) == xlsr.weights_sha256(second.model)
+    assert xlsr.weights_sha256(first.backend) == xlsr.weights_sha256(second.backend)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Tuned]:
+    """Trainings of the corpus that nothing stopped, by what they changed, each made when it is first wanted."""
+    return {}
+
+
+def whole(uninterrupted: dict[str, Tuned], corpus: Corpus, place: Path, **changes: Any) -> Tuned:
+    key = repr(changes)
+    if key not in uninterrupted:
+        uninterrupted[key] = tuned(corpus, place / "whole", **changes)
+    return uninterrupted[key]
+
+
+class StopError(Exception):
+    """Ends a training at a chosen place."""
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, name: str, *, after: int) -> None:
+    """Let a function of the module raise from its call number `after` + 1 on."""
+    original, calls = getattr(finetune, name), []
+
+    def stopping(*given: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) > after:
+            raise StopError
+        return original(*given, **named)
+
+    monkeypatch.setattr(finetune, name, stopping)
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "done"),
+    [
+        ("_accumulate", 3, 1),  # within the second epoch
+        ("dev_eer", 1, 1),  # after its last step
+        ("_write_tensors", 3, 1),  # its weights are written, its moments are not
+        ("write_text", 2, 2),  # nothing says yet that the third is done
+        ("average", 0, 3),  # all are
+    ],
+)
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    uninterrupted: dict[str, Tuned], corpus: Corpus, tmp_path: Path, name: str, after: int, done: int
+) -> None:
+    changes = {"loss": "aoc", "backend": "mlp"}  # the centroid and its count are buffers, the backend has dropout
+    expected = whole(uninterrupted, corpus, tmp_path, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, name, after=after)
+        with pytest.raises(StopError):
+            tuned(corpus, tmp_path, **changes)
+    told: list[str] = []
+    torch.manual_seed(99)  # the global generator plays no part
+    same(tuned(corpus, tmp_path, say=told.append, **changes), expected)
+    assert f"{done} epochs are done; going on with the next" in told[0]
+    assert sum(line.startswith("epoch ") for line in told) == 3 - done
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import finetune, trials
+from tests import test_finetune
+real = finetune.dev_eer
+calls = []
+def dev_eer(*given):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given)
+finetune.dev_eer = dev_eer
+root = Path(sys.argv[1])
+test_finetune.tuned((root, trials.read(Path(sys.argv[2]))), Path(sys.argv[3]), print)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(
+    uninterrupted: dict[str, Tuned], corpus: Corpus, tmp_path: Path
+) -> None:
+    root, table = corpus
+    (tmp_path / "trials.csv").write_text(trials.to_csv(table))
+    command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "trials.csv"), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    told: list[str] = []
+    same(tuned(corpus, tmp_path, say=told.append), whole(uninterrupted, corpus, tmp_path))
+    assert "1 epochs are done" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("adam_0001.safetensors", lambda path: path.write_bytes(b"\x80\x04pickled"), "checkpoint is damaged"),
+        ("model_0001.safetensors", lambda path: path.unlink(), "checkpoint is damaged"),
+        ("model_0001.safetensors", lambda path: save_file({"w": torch.zeros(1)}, path), "tensors of this system"),
+        ("curves.json", lambda path: path.write_text("[]"), "expected a checkpoint of a fine-tuning"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(
+    corpus: Corpus, tmp_path: Path, name: str, damage: Callable[[Path], Any], message: str
+) -> None:
+    tuned(corpus, tmp_path, epochs=1)
+    (folder,) = (tmp_path / "finetuned.checkpoint").iterdir()
+    damage(folder / name)
+    with pytest.raises(InputError, match=rf"{folder}.*{message}.*; remove {folder}"):
+        tuned(corpus, tmp_path, epochs=1)
+
+
+def test_the_seed_decides_everything(corpus: Corpus, tmp_path: Path) -> None:
+    first = tuned(corpus, tmp_path / "a", epochs=1)
+    other = tuned(corpus, tmp_path / "b", epochs=1, seed=4)
+    assert xlsr.weights_sha256(first.model) != xlsr.weights_sha256(other.model)
+
+
+def test_other_parameters_or_data_have_another_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    _, card, cell, job = prepared(corpus)
+    labels = dataclasses.replace(job.labels, level=job.labels.level + 1)
+    shorter = Speech(job.dev.trials.take(np.arange(9)), job.dev.root)
+    zero = job.extract.model_copy(update={"window": WindowParams(samples=3_200, pad="repeat")})
+    variants = [
+        (card, cell, job),
+        (dataclasses.replace(card, weights_sha256="0"), cell, job),
+        (card, dataclasses.replace(cell, loss_parameters={"bonafide_weight": 2.0}), job),
+        (card, dataclasses.replace(cell, backend_parameters={"embedding_dim": 2}), job),
+        (card, cell, dataclasses.replace(job, labels=labels)),
+        (card, cell, dataclasses.replace(job, dev=shorter)),
+        (card, cell, dataclasses.replace(job, extract=zero)),
+        (card, cell, dataclasses.replace(job, params=job.params.model_copy(update={"weight_decay": 0.0}))),
+    ]
+    found = {Checkpoint.of(tmp_path / "w", c, cell=e, job=j).folder for c, e, j in variants}
+    assert len(found) == len(variants)
+    assert {path.parent for path in found} == {tmp_path / "w.checkpoint"}
+    first, second = sorted(found)[:2]
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    Checkpoint(first).remove()
+    assert [path.name for path in (tmp_path / "w.checkpoint").iterdir()] == [second.name]
+    Checkpoint(second).remove()
+    assert not (tmp_path / "w.checkpoint").exists()
+
+
+# Selection
+
+
+def test_selection_averages_the_best_and_stops_after_patience(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = iter([40.0, 30.0, 35.0, 30.0, 20.0, 25.0, 20.0, 30.0, 99.0])
+    states: list[dict[str, torch.Tensor]] = []
+
+    def scripted(trained: finetune.System, _job: Job) -> Any:
+        states.append({name: tensor.clone() for name, tensor in trained.learned().items()})
+        return dataclasses.replace(official_eer(det_points(np.ones(2), np.zeros(2))), eer=next(script) / 100)
+
+    monkeypatch.setattr(finetune, "dev_eer", scripted)
+    result = tuned(corpus, tmp_path, epochs=20, patience=3, average_best=3)
+    assert [e.dev_eer for e in result.curves] == pytest.approx(
+        [40, 30, 35, 30, 20, 25, 20, 30]
+    )  # three without a lower
+    assert result.kept == (5, 6, 7)
+    assert result.dev_eer == pytest.approx(99)
+    name = "encoder.model.encoder.layers.0.attention.q_proj.weight"
+    expected = torch.stack([states[i][name] for i in (4, 5, 6)]).mean(0)
+    found = result.model.state_dict()[name.removeprefix("encoder.model.")]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    assert torch.equal(found, states[-1][name])
+    kept = sorted(path.name for path in tmp_path.glob("finetuned.checkpoint/*/*"))
+    models = [f"model_{epoch:04d}.safetensors" for epoch in (5, 6, 7, 8)]
+    assert kept == ["adam_0008.safetensors", "curves.json", *models]
+
+
+def test_average_by_hand(tmp_path: Path) -> None:
+    save_file({"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(7)}, tmp_path / "a")
+    save_file({"w": torch.tensor([3.0, 6.0]), "count": torch.tensor(9)}, tmp_path / "b")
+    mean = finetune.average([tmp_path / "a", tmp_path / "b"])
+    assert {name: tensor.tolist() for name, tensor in mean.items()} == {"w": [2.0, 4.0], "count": 7}
+
+
+def test_among_equals_the_later_epoch_is_kept_and_patience_counts_from_the_first() -> None:
+    curves = [Epoch(i, 0.0, eer) for i, eer in enumerate([5.0, 3.0, 3.0, 4.0], start=1)]
+    assert [epoch.epoch for epoch in finetune._best(curves, 3)] == [3, 2, 4]
+    assert finetune._finished(curves, FINETUNE.model_copy(update={"epochs": 9, "patience": 2}))
+    assert not finetune._finished(curves, FINETUNE.model_copy(update={"epochs": 9, "patience": 3}))
+    assert finetune._finished(curves, FINETUNE.model_copy(update={"epochs": 4, "patience": 3}))
+    assert not finetune._finished([], FINETUNE)
+
+
+# Every loss, and what is told
+
+
+@pytest.mark.parametrize("loss", ["aoc", "qamo", "am_softmax", "oc_softmax", "multi_centre", "samo"])
+def test_every_loss_can_be_fine_tuned_with(corpus: Corpus, tmp_path: Path, loss: str) -> None:
+    before = xlsr.weights_sha256(xlsr.load(TINY)[0])
+    result = tuned(corpus, tmp_path, loss=loss, backend="linear", epochs=1, batch_size=2, accumulate=1)
+    assert xlsr.weights_sha256(result.model) != before
+    assert 0 <= result.dev_eer <= 100
+
+
+def test_centres_of_speakers_are_enrolled_by_the_averaged_system(corpus: Corpus, tmp_path: Path) -> None:
+    result = tuned(corpus, tmp_path, loss="samo", backend="linear", epochs=2)
+    _, table = corpus
+    found = embedded(result, corpus)
+    for speaker, vector in enumerate(result.centroids.vectors):
+        mean = found[(table.speaker == f"s{speaker}") & table.is_bonafide].mean(0)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_loss_that_enrols_is_asked_before_every_epoch(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, list[int]]] = []
+
+    def start_epoch(_loss: Any, epoch: int, enrolment: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        embeddings, speaker = enrolment()
+        asked.append((epoch, len(embeddings), speaker.tolist()))
+
+    monkeypatch.setattr(samo.Loss, "start_epoch", start_epoch)
+    tuned(corpus, tmp_path, loss="samo", backend="linear", epochs=2)
+    assert asked == [(1, 5, [1, 0, 2, 1, 0]), (2, 5, [1, 0, 2, 1, 0])]
+
+
+def test_centroids_that_the_last_step_made_infinite_are_an_error(corpus: Corpus) -> None:
+    trained, job = system(corpus)
+    trained.loss.classify.bias.data[0] = torch.inf
+    with pytest.raises(InputError, match=r"centroids must be finite; lower encoder\.finetune\.learning_rate"):
+        finetune.dev_eer(trained, job)
+
+
+def embedded(result: Tuned, corpus: Corpus) -> np.ndarray:
+    """Embeddings (N, E) of the pooled features that extraction would store of layers 1 and 2."""
+    root, table = corpus
+    encoder = xlsr.Encoder(result.model, taps=(1, 2), normalize="utterance")
+    loaded = [finetune.load_clean(Speech(table, root), i, window=settings().extract.window) for i in range(10)]
+    taps, n_frames = encoder(*finetune._batch(loaded, "cpu"))
+    pooled = torch.stack([extract.pool(taps[tap], n_frames) for tap in (1, 2)], dim=1)
+    with torch.no_grad():
+        return result.backend(pooled.clone(), n_frames.clone()).numpy()
+
+
+def test_what_is_about_to_be_done_is_told(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "TIMED", 2)
+    told: list[str] = []
+    result = tuned(corpus, tmp_path, say=told.append, freeze_front_end=True, accumulate=1)
+    lines = told[0].splitlines()
+    assert lines[0] == "10 utterances to train on, 10 to select on; layers 1, 2; float32 on cpu"
+    total = f"{result.parameters:,}"
+    assert lines[1].startswith(f"{total} trainable parameters: ")
+    assert lines[2] == "3 steps of 1 × 4 utterances an epoch, up to 3 epochs"
+    assert told[1].startswith("about 0 s an epoch, ") or told[1].startswith("about 1 s an epoch, ")
+    assert [line.split(":")[0] for line in told[2:]] == ["epoch 1", "epoch 2", "epoch 3"]
+    trained, _ = system(corpus, freeze_front_end=True)
+    front_end = sum(p.numel() for p in trained.encoder.model.feature_extractor.parameters())
+    whole, _ = system(corpus)
+    assert finetune._count(whole) - finetune._count(trained) == front_end > 0
+    assert result.parameters == finetune._count(trained)
+
+
+def test_a_loss_that_explodes_is_an_error(corpus: Corpus, tmp_path: Path) -> None:
+    rates = FinetuneRates(encoder=1e30, backend=1e30, centroids=1e30, layers=1e30)
+    with pytest.raises(
+        InputError, match=r"the (loss is (nan|inf)|.* not finite); lower encoder\.finetune\.learning_rate"
+    ):
+        tuned(corpus, tmp_path, learning_rate=rates, accumulate=1)
+
+
+# What is written
+
+
+@pytest.mark.parametrize("backend", ["linear", "asp"])
+def test_what_is_written_is_what_was_trained(corpus: Corpus, tmp_path: Path, backend: str) -> None:
+    """transformers loads the encoder, and the run scores the features extracted with it as training did."""
+    root, table = corpus
+    model, card, cell, job = prepared(corpus, backend=backend, average_best=1)
+    checkpoint = Checkpoint.of(tmp_path / "w", card, cell=cell, job=job)
+    result = finetune.finetune(model, card, cell=cell, job=job, place=checkpoint, say=lambda _: None)
+    written = xlsr.card_of(result.model, source=str(tmp_path / "w"), normalize="utterance")
+    run = finetune.run_card(result, card=written, source=card, cell=cell, job=job, cuts=())
+    finetune.save(tmp_path / "w", result, run=run, source="random")
+    files = sorted(str(path.relative_to(tmp_path / "w")) for path in (tmp_path / "w").rglob("*") if path.is_file())
+    in_run = [f"run/{name}" for name in ("backend.safetensors", "centroids.safetensors", "run.json")]
+    assert files == ["README.txt", "config.json", "model.safetensors", *in_run]
+
+    loaded, found = xlsr.load_deployed(settings().encoder, weights=tmp_path / "w")
+    assert found == written
+    assert found.architecture == card.architecture
+    assert found.weights_sha256 != card.weights_sha256
+    plain = Wav2Vec2Model.from_pretrained(tmp_path / "w", attn_implementation="sdpa").eval()
+    assert plain.config.layerdrop == plain.config.hidden_dropout == 0
+    samples = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3_200)).astype(np.float32))
+    with torch.inference_mode():
+        expected = result.model(samples).last_hidden_state
+        assert torch.equal(plain(samples).last_hidden_state, expected)
+        assert len(plain.encoder.layers) == 3
+
+    params = job.extract.model_copy(update={"layers": (1, 2), "shard": 4, "batch_size": 3})
+    receipt = extract.extract(
+        table,
+        set_name="dev",
+        audio_root=root,
+        root=tmp_path / "cache",
+        card=found,
+        encoder=lambda taps: xlsr.Encoder(loaded, taps=taps, normalize="utterance"),
+        params=params,
+        say=lambda _: None,
+    )
+    (tmp_path / "dev.json").write_text(json.dumps(receipt))
+    data = dataset.open_set(tmp_path / "dev.json", table, root=tmp_path / "cache", reads=run["reads"])
+    assert data.kind == runs.card(tmp_path / "w" / "run")["kind"]
+    index = centroids.build(runs.centroids(tmp_path / "w" / "run"))
+    scores = scoring.score_all(runs.backend(tmp_path / "w" / "run"), index, data).astype(float)
+    error = official_eer(det_points(scores[table.is_bonafide], scores[~table.is_bonafide]))
+    assert 100 * error.eer == pytest.approx(result.dev_eer)
+    assert error.threshold == pytest.approx(result.dev_threshold, abs=1e-5)
+
+
+def test_a_run_card_has_what_reading_a_run_needs(corpus: Corpus, tmp_path: Path) -> None:
+    model, card, cell, job = prepared(corpus, loss="qamo", epochs=1)
+    checkpoint = Checkpoint.of(tmp_path / "w", card, cell=cell, job=job)
+    result = finetune.finetune(model, card, cell=cell, job=job, place=checkpoint, say=lambda _: None)
+    card_of_run = finetune.run_card(result, card=card, source=card, cell=cell, job=job, cuts=(2.5,))
+    run = json.loads(json.dumps(card_of_run))
+    assert set(runs.KEYS) - {"scoring"} <= run.keys()
+    assert (run["backend"], run["loss"], run["quality_thresholds"], run["reads"]) == ("asp", "qamo", [2.5], "frames")
+    assert run["kind"]["layers"] == [1, 2]
+    assert run["kind"]["channels"] == 32
+    assert run["finetune"]["learning_rate"]["encoder"] == 1e-3
+    assert run["epochs_averaged"] == [1]
+    assert run["finetuned_from"] == {"source": "random", "weights_sha256": card.weights_sha256}
+    assert run["curves"] == [dataclasses.asdict(epoch) for epoch in result.curves]
+
+
+def test_a_checkpoint_holds_adam_and_no_frozen_weights(corpus: Corpus, tmp_path: Path) -> None:
+    tuned(corpus, tmp_path, epochs=1, freeze_front_end=True)
+    (folder,) = (tmp_path / "finetuned.checkpoint").iterdir()
+    weights, adam = load_file(folder / "model_0001.safetensors"), load_file(folder / "adam_0001.safetensors")
+    assert not [name for name in weights if "feature_extractor" in name or "masked" in name]
+    assert {name.split(".")[0] for name in weights} == {"encoder", "backend", "loss"}
+    kinds = [name.split(".")[1] for name in adam]
+    assert kinds.count("exp_avg") == kinds.count("exp_avg_sq") == kinds.count("step") == len(weights)
+    assert {float(adam[name]) for name in adam if name.endswith("step")} == {2.0}
+
+
+# Wrong parameters
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("backend", "resnet", r"finetune\.backend: expected one of linear, asp.*, got 'resnet'"),
+        ("loss", "focal", r"finetune\.loss: expected one of aoc.*, got 'focal'"),
+        ("set", "training", r"finetune\.set: expected one of train, eval, got 'training'"),
+        ("set", "dev", r"finetune\.set: expected one of train, eval, got 'dev'"),
+        ("layers", "[1, 4]", r"finetune\.layers\.1: expected 0 to 3 or final, got 4"),
+        ("layers", "[1, 1]", r"finetune\.layers: expected each entry once"),
+        ("layers", "[]", r"finetune\.layers: "),
+        (
+            "views",
+            "{draw: [rawboost9_0], probability: 0.5}",
+            r"finetune\.views\.draw\.0: expected a view .*'rawboost9_0'",
+        ),
+        ("views", "{draw: [], probability: 0.5}", r"finetune\.views: expected views to draw"),
+        ("epochs", "0", r"finetune\.epochs: expected greater than 0, got 0"),
+        ("accumulate", "1.5", r"finetune\.accumulate: expected a valid integer"),
+        ("batch_size", "1", r"finetune\.batch_size: expected greater than or equal to 2, got 1"),
+        ("precision", "float16", r"finetune\.precision: expected 'float32' or 'bfloat16'"),
+        (
+            "learning_rate",
+            "{encoder: 0, backend: 1, centroids: 1, layers: 1}",
+            r"learning_rate\.encoder: expected greater",
+        ),
+        ("learning_rate", "{backend: 1.0, centroids: 1.0, layers: 1.0}", r"learning_rate\.encoder: missing"),
+        ("freeze_front_end", "0", r"finetune\.freeze_front_end: expected a valid boolean"),
+        ("lora", "{rank: 2, alpha: 4.0, targets: [proj]}", r"finetune\.lora\.targets\.0: expected 'q_proj'"),
+        ("momentum", "0.9", r"finetune\.momentum: unknown parameter"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_line(
+    card: Card, tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    section = {name: json.dumps(value) for name, value in FINETUNE.model_dump().items()} | {key: value}
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    at, end = (
+        next(i for i, line in enumerate(lines) if line.startswith(start)) for start in ("  finetune:", "features:")
+    )
+    lines[at:end] = ["  finetune:", *(f"    {name}: {value}" for name, value in section.items()), ""]
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message) as caught:
+        finetune.chosen(load(path), card)
+    line = at + 2 + list(section).index(key)  # lines count from 1
+    assert f"{path}:{line}: encoder.finetune." in str(caught.value)
+
+
+def test_a_folder_without_weights_is_no_fine_tuned_encoder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"w: no fine-tuned encoder there; run `dvc repro -f encoder`"):
+        xlsr.load_deployed(settings().encoder, weights=tmp_path / "w")
+    assert xlsr.load_deployed(TINY, weights=tmp_path / "w")[1] == xlsr.load(TINY)[1]
