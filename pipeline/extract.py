@@ -2,7 +2,7 @@
 
 A unit of work is one shard of one view: decode, augment and window its utterances, run the encoder in batches, pool,
 check, write, mark. Units are independent and idempotent; a killed extraction continues with the first unit that has no
-marker. Augmented views (pipeline/views.py) are for the set `train` alone: what is evaluated is never augmented.
+marker. Augmented views (pipeline/views.py) are for what `train.set` names alone: what is evaluated is never augmented.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from pipeline import audio, cells, centroids, dataset, extract, fit, runs, scoring, store, views, xlsr
+from pipeline import checkpoint as checkpoints
 from pipeline import trials as trial_table
 from pipeline.cells import Cell
 from pipeline.contracts import Card, Centroids, Enrols, Labels
@@ -52,6 +54,10 @@ from pipeline.metrics.eer import Eer, official_eer
 from pipeline.params import ExtractParams, FinetuneParams, LoraParams, Params, ViewsParams, WindowParams
 from pipeline.trials import Trials
 
+CODE = (  # whose arithmetic a training is; other code does not go on from its checkpoint
+    "pipeline.finetune", "pipeline.audio", "pipeline.dataset", "pipeline.extract", "pipeline.fit", "pipeline.layers",
+    "pipeline.ranks", "pipeline.rawboost", "pipeline.scoring", "pipeline.views", "pipeline.xlsr",
+)  # fmt: skip
 AHEAD = 2  # batches that are decoded before they are asked for
 TIMED = 5  # steps from which the time of an epoch is estimated; the one before them warms up
 CURVES_FILE = "curves.json"
@@ -418,6 +424,11 @@ def make_system(model: Any, card: Card, *, cell: Cell, job: Job) -> System:
     return System(encoder, backend, loss, precision=params.precision).to(job.device)
 
 
+def checkpoint_code(module: str) -> str:
+    """sha256 of the source of a module that is loaded."""
+    return checkpoints.code_of(Path(str(sys.modules[module].__file__)))
+
+
 def identity(card: Card, cell: Cell, job: Job) -> dict[str, Any]:
     """All that decides what a training comes to, JSON-ready."""
     labels = hashlib.sha256()
@@ -432,7 +443,7 @@ def identity(card: Card, cell: Cell, job: Job) -> dict[str, Any]:
         "window": job.window.model_dump(),
         "trials": [trial_table.fingerprint(speech.trials) for speech in (job.train, job.dev)],
         "labels": labels.hexdigest(),
-        "views_version": views.VIEWS_VERSION,
+        "code": [checkpoint_code(module) for module in (cell.backend.__module__, cell.loss.__module__, *CODE)],
     }
 
 

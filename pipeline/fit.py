@@ -185,11 +185,12 @@ def fit(
         labels: of the training set, tensors of length N.
         seed: of the initial weights, the order of batches, dropout, and the draws of views.
         augment: views that the training set has, drawn for training alone.
-        checkpoint: file to go on from after a kill, with the result of an undisturbed training; deleted at the end.
+        checkpoint: file to go on from after a kill, with the result of an undisturbed training; the caller deletes it
+            once the result is on disk.
 
     Raises InputError where the loss stops being finite, or the device that is asked for is not there.
     """
-    device = _device(params.device)
+    device = device_of(params.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         backend: nn.Module = make_backend()
@@ -208,10 +209,7 @@ def fit(
             device=device,
         )
         progress = _epochs(run, checkpoint)
-    fitted = _finished(run, progress)
-    if checkpoint is not None:
-        checkpoints.delete(checkpoint)
-    return fitted
+    return _finished(run, progress)
 
 
 def _finished(run: Run, progress: Progress) -> Fitted:
@@ -235,7 +233,8 @@ def _finished(run: Run, progress: Progress) -> Fitted:
     )
 
 
-def _device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device of `train.device`. Raises InputError where it is a GPU and there is none."""
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise InputError("train.device: expected a GPU that torch can use, got none; set it to auto or cpu")
@@ -243,7 +242,10 @@ def _device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def _centroids(loss: nn.Module) -> Centroids:
-    found: Centroids = loss.centroids()  # type: ignore[operator]
+    try:
+        found: Centroids = loss.centroids()  # type: ignore[operator]
+    except ValueError as error:  # the last step of an epoch may be the one that makes them infinite
+        raise InputError(f"{error}; lower train.learning_rate") from None
     return found
 
 

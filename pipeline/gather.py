@@ -141,10 +141,14 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    limit = Path("/sys/fs/cgroup/memory.max")
-    most = limit.read_text().strip() if limit.is_file() else "max"
     free = int(facts["MemAvailable"].split()[0]) * 1024
-    return free if most == "max" else min(free, int(most))
+    group = Path("/sys/fs/cgroup")
+    most = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
+    if most == "max":
+        return free
+    used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    taken = int((group / "memory.current").read_text()) - int(used["inactive_file"])  # caches give way
+    return min(free, max(int(most) - taken, 0))
 
 
 class Joined:

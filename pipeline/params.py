@@ -26,7 +26,7 @@ from pipeline.files import in_project
 Keys = tuple[str | int, ...]  # from the root of the parameters to a value
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -333,6 +333,14 @@ class Params(_Section):
         if not there or (not wrong_pools and "dev" in self.members(self.train.set)):
             wrong.append(f"{self.where('train', 'set')}: expected a set or a pool without dev, got {self.train.set!r}")
         wrong += self._unknown(("evaluate", "sets"), self.evaluate.sets, self.sets, "sets")
+        trained_on = {self.encoder.finetune.set} if self.encoder.finetune else set()
+        if there and not wrong_pools:
+            trained_on |= set(self.members(self.train.set))
+        wrong += [
+            f"{self.where('evaluate', 'sets', i)}: expected a set that is not trained on, got {name!r}"
+            for i, name in enumerate(self.evaluate.sets)
+            if name in trained_on
+        ]
         wrong += [
             f"{self.where('evaluate', 'asv', name)}: expected one of evaluate.sets, got {name!r}"
             for name in self.evaluate.asv

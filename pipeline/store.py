@@ -16,18 +16,22 @@ nowhere in between; a test holds them equal to zarr-python's.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import fcntl
 import functools
 import hashlib
 import itertools
 import json
+import mmap
 import operator
+import os
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -131,7 +135,7 @@ def map_shard(path: Path, *, rows: int, row: tuple[int, ...], dtype: str, shard:
     length = int(np.prod(row)) * np.dtype(dtype).itemsize + CRC_BYTES
     tail = shard * INDEX_ENTRY_BYTES + CRC_BYTES
     try:
-        data = np.memmap(path, np.uint8, "r")
+        data = _mapped(path)
     except (FileNotFoundError, ValueError):
         raise InputError(f"{path}: the shard is missing or empty; {REPAIR}") from None
     index = data[-tail:-CRC_BYTES]
@@ -145,6 +149,31 @@ def map_shard(path: Path, *, rows: int, row: tuple[int, ...], dtype: str, shard:
         raise InputError(f"{path}: not a shard that this project wrote; {REPAIR}")
     strides = (length, *np.empty(row, dtype).strides)
     return np.ndarray((rows, *row), dtype, buffer=data, strides=strides)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped and read-only. ValueError for an empty one.
+
+    Through the C library, as Python's own maps each keep a file open, of which a process may have 1,024.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise ValueError("cannot map an empty file")
+        start = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if start == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    buffer = (ctypes.c_char * size).from_address(start)
+    weakref.finalize(buffer, _libc.munmap, start, size).atexit = False  # the array holds the buffer
+    data: NDArray[np.uint8] = np.frombuffer(cast(Any, buffer), np.uint8)
+    data.flags.writeable = False
+    return data
 
 
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
@@ -369,17 +398,6 @@ def _put(path: Path, data: bytes) -> str:
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 
 
-def read_receipt(path: Path) -> dict[str, Any]:
-    """A receipt. Raises InputError where it is missing or something else."""
-    again = "run `dvc repro -f extract`"
-    receipt = read_json(path, what="receipt", keys=("format", *RECEIPT), remedy=again)
-    if receipt["format"] != FORMAT:
-        raise InputError(f"{path}: expected store format {FORMAT}, got {receipt['format']}; {again}")
-    if not re.fullmatch(r"[0-9a-f]{16}/[a-z][a-z0-9_]*-[0-9a-f]{16}\.zarr", str(receipt["store"])):
-        raise InputError(f"{path}: expected a store below the root of features, got {receipt['store']!r}; {again}")
-    return receipt
-
-
 AGAIN = "run `dvc repro -f extract`"
 
 
@@ -432,8 +450,8 @@ class Reader:
         self.row: tuple[int, ...] = (len(names), 2 if pooled else spec.frames, spec.channels)
         self.dtype = "float32" if pooled else "float16"
         self.n_frames = _read_frames(store)
-        # A map costs no file handle but counts against the kernel's 65,530 maps a process, which has several readers.
-        self._map = functools.lru_cache(maxsize=10_000)(self._open)
+        # The kernel allows 65,530 maps a process, and training has two readers.
+        self._map = functools.lru_cache(maxsize=30_000)(self._open)
 
     def _open(self, layer: int, view: int, shard: int) -> Block:
         """One shard of a layer, (rows, 1, T or 2, D): what indexing gives is a row to concatenate."""

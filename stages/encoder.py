@@ -51,7 +51,7 @@ def _finetune(settings: Params, wanted: FinetuneParams, args: argparse.Namespace
     model, source = xlsr.load(settings.encoder)
     cell = finetune.chosen(settings, source)
     train, dev = (
-        finetune.Speech(trials.read(args.trials / f"{name}.csv"), Path(settings.sets[name].root))
+        finetune.Speech(trials.read(args.trials / f"{name}.csv"), settings.sets[name].folder)
         for name in (wanted.set, "dev")
     )
     cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Open, probe, save."""
     given = _arguments(argv)
     settings = params.load(given.params)
+    if TRAIN in settings.evaluate.sets:  # it would take the place of train.set
+        where = settings.where("evaluate", "sets")
+        raise InputError(f"{where}: expected no set named {TRAIN}, as train.set is another; rename it")
     files = {TRAIN: settings.train.set, DEV: DEV} | {name: name for name in settings.evaluate.sets}
     root = settings.features.folder
     sources = {

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline import cells, dataset, fit, params, runs, scorefile, trials
+from pipeline import cells, checkpoint, dataset, fit, params, runs, scorefile, trials
 from pipeline.cells import Cell
 from pipeline.dataset import Augment, Dataset
 from pipeline.errors import InputError, run_command
@@ -29,7 +27,7 @@ def main() -> None:
     args = _arguments()
     settings = params.load(args.params)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
-    device = _device(settings.train.device)
+    device = str(fit.device_of(settings.train.device))
     train = _opened(settings.train.set, args, settings, cell, device=device)
     dev = _opened("dev", args, settings, cell, device=device)
     if train.kind != dev.kind:
@@ -37,6 +35,7 @@ def main() -> None:
         raise InputError(f"{name} has features of {train.kind}, dev of {dev.kind}; run `dvc repro extract`")
     cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
     labels = dataset.labels(train.trials, cuts)
+    unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
     fitted = fit.fit(
         partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
         partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
@@ -46,11 +45,12 @@ def main() -> None:
         params=settings.train,
         seed=args.seed,
         augment=Augment(cell.views.draw, cell.views.probability),
-        checkpoint=args.run.with_name(f"{args.run.name}.checkpoint"),
+        checkpoint=unfinished,
     )
     scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout="2019")
     card = _card(cell, settings, train, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
     _save(args, fitted, card)
+    checkpoint.delete(unfinished)
     seconds = fitted.curves[-1].seconds
     write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)}) + "\n")
     print(f"{args.run.name}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
@@ -75,12 +75,6 @@ def _arguments() -> argparse.Namespace:
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of the dev set to write")
     add("--seconds", type=Path, required=True, metavar="FILE", help="how long it trained, to write (JSON)")
     return parser.parse_args()
-
-
-def _device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("train.device: expected a GPU that torch can use, got none; set it to auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def _opened(name: str, args: argparse.Namespace, settings: Params, cell: Cell, *, device: str) -> Dataset:

@@ -368,7 +368,10 @@ def test_only_what_is_trained_on_is_augmented(tmp_path: Path) -> None:
         ("{both: {first: eval, second: train}}", "both", {"train", "eval"}),
     ):
         (tmp_path / "params.yaml").write_text(
-            text.replace("pools: {}", f"pools: {pools}").replace("\n  set: train ", f"\n  set: {trained_on} ")
+            text.replace("sets: [eval] ", "sets: [dev] ")
+            .replace("sort_by: eval ", "sort_by: dev ")
+            .replace("pools: {}", f"pools: {pools}")
+            .replace("\n  set: train ", f"\n  set: {trained_on} ")
         )
         settings = params.load(tmp_path / "params.yaml")
         asked = {name: stage.asked_of(settings, name).views for name in settings.sets}

@@ -475,7 +475,7 @@ def test_dev_scores_are_those_that_score_would_write() -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert fit._device("auto") == fit._device("cpu") == torch.device("cpu")
+    assert fit.device_of("auto") == fit.device_of("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match=r"train\.device: expected a GPU"):
         fitted(params=TRAIN.model_copy(update={"device": "cuda"}))
 

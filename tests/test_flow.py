@@ -309,8 +309,8 @@ def test_experiments_in_a_copy_of_the_project_use_its_stores(project: Project) -
     assert {"temporary": 4, "queued": 5}.items() <= epochs.items()
     for name in ("temporary", "queued"):
         summary = found[name]["data"]["metrics"]["data/summary.json"]["data"]
-        assert summary["best"]["system"] == "linear-aoc"
-        assert 0 <= summary["best"]["dev"] <= 100
+        assert summary["chosen"]["system"] == "linear-aoc"
+        assert summary["chosen"]["dev_eer"] == summary["chosen"]["eer"]["dev"]  # evaluated on dev here
     assert tree(project.folder / "data/cache") == stores
 
 

@@ -64,6 +64,14 @@ def test_dev_is_not_trained_on(tmp_path: Path) -> None:
         params.load(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("pools", ["{}", "{both: {first: train, second: eval}}"])
+def test_what_is_trained_on_is_not_evaluated_on(tmp_path: Path, pools: str) -> None:
+    trained_on = "eval" if pools == "{}" else "both"
+    (tmp_path / "params.yaml").write_text(settings(pools).replace("\n  set: train ", f"\n  set: {trained_on} "))
+    with pytest.raises(InputError, match=r"evaluate\.sets\.0: expected a set that is not trained on, got 'eval'"):
+        params.load(tmp_path / "params.yaml")
+
+
 def test_a_pool_of_pools_has_the_sets_of_all(tmp_path: Path) -> None:
     text = settings("{two: {first: eval, second: train}, three: {first: two, second: dev}}")
     (tmp_path / "params.yaml").write_text(text)

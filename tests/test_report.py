@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.det import det_points
 from pipeline.errors import InputError
@@ -148,8 +149,8 @@ def test_of_two_seeds_the_csv_holds_the_mean_the_deviation_and_an_interval_of_bo
     # (6, 8): the standard deviation of two is |6 - 8| / sqrt 2, that of their mean 1; the trials' interval is 0.5 wide
     assert float(row["eer/dev"]) == 7.0
     assert float(row["eer/dev_sd"]) == pytest.approx(2**0.5)
-    half = 1.959964 * (1.0**2 + (0.5 / 2 / 1.959964) ** 2) ** 0.5
-    assert float(row["eer/dev_low"]) == pytest.approx(7 - half, abs=1e-6)
+    half = ((12.706 * 1.0) ** 2 + 0.25**2) ** 0.5  # Student's t with one degree of freedom
+    assert float(row["eer/dev_low"]) == max(7 - half, 0.0)
     assert float(row["eer/dev_high"]) == pytest.approx(7 + half, abs=1e-6)
     assert float(row["eer/dev/A2"]) == 14.0
     assert float(row["dev_eer_sd"]) == pytest.approx(2**0.5)
@@ -162,10 +163,10 @@ def test_every_run_has_a_line_of_its_own(inputs: Path) -> None:
     assert [row["seconds"] for row in rows] == ["", "5.0", "", "12.34", ""]
 
 
-def test_the_summary_has_the_best_system_and_the_eer_of_each(inputs: Path) -> None:
+def test_the_summary_has_the_eer_of_each_system_and_the_one_that_dev_chooses(inputs: Path) -> None:
     run(inputs)
     assert json.loads((inputs / "out.json").read_text()) == {
-        "best": {"system": "asp-qamo", "dev": 7.0, "eval": 0.5},
+        "chosen": {"system": "a", "dev_eer": 1.5, "eer": {"dev": 1.25, "eval": 3.25}},
         "eer": {"a": 3.25, "asp-qamo": 0.5, "b": 3.25, "linear-<b>": 9.0},
     }
 
@@ -173,10 +174,10 @@ def test_the_summary_has_the_best_system_and_the_eer_of_each(inputs: Path) -> No
 def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
     text = (run(inputs) / "leaderboard.txt").read_text()
     assert [re.sub(" {2,}", "  ", line) for line in text.splitlines()] == [
-        "EER in percent, sorted by eval",
+        "EER in percent, sorted by eval: an order to look at, no selection",
         "",
         "  system  runs  (dev)  dev  eval  seconds  parameters",
-        "1  asp-qamo  2  7.25 ± 1.41  7.00 ± 1.41 [5.02, 8.98]  0.50 ± 0.14 [0.18, 0.82] *  5.0  1,003",
+        "1  asp-qamo  2  7.25 ± 1.41  7.00 ± 1.41 [0.00, 19.71] ~  0.50 ± 0.14 [0.00, 1.79] *  5.0  1,003",
         "2  a  1  1.50  1.25 [0.95, 1.45] *  3.25 [2.95, 3.45]  -  1,002",
         "3  b  1  2.25  2.00 [1.70, 2.20]  3.25 [2.95, 3.45]  12.3  1,001",
         "4  linear-<b>  1  1.75  1.50 [1.20, 1.70] ~  9.00 [8.70, 9.20]  -  1,000",
@@ -193,7 +194,7 @@ def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
 
 def test_noise_is_told_by_both_standard_errors(inputs: Path) -> None:
     board = gathered(inputs, RUNS, SETS, "dev")
-    assert [board.mark(system, "dev") for system in board.systems] == ["*", "~", "", ""]
+    assert [board.mark(system, "dev") for system in board.systems] == ["*", "~", "", "~"]
     assert board.systems == ("a", "linear-<b>", "b", "asp-qamo")
     # both intervals are 0.5 wide, so a difference of 0.25 * sqrt 2 = 0.3536 is the least that counts
     for difference, mark in ((0.353, "~"), (0.354, "")):
@@ -209,15 +210,22 @@ def test_without_intervals_and_seeds_nothing_is_called_noise(inputs: Path) -> No
     board = gathered(inputs, RUNS, SETS, "dev")
     assert [board.mark(system, "dev") for system in board.systems] == ["*", "", "", ""]
     assert board.eer("a", "dev").interval is None
-    low, high = board.eer("asp-qamo", "dev").interval  # of the seeds alone
-    assert (low, high) == pytest.approx((7 - 1.959964, 7 + 1.959964), abs=1e-6)
+    assert board.eer("asp-qamo", "dev").interval is None
+    assert board.eer("asp-qamo", "dev").deviation == pytest.approx(2**0.5)
 
 
-@pytest.mark.parametrize(
-    ("eers", "interval"), [([0.0, 1.0], (0.0, 0.5 + 1.959964 * 0.5)), ([99.0, 100.0], (99.5 - 1.959964 * 0.5, 100.0))]
-)
-def test_an_interval_ends_where_eers_end(eers: list[float], interval: tuple[float, float]) -> None:
-    assert leaderboard.over_seeds(eers, [None, None]).interval == pytest.approx(interval, abs=1e-6)
+def test_an_interval_ends_where_eers_end_but_noise_does_not() -> None:
+    found = leaderboard.over_seeds([0.1, 0.2, 2.4], [(0.0, 1.0)] * 3)
+    deviation = (((0.1 - 0.9) ** 2 + (0.2 - 0.9) ** 2 + (2.4 - 0.9) ** 2) / 2) ** 0.5
+    half = (0.5**2 + (4.303 * deviation) ** 2 / 3) ** 0.5
+    assert (found.mean, found.half) == (pytest.approx(0.9), pytest.approx(half))
+    assert found.interval == (0.0, pytest.approx(0.9 + half))
+    assert leaderboard.over_seeds([99.0, 100.0], [(98.0, 99.5)] * 2).interval[1] == 100.0
+
+
+def test_student_quantiles_are_those_of_the_distribution() -> None:
+    exact = stats.t.ppf(0.975, np.arange(1, len(leaderboard.T_QUANTILES) + 1))
+    np.testing.assert_allclose(leaderboard.T_QUANTILES, exact, rtol=0, atol=6e-4)
 
 
 def test_the_page_shows_every_value_and_marks_the_best(inputs: Path) -> None:
@@ -233,7 +241,7 @@ def test_the_page_shows_every_value_and_marks_the_best(inputs: Path) -> None:
     ]
     assert [row[0] for row in seen.rows[1:5]] == ORDER
     assert [" ".join(cell.split()) for cell in seen.rows[1]] == [
-        "asp-qamo", "2", "7.25 ± 1.41", "7.00 ± 1.415.02 to 8.98", "0.50± 0.140.18 to 0.82", "5.0", "1,003",
+        "asp-qamo", "2", "7.25 ± 1.41", "7.00 ± 1.41~0.00 to 19.71", "0.50± 0.140.00 to 1.79", "5.0", "1,003",
     ]  # fmt: skip
     assert [" ".join(cell.split()) for cell in seen.rows[4]] == [
         "linear-<b>", "1", "1.75", "1.50~1.20 to 1.70", "9.008.70 to 9.20", "-", "1,000",

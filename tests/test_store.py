@@ -261,3 +261,29 @@ def test_two_extractions_on_one_store_exclude_each_other(tmp_path: Path) -> None
         pass
     with Store.locked(path):
         pass
+
+
+def test_maps_keep_no_file_open(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    shard = target.shard_path(f"{CLEAN}/layer_01", 0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    maps = [store.map_shard(shard, rows=4, row=(3, 4), dtype="float16", shard=4) for _ in range(50)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    kept = maps[0][2].copy()
+    row = maps[0][2]  # a part keeps the whole mapped
+    del maps
+    np.testing.assert_array_equal(row, kept)
+    with pytest.raises(ValueError, match="read-only"):
+        row[0] = 0
+
+
+def test_maps_go_with_the_last_array(tmp_path: Path) -> None:
+    shard = filled(tmp_path).shard_path(f"{CLEAN}/layer_01", 0)
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(str(shard))
+
+    row = store.map_shard(shard, rows=4, row=(3, 4), dtype="float16", shard=4)[1]
+    assert mapped() == 1
+    del row
+    assert mapped() == 0

@@ -2,17 +2,17 @@
 
 A system is what its runs have in common: they differ in the seed alone. Its EER is the mean over them. Two things make
 that number uncertain: the trials that it was measured on (the bootstrap interval of each run) and the seeds (their
-standard deviation s over n runs). With e the standard error that belongs to the mean bootstrap interval, the standard
-error of the system is sqrt(e² + s²/n), and its 95 % interval 1.96 of them to either side; a single run keeps its own
-interval. A system is within noise of the best where their difference is at most 1.96 standard errors of a difference
-of two independent numbers. Measured on the same trials they are not independent, so this claims too few differences
-rather than too many; `bonafide metrics A B` pairs them.
+standard deviation s over n runs). With e the standard error that belongs to the mean bootstrap interval and t the
+quantile of Student's distribution with n - 1 degrees of freedom, the 95 % interval of the system is its mean
+± sqrt((1.96 e)² + t² s²/n); a single run keeps its own interval, and without bootstrap there is none. A system is
+within noise of the best where their difference is at most the root of both squared half widths, as for independent
+numbers. On the same trials they are not independent, and the best of many is partly lucky: to claim a difference of two
+systems, name them beforehand and pair their trials (`bonafide metrics A B`).
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -28,6 +28,7 @@ from pipeline.errors import InputError, listing
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 BEST, NEAR = "*", "~"
 SELECTION = "(dev)"  # in brackets, as the set that chose the checkpoints is no test of them
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
 
 Interval = tuple[float, float]
@@ -68,29 +69,31 @@ class Training:
 
 @dataclass(frozen=True)
 class Value:
-    """An EER in percent over the seeds of a system: their mean, standard deviation (None of one) and 95 % interval."""
+    """An EER in percent over the seeds of a system: their mean, standard deviation (None of one) and 95 % interval.
+
+    half: half the width of the interval, before it ends at 0 and 100.
+    """
 
     mean: float
     deviation: float | None
     interval: Interval | None
-
-    @property
-    def error(self) -> float | None:
-        """Standard error in percentage points."""
-        return None if self.interval is None else (self.interval[1] - self.interval[0]) / (2 * QUANTILE)
+    half: float | None
 
 
 def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> Value:
     """The value of a system from the EERs of its runs and their intervals, both in percent."""
-    mean = math.fsum(eers) / len(eers)
-    deviation = statistics.stdev(eers) if len(eers) > 1 else None
+    count = len(eers)
+    mean = math.fsum(eers) / count
+    deviation = statistics.stdev(eers) if count > 1 else None
     known = [interval for interval in intervals if interval is not None]
+    if not known:
+        return Value(mean, deviation, None, None)
+    trials = math.fsum(high - low for low, high in known) / len(known) / 2
     if deviation is None:
-        return Value(mean, None, known[0] if known else None)
-    widths = [(high - low) / (2 * QUANTILE) for low, high in known]
-    trials = math.fsum(widths) / len(widths) if widths else 0.0
-    half = QUANTILE * math.hypot(trials, deviation / math.sqrt(len(eers)))
-    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)))
+        return Value(mean, None, known[0], trials)
+    quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else QUANTILE
+    half = math.hypot(trials, quantile * deviation / math.sqrt(count))
+    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)), half)
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,7 @@ class Leaderboard:
 
     def dev_eer(self, system: str) -> Value:
         """The EER of a system on the dev set that selected it, as `train` measured it; it has no interval."""
-        eers = [self.trainings[run].dev_eer for run in self.runs[system]]
-        return dataclasses.replace(over_seeds(eers, []), interval=None)
+        return over_seeds([self.trainings[run].dev_eer for run in self.runs[system]], [])
 
     def attack(self, system: str, name: str, attack: str) -> float:
         """The mean EER in percent on one attack of a set."""
@@ -149,8 +151,8 @@ class Leaderboard:
         value = self.eer(system, name)
         if value.mean == best.mean:
             return BEST
-        errors = [error for error in (value.error, best.error) if error is not None]
-        within = len(errors) == 2 and value.mean - best.mean <= QUANTILE * math.hypot(*errors)
+        halves = [half for half in (value.half, best.half) if half is not None]
+        within = len(halves) == 2 and value.mean - best.mean <= math.hypot(*halves)
         return NEAR if within else ""
 
 
@@ -318,11 +320,13 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def to_json(board: Leaderboard) -> str:
-    """What `dvc exp show` and `dvc metrics diff` show: the best system, and the EER of each on `sort_by`, percent."""
-    best = board.systems[0]
+    """What `dvc exp show` and `dvc metrics diff` show, EERs in percent: that of each system on `sort_by`, and those of
+    the system that dev would choose."""
+    chosen = min(board.systems, key=lambda system: (board.dev_eer(system).mean, system))
     eers = {system: round(board.eer(system, board.sort_by).mean, 4) for system in sorted(board.systems)}
-    sets = {name: round(board.eer(best, name).mean, 4) for name in board.sets}
-    found = {"best": {"system": best, "dev": round(board.dev_eer(best).mean, 4), **sets}, "eer": eers}
+    sets = {name: round(board.eer(chosen, name).mean, 4) for name in board.sets}
+    dev = round(board.dev_eer(chosen).mean, 4)
+    found = {"chosen": {"system": chosen, "dev_eer": dev, "eer": sets}, "eer": eers}
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -340,7 +344,7 @@ def to_text(board: Leaderboard) -> str:
         ).rstrip()
         for row in rows
     ]
-    title = f"EER in percent, sorted by {board.sort_by}"
+    title = f"EER in percent, sorted by {board.sort_by}: an order to look at, no selection"
     notes = [
         f"{BEST} best of its column, {NEAR} within noise of it; [] 95 % interval; ± standard deviation over seeds",
         f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
