@@ -70,10 +70,11 @@ def main() -> None:
     for name, source in settings.sets.items():
         if (source.corpus, source.split) not in UTTERANCES:
             raise SystemExit(f"error: {name}: expected a public corpus, got {source.corpus}, split {source.split}")
-        count = UTTERANCES[source.corpus, source.split]
+        trained_on = name in settings.members(settings.train.set)
+        count = UTTERANCES[source.corpus, source.split] * (1 + trained_on * len(settings.extract.views))
         total += count
-        print(f"{name:8} {count:8,} utterances {size * count / 1e9:8,.0f} GB {hours(count, work, args.tflops):6.2f} h")
-    print(f"{'all':8} {total:8,} utterances {size * total / 1e9:8,.0f} GB {hours(total, work, args.tflops):6.2f} h")
+        print(f"{name:8} {count:8,} windows {size * count / 1e9:8,.0f} GB {hours(count, work, args.tflops):6.2f} h")
+    print(f"{'all':8} {total:8,} windows {size * total / 1e9:8,.0f} GB {hours(total, work, args.tflops):6.2f} h")
 
 
 def hours(count: int, work: float, tflops: float) -> float:

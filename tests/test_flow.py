@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from ruamel.yaml import YAML
 
-from pipeline import audio, trials
+from pipeline import audio, checkpoint, trials
 from tests.test_audio import write_bad
 from tests.test_store import tree
 
@@ -148,8 +148,11 @@ def test_a_new_loss_is_one_file_and_its_name(project: Project) -> None:
 
 def test_one_stage_of_one_cell_alone_gives_the_same_bits(project: Project) -> None:
     before = tree(project.folder / "data/runs/linear-qamo-all-clean-1")
+    unfinished = project.folder / "data/runs/linear-qamo-all-clean-1.checkpoint"
+    checkpoint.write(unfinished, {}, {}, run="of other parameters")
     assert project.repro("-s", "-f", names("qamo")[0]) == names("qamo")[:1]
     assert tree(project.folder / "data/runs/linear-qamo-all-clean-1") == before
+    assert not unfinished.exists()
 
 
 def test_a_seed_and_a_choice_of_layers_more_run_the_missing_cells_alone(project: Project) -> None:
