@@ -78,7 +78,7 @@ def repro(project: Path, *arguments: str) -> Ran:
     if process.returncode:
         raise SystemExit("".join(said))
     seconds = time.perf_counter() - start
-    ends = [*(at for _, at in began[1:]), seconds]
+    ends = [at for _, at in began[1:]] + [seconds] * bool(began)
     return Ran(seconds, {stage: end - at for (stage, at), end in zip(began, ends, strict=True)}, trained)
 
 
