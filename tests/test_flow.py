@@ -328,3 +328,29 @@ def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: 
     assert set(project.repro("-f", "-s", "extract")) == {"extract@train", "extract@dev"}
     assert {path: path.read_bytes() for path in (project.folder / "data/features").iterdir()} == receipts
     assert project.repro() == []
+
+
+def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -> None:
+    settings = project.params()
+    manifest = (project.folder / "mine.csv").read_text().splitlines()
+    part = [line.replace(",train,", ",more,") if line.startswith(("u2", "u30", "u31")) else line for line in manifest]
+    (project.folder / "mine.csv").write_text("\n".join(part) + "\n")
+    settings["sets"]["more"] = {**settings["sets"]["train"], "split": "more"}
+    settings["pools"] = {"both": {"first": "train", "second": "more"}}
+    settings["train"]["set"] = "both"
+    settings["extract"]["views"] = ["rawboost4_0"]
+    settings["views"]["boosted"] = {"draw": ["rawboost4_0"], "probability": 0.4}
+    settings["grid"] |= {"loss": ["aoc"], "views": ["boosted"]}
+    project.set_params(settings)
+    ran = project.repro()
+    assert {"extract@train", "extract@more", "pool@both", "train@linear-aoc-all-boosted-1", "report"} <= set(ran)
+    receipts = {
+        name: json.loads((project.folder / f"data/features/{name}.json").read_text()) for name in ("more", "dev")
+    }
+    assert {name: receipt["views"] for name, receipt in receipts.items()} == {
+        "more": ["clean", "rawboost4_0"],
+        "dev": ["clean"],
+    }
+    card = json.loads((project.folder / "data/runs/linear-aoc-all-boosted-1/run.json").read_text())
+    assert card["views"] == {"draw": ["rawboost4_0"], "probability": 0.4}
+    assert project.repro() == []
