@@ -17,7 +17,8 @@ from pipeline import trials as trial_table
 from pipeline.contracts import Labels, Tap
 from pipeline.errors import InputError
 from pipeline.gather import CPU, Addresses, Batch, Joined, OnDisk, Source
-from pipeline.store import CLEAN, Reader, fingerprint, open_receipts
+from pipeline.reader import Reader
+from pipeline.store import CLEAN, fingerprint, open_receipts
 from pipeline.trials import Trials
 
 Reads = Literal["pooled", "frames"]

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.store import Reader
+from pipeline.reader import Reader
 
 Addresses = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]  # features (B, L, T, D) or (B, L, 2, D) float32, n_frames (B,) int64
 
-CHUNK_BYTES = 8 * 2**20  # of features gathered at once: small batches several at a time, large ones singly
+CHUNK_BYTES = 8 * 2**20  # of features gathered ahead at once: small batches several at a time, large ones singly
+SMALL_BYTES = 2 * 2**20  # of a batch, up to which a CPU that computes gathers it sooner than it hands it over
 CPU = torch.device("cpu")
 
 
@@ -76,11 +77,11 @@ class OnDisk:
     @property
     def dtype(self) -> torch.dtype:
         """float16 or float32."""
-        return torch.float16 if self.reader.dtype == "float16" else torch.float32
+        return self.reader.dtype
 
     def gather(self, addresses: Addresses, out: Tensor) -> None:
         """Fill out (B, *row), in memory."""
-        self.reader.gather(addresses, out.numpy())
+        self.reader.gather(addresses, out)
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,7 @@ class Held:
 
     def gather(self, addresses: Addresses, out: Tensor) -> None:
         """Fill out (B, *row), on the tensor's device."""
-        if self.device.type == "cpu":  # one thread's work: torch would take the cores that compute
-            np.take(self.tensor.numpy(), addresses, axis=0, out=out.numpy(), mode="clip")  # `raise` makes a copy
-        else:
-            torch.index_select(self.tensor, 0, torch.from_numpy(addresses).to(self.device), out=out)
+        torch.index_select(self.tensor, 0, torch.from_numpy(addresses).to(self.device), out=out)
 
 
 def hold(source: Source, *, views: int, device: torch.device, name: str) -> Held:
@@ -126,7 +124,7 @@ def hold(source: Source, *, views: int, device: torch.device, name: str) -> Held
             f"{views} views), {free:,} are free on {device}; set it to disk, or train on fewer layers or views"
         )
     tensor = torch.empty(shape, dtype=source.dtype, device=device)
-    step = max(1, CHUNK_BYTES // (math.prod(source.row) * source.dtype.itemsize))
+    step = max(1, CHUNK_BYTES // _row_bytes(source))
     for start in range(0, len(tensor), step):
         target = tensor[start : start + step]
         block = target if device.type == "cpu" else torch.empty(target.shape, dtype=source.dtype)
@@ -191,10 +189,26 @@ def valid_frames(source: Source, addresses: Addresses) -> Tensor:
 def stream(source: Source, batches: Iterable[Addresses], *, device: torch.device = CPU) -> Generator[Batch]:
     """The features of each batch of addresses, float32 on the device, in order.
 
-    A thread gathers the next chunk of batches, and moves it to a GPU, while this one is computed on; the numbers are
-    those of `read`. A batch is valid until the next one is asked for: its memory is used again. What fails in the
-    thread is raised here; close the generator, or let go of it, to end early.
+    A thread gathers the next chunk of batches, and moves it to a GPU, while this one is computed on; small batches for
+    a CPU are gathered when they are asked for. The numbers are those of `read`. A batch is valid until the next one is
+    asked for: its memory is used again. What fails in the thread is raised here; close the generator, or let go of it,
+    to end early.
     """
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 1))
+    batches = itertools.chain(first, batches)
+    if device.type == "cpu" and all(len(batch) * _row_bytes(source) <= SMALL_BYTES for batch in first):
+        return _in_turn(source, batches)
+    return _ahead(source, batches, device)
+
+
+def _in_turn(source: Source, batches: Iterable[Addresses]) -> Generator[Batch]:
+    slot, converted = _Slot(source, CPU), _Converted(CPU)
+    for batch in batches:
+        yield converted((slot.gathered(batch), valid_frames(source, batch)))
+
+
+def _ahead(source: Source, batches: Iterable[Addresses], device: torch.device) -> Generator[Batch]:
     slots = itertools.cycle([_Slot(source, device), _Slot(source, device)])
     converted = _Converted(device)
     ahead: deque[Future[list[Batch]]] = deque()
@@ -212,7 +226,7 @@ def stream(source: Source, batches: Iterable[Addresses], *, device: torch.device
 
 def _chunks(source: Source, batches: Iterable[Addresses]) -> Iterator[list[Addresses]]:
     """Runs of batches of at least `CHUNK_BYTES`, but for the last: handing each one over costs as much as a gather."""
-    enough = CHUNK_BYTES // (math.prod(source.row) * source.dtype.itemsize)
+    enough = CHUNK_BYTES // _row_bytes(source)
     chunk: list[Addresses] = []
     for batch in batches:
         chunk.append(batch)
@@ -221,6 +235,10 @@ def _chunks(source: Source, batches: Iterable[Addresses]) -> Iterator[list[Addre
             chunk = []
     if chunk:
         yield chunk
+
+
+def _row_bytes(source: Source) -> int:
+    return math.prod(source.row) * source.dtype.itemsize
 
 
 class _Slot:
@@ -236,14 +254,15 @@ class _Slot:
         """Gather a chunk and cut it into its batches, on the device, as stored."""
         addresses = np.concatenate(chunk)
         with torch.cuda.stream(self._stream):  # beside the computation; nothing without a GPU
-            stored = self._gathered(addresses).to(self._device, non_blocking=self._stream is not None)
+            stored = self.gathered(addresses).to(self._device, non_blocking=self._stream is not None)
             n_frames = valid_frames(self._source, addresses).to(self._device)
             if self._stream is not None:
                 self._stream.synchronize()  # then all is there, and the pinned memory is free again
         ends = np.cumsum([len(batch) for batch in chunk])[:-1].tolist()
         return list(zip(stored.tensor_split(ends), n_frames.tensor_split(ends), strict=True))
 
-    def _gathered(self, addresses: Addresses) -> Tensor:
+    def gathered(self, addresses: Addresses) -> Tensor:
+        """Features of some addresses where the source is, as stored."""
         source = self._source
         shape = (len(addresses), *source.row)
         if source.device.type == "cuda":

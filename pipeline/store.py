@@ -1,4 +1,4 @@
-"""The feature store: a Zarr v3 group on disk, written shard by shard, read through memory maps.
+"""The feature store: a Zarr v3 group on disk, written shard by shard; `pipeline.reader` reads it.
 
     <root>/<encoder fingerprint>/<set>-<trials fingerprint>.zarr/
         zarr.json                     attributes: the format's version and the spec
@@ -16,22 +16,15 @@ nowhere in between; a test holds them equal to zarr-python's.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
-import functools
 import hashlib
-import itertools
 import json
-import mmap
-import operator
-import os
 import re
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -115,65 +108,17 @@ def encode_shard(block: Block, *, shard: int) -> bytes:
     data = np.empty((n, length), np.uint8)
     data[:, :-CRC_BYTES] = rows
     for i in range(n):
-        data[i, -CRC_BYTES:] = _crc32c(rows[i])
+        data[i, -CRC_BYTES:] = crc32c(rows[i])
     index = np.full((shard, 2), np.iinfo(np.uint64).max, dtype="<u8")  # all ones: no such chunk
     index[:n, 0] = np.arange(n) * length
     index[:n, 1] = length
     tail = index.view(np.uint8).ravel()
-    return b"".join((data.tobytes(), tail.tobytes(), _crc32c(tail).tobytes()))
+    return b"".join((data.tobytes(), tail.tobytes(), crc32c(tail).tobytes()))
 
 
-def _crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The checksum of some bytes, as four of them."""
     return np.array([google_crc32c.value(data.tobytes())], dtype="<u4").view(np.uint8)
-
-
-def map_shard(path: Path, *, rows: int, row: tuple[int, ...], dtype: str, shard: int) -> Block:
-    """A shard file of `rows` rows as a read-only array (rows, *row), memory-mapped; nothing is read before it is used.
-
-    Raises InputError where the file is missing, or is not that many rows of this shape.
-    """
-    length = int(np.prod(row)) * np.dtype(dtype).itemsize + CRC_BYTES
-    tail = shard * INDEX_ENTRY_BYTES + CRC_BYTES
-    try:
-        data = _mapped(path)
-    except (FileNotFoundError, ValueError):
-        raise InputError(f"{path}: the shard is missing or empty; {REPAIR}") from None
-    index = data[-tail:-CRC_BYTES]
-    if len(data) != rows * length + tail or _crc32c(index).tobytes() != data[-CRC_BYTES:].tobytes():
-        raise InputError(
-            f"{path}: expected {rows * length + tail} bytes with a sound index, got {len(data)}; "
-            f"the shard is cut off or damaged; {REPAIR}"
-        )
-    entries = np.ascontiguousarray(index).view("<u8").reshape(shard, 2)[:rows]
-    if (entries[:, 0] != np.arange(rows) * length).any() or (entries[:, 1] != length).any():
-        raise InputError(f"{path}: not a shard that this project wrote; {REPAIR}")
-    strides = (length, *np.empty(row, dtype).strides)
-    return np.ndarray((rows, *row), dtype, buffer=data, strides=strides)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-
-def _mapped(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, mapped and read-only. ValueError for an empty one.
-
-    Through the C library, as Python's own maps each keep a file open, of which a process may have 1,024.
-    """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            raise ValueError("cannot map an empty file")
-        start = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
-    if start == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-    buffer = (ctypes.c_char * size).from_address(start)
-    weakref.finalize(buffer, _libc.munmap, start, size).atexit = False  # the array holds the buffer
-    data: NDArray[np.uint8] = np.frombuffer(cast(Any, buffer), np.uint8)
-    data.flags.writeable = False
-    return data
 
 
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
@@ -308,7 +253,7 @@ class Store:
         frames = np.full(self.spec.shard, -1, "<i4")  # Zarr stores the last chunk of an unsharded array in full
         frames[: len(n_frames)] = n_frames
         marker["n_frames"] = _put(
-            self.shard_path("n_frames", shard), frames.tobytes() + _crc32c(frames.view(np.uint8)).tobytes()
+            self.shard_path("n_frames", shard), frames.tobytes() + crc32c(frames.view(np.uint8)).tobytes()
         )
         _put(self._marker_path(view, shard), (json.dumps(marker, indent=1, sort_keys=True) + "\n").encode())
 
@@ -393,7 +338,7 @@ def _put(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- receipts
 
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 
@@ -433,59 +378,3 @@ def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str,
             raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {AGAIN}")
         found[name] = store, receipt
     return found
-
-
-class Reader:
-    """Rows of chosen layers and views of a complete store, straight from memory maps into a batch.
-
-    Utterance i of the v-th view has the address v · N + i: the first view's addresses are the utterances' numbers.
-    """
-
-    def __init__(self, store: Store, *, views: Sequence[str], layers: Sequence[Tap], pooled: bool) -> None:
-        spec = store.spec
-        self.spec = spec
-        self._store = store
-        names = [pooled_array(layer) if pooled else layer_array(layer) for layer in layers]
-        self._arrays = [[f"{view}/{name}" for view in views] for name in names]  # layer -> view -> array
-        self.row: tuple[int, ...] = (len(names), 2 if pooled else spec.frames, spec.channels)
-        self.dtype = "float32" if pooled else "float16"
-        self.n_frames = _read_frames(store)
-        # The kernel allows 65,530 maps a process, and training has two readers.
-        self._map = functools.lru_cache(maxsize=30_000)(self._open)
-
-    def _open(self, layer: int, view: int, shard: int) -> Block:
-        """One shard of a layer, (rows, 1, T or 2, D): what indexing gives is a row to concatenate."""
-        spec = self.spec
-        path = self._store.shard_path(self._arrays[layer][view], shard)
-        rows = len(spec.rows(shard))
-        return map_shard(path, rows=rows, row=self.row[1:], dtype=self.dtype, shard=spec.shard)[:, None]
-
-    def gather(self, addresses: NDArray[np.int64], out: Block | None = None) -> Block:
-        """Rows (B,) of all layers in one array (B, L, T, D) float16, or (B, L, 2, D) float32, made or given as `out`.
-
-        The loop over rows runs in C (map, concatenate), and the copies let other threads run.
-        """
-        if out is None:
-            out = np.empty((len(addresses), *self.row), self.dtype)
-        if not len(addresses):
-            return out
-        views, rows = np.divmod(addresses, self.spec.utterances)
-        shards, places = (part.tolist() for part in np.divmod(rows, self.spec.shard))
-        for layer in range(len(self._arrays)):
-            maps = map(self._map, itertools.repeat(layer), views.tolist(), shards)
-            np.concatenate(list(map(operator.getitem, maps, places)), out=out[:, layer])
-        return out
-
-
-def _read_frames(store: Store) -> NDArray[np.int32]:
-    """n_frames (N,) of a complete store, its checksums compared."""
-    spec = store.spec
-    chunks = []
-    for shard in range(spec.shards):
-        path = store.shard_path("n_frames", shard)
-        data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)
-        frames, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
-        if len(frames) != spec.shard * 4 or _crc32c(frames).tobytes() != crc.tobytes():
-            raise InputError(f"{path}: the shard is missing or damaged; {REPAIR}")
-        chunks.append(frames.view("<i4")[: len(spec.rows(shard))])
-    return np.concatenate(chunks)

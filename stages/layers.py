@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.contracts import Tap
 from pipeline.errors import InputError, run_command
 from pipeline.probe import DEV, TRAIN
 from pipeline.report import layers as report
-from pipeline.store import CLEAN, Store, map_shard, open_receipts, pooled_array
+from pipeline.store import CLEAN, Store, open_receipts
 from pipeline.trials import Trials
 
 EXAMPLE = """\
@@ -50,16 +50,18 @@ class Source:
 
     def pooled(self, layer: Tap) -> NDArray[np.float32]:
         """Means and standard deviations (N, 2, D) of a layer."""
-        return np.concatenate([block for store, _ in self.parts for block in _shards(store, layer)])
+        import torch
 
+        from pipeline.reader import Reader  # with torch, which takes a while: --help goes without
 
-def _shards(store: Store, layer: Tap) -> Iterator[NDArray[np.float32]]:
-    """The pooled features of a layer, shard by shard, as maps that go when nobody holds them: a layer is read once."""
-    spec, array = store.spec, f"{CLEAN}/{pooled_array(layer)}"
-    row, dtype = (2, spec.channels), "float32"
-    for shard in range(spec.shards):
-        path = store.shard_path(array, shard)
-        yield map_shard(path, rows=len(spec.rows(shard)), row=row, dtype=dtype, shard=spec.shard)
+        out = torch.empty((len(self.trials), 1, 2, self.parts[0][0].spec.channels))
+        start = 0
+        for store, _ in self.parts:
+            rows = np.arange(store.spec.utterances)
+            part = out[start : start + len(rows)]
+            Reader(store, views=(CLEAN,), layers=(layer,), pooled=True).gather(rows, part)
+            start += len(rows)
+        return out[:, 0].numpy()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

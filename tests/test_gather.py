@@ -113,12 +113,13 @@ def some_batches(count: int = 23) -> list[np.ndarray]:
     return [rng.integers(30, size=rng.integers(1, 6)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 2_000, 10**9])
+@pytest.mark.parametrize(("small_bytes", "chunk_bytes"), [(0, 1), (0, 2_000), (0, 10**9), (10**9, 1)])
 @pytest.mark.parametrize("hold", ["disk", "ram"])
 @pytest.mark.parametrize("reads", ["frames", "pooled"])
 def test_gathering_ahead_changes_no_bit_and_no_order(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch, reads: str, hold: str, chunk_bytes: int
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, reads: str, hold: str, small_bytes: int, chunk_bytes: int
 ) -> None:
+    monkeypatch.setattr(gather, "SMALL_BYTES", small_bytes)
     monkeypatch.setattr(gather, "CHUNK_BYTES", chunk_bytes)
     data = cache.open(reads=reads, views=VIEWS, hold=hold)
     seen = 0
@@ -134,6 +135,7 @@ def test_gathering_ahead_changes_no_bit_and_no_order(
 
 
 def test_the_thread_is_ahead_of_the_consumer_but_not_far(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "SMALL_BYTES", 0)
     monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
     data = cache.open()
     asked: list[int] = []
@@ -172,6 +174,7 @@ class Failing:
 def test_what_fails_in_the_thread_is_raised_here_and_the_thread_ends(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gather, "SMALL_BYTES", 0)
     monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
     whole = cache.open(hold="ram")
     data = dataclasses.replace(whole, source=Failing(whole.source))
@@ -182,7 +185,18 @@ def test_what_fails_in_the_thread_is_raised_here_and_the_thread_ends(
     assert not gatherers()
 
 
-def test_a_consumer_that_leaves_takes_the_thread_along(cache: Cache) -> None:
+def test_small_batches_for_a_cpu_are_gathered_when_asked_for(cache: Cache) -> None:
+    data = cache.open()
+    row = 3 * 5 * 4 * 2
+    for count, threads in ((gather.SMALL_BYTES // row, 0), (gather.SMALL_BYTES // row + 1, 1)):
+        for features, _ in gather.stream(data.source, [np.zeros(count, int), np.zeros(1, int)]):
+            assert len(gatherers()) == threads
+            assert torch.equal(features, torch.from_numpy(cache.frames[0, :1]).float().expand_as(features))
+    assert not gatherers()
+
+
+def test_a_consumer_that_leaves_takes_the_thread_along(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "SMALL_BYTES", 0)
     data = cache.open(views=VIEWS)
     for _ in gather.stream(data.source, some_batches()):
         assert len(gatherers()) == 1

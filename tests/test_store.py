@@ -13,7 +13,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pipeline import store
 from pipeline.errors import InputError
-from pipeline.store import CLEAN, Reader, Spec, Store
+from pipeline.store import CLEAN, Spec, Store
 
 SPEC = Spec(encoder={"weights_sha256": "ab"}, trials="t", utterances=10, frames=3, channels=4, shard=4)
 LAYERS = (1, "final")
@@ -84,51 +84,6 @@ def test_holes_are_nan(tmp_path: Path) -> None:
     assert (group["n_frames"][:4] == -1).all()
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_gather_equals_zarr_in_any_order(tmp_path: Path, pooled: bool) -> None:
-    target = filled(tmp_path)
-    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=pooled)
-    group = zarr.open_group(target.path, mode="r")
-    names = ["pooled_01", "pooled_final"] if pooled else ["layer_01", "layer_final"]
-    rows = np.array([9, 0, 3, 3, 8, 4])
-    expected = np.stack([group[f"clean/{name}"][:][rows] for name in names], axis=1)
-    got = reader.gather(rows)
-    np.testing.assert_array_equal(got, expected)
-    assert got.dtype == expected.dtype
-    np.testing.assert_array_equal(reader.n_frames, np.arange(10) + 1)
-
-
-@pytest.mark.parametrize("pooled", [False, True])
-def test_addresses_name_utterances_in_views(tmp_path: Path, pooled: bool) -> None:
-    """Utterance i of view v has the address v · N + i, in the order in which the views were asked for."""
-    target = filled(tmp_path)
-    for view, offset in (("noise_0", 100), ("narrowband", 200)):
-        target.add_arrays(view, LAYERS)
-        for shard in range(SPEC.shards):
-            features, means, n_frames = blocks(SPEC, shard)
-            target.write(view, shard, add(features, offset), add(means, offset), n_frames)
-    reader = Reader(target, views=(CLEAN, "narrowband", "noise_0"), layers=("final", 1), pooled=pooled)
-    addresses = np.array([29, 3, 0, 19, 10, 9, 20, 3])
-    clean = Reader(target, views=(CLEAN,), layers=("final", 1), pooled=pooled).gather(addresses % 10)
-    shift = np.array([0, 200, 100])[addresses // 10][:, None, None, None]
-    np.testing.assert_array_equal(reader.gather(addresses), (clean + shift).astype(clean.dtype))
-
-
-def add(arrays: dict, offset: int) -> dict:
-    return {name: (array + offset).astype(array.dtype) for name, array in arrays.items()}
-
-
-def test_gather_fills_what_it_is_given_and_nothing_else(tmp_path: Path) -> None:
-    reader = Reader(filled(tmp_path), views=(CLEAN,), layers=LAYERS, pooled=False)
-    rows = np.array([4, 9, 4])
-    memory = np.full((5, *reader.row), -7, dtype=np.float16)
-    out = reader.gather(rows, memory[1:4])
-    assert out.base is memory
-    np.testing.assert_array_equal(memory[1:4], reader.gather(rows))
-    assert (memory[[0, 4]] == -7).all()
-    assert reader.gather(rows[:0]).shape == (0, *reader.row)
-
-
 def test_growth_by_a_layer_leaves_the_others_alone(tmp_path: Path) -> None:
     target = filled(tmp_path)
     before = tree(target.path)
@@ -189,27 +144,6 @@ def test_verify_names_a_missing_shard(tmp_path: Path) -> None:
         target.verify([CLEAN], LAYERS)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "index", "rows"])
-def test_reading_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
-    target = filled(tmp_path)
-    path = target.shard_path("clean/layer_01", 1)
-    data = bytearray(path.read_bytes())
-    if damage == "missing":
-        path.unlink()
-    elif damage == "rows":
-        path.write_bytes(store.encode_shard(blocks(SPEC, 1)[0][1][:2], shard=SPEC.shard))
-    elif damage == "index":
-        data[-10] ^= 1
-        path.write_bytes(data)
-    else:
-        path.write_bytes(data[: 0 if damage == "empty" else -20])
-    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
-    assert np.isfinite(reader.gather(np.array([0]))).all()
-    with pytest.raises(InputError, match="dvc repro -f extract") as error:
-        reader.gather(np.array([0, 5]))
-    assert str(path) in str(error.value)
-
-
 def test_digest_pins_the_bytes_and_needs_all_shards(tmp_path: Path) -> None:
     target, other = filled(tmp_path / "a"), Store.create(tmp_path / "b", "dev", SPEC)
     other.add_arrays(CLEAN, LAYERS)
@@ -261,29 +195,3 @@ def test_two_extractions_on_one_store_exclude_each_other(tmp_path: Path) -> None
         pass
     with Store.locked(path):
         pass
-
-
-def test_maps_keep_no_file_open(tmp_path: Path) -> None:
-    target = filled(tmp_path)
-    shard = target.shard_path(f"{CLEAN}/layer_01", 0)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    maps = [store.map_shard(shard, rows=4, row=(3, 4), dtype="float16", shard=4) for _ in range(50)]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-    kept = maps[0][2].copy()
-    row = maps[0][2]  # a part keeps the whole mapped
-    del maps
-    np.testing.assert_array_equal(row, kept)
-    with pytest.raises(ValueError, match="read-only"):
-        row[0] = 0
-
-
-def test_maps_go_with_the_last_array(tmp_path: Path) -> None:
-    shard = filled(tmp_path).shard_path(f"{CLEAN}/layer_01", 0)
-
-    def mapped() -> int:
-        return Path("/proc/self/maps").read_text().count(str(shard))
-
-    row = store.map_shard(shard, rows=4, row=(3, 4), dtype="float16", shard=4)[1]
-    assert mapped() == 1
-    del row
-    assert mapped() == 0
