@@ -1,7 +1,8 @@
 """XLSR: windows of samples to the features of chosen layers.
 
-Loads wav2vec 2.0 encoders of XLSR's structure by hub name or from a local folder through transformers, or builds a
-small one with random weights. Whatever the source, the weights are named by a sha256 over their tensors.
+Loads wav2vec 2.0 and its kin of the same structure (HuBERT, WavLM) by hub name or from a local folder through
+transformers, or from a checkpoint of fairseq's, or builds a small one with random weights. Whatever the source, the
+weights are named by a sha256 over their tensors.
 
 Layer k is the output after k transformer layers, 0 is the input of the first: the residual stream, without the
 encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
@@ -17,12 +18,16 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.hubert.modeling_hubert import HubertModel
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+from transformers.models.wavlm.modeling_wavlm import WavLMModel
 from transformers.utils import logging
 
+from pipeline import fairseq
 from pipeline.contracts import Card, Tap
-from pipeline.errors import InputError
+from pipeline.errors import InputError, listing
 from pipeline.params import EncoderParams, RandomEncoder
 
 NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
@@ -46,7 +51,12 @@ _ARCHITECTURE = (
     "conv_stride",
     "num_conv_pos_embeddings",
     "num_conv_pos_embedding_groups",
+    # of one kind alone
+    "feat_proj_layer_norm",
+    "num_buckets",
+    "max_bucket_distance",
 )
+KINDS: dict[str, Any] = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}
 # Everything random that transformers switches on by default. Fine-tuning keeps it off, too: fairseq's large
 # configuration, which XLSR was pretrained with, has no dropout, and published countermeasures mask nothing.
 _QUIET = {
@@ -64,7 +74,12 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
 
     Raises InputError for a source that cannot be loaded or lacks weights of the encoder.
     """
-    model = _random(params.random) if params.random else _pretrained(params.source, revision=params.revision)
+    if params.random:
+        model = _random(params.random)
+    elif Path(params.source).suffix in fairseq.SUFFIXES:
+        model = _from_fairseq(Path(params.source))
+    else:
+        model = _pretrained(params.source, revision=params.revision)
     model.eval().requires_grad_(False)
     return model, card_of(model, source=params.source, normalize=params.normalize)
 
@@ -101,7 +116,7 @@ def card_of(model: Wav2Vec2Model, *, source: str, normalize: Literal["utterance"
     return Card(
         source=source,
         weights_sha256=weights_sha256(model),
-        architecture={name: _plain(config[name]) for name in _ARCHITECTURE},
+        architecture={name: _plain(config[name]) for name in _ARCHITECTURE if name in config},
         normalize=normalize,
     )
 
@@ -128,10 +143,36 @@ def _random(shape: RandomEncoder) -> Wav2Vec2Model:
         return Wav2Vec2Model(config)
 
 
+def _from_fairseq(path: Path) -> Wav2Vec2Model:
+    if not path.is_file():
+        raise InputError(f"encoder.source: expected a checkpoint of fairseq's, got no file {path}")
+    found = fairseq.read(path)
+    with torch.device("meta"):  # no weights are drawn that are then replaced
+        model = Wav2Vec2Model(Wav2Vec2Config(**found.config, **_QUIET))
+    weights = {name: tensor.float() for name, tensor in found.weights.items()}
+    unused = "masked_spec_embed"  # of the pretraining task, and not in every countermeasure
+    weights.setdefault(unused, torch.zeros(found.config["hidden_size"]))
+    wanted = model.state_dict()
+    wrong = [f"missing {name}" for name in wanted if name not in weights]
+    wrong += [f"unexpected {name}" for name in weights if name not in wanted]
+    wrong += [
+        f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
+        for name, tensor in weights.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    if wrong:
+        raise InputError(f"{path}: expected all weights of an encoder and no others, got:\n{listing(wrong)}")
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
 def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
     logging.disable_progress_bar()
     try:
-        model, report = Wav2Vec2Model.from_pretrained(
+        kind = AutoConfig.from_pretrained(source, revision=revision or "main").model_type
+        if kind not in KINDS:
+            raise InputError(f"encoder.source: expected one of {', '.join(KINDS)}, got {source!r}, a {kind}")
+        model, report = KINDS[kind].from_pretrained(
             source, revision=revision or "main", dtype=torch.float32, output_loading_info=True, **_QUIET
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -145,7 +186,8 @@ def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
         raise InputError(
             f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
         )
-    return model
+    encoder: Wav2Vec2Model = model  # or one of its kin, which are used alike
+    return encoder
 
 
 def weights_sha256(model: nn.Module) -> str:
