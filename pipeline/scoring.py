@@ -49,7 +49,7 @@ def score(embeddings: NDArray[np.float32], index: CentroidIndex, *, names: Seque
     if bad.any():
         raise InputError(
             f"utterance {names[int(np.argmax(bad))]}: expected a finite embedding, got NaN or infinity; the training "
-            "diverged (lower train.learning_rate) or the features are damaged (python -m stages.verify)"
+            "diverged (lower train.learning_rate) or the features are damaged (bonafide cache verify)"
         )
     queries = embeddings
     if index.normalize_query:

@@ -28,8 +28,8 @@ class Project:
         self.folder = folder
         for name in ("pipeline", "stages", "flow"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
-        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
-            (folder / name).parent.mkdir(exist_ok=True)
+        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
         self._corpus()
         self.set_params(_small(folder))
@@ -85,6 +85,7 @@ def _small(folder: Path) -> dict:
     settings["layers"] = {"all": [1, 2], "last": [2]}
     settings["grid"] |= {"backend": ["linear"], "loss": ["aoc", "qamo"], "layers": ["all"], "seed": [1]}
     settings["evaluate"] = {"sets": ["dev"], "bootstrap": 100, "asv": {}}
+    settings["analyse"] |= {"backend": []}
     settings["report"] = {"sort_by": "dev"}
     return settings
 
@@ -274,7 +275,7 @@ def test_audio_that_only_decoding_shows_to_be_bad_ends_extraction_with_2(
 
 
 def test_verify_finds_a_flipped_byte_below_a_receipt(project: Project) -> None:
-    command = [sys.executable, "-m", "stages.verify", "data/features/train.json", "data/features/dev.json"]
+    command = ["bonafide", "cache", "verify"]
     assert "data/features/dev.json: 5 shard files, all as they were written" in project.run(*command)
     shard = next(project.folder.glob("data/cache/*/dev-*.zarr/clean/layer_02/c/0/0/0"))
     whole = shard.read_bytes()

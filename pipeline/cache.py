@@ -1,0 +1,253 @@
+"""The feature stores below a root: which there are, what they cost, who needs them, and taking them elsewhere.
+
+One HDF5 file may hold chosen layers and views of a set, for tools that read no Zarr: `n_frames` (N,), `utterance` (N,)
+and `is_bonafide` (N,), and below a group a view `layer_07` (N, T, D) float16 and `pooled_07` (N, 2, D) float32, a chunk
+an utterance. Read back, its shards are those of the store that it came from, byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.contracts import Tap
+from pipeline.errors import InputError
+from pipeline.store import CLEAN, FORMAT, Spec, Store, layer_array, open_receipts, pooled_array, read_receipts
+from pipeline.trials import Trials, fingerprint
+
+STORE_SUFFIX, PART_SUFFIX = ".zarr", ".part"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One store: its place, what it holds, and which receipts stand for it.
+
+    layers: of each view. shards: of each view, how many are complete in all its layers. size: bytes on disk.
+    """
+
+    store: Store
+    layers: dict[str, tuple[Tap, ...]]
+    shards: dict[str, int]
+    size: int
+    receipts: tuple[Path, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every view has all its shards."""
+        return all(count == self.store.spec.shards for count in self.shards.values())
+
+
+def look(root: Path, receipts: Path) -> list[Found]:
+    """All stores below a root, by their paths.
+
+    Args:
+        receipts: the folder of the receipts, `data/features`.
+
+    Raises InputError for a store or a receipt that is none, or of another version.
+    """
+    needed = users(root, receipts)
+    found = []
+    for path in sorted(root.glob(f"*/*{STORE_SUFFIX}")):
+        store = Store.open(path)
+        layers = {view: layers_of(store, view) for view in views_of(store)}
+        shards = {
+            view: sum(not store.missing(view, taps, shard) for shard in range(store.spec.shards))
+            for view, taps in layers.items()
+        }
+        found.append(Found(store, layers, shards, size_of(path), tuple(needed.get(path, ()))))
+    return found
+
+
+def users(root: Path, receipts: Path) -> dict[Path, list[Path]]:
+    """The receipts that stand for each store. Raises InputError for a file among them that is none."""
+    found: dict[Path, list[Path]] = {}
+    for file in sorted(receipts.glob("*.json")):
+        for receipt in read_receipts(file).values():
+            found.setdefault(root / receipt["store"], []).append(file)
+    return found
+
+
+def views_of(store: Store) -> tuple[str, ...]:
+    """The views of a store, the clean one first."""
+    names = {path.name for path in (store.path / "done").iterdir() if path.is_dir()}
+    return tuple(sorted(names, key=lambda name: (name != CLEAN, name)))
+
+
+def layers_of(store: Store, view: str) -> tuple[Tap, ...]:
+    """The layers of a view that have arrays, in order, `final` last."""
+    return _taps(path.name for path in (store.path / view).glob("layer_*"))
+
+
+def _taps(arrays: Iterable[str]) -> tuple[Tap, ...]:
+    """The layers among names of arrays."""
+    names = [name.removeprefix("layer_") for name in arrays if name.startswith("layer_")]
+    numbers: list[Tap] = sorted(int(name) for name in names if name.isdecimal())
+    return (*numbers, *(["final"] if "final" in names else []))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(entry.stat().st_size for folder, _, names in os.walk(path) for entry in (Path(folder, n) for n in names))
+
+
+# ---------------------------------------------------------------- removing
+
+
+def leftovers(root: Path, receipts: Path) -> list[Path]:
+    """What no receipt needs: stores, and folders that a killed extraction was about to make a store of.
+
+    Raises InputError where there is no receipt at all: that says nothing about what is needed.
+    """
+    needed = users(root, receipts)
+    if not needed:
+        raise InputError(f"{receipts}: expected receipts of features, got none; run from the project's folder")
+    stores = (path for path in root.glob(f"*/*{STORE_SUFFIX}") if path not in needed)
+    return sorted([*stores, *root.glob(f"*/*{STORE_SUFFIX}{PART_SUFFIX}")])
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete stores. Raises InputError where an extraction is writing one of them; that one and the rest are kept."""
+    for path in paths:
+        with Store.locked(path):
+            # Renamed first: a store that is half deleted must not pass for one.
+            doomed = path.with_name(path.name.removesuffix(PART_SUFFIX) + PART_SUFFIX)
+            if doomed != path:
+                shutil.rmtree(doomed, ignore_errors=True)
+                path.rename(doomed)
+            shutil.rmtree(doomed)
+        path.with_name(path.name + ".lock").unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+# ---------------------------------------------------------------- one file
+
+
+def export(
+    receipt: Path, file: Path, *, root: Path, trials: Trials, layers: Sequence[Tap] = (), views: Sequence[str] = ()
+) -> int:
+    """Write chosen layers and views of a set into one HDF5 file, whole or not at all; its size in bytes.
+
+    Args:
+        trials: of the set, for the names and classes. layers, views: of the receipt's; all of them where none is named.
+
+    Raises InputError for a pool, trials of another set, or a layer or view that the receipt has not.
+    """
+    import h5py
+
+    store, facts = _only(receipt, root)
+    taps, shown = tuple(layers or facts["layers"]), tuple(views or facts["views"])
+    for what, wanted, there in (("layer", taps, facts["layers"]), ("view", shown, facts["views"])):
+        if missing := [str(name) for name in wanted if name not in there]:
+            raise InputError(f"{receipt}: no {what} {', '.join(missing)}; it has {', '.join(map(str, there))}")
+    if fingerprint(trials) != store.spec.trials:
+        raise InputError(f"{receipt}: not the receipt of these trials; run `dvc repro extract`")
+    beside = file.with_name(file.name + PART_SUFFIX)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(beside, "w") as target:
+        target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
+        target["utterance"] = trials.utterance.astype(object)
+        target["is_bonafide"] = trials.is_bonafide
+        for view in shown:
+            _export_view(store, view, taps, target)
+    os.replace(beside, file)
+    return file.stat().st_size
+
+
+def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> None:
+    from pipeline.reader import Reader  # with torch, which takes a while
+
+    spec = store.spec
+    for name, pooled in ((layer_array, False), (pooled_array, True)):
+        reader = Reader(store, views=(view,), layers=taps, pooled=pooled)
+        if "n_frames" not in target:
+            target["n_frames"] = reader.n_frames
+        row, dtype = reader.row[1:], "float32" if pooled else "float16"
+        arrays = [
+            target.create_dataset(f"{view}/{name(tap)}", (spec.utterances, *row), dtype, chunks=(1, *row))
+            for tap in taps
+        ]
+        what = f"{view}, {'means and deviations' if pooled else 'frames'}"
+        for shard in tqdm(range(spec.shards), desc=what, unit="shard", disable=None):
+            rows = spec.rows(shard)
+            block = reader.gather(np.arange(rows.start, rows.stop)).numpy()
+            for layer, array in enumerate(arrays):
+                array[rows.start : rows.stop] = block[:, layer]
+
+
+def bring_back(file: Path, *, root: Path) -> Store:
+    """Put what `export` wrote into the store that it came from, made where it is not there; shards that are, stay.
+
+    Raises InputError for a file that `export` did not write, or of which arrays are missing or of another shape.
+    """
+    import h5py
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        source = h5py.File(file)
+    except OSError as error:
+        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote: {error}") from None
+    with source:
+        spec, name = _spec(file, source)
+        store = Store.create(root, name, spec)
+        with Store.locked(store.path):
+            for view in (key for key, item in source.items() if isinstance(item, h5py.Group)):
+                _bring_back_view(file, source, store, view)
+    return store
+
+
+def _spec(file: Path, source: Any) -> tuple[Spec, str]:
+    """The spec of the store that a file came from, and the name of its set."""
+    try:
+        if source.attrs["format"] != FORMAT:
+            raise InputError(f"{file}: expected features of store format {FORMAT}, got {source.attrs['format']}")
+        spec, name = Spec(**json.loads(source.attrs["spec"])), str(source.attrs["set"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote, got another") from None
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[0-9a-f]{16}", spec.trials):
+        raise InputError(f"{file}: expected the name of a set and a fingerprint, got {name!r} and {spec.trials!r}")
+    return spec, name
+
+
+def _bring_back_view(file: Path, source: Any, store: Store, view: str) -> None:
+    spec = store.spec
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", view):
+        raise InputError(f"{file}: expected the name of a view, got {view!r}")
+    taps = _taps(source[view].keys())
+    wanted = {"n_frames": ((spec.utterances,), "int32")}
+    for tap in taps:
+        wanted[f"{view}/{layer_array(tap)}"] = (spec.utterances, spec.frames, spec.channels), "float16"
+        wanted[f"{view}/{pooled_array(tap)}"] = (spec.utterances, 2, spec.channels), "float32"
+    for array, (shape, dtype) in wanted.items():
+        got = (source[array].shape, source[array].dtype) if array in source else "nothing"
+        if got != (shape, dtype):
+            raise InputError(f"{file}: expected {array} of {shape} {dtype}, got {got}")
+    store.add_arrays(view, taps)
+    for shard in tqdm(range(spec.shards), desc=view, unit="shard", disable=None):
+        rows = slice(spec.rows(shard).start, spec.rows(shard).stop)
+        absent = store.missing(view, taps, shard)
+        if absent:
+            store.write(
+                view,
+                shard,
+                {tap: source[f"{view}/{layer_array(tap)}"][rows] for tap in absent},
+                {tap: source[f"{view}/{pooled_array(tap)}"][rows] for tap in absent},
+                source["n_frames"][rows],
+            )
+
+
+def _only(receipt: Path, root: Path) -> tuple[Store, dict[str, Any]]:
+    found = list(open_receipts(receipt, root=root).values())
+    if len(found) != 1:
+        raise InputError(f"{receipt}: expected the receipt of one set, got a pool of {len(found)}; export its sets")
+    return found[0]
