@@ -61,14 +61,15 @@ class Epoch:
 class Fitted:
     """A trained system, and how it came about.
 
-    backend: trained module with the averaged weights, in memory. centroids: those of the averaged loss. curves: every
-    epoch. kept: the epochs that were averaged. dev_scores: (N_dev,) float32, of the averaged system, in the order of
-    the trials. dev_eer: percent, of these scores; dev_threshold: the score there. parameters: learned scalars of
-    backend and loss.
+    backend: trained module with the averaged weights, in memory. centroids: those of the averaged loss. path: (epochs,
+    K, E) float32, where they were after each epoch. curves: every epoch. kept: the epochs that were averaged.
+    dev_scores: (N_dev,) float32, of the averaged system, in the order of the trials. dev_eer: percent, of these scores;
+    dev_threshold: the score there. parameters: learned scalars of backend and loss.
     """
 
     backend: nn.Module
     centroids: Centroids
+    path: NDArray[np.float32]
     curves: tuple[Epoch, ...]
     kept: tuple[int, ...]
     dev_scores: Scores
@@ -147,14 +148,16 @@ class Run:
 
 @dataclass
 class Progress:
-    """How far a training is: its curves, and the best states so far."""
+    """How far a training is: its curves, the centroids (K, E) after each epoch, and the best states so far."""
 
     curves: list[Epoch] = field(default_factory=list)
+    path: list[NDArray[np.float32]] = field(default_factory=list)
     best: Best = field(default_factory=list)
 
-    def add(self, epoch: Epoch, states: tuple[State, State], *, keep: int) -> None:
+    def add(self, epoch: Epoch, centroids: Centroids, states: tuple[State, State], *, keep: int) -> None:
         """Take note of an epoch; of equally good ones the later is kept: it has been trained longer."""
         self.curves.append(epoch)
+        self.path.append(centroids.vectors.copy())
         self.best.append((epoch.dev_eer, epoch.epoch, states))
         self.best = sorted(self.best, key=lambda item: (item[0], -item[1]))[:keep]
 
@@ -224,6 +227,7 @@ def _finished(run: Run, progress: Progress) -> Fitted:
     return Fitted(
         backend=backend.eval().cpu(),
         centroids=_centroids(loss),
+        path=np.stack(progress.path),
         curves=tuple(progress.curves),
         kept=tuple(sorted(epoch for _, epoch, _ in progress.best)),
         dev_scores=scores,
@@ -264,7 +268,8 @@ def _epochs(run: Run, file: Path | None) -> Progress:
             mean = train_epoch(run, epoch)
             error = 100 * dev_eer(dev_scores(run.backend, run.loss, run.dev), run.dev).eer
             line = Epoch(epoch, mean, error, time.perf_counter() - start)
-            progress.add(line, (_copy(run.backend), _copy(run.loss)), keep=run.params.average_best)
+            states = _copy(run.backend), _copy(run.loss)
+            progress.add(line, _centroids(run.loss), states, keep=run.params.average_best)
             bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{error:.2f} %")
             bar.update()
             if file and time.perf_counter() - written >= CHECKPOINT_SECONDS:
@@ -364,6 +369,7 @@ def _save(run: Run, progress: Progress, file: Path, identity: str) -> None:
     for i, (_, _, (backend, loss)) in enumerate(progress.best):
         modules |= {f"best.{i}.backend": backend, f"best.{i}.loss": loss}
     tensors = {f"{part}/{name}": tensor for part, state in modules.items() for name, tensor in state.items()}
+    tensors["path"] = torch.from_numpy(np.stack(progress.path))
     facts = {
         "curves": [dataclasses.astuple(epoch) for epoch in progress.curves],
         "best": [(error, epoch) for error, epoch, _ in progress.best],
@@ -392,7 +398,7 @@ def _resumed(run: Run, file: Path, identity: str) -> Progress:
         (error, epoch, (part(f"best.{i}.backend"), part(f"best.{i}.loss")))
         for i, (error, epoch) in enumerate(facts["best"])
     ]
-    return Progress([Epoch(*line) for line in facts["curves"]], best)
+    return Progress([Epoch(*line) for line in facts["curves"]], list(tensors["path"].numpy()), best)
 
 
 def _identity(run: Run) -> str:

@@ -39,9 +39,10 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+Choices = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
 Layer = NotNegative | Literal["final"]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
-Views = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
+Views = Choices
 
 
 class _Section(BaseModel):
@@ -89,7 +90,8 @@ class RandomEncoder(_Section):
 
 
 class EncoderParams(_Section):
-    """Where the encoder comes from: a hub name, a local folder, or `random` with its size; fine-tuned or frozen.
+    """Where the encoder comes from: a hub name, a local folder, a checkpoint of fairseq's, or `random` with its size;
+    fine-tuned or frozen.
 
     finetune is None for a frozen encoder, which is also one whose section says `on: false`.
     """
@@ -109,8 +111,8 @@ class EncoderParams(_Section):
     def _one_source(self) -> Self:
         if (self.source == "random") != (self.random is not None):
             raise ValueError("expected the section `random` with source: random, and only then")
-        if self.revision is not None and (self.random is not None or Path(self.source).is_dir()):
-            raise ValueError("expected a revision with a hub name alone; a folder and random weights have none")
+        if self.revision is not None and (self.random is not None or Path(self.source).exists()):
+            raise ValueError("expected a revision with a hub name alone; files and random weights have none")
         return self
 
 
@@ -270,6 +272,32 @@ class GridParams(_Section):
         return found
 
 
+class AnalyseParams(_Section):
+    """Runs of the grid whose embeddings are kept, indexed and looked at, and how.
+
+    scorings are further scores of theirs, by the embeddings of the training set: centroids of its bona fide by k-means
+    (`centroids` of them; null: as many as the silhouette favours), distances to the nearest `neighbours`, Mahalanobis.
+    points is how many trials the map of embeddings shows, by the projections.
+    """
+
+    backend: Choices
+    loss: Choices
+    layers: Choices
+    views: Choices
+    seed: Annotated[tuple[Seed, ...], Field(strict=False), AfterValidator(_distinct)]
+    scorings: Annotated[
+        tuple[Literal["kmeans", "knn", "knn_difference", "mahalanobis"], ...],
+        Field(strict=False),
+        AfterValidator(_distinct),
+    ]
+    centroids: Annotated[int, Field(ge=1)] | None
+    neighbours: Positive
+    points: Annotated[int, Field(ge=100)]
+    projections: Annotated[
+        tuple[Literal["pca", "tsne", "umap"], ...], Field(min_length=1, strict=False), AfterValidator(_distinct)
+    ]
+
+
 class AsvParams(_Section):
     """Error rates of a speaker verification system at its own EER threshold, shares in 0..1; the t-DCF needs them."""
 
@@ -313,6 +341,7 @@ class Params(_Section):
     views: dict[Name, ViewsParams]
     grid: GridParams
     evaluate: EvaluateParams
+    analyse: AnalyseParams
     report: ReportParams
 
     _places: dict[Keys, str] = PrivateAttr(default_factory=dict)  # where each key stands, as file:line
@@ -353,6 +382,12 @@ class Params(_Section):
             ("views", "views", self.views),
         ):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
+        for axis in ("backend", "loss", "layers", "views", "seed"):
+            wrong += [
+                f"{self.where('analyse', axis, i)}: expected one of grid.{axis}, got {name!r}"
+                for i, name in enumerate(getattr(self.analyse, axis))
+                if name not in getattr(self.grid, axis)
+            ]
         for name, layers in self.layers.items():
             wrong += self._not_cached(("layers", name), layers, self.extract.layers, "layers")
         for name, views in self.views.items():
@@ -361,6 +396,22 @@ class Params(_Section):
             sets = ", ".join(self.evaluate.sets)
             wrong.append(f"{self.where('report', 'sort_by')}: expected one of {sets}, got {self.report.sort_by!r}")
         return wrong
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The rows of the leaderboard: every run of the grid, and its scores by the embedding index, with its system.
+
+        What a scoring makes of an analysed run is `<run>-<scoring>`, of the system `<system>-<scoring>`.
+        """
+        chosen = self.analyse
+        analysed = itertools.product(chosen.backend, chosen.loss, chosen.layers, chosen.views, chosen.seed)
+        trained = self.grid.runs
+        rescored = {
+            f"{run}-{scoring}": f"{trained[run]}-{scoring}"
+            for run in ("-".join(map(str, cell)) for cell in analysed)
+            for scoring in chosen.scorings
+        }
+        return trained | rescored
 
     def _wrong_pools(self) -> list[str]:
         wrong, known = [], set(self.sets)

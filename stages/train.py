@@ -113,7 +113,7 @@ def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> Non
         "parameters": fitted.parameters,
     }
     weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
-    runs.save(args.run, weights=weights, centroids=fitted.centroids, card=card | metrics)
+    runs.save(args.run, weights=weights, centroids=fitted.centroids, path=fitted.path, card=card | metrics)
     columns = [field.name for field in dataclasses.fields(fit.Epoch) if field.name != "seconds"]
     rows = [f"{epoch.epoch},{epoch.loss:.6g},{epoch.dev_eer:.4f}" for epoch in fitted.curves]
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")

@@ -211,11 +211,31 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
     assert result.backend.weight.item() == pytest.approx(np.mean([weights[i] for i in (4, 5, 6)]))
 
 
+ONE_CENTROID = Centroids(np.ones((1, 2), np.float32), normalize_query=True, bias=0.0, reduce="max")
+
+
 def test_of_equally_good_epochs_the_later_are_kept() -> None:
     progress = fit.Progress()
     for epoch, error in enumerate([30.0, 20.0, 30.0, 20.0, 30.0], start=1):
-        progress.add(fit.Epoch(epoch, 0.0, error, seconds=0.0), ({}, {}), keep=3)
+        progress.add(fit.Epoch(epoch, 0.0, error, seconds=0.0), ONE_CENTROID, ({}, {}), keep=3)
     assert [(error, epoch) for error, epoch, _ in progress.best] == [(20, 4), (20, 2), (30, 5)]
+
+
+@pytest.mark.parametrize("loss", ["aoc", "qamo", "oc_softmax", "cross_entropy"])
+def test_the_path_is_where_the_centroids_were_after_each_epoch(monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+    seen = []
+    real = fit.train_epoch
+
+    def watched(run: fit.Run, epoch: int) -> float:
+        value = real(run, epoch)
+        seen.append(run.loss.centroids().vectors.tolist())
+        return value
+
+    monkeypatch.setattr(fit, "train_epoch", watched)
+    path = fitted(loss=loss).path
+    assert path.dtype == np.float32
+    assert path.tolist() == seen
+    assert len(np.unique(path[:, 0], axis=0)) == len(seen)  # they move
 
 
 def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backend(
@@ -270,7 +290,7 @@ class KilledError(Exception):
 def same(a: fit.Fitted, b: fit.Fitted) -> bool:
     weights = [fitted.backend.state_dict() | {"c": torch.from_numpy(fitted.centroids.vectors)} for fitted in (a, b)]
     equal = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    facts = [(f.curves, f.kept, f.dev_eer, f.dev_threshold, f.dev_scores.tobytes()) for f in (a, b)]
+    facts = [(f.path.tobytes(), f.curves, f.kept, f.dev_eer, f.dev_threshold, f.dev_scores.tobytes()) for f in (a, b)]
     return equal and facts[0] == facts[1]
 
 

@@ -37,6 +37,21 @@ def test_a_run_is_named_by_its_cell_and_a_system_by_what_varies_but_the_seed() -
     }
 
 
+def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_that_are_analysed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text().replace("  seed: [1]", "  seed: [1, 2]", 1)
+    path.write_text(text.replace("scorings: [kmeans, knn, knn_difference, mahalanobis]", "scorings: [knn, kmeans]"))
+    loaded = params.load(path)
+    rescored = {
+        "linear-qamo-all-clean-1-knn": "linear-qamo-knn",
+        "linear-qamo-all-clean-1-kmeans": "linear-qamo-kmeans",
+    }
+    assert loaded.runs == loaded.grid.runs | rescored
+    assert len(loaded.runs) == 12 + 2
+    path.write_text(re.sub(r"(analyse:.*\n  backend: )\[linear\]", r"\1[]", path.read_text()))
+    assert params.load(path).runs == loaded.grid.runs
+
+
 @pytest.mark.parametrize(
     ("line", "mistake", "message"),
     [
@@ -77,6 +92,13 @@ def test_a_run_is_named_by_its_cell_and_a_system_by_what_varies_but_the_seed() -
         ("  seed: [1]", "  seed: [1, 1]", r":{line}: grid\.seed: expected each entry once"),
         ("  seed: [1]", "  seed: [1]\n  seed: [2]", r"found duplicate key"),
         ("  layers: [all]", "  layers: [most]", r":{line}: grid\.layers\.0: expected a name .* in layers, got 'most'"),
+        (
+            "  backend: [linear]",
+            "  backend: [mlp]",
+            r":{line}: analyse\.backend\.0: expected one of grid\.backend, got 'mlp'",
+        ),
+        ("  neighbours: 5", "  neighbours: 0", r":{line}: analyse\.neighbours: expected greater than 0, got 0"),
+        ("  projections: [pca, tsne]", "  projections: [mds]", r":{line}: analyse\.projections.*got 'mds'"),
         ("  views: [clean]", "  views: [noisy]", r":{line}: grid\.views\.0: expected a name .* in views, got 'noisy'"),
         ("  upper: [3, 4]", "  upper: [3, 5]", r":{line}: layers\.upper\.1: expected one of extract\.layers .*got 5"),
         (
