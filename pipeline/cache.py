@@ -90,8 +90,10 @@ def layers_of(store: Store, view: str) -> tuple[Tap, ...]:
 def _taps(arrays: Iterable[str]) -> tuple[Tap, ...]:
     """The layers among names of arrays."""
     names = [name.removeprefix("layer_") for name in arrays if name.startswith("layer_")]
-    numbers: list[Tap] = sorted(int(name) for name in names if name.isdecimal())
-    return (*numbers, *(["final"] if "final" in names else []))
+    taps: list[Tap] = sorted(int(name) for name in names if name.isdecimal())
+    if "final" in names:
+        taps.append("final")
+    return tuple(taps)
 
 
 def size_of(path: Path) -> int:
@@ -224,7 +226,7 @@ def _bring_back_view(file: Path, source: Any, store: Store, view: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", view):
         raise InputError(f"{file}: expected the name of a view, got {view!r}")
     taps = _taps(source[view].keys())
-    wanted = {"n_frames": ((spec.utterances,), "int32")}
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {"n_frames": ((spec.utterances,), "int32")}
     for tap in taps:
         wanted[f"{view}/{layer_array(tap)}"] = (spec.utterances, spec.frames, spec.channels), "float16"
         wanted[f"{view}/{pooled_array(tap)}"] = (spec.utterances, 2, spec.channels), "float32"

@@ -18,8 +18,12 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the runs, the sets, the order")
     parser.add_argument("--metrics", **folder, help="of `train` and `evaluate`: <run>.json, <run>-<set>.json")
     parser.add_argument("--plots", **folder, help="of `evaluate`: <run>-<set>/{det,histogram}.csv")
-    parser.add_argument("--curves", **folder, help="of `train`: <run>.csv (epoch, loss, dev_eer)")
+    parser.add_argument("--curves", **folder, help="of `train`: <run>.csv (epoch, loss, dev_eer); only of trained runs")
     parser.add_argument("--seconds", **folder, help="of `train`: <run>.json; need not be there")
+    parser.add_argument("--layers", type=Path, metavar="FOLDER", help="of `layers`: layers.csv, chosen.json")
+    parser.add_argument(
+        "--analysis", type=Path, metavar="FOLDER", help="of `analyse`: a folder a run; need not be there"
+    )
     parser.add_argument("--out", **folder, help="folder for leaderboard.txt, leaderboard.csv, runs.csv, index.html")
     parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="JSON that `dvc metrics` shows")
     args = parser.parse_args()
@@ -27,8 +31,8 @@ def main() -> None:
     text = build.build(
         args.out,
         args.summary,
-        build.Inputs(args.metrics, args.plots, args.curves, args.seconds),
-        runs=settings.grid.runs,
+        build.Inputs(args.metrics, args.plots, args.curves, args.seconds, args.layers, args.analysis),
+        runs=settings.runs,
         sets=settings.evaluate.sets,
         sort_by=settings.report.sort_by,
         note=settings.report.note,

@@ -47,21 +47,21 @@ def members(stage: PipelineStage) -> Iterator[str]:
     if kind == "encoder":  # read from the file, as a frozen encoder has no such parameters
         tuning = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"]
         yield from (f"pipeline.backends.{tuning['backend']}", f"pipeline.losses.{tuning['loss']}")
-    if kind in ("train", "score"):
+    if kind in ("train", "score", "embed"):
         yield f"pipeline.backends.{axes[0]}"
     if kind == "train":
         yield f"pipeline.losses.{axes[1]}"
 
 
 def test_every_stage_declares_what_its_script_imports(stages: list[PipelineStage], graph: grimp.ImportGraph) -> None:
-    assert len(stages) == 3 + 1 + 3 + 1 + 6 + 6 + 6 + 6 + 1
+    assert len(stages) == 3 + 1 + 3 + 1 + 6 + 6 + 6 + 6 + 1 + (1 + 4 + 4 + 1)
     for stage in stages:
         script = f"stages.{stage.name.split('@')[0]}"
         assert f"python -m {script} " in stage.cmd
         modules = {script, *members(stage), *(rooms_of_corpora(graph) if script == "stages.prepare" else ())}
         modules |= {found for module in modules for found in graph.find_upstream_modules(module)}
         needed = {str(file_of(module)) for module in modules if speaks(file_of(module))}
-        needed |= {str(path) for path in templates(needed)}
+        needed |= {str(path) for path in templates({name for name in needed if "/report/" in name})}
         code = [dep.def_path for dep in stage.deps if dep.def_path.startswith(("pipeline/", "stages/"))]
         declared = {path for dep in code for path in files_of(dep)}
         assert declared == needed, f"{stage.name}: {sorted(declared ^ needed)}"
@@ -82,11 +82,16 @@ def rooms_of_corpora(graph: grimp.ImportGraph) -> set[str]:
 
 
 def templates(modules: set[str]) -> Iterator[Path]:
-    """Templates that lie beside a module that names them."""
-    for module in modules:
-        for template in (ROOT / module).parent.glob("*.j2"):
-            if template.name in (ROOT / module).read_text():
-                yield template.relative_to(ROOT)
+    """Templates, styles and scripts that lie beside a module that names them, or beside a template that does."""
+    known = [ROOT / module for module in modules]
+    while known:
+        naming = known.pop()
+        text = naming.read_text()
+        beside = [path for path in naming.parent.iterdir() if path.suffix in (".j2", ".css", ".js")]
+        for path in beside:
+            if f'"{path.name}"' in text and path != naming:
+                known.append(path)
+                yield path.relative_to(ROOT)
 
 
 def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage]) -> None:
@@ -105,7 +110,7 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
     assert own["train@asp-qamo-all-clean-1"] == cell
     assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set"}
     assert own["prepare@eval"] == {"sets.eval"}
-    assert own["report"] == {"evaluate", "grid", "report"}
+    assert own["report"] == {"analyse", "evaluate", "grid", "report"}
     assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {
         "train@linear-aoc-all-clean-1",
         "train@asp-aoc-all-clean-1",

@@ -16,7 +16,8 @@ from scipy import stats
 
 from pipeline.det import det_points
 from pipeline.errors import InputError
-from pipeline.report import build, curves, leaderboard, page
+from pipeline.report import build, charts, curves, layer_curve, leaderboard, page
+from tests import analysed
 
 SETS = ("dev", "eval")
 # EERs on dev and eval of each run. Not in order, "b" and "a" tied on eval, a name that would break a page that does not
@@ -29,6 +30,13 @@ EERS = {
     "asp-qamo-2": (8.0, 0.6),
 }
 RUNS = {run: run.removesuffix("-1").removesuffix("-2") for run in EERS}
+LAYERS = """layer,method,set,eer
+2,logistic,dev,5.5
+2,logistic,eval,9
+2,centroid,dev,20
+10,logistic,dev,4
+final,logistic,dev,3.25
+"""
 NOTE = "Generated & <claims nothing>"
 
 
@@ -65,7 +73,11 @@ def run(inputs: Path, *, runs: dict[str, str] = RUNS, sort_by: str = "eval", out
     text = build.build(
         inputs / out,
         inputs / f"{out}.json",
-        build.Inputs(inputs / "metrics", inputs / "plots", inputs / "curves", inputs / "seconds"),
+        build.Inputs(
+            *(inputs / name for name in ("metrics", "plots", "curves", "seconds")),
+            layers=inputs / "layers",
+            analysis=inputs / "analysis",
+        ),
         runs=runs,
         sets=SETS,
         sort_by=sort_by,
@@ -78,6 +90,9 @@ def run(inputs: Path, *, runs: dict[str, str] = RUNS, sort_by: str = "eval", out
 def gathered(inputs: Path, runs: dict[str, str], sets: Sequence[str], sort_by: str) -> leaderboard.Leaderboard:
     seconds = inputs / "seconds"
     return leaderboard.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by, seconds=seconds)
+
+
+VOID = ("meta", "path", "circle", "rect", "input")  # never closed, or closed at once
 
 
 class Page(HTMLParser):
@@ -97,7 +112,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.references += [f"{name}={value}" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-        if tag in ("meta", "path", "circle"):  # never closed, or closed at once
+        if tag in VOID:
             return
         self.open.append(tag)
         if tag == "tr":
@@ -106,7 +121,7 @@ class Page(HTMLParser):
             self.rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("path", "circle"):
+        if tag not in VOID:
             assert self.open.pop() == tag, f"{tag} is closed out of turn"
 
     def handle_data(self, data: str) -> None:
@@ -273,14 +288,16 @@ def test_the_page_draws_every_system_on_every_set(inputs: Path) -> None:
     assert [figure.count("<polyline") for figure in figures] == [4, 4, 4, 4] + [3] * len(ORDER) * len(SETS)
     assert [figure.count("<circle") for figure in figures[:4]] == [4] * 4
     assert html.count("<details") == len(ORDER)
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    assert "nan" not in re.sub(r"<(style|script)>.*?</", "", html, flags=re.DOTALL)
 
 
 def test_the_page_needs_nothing_from_elsewhere(inputs: Path) -> None:
+    whole(inputs)
     html = (run(inputs) / "index.html").read_text()
     seen = Page(html)
     assert seen.references == []
-    assert not {"script", "link", "iframe", "object", "img"} & seen.tags
+    assert not {"link", "iframe", "object", "img", "base"} & seen.tags
+    assert "default-src 'none'" in html
     assert "http:" not in html
     assert "https:" not in html
     assert "url(" not in html
@@ -306,7 +323,103 @@ def test_no_note_no_banner(inputs: Path) -> None:
     assert 'role="note"' in page.render(board, shown, note="mind the gap")
 
 
+def whole(inputs: Path, *, layers: str = LAYERS) -> None:
+    """Add the layer probe, and the analysis of two runs."""
+    (inputs / "layers").mkdir()
+    (inputs / "layers/layers.csv").write_text(layers)
+    (inputs / "layers/chosen.json").write_text('{"chosen": [2, "final"]}')
+    for name in ("b", "asp-qamo-2"):
+        analysed.write(inputs / "analysis", name)
+
+
+def test_a_run_that_was_not_trained_is_left_out_of_the_training_curves(inputs: Path) -> None:
+    (inputs / "curves/a.csv").unlink()
+    html = (run(inputs) / "index.html").read_text()
+    training = html[html.index("<h2>Training</h2>") : html.index("<h2>Scores</h2>")]
+    titles = [re.findall(r"<title>(.*?)</title>", figure) for figure in training.split("<figure>")[1:]]
+    assert [names[:3] for names in titles] == [["asp-qamo", "b", "linear-&lt;b&gt;"]] * 2
+    assert re.findall(r'polyline class="(c\d)', training) == ["c0", "c2", "c3"] * 2  # each keeps its colour
+    for path in (inputs / "curves").iterdir():
+        path.unlink()
+    assert "<h2>Training</h2>" not in (run(inputs) / "index.html").read_text()
+
+
+def test_the_layer_curve_shows_every_set_and_method_and_the_chosen_layers(inputs: Path) -> None:
+    assert "<h2>Layers</h2>" not in (run(inputs) / "index.html").read_text()
+    whole(inputs)
+    curve = layer_curve.read(inputs / "layers")
+    assert curve is not None
+    assert curve.layers == ["2", "10", "final"]
+    chart = layer_curve.chart(curve)
+    assert [(line.name, line.style) for line in chart.lines] == [
+        ("dev, logistic", "c0 d0"), ("eval, logistic", "c1 d0"), ("dev, centroid", "c0 d2"),
+    ]  # fmt: skip
+    assert chart.lines[0].points.tolist() == [[0, 5.5], [1, 4.0], [2, 3.25]]
+    assert chart.lines[2].points.tolist() == [[0, 20.0]]
+    assert [(ring.x, ring.y, ring.text) for ring in chart.rings] == [(0, 5.5, "1"), (2, 3.25, "2")]
+    assert [text for _, text in chart.x.ticks] == ["2", "10", "fin."]
+    html = (run(inputs) / "index.html").read_text()
+    layers = html[html.index("<h2>Layers</h2>") : html.index("<h2>Training</h2>")]
+    assert layers.count("<polyline") == 3
+    assert layers.count('class="ring"') == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            "layer,method,eer\n",
+            r"layers\.csv:1: expected the columns layer,method,set,eer, missing set; run `dvc repro",
+        ),
+        ("layer,method,set,eer\n", r"layers\.csv: expected at least one row"),
+        ("layer,method,set,eer\n1,logistic,dev,x\n", r"layers\.csv:2: expected an EER in percent, got 'x'"),
+        ("layer,method,set,eer\n1,logistic,dev,101\n", r"layers\.csv:2: expected an EER in percent, got '101'"),
+        ("layer,method,set,eer\n1,logistic,dev\n", r"layers\.csv:2: expected an EER in percent, got None"),
+        ("layer,method,set,eer\n2,logistic,dev,1\n", r"expected the EER on dev by logistic of layer final, got none"),
+    ],
+)
+def test_another_file_than_the_probes_is_named(inputs: Path, layers: str, message: str) -> None:
+    whole(inputs, layers=layers)
+    with pytest.raises(InputError, match=message):
+        run(inputs)
+
+
+def test_analysed_runs_are_shown_the_best_system_first(inputs: Path) -> None:
+    whole(inputs)
+    analysed.write(inputs / "analysis", "no-run-of-the-grid")
+    (inputs / "analysis/.gitkeep").touch()
+    html = (run(inputs) / "index.html").read_text()
+    assert re.findall(r'<section data-run="(.*?)"', html) == ["asp-qamo-2", "b"]
+    assert html.count('id="map-index"') == 1
+    index = json.loads(re.search(r'id="map-index">(.*?)</script>', html).group(1))  # type: ignore[union-attr]
+    out = (inputs / "out").resolve()
+    assert (out / index["root"]).resolve() == Path.cwd()
+    assert analysed.HOSTILE not in html
+    assert "A<b>" not in html
+
+
+def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
+    whole(inputs)
+    html = (run(inputs) / "index.html").read_text()
+    seen = Page(html[html.index('<section data-run="b"') : html.rindex("</section>") + len("</section>")]).rows
+    rows = {row[0]: row[1:] for row in seen}
+    facts = analysed.analysis("b")
+    assert seen[1][1:] == [f"{value:.2f}" for value in facts["similarity"][0]]
+    assert rows["Silhouetteby class: 1 apart, 0 overlapping, below 0 mixed"] == ["0.000", "0.125", "0.250"]
+    assert rows["Ratioof that distance to the one on train"] == ["1.00", "2.00", "-"]
+    assert rows["of the spoof"] == ["-", "-", "-"]
+    assert rows["Effective dimensionhow many directions share the variance"] == ["3.2", "4.2", "5.2"]
+    hard = rows["dev_hard_1"]
+    assert hard[:3] == ["bonafide", "-", "-0.500"]
+    assert "u10" in hard[3]
+    assert "spoof, A01, 0.100" in hard[3]
+    counts = facts["assignments"]["train"]["class"]["bonafide"]
+    widths = re.findall(r'<rect class="c(\d)" x="(\d+)" width="(\d+)"', html)[:2]
+    assert widths == [("0", "0", str(counts[0])), ("1", str(counts[0]), str(counts[1]))]
+
+
 def test_the_same_inputs_give_the_same_bytes_in_any_order_of_runs(inputs: Path) -> None:
+    whole(inputs)
     first, again = run(inputs), run(inputs, runs=dict(list(RUNS.items())[::-1]), out="again")
     for name in ("leaderboard.csv", "leaderboard.txt", "index.html"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
@@ -345,7 +458,6 @@ def test_runs_on_different_trials_are_not_compared(inputs: Path) -> None:
         ("plots/a-eval/det.csv", None, r"det\.csv: no such file; run `dvc repro flow/evaluate/dvc.yaml`"),
         ("plots/a-eval/det.csv", "far,frr\n0,1\n", r"det\.csv:1: expected the columns .* missing threshold; run `dvc "),
         ("plots/a-dev/histogram.csv", "score,bonafide,spoof\n0,1,x\n", r"histogram\.csv:2: expected a number, got 'x'"),
-        ("curves/a.csv", None, r"a\.csv: no such file; run `dvc repro train`"),
         ("curves/a.csv", "epoch,loss,dev_eer\n", r"a\.csv: expected at least one row; run `dvc repro -f train`"),
     ],
 )
@@ -383,23 +495,23 @@ def test_names_that_make_no_table(inputs: Path, runs: list[str], sets: list[str]
     ],
 )
 def test_axes_have_round_ticks(values: list[float], ends: tuple[float, float], texts: list[str]) -> None:
-    axis = page.linear_axis("x", np.array(values))
+    axis = charts.linear_axis("x", np.array(values))
     assert (axis.low, axis.high) == pytest.approx(ends)
     assert [text for _, text in axis.ticks] == texts
     assert axis.ticks[0][0] == pytest.approx(axis.low)
 
 
 def test_epochs_are_whole_and_values_may_end_between_ticks() -> None:
-    assert [text for _, text in page.linear_axis("epoch", np.array([1.0, 2.0]), whole=True).ticks] == ["1", "2"]
-    axis = page.linear_axis("score", np.array([-0.5, 2.5]), snap=False)
+    assert [text for _, text in charts.linear_axis("epoch", np.array([1.0, 2.0]), whole=True).ticks] == ["1", "2"]
+    axis = charts.linear_axis("score", np.array([-0.5, 2.5]), snap=False)
     assert (axis.low, axis.high) == (-0.5, 2.5)
     assert [text for _, text in axis.ticks] == ["0", "1", "2"]
 
 
 def test_a_chart_places_values_in_pixels_with_the_origin_below() -> None:
-    axis = page.Axis("x", 0.0, 10.0, ())
-    chart = page.Chart("c", (200, 100), axis, axis, ())
-    line = page.Line("l", "c0", np.array([[0.0, 0.0], [5.0, 10.0], [10.0, 99.0]]))
+    axis = charts.Axis("x", 0.0, 10.0, ())
+    chart = charts.Chart("c", (200, 100), axis, axis, ())
+    line = charts.Line("l", "c0", np.array([[0.0, 0.0], [5.0, 10.0], [10.0, 99.0]]))
     assert chart.path(line) == "0,100 100,0 200,-20"
 
 

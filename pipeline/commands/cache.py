@@ -67,7 +67,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _tap(text: str) -> Tap:
     if text == "final":
-        return text
+        return "final"
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"expected the number of a layer or final, got {text!r}")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import files
-from pipeline.report import curves, leaderboard, page
+from pipeline.report import curves, layer_curve, leaderboard, page, space
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Folders: metrics with <run>.json and <run>-<set>.json, plots with <run>-<set>/{det,histogram}.csv, trainings
-    with <run>.csv, seconds with <run>.json for the runs that were trained here."""
+    with <run>.csv for the runs that were trained, seconds with <run>.json for those that were trained here. Where they
+    are there: layers with layers.csv and chosen.json, analysis with a folder for each analysed run."""
 
     metrics: Path
     plots: Path
     trainings: Path
     seconds: Path
+    layers: Path | None = None
+    analysis: Path | None = None
 
 
 def build(
@@ -39,7 +43,14 @@ def build(
     Raises InputError where a file is missing or malformed, or runs were evaluated on different trials.
     """
     board = leaderboard.gather(inputs.metrics, runs=runs, sets=sets, sort_by=sort_by, seconds=inputs.seconds)
-    html = page.render(board, _curves(board, inputs), note=note)
+    html = page.render(
+        board,
+        _curves(board, inputs),
+        layers=layer_curve.read(inputs.layers) if inputs.layers else None,
+        spaces=_spaces(board, inputs),
+        audio_root=_way(out),
+        note=note,
+    )
     text = leaderboard.to_text(board)
     files.write_text(out / "leaderboard.csv", leaderboard.to_csv(board))
     files.write_text(out / "leaderboard.txt", text)
@@ -56,4 +67,18 @@ def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
     histograms = {
         (run, name): curves.read_histogram(inputs.plots / f"{run}-{name}" / "histogram.csv") for run, name in pairs
     }
-    return page.Curves(dets, histograms, {run: curves.read_training(inputs.trainings / f"{run}.csv") for run in shown})
+    paths = {run: inputs.trainings / f"{run}.csv" for run in shown}
+    trainings = {run: curves.read_training(path) for run, path in paths.items() if path.is_file()}
+    return page.Curves(dets, histograms, trainings)
+
+
+def _spaces(board: leaderboard.Leaderboard, inputs: Inputs) -> tuple[space.Space, ...]:
+    """The analysed runs, those of the best systems first."""
+    if inputs.analysis is None:
+        return ()
+    return space.gather(inputs.analysis, [run for system in board.systems for run in board.runs[system]])
+
+
+def _way(out: Path) -> str:
+    """The way from the page to the project's root, where stages run, such as `../..`."""
+    return Path(os.path.relpath(Path.cwd(), out)).as_posix()

@@ -1,9 +1,10 @@
-"""The report as one self-contained HTML page: tables and charts, drawn as inline SVG that follows light and dark."""
+"""The report as one self-contained HTML page: tables, charts as inline SVG that follow light and dark, and the map."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,68 +13,23 @@ from numpy.typing import NDArray
 
 from pipeline.det import Det
 from pipeline.metrics.eer import official_eer
+from pipeline.report import layer_curve, space
+from pipeline.report.charts import COLOURS, DASHES, SQUARE, WIDE, Axis, Chart, Line, linear_axis, style
 from pipeline.report.curves import DET_TICKS, Histogram, Training, beyond_frame, det_limits, probit
+from pipeline.report.layer_curve import LayerCurve
 from pipeline.report.leaderboard import Leaderboard
+from pipeline.report.space import Space
 
+FOLDER = Path(__file__).parent
 TEMPLATE = "page.html.j2"
-COLOURS, DASHES = 8, 3  # as the template's style sheet has them: 24 runs look different
-WIDE, SQUARE = (330, 190), (330, 330)  # pixels of the area within the axes
-BEYOND = 20  # pixels outside the area where what cannot be shown is drawn, so that no line runs along the border
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis: its label, the values at its ends, and ticks as (value, text)."""
-
-    label: str
-    low: float
-    high: float
-    ticks: tuple[tuple[float, str], ...]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart: its name in the legend, its CSS classes, points (n, 2), and a dot or None."""
-
-    name: str
-    style: str
-    points: NDArray[np.float64]
-    dot: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart: caption, size of the area in pixels, axes, and lines in the units of the axes."""
-
-    caption: str
-    size: tuple[int, int]
-    x: Axis
-    y: Axis
-    lines: tuple[Line, ...]
-
-    def across(self, value: float) -> float:
-        """Pixels from the left for a value on the x axis."""
-        return _pixels(value, self.x, self.size[0])
-
-    def down(self, value: float) -> float:
-        """Pixels from the top for a value on the y axis."""
-        return round(self.size[1] - _pixels(value, self.y, self.size[1]), 1)
-
-    def path(self, line: Line) -> str:
-        """The points of a line as SVG writes them."""
-        return " ".join(f"{self.across(x):g},{self.down(y):g}" for x, y in line.points.tolist())
-
-
-def _pixels(value: float, axis: Axis, size: int) -> float:
-    place = size * (value - axis.low) / (axis.high - axis.low)
-    return round(min(max(place, -BEYOND), size + BEYOND), 1)
+STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "map.js")  # inlined
 
 
 @dataclass(frozen=True)
 class Curves:
     """What the charts show: DET points and histograms by (run, set), the course of the training by run.
 
-    Of each system that is charted, the run that its lowest dev EER selected.
+    Of each system that is charted, the run that its lowest dev EER selected; trainings of those that were trained.
     """
 
     dets: Mapping[tuple[str, str], Det]
@@ -86,24 +42,47 @@ def charted(board: Leaderboard) -> tuple[str, ...]:
     return board.systems[: COLOURS * DASHES]
 
 
-def render(board: Leaderboard, curves: Curves, *, note: str = "") -> str:
-    """The whole page as HTML; `note` is shown as a banner above everything. The same input gives the same bytes."""
+def render(
+    board: Leaderboard,
+    curves: Curves,
+    *,
+    layers: LayerCurve | None = None,
+    spaces: Sequence[Space] = (),
+    audio_root: str = ".",
+    note: str = "",
+) -> str:
+    """The whole page as HTML. The same input gives the same bytes.
+
+    Args:
+        layers: of the layer probe, None without. spaces: analysed runs, the first one is shown first. audio_root: the
+            way from the page to the folder that audio paths are relative to. note: a banner above everything.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    maps = space.map_data(spaces, root=audio_root)
     return environment.get_template(TEMPLATE).render(
+        style_sheet=Markup((FOLDER / STYLE_SHEET).read_text(encoding="utf-8")),  # noqa: S704  # our own files
+        script=Markup(script),  # noqa: S704
+        script_hash=_hash(script),
+        map_index=Markup(maps.index),  # noqa: S704  # escaped for where it stands
+        map_columns={name: Markup(text) for name, text in maps.columns.items()},  # noqa: S704
+        spaces=spaces,
         board=board,
         note=note,
-        styles={system: _style(rank) for rank, system in enumerate(charted(board))},
+        styles={system: style(rank) for rank, system in enumerate(charted(board))},
         charted=charted(board),
         det_charts={name: det_chart(board, curves, name) for name in board.sets},
+        layer_chart=layer_curve.chart(layers) if layers else None,
         training_charts=training_charts(board, curves),
         histogram_charts={
             (system, name): _histogram(board, curves, system, name) for system in charted(board) for name in board.sets
@@ -111,9 +90,9 @@ def render(board: Leaderboard, curves: Curves, *, note: str = "") -> str:
     )
 
 
-def _style(rank: int) -> str:
-    """The CSS classes of a run's lines."""
-    return f"c{rank % COLOURS} d{rank // COLOURS % DASHES}"
+def _hash(script: str) -> str:
+    """A script's hash as a content security policy names it: no other script may run on the page."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _histogram(board: Leaderboard, curves: Curves, system: str, name: str) -> Chart:
@@ -133,7 +112,7 @@ def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
         det = curves.dets[runs[system], name]
         points = np.stack(beyond_frame(det, low=low, high=high), axis=1)
         x, y = np.clip(points[official_eer(det).point], places[0], places[-1]).tolist()
-        lines.append(Line(f"{system}  {eer:.2f}", _style(rank), points, (x, y)))
+        lines.append(Line(f"{system}  {eer:.2f}", style(rank), points, (x, y)))
     ticks = tuple((place, f"{100 * tick:g}") for place, tick in zip(places, shown, strict=True))
     across, down = (
         Axis(label, places[0], places[-1], ticks) for label in ("spoof accepted, %", "bona fide rejected, %")
@@ -141,22 +120,28 @@ def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
     return Chart(name, SQUARE, across, down, tuple(lines))
 
 
-def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, Chart]:
-    """The loss and the EER on the dev set of the charted systems by epoch, with a dot at each lowest value."""
-    trainings = {system: curves.trainings[board.selected(system)] for system in charted(board)}
+def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:
+    """The loss and the EER on the dev set of the charted systems by epoch, with a dot at each lowest value.
+
+    Systems that were not trained are left out; no charts where none was.
+    """
+    ranks = {system: rank for rank, system in enumerate(charted(board)) if board.selected(system) in curves.trainings}
+    if not ranks:
+        return ()
+    trainings = {system: curves.trainings[board.selected(system)] for system in ranks}
     epochs = np.concatenate([training.epoch for training in trainings.values()])
     charts = []
     for caption, column, label in (("loss", "loss", "loss"), ("dev EER", "dev_eer", "EER, %")):
         lines = []
-        for rank, (system, training) in enumerate(trainings.items()):
+        for system, training in trainings.items():
             points = np.stack((training.epoch, getattr(training, column)), axis=1)
             points = points[np.isfinite(points).all(axis=1)]
             lowest = tuple(points[np.argmin(points[:, 1])].tolist()) if len(points) else None
-            lines.append(Line(system, _style(rank), points, lowest))
+            lines.append(Line(system, style(ranks[system]), points, lowest))
         values = np.concatenate([line.points[:, 1] for line in lines])
         x = linear_axis("epoch", epochs, whole=True)
         charts.append(Chart(caption, WIDE, x, linear_axis(label, values), tuple(lines)))
-    return charts[0], charts[1]
+    return tuple(charts)
 
 
 def histogram_chart(shares: Histogram, caption: str, *, threshold: float) -> Chart:
@@ -182,28 +167,3 @@ def _steps(centre: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray
     half = (centre[1] - centre[0]) / 2
     edges = np.append(centre - half, centre[-1] + half)
     return np.stack((np.repeat(edges, 2), np.concatenate(([0.0], np.repeat(heights, 2), [0.0]))), axis=1)
-
-
-def linear_axis(label: str, values: NDArray[np.float64], *, whole: bool = False, snap: bool = True) -> Axis:
-    """An axis over the finite values with about five ticks at 1, 2 or 5 times a power of ten.
-
-    whole: ticks at whole numbers only. snap: the axis ends at ticks, else at the values.
-    """
-    values = values[np.isfinite(values)]
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    if low == high:
-        high = low + max(abs(low), 1.0)
-    step = _step((high - low) / 5)
-    step = max(step, 1.0) if whole else step
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    decimals = max(0, -math.floor(math.log10(step)))
-    ticks = [(i * step, f"{i * step:.{decimals}f}".replace("-", "\N{MINUS SIGN}")) for i in range(first, last + 1)]
-    if snap:
-        return Axis(label, first * step, last * step, tuple(ticks))
-    return Axis(label, low, high, tuple(tick for tick in ticks if low <= tick[0] <= high))
-
-
-def _step(least: float) -> float:
-    """The least 1, 2 or 5 times a power of ten that is not below `least`."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))

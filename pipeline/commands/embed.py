@@ -1,0 +1,134 @@
+"""The embeddings of a set with its trials, for your own notebook: Parquet, npz, or TensorBoard's projector."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import embeddings, trials
+from pipeline.embeddings import Embeddings
+from pipeline.errors import InputError
+from pipeline.files import write_bytes, write_text
+from pipeline.trials import LABELS, Trials
+
+DATA = Path("data")  # of the project in the current folder
+EXAMPLES = """\
+The run must have been analysed: name it in the section `analyse` of params.yaml, and run `dvc repro
+flow/analyse/dvc.yaml`. A row is an utterance, in the order of the trial table. Embeddings are as the backend gives
+them, (N, E) float32; scoring compares them at unit length where the run's loss normalises.
+
+columns beside the embedding: utterance, path, speaker, label, attack, codec, vocoder ("-" where unknown), quality (MOS,
+nan where unknown)
+
+FILE.npz       NumPy alone: found = np.load("eval.npz"); found["embedding"], found["label"]; nothing is pickled
+FILE.parquet   pandas, polars, R: pd.read_parquet("eval.parquet"); the extra `parquet`
+--projector    vectors.tsv, metadata.tsv and projector_config.pbtxt for TensorBoard (tensorboard --logdir FOLDER), or to
+               load at https://projector.tensorflow.org
+
+examples:
+  bonafide embed linear-qamo-all-clean-1 eval --out eval.npz
+  bonafide embed linear-qamo-all-clean-1 train --out train.parquet --projector projector
+"""
+
+Columns = dict[str, NDArray[Any]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command. Raises InputError for a set that was not embedded, and without the package for a format."""
+    given = _arguments(argv)
+    found, table = _read(given.run, given.set)
+    columns = _columns(table)
+    if given.out:
+        write = _write_npz if given.out.suffix == ".npz" else _write_parquet
+        write(given.out, columns, found)
+        print(f"{len(table)} embeddings of {found.vectors.shape[1]} -> {given.out}")
+    if given.projector:
+        _write_projector(given.projector, columns, found, name=f"{given.run} {given.set}")
+        print(f"{len(table)} embeddings of {found.vectors.shape[1]} -> {given.projector}")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bonafide embed",
+        description="Writes the embeddings of a set with what is known of its trials.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="name of an analysed run of the project in the current folder")
+    add("set", metavar="SET", help="name of a set: the training set, dev, or one of evaluate.sets")
+    add("--out", type=Path, metavar="FILE", help="file to write, .npz or .parquet")
+    add("--projector", type=Path, metavar="FOLDER", help="folder for the files of TensorBoard's projector")
+    given = parser.parse_args(argv)
+    if not (given.out or given.projector):
+        parser.error("expected --out FILE, --projector FOLDER, or both")
+    if given.out and given.out.suffix not in (".npz", ".parquet"):
+        parser.error(f"--out: expected a name that ends with .npz or .parquet, got {given.out}")
+    return given
+
+
+def _read(run: str, name: str) -> tuple[Embeddings, Trials]:
+    folder = DATA / "embeddings" / run / name
+    if not folder.is_dir():
+        there = sorted(f"{path.parent.name} {path.name}" for path in (DATA / "embeddings").glob("*/*") if path.is_dir())
+        raise InputError(
+            f"{folder}: no embeddings there; there are {', '.join(there) or 'none'}; name the run in the section "
+            "`analyse` of params.yaml and run `dvc repro flow/analyse/dvc.yaml`"
+        )
+    table = trials.read(DATA / "trials" / f"{name}.csv")
+    return embeddings.of_run(folder, DATA / "runs" / run, name, table), table
+
+
+def _columns(table: Trials) -> Columns:
+    """What is known of the trials, (N,) each, by name."""
+    label = np.where(table.is_bonafide, *LABELS)
+    told = {"utterance": table.utterance, "path": table.path, "speaker": table.speaker, "label": label}
+    return told | {"attack": table.attack, "codec": table.codec, "vocoder": table.vocoder, "quality": table.quality}
+
+
+def _write_npz(path: Path, columns: Columns, found: Embeddings) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, embedding=found.vectors, **columns)
+    write_bytes(path, buffer.getvalue())
+
+
+def _write_parquet(path: Path, columns: Columns, found: Embeddings) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet  # an extra
+    except ImportError:
+        raise InputError(f'{path}: Parquet needs pyarrow: pip install "bonafide[parquet]", or write .npz') from None
+    flat = pyarrow.array(np.ascontiguousarray(found.vectors).ravel())
+    vectors = pyarrow.FixedSizeListArray.from_arrays(flat, found.vectors.shape[1])
+    known = {name: pyarrow.array(column.tolist()) for name, column in columns.items()}
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table({**known, "embedding": vectors}), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _write_projector(folder: Path, columns: Columns, found: Embeddings, *, name: str) -> None:
+    """The files that TensorBoard's projector reads; the config comes last."""
+    vectors = io.StringIO()
+    np.savetxt(vectors, found.vectors, delimiter="\t", fmt="%.9g")  # digits that bring a float32 back
+    metadata = io.StringIO()
+    writer = csv.writer(metadata, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+    writer.writerow(columns)
+    writer.writerows(zip(*([_cell(value) for value in column.tolist()] for column in columns.values()), strict=True))
+    write_text(folder / "vectors.tsv", vectors.getvalue())
+    write_text(folder / "metadata.tsv", metadata.getvalue())
+    paths = 'tensor_path: "vectors.tsv"\n  metadata_path: "metadata.tsv"'
+    config = f"embeddings {{\n  tensor_name: {json.dumps(name)}\n  {paths}\n}}\n"
+    write_text(folder / "projector_config.pbtxt", config)
+
+
+def _cell(value: Any) -> str:
+    """A value without the characters that part cells and lines."""
+    return " ".join(str(value).split())

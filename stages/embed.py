@@ -1,0 +1,72 @@
+"""Embed every set of a run: the training set, dev and the evaluation sets; and index each set's embeddings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline import embeddings, params, runs, trials
+from pipeline.errors import InputError, run_command
+from pipeline.files import folder_beside, replace_folder
+
+DEV = "dev"
+MARK = f"{DEV}/{embeddings.CARD_FILE}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, open, embed, save."""
+    args = _arguments(argv)
+    settings = params.load(args.params)
+    beside = folder_beside(args.embeddings)
+    for name in dict.fromkeys((settings.train.set, DEV, *settings.evaluate.sets)):
+        _embed(name, args, beside / name, root=settings.features.folder)
+    replace_folder(beside, args.embeddings, mark=MARK)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.embed", description=__doc__)
+    add = parser.add_argument
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    add("--run", type=Path, required=True, metavar="FOLDER", help="the trained run")
+    add("--trials", type=Path, required=True, metavar="FOLDER", help="with the tables of train.set, dev, evaluate.sets")
+    add("--features", type=Path, required=True, metavar="FOLDER", help="with the receipts of the same sets")
+    add("--embeddings", type=Path, required=True, metavar="FOLDER", help="to write, with a folder for each set")
+    return parser.parse_args(argv)
+
+
+def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> None:
+    """Write the embeddings of a set and their index."""
+    from pipeline import dataset, scoring  # with torch, which takes a while: --help goes without
+
+    table = trials.read(args.trials / f"{name}.csv")
+    receipt = args.features / f"{name}.json"
+    card = runs.card(args.run)
+    data = dataset.open_set(receipt, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
+    if data.kind != card["kind"]:
+        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; run `dvc repro`")
+    found = embeddings.build(
+        folder,
+        _shown(scoring.embed(runs.backend(args.run), data), name, len(data)),
+        table.utterance.tolist(),
+        normalize=runs.centroids(args.run).normalize_query,
+        facts=embeddings.identity(args.run, name, table) | {"features": data.digest},
+    )
+    kind, recall = found.card["kind"], found.card["recall"]
+    print(f"{args.run.name}: {len(found)} embeddings of {name}, {kind} index, recall {recall:.3f}")
+
+
+def _shown(batches: Iterator[NDArray[np.float32]], name: str, total: int) -> Iterator[NDArray[np.float32]]:
+    """The batches, under a progress bar."""
+    with tqdm(total=total, desc=name, unit="utterance", disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+if __name__ == "__main__":
+    run_command(main)

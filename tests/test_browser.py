@@ -1,0 +1,385 @@
+"""The report in a real browser, headless and offline: sorting, the map, audio, dark mode, a phone's width."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.det import det_points
+from pipeline.report import curves, leaderboard, page, space
+from tests import analysed
+
+api = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+EDGE = 16  # pixels around the outermost points, as map.js has it
+REACH = 24  # pixels, likewise
+TOP = 4095
+OPEN_ALL = "document.querySelectorAll('details').forEach((one) => (one.open = true))"
+FIRST, SECOND = "run-one", "run-two"
+CHART = analysed.chart(FIRST)
+# system, EER on eval, seconds, parameters: ties, a missing number, numbers whose text sorts otherwise
+ROWS = (("d", 1.0, None, 9_000), ("b", 2.0, 10.5, 1_000_000), ("a", 3.0, 9.25, 20_000), ("c", 4.0, 9.25, 20_000))
+
+
+def board() -> leaderboard.Leaderboard:
+    results = {
+        (name, "eval"): leaderboard.Result(eer, None, 0.0, 50, 80, {"A<b>": leaderboard.Attack(eer, 80)})
+        for name, eer, *_ in ROWS
+    }
+    trainings = {name: leaderboard.Training(5.0, count, seconds) for name, _, seconds, count in ROWS}
+    names = tuple(name for name, *_ in ROWS)
+    return leaderboard.Leaderboard(names, {name: (name,) for name in names}, ("eval",), "eval", trainings, results)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a project's folder, two analysed runs, and the audio of u5 beside it."""
+    root = tmp_path_factory.mktemp("project")
+    analysed.write(root, FIRST)
+    analysed.write(root, SECOND, facts=analysed.analysis(SECOND, centroids=14), points=analysed.chart(SECOND, seed=2))
+    rng = np.random.default_rng(1)
+    bonafide, spoof = rng.normal(2, 1, 50), rng.normal(0, 1, 80)
+    shares = curves.histogram(np.concatenate((bonafide, spoof)), np.arange(130) < 50)
+    found = page.Curves(
+        {(name, "eval"): det_points(bonafide, spoof) for name, *_ in ROWS},
+        {(name, "eval"): shares for name, *_ in ROWS},
+        {},
+    )
+    spaces = space.gather(root, (FIRST, SECOND))
+    path = root / "data/report/index.html"
+    path.parent.mkdir(parents=True)
+    path.write_text(page.render(board(), found, spaces=spaces, audio_root="../..", note="<b>a note</b>"))
+    (root / "audio").mkdir()
+    soundfile.write(root / "audio/u5.flac", 0.1 * rng.normal(size=1_600), 16_000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A tab with the report: what it asked for, what it complained about."""
+
+    def __init__(self, browser: Any, report: Path, **settings: Any) -> None:
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | settings))
+        self.context.set_offline(True)
+        self.context.set_default_timeout(5_000)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
+        self.page.goto(report.as_uri())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.page, name)
+
+    def until(self, expression: str) -> None:
+        """Wait for up to 5 s; the page's own rules forbid playwright to look by itself."""
+        for _ in range(100):
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never true: {expression}")
+
+    def text(self, selector: str) -> str:
+        return str(self.page.locator(selector).inner_text())
+
+    def systems(self, table: str = "table.pooled") -> list[str]:
+        return list(self.page.locator(f"{table} tbody th").all_inner_texts())
+
+    def sorting(self) -> dict[str, str]:
+        found = self.page.locator("table.pooled thead th[aria-sort]")
+        return {re.split(r"\s", th.inner_text())[0]: th.get_attribute("aria-sort") for th in found.all()}
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a place of the map is in the window."""
+        plane = self.page.locator("#plane")
+        plane.scroll_into_view_if_needed()
+        box = plane.bounding_box()
+        scale = (box["width"] - 2 - 2 * EDGE) / TOP  # 2: the border
+        return box["x"] + 1 + EDGE + x * scale, box["y"] + box["height"] - 1 - EDGE - y * scale
+
+    def hover(self, point: int) -> None:
+        self.page.mouse.move(*self.place(CHART["projections"][0]["x"][point], CHART["projections"][0]["y"][point]))
+
+
+@pytest.fixture
+def tab(browser: Any, report: Path) -> Iterator[Tab]:
+    tab = Tab(browser, report)
+    yield tab
+    tab.context.close()
+
+
+def alone(point: int) -> bool:
+    """Whether no other point lies within 10 pixels or so."""
+    x, y = (np.array(CHART["projections"][0][axis]) for axis in "xy")
+    near = np.hypot(x - x[point], y - y[point]) < 100
+    return bool(near.sum() == 1)
+
+
+ALONE = [point for point in range(60) if alone(point)]
+
+
+def test_it_renders_without_complaints_and_asks_for_nothing(tab: Tab, report: Path) -> None:
+    assert tab.requests == [report.as_uri()]
+    assert tab.complaints == []
+    assert tab.text("[role=note]") == "<b>a note</b>"
+    assert tab.locator("img, iframe, link").count() == 0
+
+
+def test_a_click_on_a_header_sorts_by_numbers_with_dashes_last(tab: Tab) -> None:
+    assert tab.systems() == ["d", "b", "a", "c"]
+    assert tab.sorting() == {"eval": "ascending"}
+    seconds = tab.get_by_role("button", name="Seconds")
+    seconds.click()
+    assert tab.systems() == ["a", "c", "b", "d"]  # 9.25, 9.25 in the order before, 10.5, -
+    assert tab.sorting() == {"Seconds": "ascending"}
+    seconds.click()
+    assert tab.systems() == ["b", "a", "c", "d"]
+    assert tab.sorting() == {"Seconds": "descending"}
+    tab.get_by_role("button", name="Parameters").click()
+    assert tab.systems() == ["d", "a", "c", "b"]  # 9,000, 20,000 twice, 1,000,000
+
+
+def test_the_keyboard_sorts_too_and_equal_rows_keep_their_order(tab: Tab) -> None:
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.innerText.trim()") == "System"
+    tab.keyboard.press("Enter")
+    assert tab.systems() == ["a", "b", "c", "d"]
+    tab.keyboard.press("Space")
+    assert tab.systems() == ["d", "c", "b", "a"]
+    tab.get_by_role("button", name="Runs").press("Enter")
+    assert tab.systems() == ["d", "c", "b", "a"]
+    assert tab.systems("table.heat.sortable") == ["d", "b", "a", "c"]  # a table of its own
+    assert tab.complaints == []
+
+
+def test_hovering_shows_the_trial(tab: Tab) -> None:
+    point = next(point for point in ALONE if point % 2 and point % 5)
+    tab.hover(point)
+    attack = analysed.ATTACKS[point % 3]
+    lines = [
+        f"u{point}", "class: spoof", f"set: {analysed.SETS[point % 3]}", f"attack: {attack}", "centroid: 1",
+        f"score: {CHART['score'][point]}", f"MOS: {CHART['numbers']['MOS'][point]}",
+    ]  # fmt: skip
+    assert tab.text("#tip").splitlines() == lines
+    tab.mouse.move(5, 5)
+    assert not tab.locator("#tip").is_visible()
+
+
+def test_the_nearest_point_is_the_one_that_a_search_over_all_finds(tab: Tab) -> None:
+    points = np.array([CHART["projections"][0][axis] for axis in "xy"], dtype=np.float64)  # (2, N)
+    left, bottom = tab.place(0, 0)
+    scale = (tab.place(TOP, 0)[0] - left) / TOP
+    around = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)]) * (REACH - 3) / scale
+    places = np.concatenate((np.random.default_rng(4).uniform(0, TOP, (30, 2)), *points.T[ALONE[:8], None] + around))
+    shown = 0
+    for at in places:
+        tab.mouse.move(left + at[0] * scale, bottom - at[1] * scale)
+        distance = scale * np.hypot(*(points - at[:, None]))  # pixels
+        nearest, second = np.argsort(distance, kind="stable")[:2]
+        if distance[second] - distance[nearest] < 2 or abs(distance[nearest] - REACH) < 2:
+            continue  # the pointer stands at whole pixels
+        told = tab.evaluate("document.querySelector('#tip:not([hidden]) strong')?.textContent")
+        assert told == (CHART["utterance"][nearest] if distance[nearest] < REACH else None)
+        shown += told is not None
+    assert shown > 30
+
+
+def test_a_click_opens_the_trial_and_its_neighbours(tab: Tab) -> None:
+    point = next(point for point in ALONE if 0 < point < 50)
+    before = tab.evaluate("document.getElementById('plane').toDataURL()")
+    tab.hover(point)
+    tab.mouse.down()
+    tab.mouse.up()
+    assert tab.text("#trial h3") == f"u{point}"
+    assert tab.locator("#trial li button").all_inner_texts() == [f"u{point + i}" for i in (1, 2, 3)]
+    assert tab.evaluate("document.getElementById('plane').toDataURL()") != before
+    assert tab.text("#said").startswith(f"Opened u{point}, class ")
+    tab.locator("#trial li button").nth(1).click()
+    assert tab.text("#trial h3") == f"u{point + 2}"
+    assert tab.evaluate("document.activeElement.innerText") == f"u{point + 2}"
+
+
+def test_an_utterance_is_found_by_its_name(tab: Tab) -> None:
+    box = tab.get_by_role("searchbox")
+    box.fill("u3")
+    assert tab.text("#tip strong") == "u3"  # not u30, which comes later anyway, nor u13
+    box.fill("u5")
+    box.press("Enter")
+    assert tab.text("#trial h3") == "u5"
+    box.fill("nobody")
+    assert tab.text("#found") == "not on this map"
+
+
+def test_names_from_a_manifest_stay_text(tab: Tab) -> None:
+    box = tab.get_by_role("searchbox")
+    box.fill("</script>")
+    box.press("Enter")
+    assert tab.text("#trial h3") == analysed.HOSTILE
+    assert tab.text("#tip strong") == analysed.HOSTILE
+    assert "No audio is known" in tab.text("#trial")
+    tab.locator("#colour").select_option("attack")
+    assert "A<b>" in tab.text("#keys")
+    assert tab.locator("img, #keys b, #tip b, table b").count() == 0
+    assert tab.complaints == []
+
+
+def test_no_script_runs_that_is_not_the_pages_own(tab: Tab) -> None:
+    tab.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          script.textContent = "window.injected = 1";
+          document.body.append(script);
+          document.body.insertAdjacentHTML("beforeend", "<svg onload='window.injected = 1'></svg>");
+        }"""
+    )
+    tab.wait_for_timeout(50)
+    assert tab.evaluate("window.injected") is None
+    assert any("Content Security Policy" in complaint for complaint in tab.complaints)
+
+
+def towards(point: int, right: int, up: int) -> int:
+    """The nearest point within 45 degrees of a direction, by looking at all."""
+    x, y = (np.array(CHART["projections"][0][axis]) for axis in "xy")
+    dx, dy = x - x[point], y - y[point]
+    along, aside = dx * right + dy * up, np.abs(dx * up) + np.abs(dy * right)
+    allowed = (along > 0) & (aside <= along)
+    return int(np.argmin(np.where(allowed, dx**2 + dy**2, np.iinfo(np.int64).max))) if allowed.any() else point
+
+
+def test_arrow_keys_walk_over_the_map(tab: Tab) -> None:
+    plane = tab.locator("#plane")
+    plane.focus()
+    x, y = (np.array(CHART["projections"][0][axis]) for axis in "xy")
+    tab.keyboard.press("ArrowRight")
+    point = int(np.argmin(np.hypot(x - TOP / 2, y - TOP / 2)))
+    assert tab.text("#tip strong") == f"u{point}"
+    for key, way in (("Right", (1, 0)), ("Up", (0, 1)), ("Left", (-1, 0)), ("Down", (0, -1))) * 3:
+        tab.keyboard.press(f"Arrow{key}")
+        point = towards(point, *way)
+        assert tab.text("#tip strong") == CHART["utterance"][point]
+    assert tab.text("#said").startswith(CHART["utterance"][point])
+    tab.keyboard.press("Enter")
+    assert tab.text("#trial h3") == CHART["utterance"][point]
+    tab.keyboard.press("Escape")
+    assert not tab.locator("#tip").is_visible()
+    tab.get_by_role("searchbox").fill(f"u{int(x[1:].argmax()) + 1}")
+    tab.evaluate("document.getElementById('plane').focus()")
+    for _ in range(60):
+        tab.keyboard.press("ArrowRight")
+    assert tab.text("#said") == "No trial that way."
+
+
+def test_audio_plays_where_it_is_and_is_missed_where_it_is_not(tab: Tab, report: Path) -> None:
+    box = tab.get_by_role("searchbox")
+    box.fill("u5")
+    box.press("Enter")
+    tab.until("document.querySelector('#trial audio')?.played.length > 0")
+    audio = tab.locator("#trial audio")
+    assert audio.evaluate("audio => audio.duration") == pytest.approx(0.1)
+    assert audio.get_attribute("src") == "../../audio/u5.flac"
+    box.fill("u7")
+    box.press("Enter")
+    tab.wait_for_selector("#trial .missing")
+    assert tab.text("#trial .missing") == "The audio is not there: audio/u7.flac"
+    root = report.parents[2].as_uri()
+    assert tab.requests == [report.as_uri(), f"{root}/audio/u5.flac", f"{root}/audio/u7.flac"]
+
+
+def test_the_legend_hides_groups(tab: Tab) -> None:
+    point = next(point for point in ALONE if point % 2)
+    tab.hover(point)
+    assert tab.locator("#tip").is_visible()
+    spoof = tab.get_by_role("button", name="spoof (30)")
+    before = tab.evaluate("document.getElementById('plane').toDataURL()")
+    spoof.click()
+    assert spoof.get_attribute("aria-pressed") == "false"
+    assert tab.evaluate("document.getElementById('plane').toDataURL()") != before
+    tab.hover(point)
+    assert not tab.locator("#tip").is_visible() or "spoof" not in tab.text("#tip")
+    spoof.click()
+    tab.hover(point)
+    assert tab.text("#tip strong") == CHART["utterance"][point]
+
+
+def test_colours_and_projections_can_be_chosen(tab: Tab) -> None:
+    picture = "document.getElementById('plane').toDataURL()"
+    seen = {tab.evaluate(picture)}
+    for colour in ("set", "attack", "centroid", "score", "MOS"):
+        tab.locator("#colour").select_option(colour)
+        seen.add(tab.evaluate(picture))
+    assert "unknown" in tab.text("#keys")  # every fifth MOS
+    assert re.split(r"\s+", tab.text("#keys"))[:2] == ["1.067", "4.933"]
+    assert tab.text("#projection-note").endswith("of the variance, centroids are numbered diamonds")
+    tab.locator("#projection").select_option("t-SNE")
+    seen.add(tab.evaluate(picture))
+    assert tab.text("#projection-note") == "t-SNE, perplexity 30"
+    assert len(seen) == 6  # set and centroid may be alike no more than the others
+    assert tab.complaints == []
+
+
+def test_another_run_can_be_chosen(tab: Tab) -> None:
+    assert tab.locator("section[data-run]").evaluate_all("all => all.map(one => one.hidden)") == [False, True]
+    tab.locator("#run").select_option(SECOND)
+    assert tab.locator("section[data-run]").evaluate_all("all => all.map(one => one.hidden)") == [True, False]
+    assert tab.locator(f"section[data-run={SECOND}] table.dense td").count() == 14 * 14
+    assert tab.complaints == []
+    tab.evaluate(OPEN_ALL)
+    tab.locator(f"section[data-run={SECOND}] [data-trial=u10] button").first.click()
+    assert tab.text("#trial h3") == "u10"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_laptop_and_a_phone_in_light_and_dark(tab: Tab, scheme: str) -> None:
+    tab.emulate_media(color_scheme=scheme)
+    tab.evaluate(OPEN_ALL)
+    for width in (1280, 390, 320):
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.hover(1)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tip, plane = (tab.locator(selector).bounding_box() for selector in ("#tip", "#plane"))
+        assert tip["x"] >= plane["x"] - 1
+        assert tip["x"] + tip["width"] <= plane["x"] + plane["width"] + 1
+    red, *_ = map(int, re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor")))
+    assert (red < 50) == (scheme == "dark")
+    assert tab.complaints == []
+
+
+def test_the_map_is_drawn_again_for_the_dark(tab: Tab) -> None:
+    tab.emulate_media(color_scheme="light")
+    before = tab.evaluate("document.getElementById('plane').toDataURL()")
+    tab.emulate_media(color_scheme="dark")
+    tab.until("document.getElementById('plane').toDataURL() !== " + json.dumps(before))
+
+
+def test_without_scripts_all_but_the_map_is_there(browser: Any, report: Path) -> None:
+    tab = Tab(browser, report, java_script_enabled=False)
+    assert tab.systems() == ["d", "b", "a", "c"]
+    assert tab.locator("table button").count() == 0
+    assert tab.locator("#no-script").is_visible()
+    assert all(tab.get_by_role("heading", name=f"Centroids of {run}").is_visible() for run in (FIRST, SECOND))
+    assert not tab.locator("#plane").is_visible()
+    tab.context.close()

@@ -1,0 +1,242 @@
+"""`bonafide detect` and `bonafide package`: what they print, which files they take, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline import cli, detect
+from pipeline.errors import InputError
+from tests import systems
+from tests.systems import POOLED, ROOT, WINDOW
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return systems.project(tmp_path_factory.getbasetemp() / "systems")
+
+
+@pytest.fixture
+def here(project: Path) -> Iterator[Path]:
+    """The project as the current folder."""
+    with contextlib.chdir(project):
+        yield project
+
+
+def run(*arguments: str | Path, code: int = 0) -> None:
+    """Run the command; it ends with an exit code."""
+    if code == 0:
+        return cli.dispatch([str(part) for part in arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.dispatch([str(part) for part in arguments])
+    assert ended.value.code == code
+    return None
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_table_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("detect", "audio/eval/0.flac", "audio/eval/1.flac", "--run", POOLED)
+    head, names, *rows = capsys.readouterr().out.splitlines()
+    found = list(detect.load(POOLED).detect(["audio/eval/0.flac", "audio/eval/1.flac"]))
+    assert head == f"{POOLED}: bona fide above {detect.load(POOLED).threshold:.5g}"
+    assert names == "    score  P(bona fide)  decision  centroid  file"
+    assert [row.split() for row in rows] == [
+        [f"{one.score:.4f}", f"{one.probability:.3f}", "bonafide" if one.is_bonafide else "spoof", str(one.centroid),
+         str(one.path)] for one in found
+    ]  # fmt: skip
+    assert [row.split()[2] for row in rows] == ["bonafide", "spoof"]
+    assert rows[0].index("audio/") == rows[1].index("audio/") == names.index("file")
+
+
+def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("detect", "audio/eval", "--run", POOLED, "--json", "--explain")
+    told = lines(capsys)
+    order = sorted(range(12), key=lambda i: f"{i}.flac")
+    assert [one["file"] for one in told] == [f"audio/eval/{i}.flac" for i in order]
+    scores = list(systems.scores(POOLED))
+    np.testing.assert_allclose([one["score"] for one in told], [scores[i] for i in order], atol=1e-5)
+    for one in told:
+        assert list(one) == ["file", "score", "decision", "probability", "centroid", "neighbours"]
+        assert [list(near) for near in one["neighbours"]] == [["utterance", "label", "attack", "distance"]] * 5
+
+
+def test_explanations_stand_below_their_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("detect", "audio/train/7.flac", "--run", POOLED, "--explain")
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == 1 + 5
+    assert rows[1].split() == ["0.0000", "spoof", "A1", "train7"]
+
+
+def test_the_threshold_decides(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for threshold, wanted in (("-100", "bonafide"), ("100", "spoof")):
+        run("detect", "audio/eval", "--run", POOLED, "--json", f"--threshold={threshold}")
+        assert {one["decision"] for one in lines(capsys)} == {wanted}
+
+
+def test_bad_files_are_told_on_stderr_and_in_the_output(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.wav").write_text("no audio")
+    bad, none = tmp_path / "bad.wav", tmp_path / "none.wav"
+    for mode in ([], ["--json"]):
+        run("detect", "audio/eval/0.flac", bad, none, "audio/eval/1.flac", "--run", POOLED, *mode, code=1)
+        said = capsys.readouterr()
+        first, second, last = said.err.splitlines()
+        assert first.startswith(f"error: {bad}: expected an audio file")
+        assert second == f"error: {none}: no such file"
+        assert last == "error: 2 of 4 files could not be scored"
+        rows = said.out.splitlines()[-4:]
+        if mode:
+            told = [json.loads(row) for row in rows]
+            assert [list(one)[1] for one in told] == ["score", "error", "error", "score"]
+            assert told[1] == {"file": str(bad), "error": first.removeprefix("error: ")}
+        else:
+            assert rows[1].split() == ["-", "-", "error", "-", str(bad)]
+            assert rows[3].endswith("audio/eval/1.flac")
+
+
+def test_folders_are_searched_and_hidden_files_left_out(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ["b/2.FLAC", "b/deep/er/3.flac", "1.flac"]
+    for name in [*kept, ".hidden.flac", ".git/4.flac", "b/._2.flac", "b/notes.txt"]:
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("audio/eval/0.flac", tmp_path / "a" / name)
+    run("detect", tmp_path / "a", "--run", POOLED, "--json")
+    assert {one["file"] for one in lines(capsys)} == {str(tmp_path / "a" / name) for name in kept}
+    run("detect", tmp_path / "a" / "b" / "notes.txt", "--run", POOLED, "--json")  # named, so it is tried
+    assert "score" in lines(capsys)[0]
+
+
+def test_a_folder_without_audio_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a folder of audio \(\.aif .* \.wav\), got none there"):
+        run("detect", tmp_path, "--run", "nope")
+
+
+# ---------------------------------------------------------------- timelines
+
+
+def test_timelines_as_csv_and_png(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = np.random.default_rng(1).normal(0, 0.1, 3 * WINDOW)
+    samples[WINDOW : 2 * WINDOW] = samples[WINDOW : 2 * WINDOW].cumsum() / 20  # spoof is brown
+    samples[-WINDOW:] = 0
+    (tmp_path / "in/deep").mkdir(parents=True)
+    soundfile.write(tmp_path / "in/deep/part.wav", samples, 16_000)
+    run("detect", tmp_path / "in", "--run", POOLED, "--timeline", tmp_path / "out", "--json")
+    (told,) = lines(capsys)
+    path = tmp_path / "out/in/deep/part.wav.csv"
+    timeline = told["timeline"]
+    assert timeline["csv"] == str(path)
+    assert Path(timeline["png"]).read_bytes().startswith(b"\x89PNG")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    system = detect.load(POOLED)
+    found = system.timeline(tmp_path / "in/deep/part.wav")
+    assert [row["start"] for row in rows] == ["0.0000", "0.1000", "0.2000", "0.3000", "0.4000"]
+    assert (rows[-1]["end"], rows[-1]["score"], rows[-1]["probability"]) == ("0.6000", "", "")
+    assert math.isnan(found.score[-1])
+    for row, score in zip(rows[:-1], found.score[:-1], strict=True):
+        assert float(row["score"]) == pytest.approx(score, abs=1e-6)
+        assert float(row["probability"]) == pytest.approx(system.probability(float(score)), abs=1e-4)
+    assert float(rows[0]["score"]) == pytest.approx(told["score"], abs=1e-5)
+    below = [float(row["score"]) <= system.threshold for row in rows[:-1]]
+    assert below[0] is False
+    assert below[2] is True  # the brown part
+    assert (timeline["windows"], timeline["below"]) == (5, sum(below))
+    lowest = min(rows[:-1], key=lambda row: float(row["score"]))
+    assert timeline["lowest"] == {key: pytest.approx(float(lowest[key])) for key in ("score", "start", "end")}
+
+
+def test_the_table_tells_of_timelines(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("detect", "audio/eval/1.flac", "--run", POOLED, "--timeline", tmp_path / "out")
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[1:5] == ["of", row[2], "windows", "below,"]
+    assert row[-1] == str(tmp_path / "out/1.flac.csv")
+    assert (tmp_path / "out/1.flac.png").is_file()
+
+
+def test_a_silent_head_has_a_timeline_yet(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = np.append(np.zeros(WINDOW), np.random.default_rng(0).normal(0, 0.1, WINDOW))
+    soundfile.write(tmp_path / "late.wav", samples, 16_000)
+    (tmp_path / "bad.wav").write_text("no audio")
+    files = (tmp_path / "late.wav", tmp_path / "bad.wav")
+    run("detect", *files, "--run", POOLED, "--timeline", tmp_path / "out", "--json", code=1)
+    said = capsys.readouterr()
+    late, bad = map(json.loads, said.out.splitlines())
+    assert "silent" in late["error"]
+    assert late["timeline"]["windows"] == 3
+    assert late["timeline"]["lowest"]["end"] > 0.2
+    assert bad["timeline"] == {"error": bad["error"]}
+    assert len(said.err.splitlines()) == 3  # each once, and how many
+    assert not (tmp_path / "out/bad.wav.csv").exists()
+
+
+def test_timelines_of_one_name_are_refused(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "0.flac").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"expected files that differ in their names.*\n.*0\.flac and audio/eval/0\.flac"
+    ):
+        run("detect", "audio/eval/0.flac", tmp_path / "0.flac", "--run", POOLED, "--timeline", tmp_path / "out")
+
+
+# ---------------------------------------------------------------- the commands themselves
+
+
+def test_package_and_then_detect(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("package", POOLED, "--out", tmp_path / "package")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{POOLED} -> {tmp_path}/package, 10 files, 0.")
+    assert "without embeddings" not in said
+    run("detect", "audio/eval", "--run", tmp_path / "package", "--json")
+    packed = lines(capsys)
+    run("detect", "audio/eval", "--run", POOLED, "--json")
+    assert packed == lines(capsys)
+
+
+def test_help_teaches_without_torch() -> None:
+    for command, words in (
+        ("detect", ("higher means more bona fide", "--timeline", "exit code", "examples:")),
+        ("package", ("model_card.md", "sha256", "example:")),
+    ):
+        code = f"""
+import sys
+from pipeline import cli
+try:
+    cli.dispatch(["{command}", "--help"])
+finally:
+    print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert ended.stdout.splitlines()[-1] == "False False"
+        for word in words:
+            assert word in ended.stdout
+
+
+def test_a_missing_run_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    code = "from pipeline import cli; cli.main()"
+    command = [sys.executable, "-c", code, "detect", "some.wav", "--run", "nope"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: nope: expected the name of a run")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["some.wav"], ["--run", POOLED], ["x.wav", "--run", POOLED, "--threshold=nan"]])
+def test_arguments_that_are_none(arguments: list[str]) -> None:
+    run("detect", *arguments, code=2)

@@ -1,0 +1,149 @@
+"""`bonafide embed`: the same embeddings and trials, whatever they are written as."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import cli, embeddings, trials
+from pipeline.embeddings import Embeddings
+from pipeline.errors import InputError
+from pipeline.trials import Trials
+from tests import systems
+from tests.systems import FRAMES, POOLED, ROOT
+
+COLUMNS = ["utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return systems.project(tmp_path_factory.getbasetemp() / "systems")
+
+
+@pytest.fixture
+def here(project: Path) -> Iterator[Path]:
+    """The project as the current folder."""
+    with contextlib.chdir(project):
+        yield project
+
+
+@pytest.fixture
+def stored(project: Path) -> tuple[Embeddings, Trials]:
+    """What is to be written of eval."""
+    data = project / "data"
+    return embeddings.read(data / f"embeddings/{POOLED}/eval"), trials.read(data / "trials/eval.csv")
+
+
+def cells(table: Trials) -> dict[str, list]:
+    known = {name: getattr(table, name).tolist() for name in COLUMNS if name != "label"}
+    return known | {"label": ["bonafide" if one else "spoof" for one in table.is_bonafide]}
+
+
+def embed(*arguments: str | Path) -> None:
+    cli.dispatch(["embed", *map(str, arguments)])
+
+
+def test_npz_holds_all_without_pickle(
+    here: Path, tmp_path: Path, stored: tuple[Embeddings, Trials], capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(POOLED, "eval", "--out", tmp_path / "deep/eval.npz")
+    assert capsys.readouterr().out == f"12 embeddings of 64 -> {tmp_path}/deep/eval.npz\n"
+    with np.load(tmp_path / "deep/eval.npz", allow_pickle=False) as found:
+        assert set(found) == {"embedding", *COLUMNS}
+        assert found["embedding"].dtype == np.float32
+        np.testing.assert_array_equal(found["embedding"], stored[0].vectors)
+        assert {name: found[name].tolist() for name in COLUMNS} == cells(stored[1])
+
+
+def test_parquet_holds_all(here: Path, tmp_path: Path, stored: tuple[Embeddings, Trials]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    embed(POOLED, "eval", "--out", tmp_path / "eval.parquet")
+    table = parquet.read_table(tmp_path / "eval.parquet")
+    assert table.column_names == [*COLUMNS, "embedding"]
+    found = table.to_pydict()
+    np.testing.assert_array_equal(np.array(found.pop("embedding"), np.float32), stored[0].vectors)
+    assert found == cells(stored[1])
+
+
+def test_parquet_without_its_package_is_told(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r'Parquet needs pyarrow: pip install "bonafide\[parquet\]", or write \.npz'):
+        embed(POOLED, "eval", "--out", tmp_path / "eval.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_projectors_files(here: Path, tmp_path: Path, stored: tuple[Embeddings, Trials]) -> None:
+    embed(POOLED, "eval", "--projector", tmp_path / "projector")
+    vectors = np.loadtxt(tmp_path / "projector/vectors.tsv", delimiter="\t", dtype=np.float32)
+    np.testing.assert_array_equal(vectors, stored[0].vectors)  # every digit that float32 has
+    with (tmp_path / "projector/metadata.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert list(rows[0]) == COLUMNS
+    assert [row["utterance"] for row in rows] == stored[1].utterance.tolist()
+    assert [row["label"] for row in rows] == cells(stored[1])["label"]
+    assert [float(row["quality"]) for row in rows] == stored[1].quality.tolist()
+    assert (tmp_path / "projector/projector_config.pbtxt").read_text() == (
+        f'embeddings {{\n  tensor_name: "{POOLED} eval"\n  tensor_path: "vectors.tsv"\n'
+        '  metadata_path: "metadata.tsv"\n}\n'
+    )
+
+
+def test_tabs_and_lines_in_a_trial_do_not_break_the_projectors_table(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.commands import embed as command
+
+    columns = {"utterance": np.array(["a", "b"]), "path": np.array(['x\t"y".wav', "z\n.wav"])}
+    vectors = np.ones((2, 3), np.float32)
+    found = Embeddings(columns["utterance"], vectors, False, None, {})
+    command._write_projector(tmp_path, columns, found, name="a b")
+    assert (tmp_path / "metadata.tsv").read_text() == 'utterance\tpath\na\tx "y".wav\nb\tz .wav\n'
+
+
+def test_a_set_that_is_not_there_is_told_with_those_that_are(here: Path, tmp_path: Path) -> None:
+    message = f"data/embeddings/{POOLED}/later: no embeddings there; there are {FRAMES} dev, .*{POOLED} train; name"
+    with pytest.raises(InputError, match=message):
+        embed(POOLED, "later", "--out", tmp_path / "x.npz")
+    with contextlib.chdir(tmp_path), pytest.raises(InputError, match=r"there are none; name the run in .*`analyse`"):
+        embed(POOLED, "eval", "--out", "x.npz")
+
+
+def test_embeddings_of_other_trials_are_refused(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "data", tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    with contextlib.chdir(tmp_path):
+        table = trials.read(Path("data/trials/eval.csv"))
+        Path("data/trials/eval.csv").write_text(trials.to_csv(table.take(np.arange(11))))
+        with pytest.raises(InputError, match=f"data/embeddings/{POOLED}/eval: expected the embeddings of"):
+            embed(POOLED, "eval", "--out", "x.npz")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--out", "x.csv"], ["--out", "x"]])
+def test_arguments_that_are_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        embed(POOLED, "eval", *arguments)
+    assert ended.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_help_teaches_without_torch() -> None:
+    code = """
+import sys
+from pipeline import cli
+try:
+    cli.dispatch(["embed", "--help"])
+finally:
+    print("torch" in sys.modules, "pyarrow" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "False False"
+    for word in ("analyse", "pd.read_parquet", "np.load", "examples:", json.dumps("label")):
+        assert word in ended.stdout

@@ -1,0 +1,413 @@
+"""Detection on files: the numbers of the flow, and nothing that a folder of files holds can stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import runpy
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from pipeline import detect, embeddings, extract, package, runs, scorefile
+from pipeline.detect import Detection, System, Unreadable
+from pipeline.errors import InputError
+from pipeline.metrics import calibration
+from tests import systems
+from tests.systems import BATCH, FRAMES, POOLED, WINDOW
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLOSE = 1e-5  # what batches of other shapes move a score by
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return systems.project(tmp_path_factory.getbasetemp() / "systems")
+
+
+@pytest.fixture
+def here(project: Path) -> Iterator[Path]:
+    """The project as the current folder."""
+    with contextlib.chdir(project):
+        yield project
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it to spoil."""
+    shutil.copytree(project, tmp_path / "copy")
+    with contextlib.chdir(tmp_path / "copy"):
+        yield tmp_path / "copy"
+
+
+@pytest.fixture(scope="module")
+def system(project: Path) -> System:
+    with contextlib.chdir(project):
+        return detect.load(POOLED)
+
+
+def noise(path: Path, samples: int, *, seed: int = 0) -> np.ndarray:
+    """A float WAV of noise at 16 kHz."""
+    found = np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+    soundfile.write(path, found, 16_000, subtype="FLOAT")
+    return found
+
+
+def detections(system: System, paths: list[Path], *, explain: bool = False) -> list[Detection]:
+    found = list(system.detect(paths, explain=explain))
+    assert all(isinstance(one, Detection) for one in found), found
+    return found
+
+
+# ---------------------------------------------------------------- the same numbers
+
+
+@pytest.mark.parametrize("run", [POOLED, FRAMES])
+def test_the_scores_are_those_of_the_flow(here: Path, run: str) -> None:
+    found = detections(detect.load(run), systems.audio("eval"))
+    assert [one.path for one in found] == systems.audio("eval")
+    got, wanted = np.array([one.score for one in found]), np.array(list(systems.scores(run)))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    assert np.ptp(wanted) > 1000 * CLOSE  # else the comparisons here compare nothing
+
+
+@pytest.mark.parametrize("run", [POOLED, FRAMES])
+def test_frames_pass_through_float16_as_in_the_store(here: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, seen = detect.load(run), []
+    system.backend.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    list(system.detect(systems.audio("eval")[:1]))
+    (features,) = seen
+    assert features.dtype == torch.float32
+    assert torch.equal(features, features.half().float()) == (run == FRAMES)
+    assert features.shape == ((1, 2, 9, 32) if run == FRAMES else (1, 2, 2, 32))
+
+
+def test_three_lines_give_the_score_of_a_file(here: Path) -> None:
+    system = detect.load(POOLED)
+    score = system.score("audio/eval/4.flac")
+    assert isinstance(score, float)
+    assert score == pytest.approx(list(systems.scores(POOLED))[4], abs=CLOSE)
+
+
+def test_only_the_first_window_counts(system: System, tmp_path: Path) -> None:
+    samples = noise(tmp_path / "long.wav", 3 * WINDOW)
+    soundfile.write(tmp_path / "head.wav", samples[:WINDOW], 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "rest.wav", samples[WINDOW:], 16_000, subtype="FLOAT")
+    long, head, rest = (system.score(tmp_path / f"{name}.wav") for name in ("long", "head", "rest"))
+    assert long == pytest.approx(head, abs=CLOSE)
+    assert abs(long - rest) > 10 * CLOSE
+
+
+# ---------------------------------------------------------------- what is told besides
+
+
+def test_a_score_at_the_threshold_is_spoof(here: Path) -> None:
+    path = systems.audio("eval")[0]
+    own = detect.load(POOLED).score(path)
+    for threshold, accepted in ((own, False), (math.nextafter(own, -1), True), (own + 0.1, False)):
+        (found,) = detections(detect.load(POOLED, threshold=threshold), [path])
+        assert found.is_bonafide is accepted
+    assert detect.load(POOLED).threshold == runs.card(Path("data/runs") / POOLED)["dev_threshold"]
+
+
+def test_scores_have_the_digits_of_a_score_file(system: System, project: Path) -> None:
+    """A threshold is one of the scores on dev, as a file has it; float32 in full digits would be above or below it."""
+    score = system.score(project / "audio/eval/1.flac")
+    assert score == float(str(np.float32(score)))
+
+
+def test_the_probability_is_that_of_the_calibration_on_dev(here: Path) -> None:
+    dev = scorefile.parse(Path(f"data/dev_scores/{POOLED}.txt"))
+    bonafide = np.array(dev.label) == "bonafide"
+    fitted = calibration.fit(dev.score[bonafide], dev.score[~bonafide])
+    assert fitted.slope > 0.1
+    for found in detections(detect.load(POOLED), systems.audio("eval")[:3]):
+        ratio = math.exp(fitted.slope * found.score + fitted.offset)
+        assert found.probability == pytest.approx(ratio / (1 + ratio), rel=1e-9)
+
+
+def test_scores_that_cannot_be_calibrated_have_no_probability(copied: Path) -> None:
+    path = Path(f"data/dev_scores/{POOLED}.txt")
+    lines = [line.split() for line in path.read_text().splitlines()]
+    path.write_text("".join(f"{u} {a} {key} {(key == 'bonafide') * 1e-300}\n" for u, a, key, _ in lines))
+    (found,) = detections(detect.load(POOLED), systems.audio("eval")[:1])
+    assert found.probability is None
+
+
+def test_extreme_scores_have_a_probability(system: System) -> None:
+    assert system.probability(1e80) == 1.0
+    assert system.probability(-1e80) == 0.0
+
+
+def test_the_nearest_centroid_is_the_one_of_largest_cosine(here: Path) -> None:
+    found = detections(detect.load(POOLED), systems.audio("eval"))
+    held = embeddings.read(Path(f"data/embeddings/{POOLED}/eval")).vectors
+    vectors = runs.centroids(Path("data/runs") / POOLED).vectors
+    for one, vector in zip(found, held, strict=True):
+        cosines = [float(vector @ other / np.linalg.norm(other)) for other in vectors]
+        assert one.centroid == cosines.index(max(cosines))
+
+
+def test_neighbours_are_the_nearest_of_the_training_set(here: Path) -> None:
+    found = detections(detect.load(POOLED), systems.audio("eval"), explain=True)
+    train = embeddings.read(Path(f"data/embeddings/{POOLED}/train"))
+    held = embeddings.read(Path(f"data/embeddings/{POOLED}/eval")).vectors
+    for one, vector in zip(found, held, strict=True):
+        away = {}
+        for name, other in zip(train.utterances.tolist(), train.vectors, strict=True):
+            away[name] = float(np.linalg.norm(other / np.linalg.norm(other) - vector / np.linalg.norm(vector)))
+        wanted = sorted(away, key=away.__getitem__)[:5]
+        assert [near.utterance for near in one.neighbours] == wanted
+        assert [near.distance for near in one.neighbours] == pytest.approx([away[n] for n in wanted], abs=1e-4)
+        for near in one.neighbours:
+            spoof = int(near.utterance.removeprefix("train")) % 2
+            assert (near.label, near.attack) == (("spoof", "A1") if spoof else ("bonafide", "-"))
+
+
+def test_a_training_utterance_is_its_own_nearest(system: System, here: Path) -> None:
+    (found,) = detections(system, [Path("audio/train/7.flac")], explain=True)
+    assert found.neighbours[0].utterance == "train7"
+    assert found.neighbours[0].distance < 1e-3
+    (found,) = detections(system, [Path("audio/train/7.flac")])
+    assert found.neighbours == ()
+
+
+def test_without_an_analysis_there_is_nothing_to_explain_with(copied: Path) -> None:
+    shutil.rmtree("data/embeddings")
+    system = detect.load(POOLED)
+    message = r"data/embeddings/.*/train: no embeddings of the training set.*`analyse`.*dvc repro flow/analyse"
+    with pytest.raises(InputError, match=message):
+        next(system.detect(["audio/eval/0.flac"], explain=True))
+    assert detections(system, [Path("audio/eval/0.flac")])
+
+
+def test_embeddings_of_other_weights_explain_nothing(copied: Path) -> None:
+    card = Path(f"data/embeddings/{POOLED}/train/embeddings.json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"weights": "0" * 16}))
+    with pytest.raises(InputError, match="expected the embeddings of"):
+        next(detect.load(POOLED).detect(["audio/eval/0.flac"], explain=True))
+
+
+# ---------------------------------------------------------------- many files, and bad ones
+
+
+def test_bad_files_are_told_and_the_others_go_on(system: System, here: Path, tmp_path: Path) -> None:
+    good = systems.audio("eval")
+    (tmp_path / "text.wav").write_text("not audio")
+    soundfile.write(tmp_path / "late.wav", np.append(np.zeros(WINDOW), np.ones(99)), 16_000)
+    (tmp_path / "folder.wav").mkdir()
+    bad = {
+        tmp_path / "text.wav": "expected an audio file",
+        tmp_path / "none.wav": "no such file",
+        tmp_path / "late.wav": f"first {WINDOW} samples at 16 kHz are silent",
+        tmp_path / "folder.wav": "no such file",
+    }
+    names = list(bad)
+    mixed = [names[0], *good[:4], names[1], good[4], *names[2:], *good[5:]]
+    found = list(system.detect(mixed))
+    assert [one.path for one in found] == mixed
+    for one in found:
+        if one.path in bad:
+            assert isinstance(one, Unreadable)
+            assert one.why.startswith(f"{one.path}: ")
+            assert bad[one.path] in one.why
+    got = [one.score for one in found if isinstance(one, Detection)]
+    np.testing.assert_allclose(got, list(systems.scores(POOLED)), rtol=0, atol=CLOSE)
+    with pytest.raises(InputError, match=r"text\.wav: expected an audio file"):
+        system.score(tmp_path / "text.wav")
+
+
+def test_a_file_that_may_not_be_read_is_told(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> np.ndarray:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(detect.audio, "load", refuse)
+    (found,) = system.detect(["audio/eval/0.flac"])
+    assert found == Unreadable(Path("audio/eval/0.flac"), "audio/eval/0.flac: Permission denied")
+
+
+def test_features_that_are_out_of_range_spoil_no_other_file(
+    system: System, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = extract.compute
+
+    def fussy(*args, names: list[str], **options):
+        if any(name.endswith("4.flac") for name in names):
+            raise InputError("utterance 4: expected finite features")
+        return whole(*args, names=names, **options)
+
+    monkeypatch.setattr(extract, "compute", fussy)
+    found = list(system.detect(systems.audio("eval")))
+    assert [i for i, one in enumerate(found) if isinstance(one, Unreadable)] == [4]
+    assert found[4].why == "utterance 4: expected finite features"
+    got = [one.score for one in found if isinstance(one, Detection)]
+    wanted = [score for i, score in enumerate(systems.scores(POOLED)) if i != 4]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=CLOSE)
+
+
+def test_files_are_taken_a_few_batches_ahead_and_no_further(system: System, here: Path) -> None:
+    taken = 0
+
+    def paths() -> Iterator[Path]:
+        nonlocal taken
+        for i in range(1_000):
+            taken += 1
+            yield systems.audio("eval")[i % 12]
+
+    found = system.detect(paths())
+    for _ in range(10):
+        next(found)
+    found.close()
+    assert 10 <= taken <= 10 + 3 * BATCH
+
+
+def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path) -> None:
+    noise(tmp_path / "long.wav", 20 * WINDOW)
+    head = system._head(tmp_path / "long.wav")
+    assert isinstance(head, detect._Head)
+    assert head.samples.base is None
+    assert len(head.samples) == WINDOW
+
+
+def test_no_files_give_nothing(system: System) -> None:
+    assert list(system.detect([])) == []
+
+
+# ---------------------------------------------------------------- over time
+
+
+@pytest.mark.parametrize(
+    ("samples", "starts"),
+    [(400, [0]), (1_000, [0]), (1_001, [0, 1]), (1_500, [0, 500]), (2_300, [0, 500, 1_000, 1_300])],
+)
+def test_window_starts_by_hand(samples: int, starts: list[int]) -> None:
+    assert detect.window_starts(samples, window=1_000).tolist() == starts
+
+
+@given(samples=st.integers(400, 100_000), window=st.integers(400, 20_000))
+def test_windows_cover_a_file_and_overlap_by_half(samples: int, window: int) -> None:
+    starts = detect.window_starts(samples, window=window)
+    assert starts[0] == 0
+    assert starts[-1] == max(samples - window, 0)
+    steps = np.diff(starts)
+    assert ((steps > 0) & (steps <= window // 2)).all()
+    assert (steps[:-1] == window // 2).all()
+
+
+def test_a_timeline_is_the_score_of_every_window(system: System, tmp_path: Path) -> None:
+    samples = noise(tmp_path / "long.wav", 4 * WINDOW + 700)
+    found = system.timeline(tmp_path / "long.wav")
+    np.testing.assert_allclose(found.start, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.64375])
+    np.testing.assert_allclose(found.end, found.start + WINDOW / 16_000)
+    for start, score in zip(found.start, found.score, strict=True):
+        at = round(start * 16_000)
+        soundfile.write(tmp_path / "one.wav", samples[at : at + WINDOW], 16_000, subtype="FLOAT")
+        assert score == pytest.approx(system.score(tmp_path / "one.wav"), abs=CLOSE)
+    assert found.lowest == np.argmin(found.score)
+
+
+def test_silent_windows_have_no_score_and_short_files_one(system: System, tmp_path: Path) -> None:
+    samples = noise(tmp_path / "short.wav", 1_000)
+    found = system.timeline(tmp_path / "short.wav")
+    assert (found.start.tolist(), found.end.tolist()) == ([0.0], [0.0625])
+    assert found.score[0] == pytest.approx(system.score(tmp_path / "short.wav"), abs=CLOSE)
+    gaps = np.concatenate([np.zeros(2 * WINDOW), np.resize(samples, WINDOW)])
+    soundfile.write(tmp_path / "gaps.wav", gaps, 16_000, subtype="FLOAT")
+    found = system.timeline(tmp_path / "gaps.wav")
+    assert np.isnan(found.score).tolist() == [True, True, True, False, False]
+    assert found.lowest in (3, 4)
+    assert dataclasses.replace(found, score=found.score * np.nan).lowest is None
+
+
+# ---------------------------------------------------------------- what belongs together
+
+
+def test_an_unknown_run_is_told_with_those_there_are(here: Path) -> None:
+    with pytest.raises(InputError, match=f"^nope: expected the name of a run.*data/runs has {FRAMES}, {POOLED}$"):
+        detect.load("nope")
+
+
+def test_outside_of_a_project_there_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="there is no data/runs with runs in this folder"):
+        detect.load(POOLED)
+
+
+def test_another_encoder_is_refused(copied: Path) -> None:
+    settings = YAML(typ="safe").load(Path("params.yaml"))
+    settings["encoder"]["random"]["seed"] = 6
+    YAML(typ="safe").dump(settings, Path("params.yaml"))
+    with pytest.raises(
+        InputError, match=r"encoder random: expected what the run was trained with, weights_sha256 \w+, "
+    ):
+        detect.load(POOLED)
+
+
+def test_a_run_of_other_features_is_refused(copied: Path) -> None:
+    path = Path("data/features/dev.json")
+    receipt = json.loads(path.read_text())
+    receipt["encoder"]["window"]["samples"] = 4_000
+    path.write_text(json.dumps(receipt))
+    with pytest.raises(InputError, match=r"trained on other features than data/features/dev\.json tells of"):
+        detect.load(POOLED)
+    receipt["encoder"]["window"]["samples"] = WINDOW
+    path.write_text(json.dumps(receipt | {"digest": "0" * 64}))
+    with pytest.raises(InputError, match="trained on other features"):
+        detect.load(POOLED)
+
+
+def test_the_index_of_another_run_is_refused(copied: Path) -> None:
+    shutil.rmtree(f"data/index/{POOLED}")
+    shutil.copytree(f"data/index/{FRAMES}", f"data/index/{POOLED}")
+    with pytest.raises(InputError, match=f"data/index/{POOLED}: not the centroids of data/runs/{POOLED}"):
+        detect.load(POOLED)
+
+
+def test_features_of_another_version_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "FEATURES_VERSION", extract.FEATURES_VERSION + 1)
+    with pytest.raises(InputError, match="features_version 1, got 2"):
+        detect.load(POOLED)
+
+
+def test_a_gpu_that_is_not_there_is_told(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parts = dataclasses.replace(system.parts, device="cuda")
+    monkeypatch.setattr(package, "find", lambda _run: parts)
+    with pytest.raises(InputError, match="expected a GPU that torch can use"):
+        detect.load(POOLED)
+
+
+def test_training_diverged_is_told_of_every_file(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(System, "embed", lambda _self, windows, names: np.full((len(names), 64), np.nan, np.float32))
+    found = list(system.detect(systems.audio("eval")[:2]))
+    assert [isinstance(one, Unreadable) for one in found] == [True, True]
+    assert "0.flac: expected a finite embedding" in found[0].why
+
+
+# ---------------------------------------------------------------- docs
+
+
+def test_the_walkthrough_walks(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))
+    said = capsys.readouterr().out
+    assert "20 embeddings of train, 12 of eval" in said
+    (difference,) = re.findall(r"difference to the score file: (\S+)", said)
+    assert float(difference) < 1e-6
+    assert "nearest: train" in said
+    assert list(tmp_path.glob("*-pca.png"))

@@ -1,0 +1,366 @@
+"""Packages: they detect where no project is, say what they are, and are refused where they are not what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import detect, package, runs, trials, xlsr
+from pipeline.detect import Detection
+from pipeline.errors import InputError
+from pipeline.params import EncoderParams, RandomEncoder
+from tests import systems
+from tests.systems import FRAMES, POOLED, ROOT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RANDOM = RandomEncoder(layers=3, width=32, heads=4, feedforward=48, conv_channels=16, seed=5)  # the project's
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return systems.project(tmp_path_factory.getbasetemp() / "systems")
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the project as the current folder."""
+    shutil.copytree(project, tmp_path / "copy")
+    with contextlib.chdir(tmp_path / "copy"):
+        yield tmp_path / "copy"
+
+
+@pytest.fixture(scope="module")
+def made(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of the pooled run; leave it as it is."""
+    folder = tmp_path_factory.mktemp("made") / "package"
+    with contextlib.chdir(project):
+        package.write(POOLED, folder)
+    return folder
+
+
+@pytest.fixture
+def spoilt(made: Path, tmp_path: Path) -> Path:
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(made, tmp_path / "spoilt"))
+
+
+def found(run: str | Path, project: Path, *, explain: bool = False) -> list[Detection]:
+    paths = [project / path for path in systems.audio("eval")]
+    return list(detect.load(run).detect(paths, explain=explain))  # type: ignore[arg-type]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def set_encoder(**changes: object) -> None:
+    settings = YAML(typ="safe").load(Path("params.yaml"))
+    settings["encoder"].update(changes)
+    settings["encoder"] = {key: value for key, value in settings["encoder"].items() if value is not None}
+    YAML(typ="safe").dump(settings, Path("params.yaml"))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / package.CARD_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# ---------------------------------------------------------------- elsewhere
+
+
+@pytest.mark.parametrize("run", [POOLED, FRAMES])
+def test_it_detects_with_no_project_around(copied: Path, tmp_path: Path, run: str) -> None:
+    before = found(run, copied, explain=True)
+    package.write(run, tmp_path / "package")
+    (tmp_path / "elsewhere").mkdir()
+    with contextlib.chdir(tmp_path / "elsewhere"):
+        for name in ("data", "params.yaml", "mine.csv"):
+            shutil.move(copied / name, tmp_path / f"gone.{name}")
+        shutil.move(tmp_path / "package", "received")
+        assert found("received", copied, explain=True) == before
+    assert len(before[0].neighbours) == 5
+    assert before[0].probability is not None
+
+
+def test_it_holds_just_what_detection_needs(made: Path) -> None:
+    run, index, known = f"runs/{POOLED}", f"index/{POOLED}", f"embeddings/{POOLED}/train"
+    assert names(made) == {
+        "package.json", "model_card.md", f"{run}/run.json", f"{run}/backend.safetensors",
+        f"{run}/centroids.safetensors", f"{index}/centroids.json", f"{index}/centroids.faiss", "trials/train.csv",
+        f"{known}/embeddings.npy", f"{known}/embeddings.json", f"{known}/index.faiss", f"{known}/utterances.txt",
+    }  # fmt: skip
+
+
+def test_training_trials_tell_labels_and_attacks_alone(made: Path, project: Path) -> None:
+    kept, whole = (trials.read(path) for path in (made / "trials/train.csv", project / "data/trials/train.csv"))
+    for name in ("utterance", "is_bonafide", "attack", "content"):
+        assert getattr(kept, name).tolist() == getattr(whole, name).tolist()
+    for name in ("path", "speaker", "codec", "vocoder"):
+        assert set(getattr(kept, name).tolist()) == {"-"}
+    assert np.isnan(kept.quality).all()
+    assert not np.isnan(whole.quality).any()
+
+
+def test_a_run_that_was_not_analysed_has_no_neighbours(copied: Path, tmp_path: Path) -> None:
+    shutil.rmtree("data/embeddings")
+    card = package.write(POOLED, tmp_path / "package")
+    assert card["training_embeddings"] is False
+    assert not [name for name in names(tmp_path / "package") if name.startswith(("embeddings/", "trials/"))]
+    system = detect.load(tmp_path / "package")
+    assert system.score("audio/eval/0.flac") == pytest.approx(next(systems.scores(POOLED)), abs=1e-5)
+    with pytest.raises(InputError, match="no embeddings of the training set there"):
+        next(system.detect(["audio/eval/0.flac"], explain=True))
+
+
+# ---------------------------------------------------------------- the encoder
+
+
+def test_random_weights_are_named(made: Path) -> None:
+    card = json.loads((made / "package.json").read_text())
+    assert card["encoder"] == {
+        "source": "random",
+        "revision": None,
+        "random": {"layers": 3, "width": 32, "heads": 4, "feedforward": 48, "conv_channels": 16, "seed": 5},
+        "normalize": "utterance",
+    }
+    assert card["features"]["weights_sha256"] == tiny()[1].weights_sha256
+
+
+def test_other_weights_behind_the_name_are_refused(spoilt: Path) -> None:
+    card = json.loads((spoilt / "package.json").read_text())
+    card["encoder"]["random"]["seed"] = 6
+    edit(spoilt, encoder=card["encoder"])
+    with pytest.raises(InputError, match="encoder random: expected what the run was trained with, weights_sha256 "):
+        detect.load(spoilt)
+
+
+def tiny() -> tuple:
+    return xlsr.load(EncoderParams(source="random", random=RANDOM, normalize="utterance"))
+
+
+def test_a_local_folder_is_copied(copied: Path, tmp_path: Path) -> None:
+    before = found(POOLED, copied)
+    xlsr.save(tiny()[0], Path("model"))
+    set_encoder(source=str(copied / "model"), random=None)
+    card = package.write(POOLED, tmp_path / "package")
+    assert card["encoder"]["source"] == "encoder"
+    assert card["encoder_source"]["source"] == "model"
+    assert {name for name in names(tmp_path / "package") if name.startswith("encoder/")} == {
+        "encoder/config.json",
+        "encoder/model.safetensors",
+    }
+    assert str(tmp_path) not in (tmp_path / "package" / "package.json").read_text()
+    shutil.rmtree("model")
+    assert found(tmp_path / "package", copied) == before
+    (tmp_path / "package/encoder/model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="could not load the local folder"):
+        detect.load(tmp_path / "package")
+
+
+def test_a_fine_tuned_encoder_is_copied(copied: Path, tmp_path: Path) -> None:
+    before = found(POOLED, copied)
+    xlsr.save(tiny()[0], Path("data/finetuned"))
+    settings = YAML(typ="safe").load(Path("params.yaml"))
+    set_encoder(finetune=settings["encoder"]["finetune"] | {"on": True, "layers": [1, 3]})
+    assert found(POOLED, copied) == before
+    card = package.write(POOLED, tmp_path / "package")
+    assert card["encoder"] == {"source": "encoder", "revision": None, "random": None, "normalize": "utterance"}
+    assert "fine-tuned on train with sls and oc_softmax" in (tmp_path / "package/model_card.md").read_text()
+    shutil.rmtree("data/finetuned")
+    assert found(tmp_path / "package", copied) == before
+    (tmp_path / "package/encoder/config.json").unlink()
+    with pytest.raises(InputError, match=r"1 files are missing or damaged.*\n.*encoder/config\.json"):
+        detect.load(tmp_path / "package")
+
+
+def test_an_encoder_folder_that_is_gone_is_not_looked_up_on_the_hub(spoilt: Path) -> None:
+    edit(spoilt, encoder={"source": "encoder", "normalize": "utterance"})
+    with pytest.raises(InputError, match=r"spoilt/encoder: no encoder there; copy the package again"):
+        detect.load(spoilt)
+
+
+def test_a_hub_name_is_named_with_its_revision(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EncoderParams] = []
+
+    def loaded(params: EncoderParams, *, weights: Path) -> tuple:
+        asked.append(params)
+        return tiny()
+
+    monkeypatch.setattr(xlsr, "load_deployed", loaded)
+    set_encoder(source="somebody/xlsr", revision="abc123", random=None)
+    package.write(POOLED, tmp_path / "package")
+    assert not [name for name in names(tmp_path / "package") if name.startswith("encoder/")]
+    assert "somebody/xlsr, revision `abc123`" in (tmp_path / "package/model_card.md").read_text()
+    detect.load(tmp_path / "package")
+    assert [(one.source, one.revision) for one in asked] == [("somebody/xlsr", "abc123")] * 2
+
+
+def test_an_encoder_that_the_run_was_not_trained_with_is_not_packed(copied: Path, tmp_path: Path) -> None:
+    set_encoder(random=RANDOM.model_copy(update={"seed": 6}).model_dump())
+    with pytest.raises(InputError, match=r"trained on an encoder with weights \w{16}\.\.\., got random with"):
+        package.write(POOLED, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+# ---------------------------------------------------------------- the card
+
+
+def test_the_card_tells_where_it_comes_from(made: Path, project: Path) -> None:
+    card = json.loads((made / "package.json").read_text())
+    data = project / "data"
+    assert card["run"] == json.loads((data / f"runs/{POOLED}/run.json").read_text())
+    assert card["threshold"] == card["run"]["dev_threshold"]
+    assert (card["centroids"], card["embedding_dim"]) == (2, 64)
+    told = {one["name"]: one for one in card["sets"]}
+    assert {name: one["role"] for name, one in told.items()} == {
+        "train": "training",
+        "dev": "development",
+        "eval": "evaluation",
+    }
+    for name, one in told.items():
+        receipt = json.loads((data / f"features/{name}.json").read_text())
+        assert (one["receipt"], one["utterances"]) == (receipt["digest"], systems.SIZES[name])
+    assert told["eval"]["metrics"] == json.loads((data / f"metrics/{POOLED}-eval.json").read_text())
+    assert told["train"]["metrics"] is None
+    assert card["versions"]["torch"] == importlib.metadata.version("torch")
+    assert set(card["files"]) == names(made) - {"package.json", "model_card.md"}
+    for name, digest in card["files"].items():
+        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
+
+
+def test_threshold_and_calibration_of_the_card_are_those_of_the_project(made: Path, project: Path) -> None:
+    with contextlib.chdir(project):
+        here = package.find(POOLED)
+    there = package.find(made)
+    assert (there.name, there.train_set, there.threshold) == (here.name, here.train_set, here.threshold)
+    assert there.calibration == here.calibration is not None
+    assert (there.features, there.batch_size, there.device) == (here.features, here.batch_size, "auto")
+
+
+def test_scores_that_cannot_be_calibrated_stay_so(copied: Path, tmp_path: Path) -> None:
+    path = Path(f"data/dev_scores/{POOLED}.txt")
+    lines = [line.split() for line in path.read_text().splitlines()]
+    path.write_text("".join(f"{u} {a} {key} {(key == 'bonafide') * 1e-300}\n" for u, a, key, _ in lines))
+    assert package.write(POOLED, tmp_path / "package")["calibration"] is None
+    assert package.find(tmp_path / "package").calibration is None
+    assert "**Calibration** none" in (tmp_path / "package/model_card.md").read_text()
+
+
+def test_the_model_card_tells_the_numbers(made: Path, project: Path) -> None:
+    text = (made / "model_card.md").read_text()
+    metrics = json.loads((project / f"data/metrics/{POOLED}-eval.json").read_text())
+    card = runs.card(project / "data/runs" / POOLED)
+    assert text.startswith(f"# {POOLED}\n")
+    low, high = metrics["eer_interval"]
+    row = next(line for line in text.splitlines() if line.startswith("| eval | 6 "))
+    assert row.split(" | ")[2:5] == ["6", f"{metrics['eer']:.2f}", f"{low:.2f} to {high:.2f}"]
+    assert f"**Threshold** {card['dev_threshold']:.6g}" in text
+    assert "> Noise, not speech." in text
+    assert "first 3200 samples at 16 kHz\n(0.20 s)" in text
+    assert f"EER on eval by attack, %: A1 {metrics['attacks']['A1']['eer']:.2f}." in text
+    assert "those in use: 3, 1" in text
+    for word in ("quality_weight 0.1", "weights drawn from seed 5", "mean of the similarities", "A score is evidence"):
+        assert word in text
+    assert "\n\n\n" not in text
+
+
+def test_sets_that_were_not_evaluated_are_told_so(copied: Path, tmp_path: Path) -> None:
+    Path(f"data/metrics/{POOLED}-eval.json").unlink()
+    Path("data/features/eval.json").unlink()
+    card = package.write(POOLED, tmp_path / "package")
+    assert card["sets"][-1]["metrics"] is card["sets"][-1]["receipt"] is None
+    assert "| none was evaluated |" in (tmp_path / "package/model_card.md").read_text()
+
+
+def test_the_same_run_gives_the_same_bytes(made: Path, project: Path, tmp_path: Path) -> None:
+    with contextlib.chdir(project):
+        package.write(POOLED, tmp_path / "package")
+    assert names(tmp_path / "package") == names(made)
+    for name in names(made):
+        assert (tmp_path / "package" / name).read_bytes() == (made / name).read_bytes(), name
+
+
+def test_the_card_in_the_docs_is_of_this_template(made: Path) -> None:
+    """Written anew after a change of the template: `bonafide package`, then copied. Numbers may differ, words not."""
+
+    def words(text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if line and not line.startswith(("|", ">", "- ", "python"))]
+        return [re.sub(r"[-+\d.]+", "0", line) for line in lines if "EER on" not in line]
+
+    found = (ROOT / "docs/model_card.md").read_text()
+    assert found.startswith("# linear-qamo-all-clean-1\n\n*Written by `bonafide package linear-qamo-all-clean-1`")
+    assert words(found) == words((made / "model_card.md").read_text())
+
+
+# ---------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("name", [f"runs/{POOLED}/backend.safetensors", "trials/train.csv"])
+def test_a_damaged_file_is_named(spoilt: Path, name: str) -> None:
+    data = bytearray((spoilt / name).read_bytes())
+    data[-1] ^= 1
+    (spoilt / name).write_bytes(bytes(data))
+    with pytest.raises(InputError, match=rf"spoilt: 1 files are missing or damaged; copy .*:\n  {re.escape(name)}$"):
+        detect.load(spoilt)
+    (spoilt / name).unlink()
+    with pytest.raises(InputError, match=re.escape(name)):
+        detect.load(spoilt)
+
+
+def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
+    with (spoilt / "model_card.md").open("a") as file:
+        file.write("Licence: ours.\n")
+    assert detect.load(spoilt).parts.name == POOLED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "expected format 1 of packages, got 2"),
+        ({"threshold": "high"}, "not the card of a package"),
+        ({"calibration": {"slope": -1.0, "offset": 0.0}}, "not the card of a package .*slope"),
+        ({"encoder": {"source": "random", "normalize": "utterance"}}, "not the card of a package"),
+        ({"features": {"window": {}}}, "the run was trained on other features than the card tells"),
+    ],
+)
+def test_a_card_that_is_none_is_refused(spoilt: Path, changes: dict, message: str) -> None:
+    edit(spoilt, **changes)
+    with pytest.raises(InputError, match=rf"(?s)package\.json: .*{message}"):
+        detect.load(spoilt)
+
+
+def test_a_folder_of_other_things_is_left_alone(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep me")
+    with contextlib.chdir(project), pytest.raises(InputError, match="got a folder of other things"):
+        package.write(POOLED, tmp_path / "mine")
+    assert names(tmp_path / "mine") == {"notes.txt"}
+
+
+def test_an_older_package_is_replaced(copied: Path, spoilt: Path) -> None:
+    (spoilt / "stray.txt").write_text("old")
+    package.write(FRAMES, spoilt)
+    assert package.find(spoilt).name == FRAMES
+    assert not (spoilt / "stray.txt").exists()
+
+
+def test_a_package_of_a_package_is_its_copy(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got a package; copy its folder"):
+        package.write(str(made), tmp_path / "again")
+
+
+def test_embeddings_of_other_weights_are_not_packed(copied: Path, tmp_path: Path) -> None:
+    path = Path(f"data/embeddings/{POOLED}/train/embeddings.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "0" * 16}))
+    with pytest.raises(InputError, match="expected the embeddings of"):
+        package.write(POOLED, tmp_path / "package")
