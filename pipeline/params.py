@@ -382,12 +382,7 @@ class Params(_Section):
             ("views", "views", self.views),
         ):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
-        for axis in ("backend", "loss", "layers", "views", "seed"):
-            wrong += [
-                f"{self.where('analyse', axis, i)}: expected one of grid.{axis}, got {name!r}"
-                for i, name in enumerate(getattr(self.analyse, axis))
-                if name not in getattr(self.grid, axis)
-            ]
+        wrong += self._not_in_the_grid()
         for name, layers in self.layers.items():
             wrong += self._not_cached(("layers", name), layers, self.extract.layers, "layers")
         for name, views in self.views.items():
@@ -412,6 +407,18 @@ class Params(_Section):
             for scoring in chosen.scorings
         }
         return trained | rescored
+
+    def _not_in_the_grid(self) -> list[str]:
+        chosen = {axis: getattr(self.analyse, axis) for axis in ("backend", "loss", "layers", "views", "seed")}
+        if not all(chosen.values()):  # nothing is analysed
+            return []
+        return [
+            f"{self.where('analyse', axis, i)}: expected one of grid.{axis}, got {name!r}; add it there, or analyse "
+            "other runs, or none (`backend: []`)"
+            for axis, names in chosen.items()
+            for i, name in enumerate(names)
+            if name not in getattr(self.grid, axis)
+        ]
 
     def _wrong_pools(self) -> list[str]:
         wrong, known = [], set(self.sets)

@@ -93,6 +93,12 @@ def test_a_search_gives_what_brute_force_gives(tmp_path_factory: pytest.TempPath
         assert ids.tolist() == wanted_ids
 
 
+def test_a_neighbour_that_was_not_found_is_infinitely_far() -> None:
+    vectors = np.array([[3, 4], [0, 1]], np.float32)
+    away = embeddings.distances(np.zeros((1, 2), np.float32), vectors, np.array([[1, -1, 0]]), normalize=False)
+    assert away.tolist() == [[1, np.inf, 5]]
+
+
 def test_equally_near_ones_come_by_id(tmp_path: Path) -> None:
     vectors = np.ones((30, 3), np.float32)
     away, ids = built(tmp_path / "e", vectors).search(vectors[:2], 30)
@@ -113,6 +119,7 @@ def test_no_queries_give_no_rows_and_others_are_refused(tmp_path: Path) -> None:
 def test_what_is_compared_is_what_scoring_compares(*, normalize: bool) -> None:
     vectors = mixture(50, 6) * np.float32(7)
     vectors[3] = 0
+    vectors[4] *= np.float32(1e-3)
     centroids = Centroids(mixture(2, 6, seed=1), normalize, 0.0, "max")
     scores = scoring.score(vectors, centroid_index(centroids), names=names(50))
     seen = embeddings.compared(vectors, normalize=normalize)
@@ -131,6 +138,7 @@ def approximate(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embeddings, "FLAT_UP_TO", APPROXIMATE[request.param][0])
         patch.setattr(embeddings, "IVF_UP_TO", APPROXIMATE[request.param][1])
+        patch.setattr(embeddings, "BLOCK", 700)
         return built(tmp_path_factory.mktemp("e") / "e", mixture(CLUSTERED, 16), batch=500)
 
 
@@ -436,6 +444,11 @@ def test_embeddings_of_another_run_set_or_trials_are_refused(tmp_path: Path) -> 
     for run_set_trials in others:
         with pytest.raises(InputError, match=r"e: expected the embeddings of \{.*\}, got those of \{.*\}; run `dvc"):
             embeddings.of_run(folder, *run_set_trials)
+    listed = (folder / "utterances.txt").read_text()
+    (folder / "utterances.txt").write_text(listed.replace("u1\n", "u9\n"))
+    with pytest.raises(InputError, match=r"e: expected the embeddings of"):
+        embeddings.of_run(folder, run, "dev", table)
+    (folder / "utterances.txt").write_text(listed)
     embeddings.add(folder, mixture(1, 3), ["new"])
     embeddings.remove(folder, ["new"])
     with pytest.raises(InputError, match="'trials': None"):  # no longer known to be of these trials

@@ -121,6 +121,31 @@ def test_the_leaderboard_and_the_report_are_there(project: Project) -> None:
     assert "linear-qamo" in (project.folder / "data/report/index.html").read_text()
 
 
+def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Project) -> None:
+    before = project.params()
+    settings = project.params()
+    settings["analyse"] |= {"backend": ["linear"], "scorings": ["knn"], "points": 100, "projections": ["pca"]}
+    project.set_params(settings)
+    run = "linear-qamo-all-clean-1"
+    expected = {f"embed@{run}", f"rescore@{run}-knn", f"evaluate@{run}-knn-dev", f"analyse@{run}", "report"}
+    assert set(project.repro()) == expected
+    assert project.repro() == []
+    board = (project.folder / "data/report/leaderboard.txt").read_text()
+    metrics = json.loads((project.folder / f"data/metrics/{run}-knn-dev.json").read_text())
+    row = next(line for line in board.splitlines() if "linear-qamo-knn" in line)
+    assert f"{metrics['eer']:.2f}" in row
+    found = json.loads((project.folder / f"data/analysis/{run}/analysis.json").read_text())
+    assert found["sets"] == ["train", "dev"]
+    assert f"Centroids of {run}" in (project.folder / "data/report/index.html").read_text()
+    said = project.run("bonafide", "detect", "audio", "--run", run, "--explain", "--json").splitlines()
+    scored = {line["file"]: line["score"] for line in map(json.loads, said)}
+    assert len(scored) == 48
+    flow = (project.folder / f"data/scores/{run}-dev.txt").read_text().split("\n")
+    assert f"{flow[0].split()[0]}.flac" in {Path(file).name for file in scored}
+    project.set_params(before)
+    project.repro()
+
+
 def test_a_parameter_of_one_loss_reruns_its_cells_alone(project: Project) -> None:
     settings = project.params()
     settings["losses"]["qamo"]["quality_weight"] = 0.3

@@ -159,7 +159,21 @@ def test_the_silhouette_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         centroids = neighbours.centroids_of(sample, count, normalize=False)
         cluster = [int(np.argmin([math.dist(v, c) for c in centroids])) for v in sample]
         means[count] = silhouette(sample, cluster)
+    seen: list[int] = []
+
+    def watched(vectors: Vectors, count: int, *, normalize: bool, inner: object = neighbours.centroids_of) -> Vectors:
+        seen.append(len(vectors))
+        return inner(vectors, count, normalize=normalize)  # type: ignore[operator, no-any-return]
+
+    monkeypatch.setattr(neighbours, "centroids_of", watched)
     assert neighbours.chosen_centroids(vectors, normalize=False) == max(means, key=lambda count: means[count])
+    assert seen == [60] * 7
+
+
+def test_the_same_vectors_give_the_same_centroids() -> None:
+    noise = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    first, second = (neighbours.centroids_of(noise, 15, normalize=False) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 def silhouette(vectors: Vectors, cluster: list[int]) -> float:

@@ -50,6 +50,8 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
     assert len(loaded.runs) == 12 + 2
     path.write_text(re.sub(r"(analyse:.*\n  backend: )\[linear\]", r"\1[]", path.read_text()))
     assert params.load(path).runs == loaded.grid.runs
+    path.write_text(path.read_text().replace("loss: [qamo]", "loss: [samo]"))  # nothing of what is analysed
+    assert params.load(path).runs == loaded.grid.runs
 
 
 @pytest.mark.parametrize(
