@@ -15,10 +15,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline import centroids, detect, embeddings, params, scorefile, scoring, trials
+from pipeline import analysis, centroids, detect, embeddings, params, scorefile, scoring, trials
 
 DATA = Path("data")
-RUN = sorted(DATA.glob("embeddings/*"))[0].name  # the section `analyse` of params.yaml names more
+ANALYSED = sorted(path.parent.parent.name for path in DATA.glob(f"embeddings/*/*/{embeddings.CARD_FILE}"))
+if not ANALYSED:
+    raise SystemExit(
+        "error: data/embeddings: expected the embeddings of a run, got none; name one in the section `analyse` of "
+        "params.yaml, and run `dvc repro flow/analyse/dvc.yaml`"
+    )
+RUN = ANALYSED[0]  # or another of them
 SETTINGS = params.load(Path("params.yaml"))
 TRAIN, EVAL = SETTINGS.train.set, SETTINGS.evaluate.sets[0]
 
@@ -40,10 +46,15 @@ written = scorefile.read(DATA / "scores" / f"{RUN}-{EVAL}.txt", table)
 print(f"largest difference to the score file: {np.abs(scores - written).max():.1e}")
 
 # %% Which centroid is nearest: with QAMO, centroids are levels of quality, 0 the worst
-vectors = index.centroids().vectors  # (K, E)
-queries = embeddings.compared(found.vectors, normalize=index.normalize_query)  # (N, E)
-nearest = (queries @ vectors.T).argmax(axis=1)  # (N,)
-for k in range(len(vectors)):
+# A loss that does not normalise has a direction in place of centroids; distances are then to the mean of the training
+# set's bona fide embeddings.
+unknown = np.full(len(train), "")
+trained = analysis.Space(
+    train_trials, train.vectors, np.zeros(len(train), np.float32), np.full(len(train), -1), unknown, unknown
+)
+places = analysis.places(index.centroids(), trained)
+nearest, away = places.nearest(found.vectors)  # (N,) each; distances are 1 - cosine, or Euclidean
+for k in range(len(places.vectors)):
     mine = nearest == k
     if not mine.any():
         print(f"centroid {k}: no trials")
@@ -52,7 +63,6 @@ for k in range(len(vectors)):
     print(f"centroid {k}: {mine.sum():4} trials, {table.is_bonafide[mine].mean():4.0%} bona fide, {quality}")
 
 # %% How far each kind of trial is from the nearest centroid
-away = np.linalg.norm(queries[:, None] - vectors[None], axis=2).min(axis=1)  # (N,)
 kinds = np.where(table.is_bonafide, "bonafide", table.attack)
 for kind in sorted(set(kinds)):
     low, middle, high = np.quantile(away[kinds == kind], [0.25, 0.5, 0.75])
@@ -67,10 +77,11 @@ for distance, i in zip(distances[0], ids[0], strict=True):
     print(f"  {distance:.3f}  {train_trials.utterance[i]}, {label}")
 
 # %% The two directions in which the trials differ most (PCA), with the centroids
+queries = embeddings.compared(found.vectors, normalize=places.normalize)  # (N, E)
 mean = queries.mean(axis=0)
 _, spread, axes = np.linalg.svd(queries - mean, full_matrices=False)
 shares = spread**2 / (spread**2).sum()
-points, centres = (queries - mean) @ axes[:2].T, (vectors - mean) @ axes[:2].T  # (N, 2), (K, 2)
+points, centres = (queries - mean) @ axes[:2].T, (places.vectors - mean) @ axes[:2].T  # (N, 2), (K, 2)
 figure = Figure(figsize=(5, 5), layout="constrained")
 plot = figure.add_subplot()
 for kind in sorted(set(kinds)):
@@ -86,5 +97,6 @@ print(f"{shares[:2].sum():.0%} of the variance in two directions: {picture}")
 system = detect.load(RUN)
 (told,) = system.detect([SETTINGS.sets[EVAL].folder / str(table.path[hardest])], explain=True)
 assert isinstance(told, detect.Detection)  # noqa: S101
-print(f"{told.path.name}: {told.score:.3f}, {told.probability:.0%} bona fide, centroid {told.centroid}")
+likely = "no probability" if told.probability is None else f"{told.probability:.0%} bona fide"
+print(f"{told.path.name}: {told.score:.3f}, {likely}, centroid {told.centroid}")
 print(f"nearest: {', '.join(near.utterance for near in told.neighbours)}")

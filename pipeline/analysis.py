@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Centroids
-from pipeline.embeddings import compared
+from pipeline.embeddings import NORM_FLOOR, compared
 from pipeline.trials import LABELS, UNKNOWN, Trials
 
 BONAFIDE, SPOOF = LABELS
@@ -33,7 +33,6 @@ MOS_BIN = 0.5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 HARDEST, NEIGHBOURS = 10, 5
 DIGITS = 6  # significant, of a number in a file
-NORM_FLOOR = 1e-12
 NO_SPREAD = 1e-20  # of a mean's squared length: a variance below is what rounding left of none
 SEED = 1
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import audio, centroids, extract, package, runs, scoring, xlsr
+from pipeline import audio, extract, package, runs, scoring, xlsr
 from pipeline.audio import SAMPLE_RATE, Samples
 from pipeline.centroids import CentroidIndex
 from pipeline.contracts import Tap
@@ -37,6 +38,8 @@ from pipeline.package import Parts
 from pipeline.trials import LABELS, Trials
 
 NEIGHBOURS = 5  # utterances that explain a detection
+LARGE = 8 * 2**20  # bytes of a file that is decoded by itself: ten minutes of MP3, and 200 MB when decoded
+_ONE_LARGE = threading.Lock()
 
 
 class Neighbour(NamedTuple):
@@ -236,15 +239,12 @@ def load(run: str | Path, *, threshold: float | None = None) -> System:
 def of_parts(parts: Parts, *, threshold: float | None = None) -> System:
     """The system that consists of some parts; see `load`."""
     facts = runs.card(parts.run)
-    index = centroids.read(parts.index)
-    if not index.centroids().same_as(runs.centroids(parts.run)):
-        raise InputError(f"{parts.index}: not the centroids of {parts.run}; run `dvc repro flow/index/dvc.yaml`")
     layers = tuple(facts["kind"]["layers"])
     return System(
         parts=parts,
         encoder=_encoder(parts, layers),
         backend=runs.backend(parts.run),
-        index=index,
+        index=parts.centroid_index(),
         layers=layers,
         reads=facts["reads"],
         threshold=parts.threshold if threshold is None else threshold,
@@ -280,11 +280,12 @@ def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
 
 
 def _decoded(path: Path) -> Samples:
-    """All samples of a file. Raises InputError for whatever is wrong with it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    """All samples of a file; of large ones, one at a time. Raises InputError for whatever is wrong with it."""
     try:
-        return audio.load(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        with _ONE_LARGE if path.stat().st_size > LARGE else contextlib.nullcontext():
+            return audio.load(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 

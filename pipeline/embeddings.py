@@ -276,7 +276,7 @@ def _check_finite(rows: Vectors, names: Sequence[str]) -> None:
     if bad.any():
         raise InputError(
             f"utterance {names[int(np.argmax(bad))]}: expected a finite embedding, got NaN or infinity; the training "
-            "diverged (lower train.learning_rate) or the features are damaged (python -m stages.verify)"
+            "diverged (lower train.learning_rate) or the features are damaged (bonafide cache verify)"
         )
 
 

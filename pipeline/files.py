@@ -41,10 +41,19 @@ def _flush_names(folder: Path) -> None:
 
 def folder_beside(folder: Path) -> Path:
     """An empty folder to fill before `replace_folder` puts it in place."""
-    beside = folder.with_name(folder.name + ".part")
+    folder = folder.resolve()  # "." has no name
+    beside = folder.parent / f"{folder.name}.part"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     return beside
+
+
+def check_place(folder: Path, *, mark: str) -> None:
+    """Raise InputError where `replace_folder` would refuse: a folder of something else is in the way."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(
+            f"{folder}: expected a free place or an older folder with {mark}, got a folder of other things"
+        )
 
 
 def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
@@ -52,10 +61,8 @@ def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
 
     Raises InputError where a folder of something else is in the way; it is left alone.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
-        raise InputError(
-            f"{folder}: expected a free place or an older folder with {mark}, got a folder of other things"
-        )
+    check_place(folder, mark=mark)
+    folder = folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
 

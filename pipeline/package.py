@@ -18,28 +18,32 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import embeddings, params, runs, scorefile, store, trials
+from pipeline import centroids, embeddings, params, runs, scorefile, store, trials
+from pipeline.centroids import CentroidIndex
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError, listing
-from pipeline.files import folder_beside, read_json, replace_folder, write_text
+from pipeline.files import check_place, folder_beside, read_json, replace_folder, write_text
 from pipeline.metrics import calibration
 from pipeline.metrics.calibration import Calibration
-from pipeline.params import EncoderParams, Params
+from pipeline.params import EncoderParams, Name, Params, Positive, WindowParams
 from pipeline.trials import UNKNOWN, Trials
 
 FORMAT = 1  # raised when older packages can no longer be read
 CARD_FILE, MODEL_CARD_FILE, TEMPLATE = "package.json", "model_card.md", "model_card.md.j2"
 ENCODER = "encoder"  # the folder of weights that are copied
-KEYS = ("format", "name", "train_set", "encoder", "features", "batch_size", "threshold", "calibration", "files")
+EMBEDDED = (embeddings.VECTORS_FILE, embeddings.INDEX_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
+EXPLAINING = ("embeddings/", "trials/")  # files that explanations alone need
 
 PARAMS = Path("params.yaml")  # of the project, in the current folder
 DATA = Path("data")
@@ -53,7 +57,8 @@ class Parts:
     root: data/ of the project, or the package. train_set: what the run was trained on. encoder: where the encoder comes
     from; weights: the folder of the fine-tuned one. features: what the features that the run was trained on depend on,
     the encoder's digest and the window among it. threshold: of the EER on dev; scores above it are accepted.
-    calibration: of scores, by those on dev; None where these cannot be calibrated.
+    calibration: of scores, by those on dev; None where these cannot be calibrated. explaining: of a package, the sha256
+    of the files that explanations alone need, by name; None in a project.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Parts:
     device: Literal["auto", "cpu", "cuda"]
     threshold: float
     calibration: Calibration | None
+    explaining: Mapping[str, str] | None = None
 
     @property
     def run(self) -> Path:
@@ -87,13 +93,30 @@ class Parts:
         """The trial table of the training set."""
         return self.root / "trials" / f"{self.train_set}.csv"
 
+    def centroid_index(self) -> CentroidIndex:
+        """The centroid index. Raises InputError where its centroids are not the run's."""
+        found = centroids.read(self.index)
+        if not found.centroids().same_as(runs.centroids(self.run)):
+            raise InputError(f"{self.index}: not the centroids of {self.run}; run `dvc repro flow/index/dvc.yaml`")
+        return found
+
     def training(self) -> tuple[Embeddings, Trials]:
-        """The embeddings of the training set and its trials. Raises InputError where the run was not analysed."""
+        """The embeddings of the training set and its trials, read once.
+
+        Raises InputError where the run was not analysed, or files of a package are not those that it lists.
+        """
+        return self._training
+
+    @cached_property
+    def _training(self) -> tuple[Embeddings, Trials]:
         if not self.embeddings.is_dir():
             raise InputError(
                 f"{self.embeddings}: no embeddings of the training set there, which explanations need; name the run in "
                 "the section `analyse` of params.yaml, run `dvc repro flow/analyse/dvc.yaml`, and make a package anew"
             )
+        if self.explaining is not None:
+            needed = [*(self.embeddings / name for name in EMBEDDED), self.trials]
+            _check(self.root, self.explaining, needed=[path.relative_to(self.root).as_posix() for path in needed])
         table = trials.read(self.trials)
         return embeddings.of_run(self.embeddings, self.run, self.train_set, table), table
 
@@ -156,60 +179,111 @@ def _calibration(path: Path) -> Calibration | None:
 # ---------------------------------------------------------------- reading a package
 
 
-def _of_package(folder: Path) -> Parts:
-    card = _read(folder)
-    try:
-        encoder = EncoderParams.model_validate_json(json.dumps(card["encoder"]))
-        fitted = card["calibration"] and Calibration(**card["calibration"])
-        threshold, batch_size = float(card["threshold"]), int(card["batch_size"])
-        name, train_set = str(card["name"]), str(card["train_set"])
-    except (ValidationError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / CARD_FILE}: not the card of a package ({error}); {AGAIN}") from None
-    if store.fingerprint(card["features"]) != _trained_on(runs.card(folder / "runs" / name)):
-        raise InputError(f"{folder / CARD_FILE}: the run was trained on other features than the card tells; {AGAIN}")
-    if encoder.source == ENCODER:
-        if not (folder / ENCODER / "config.json").is_file():  # else its name would be looked up on the hub
-            raise InputError(f"{folder / ENCODER}: no encoder there; {AGAIN}")
-        encoder = encoder.model_copy(update={"source": str(folder / ENCODER)})
-    return Parts(
-        name=name,
-        root=folder,
-        train_set=train_set,
-        encoder=encoder,
-        weights=folder / ENCODER,
-        features=card["features"],
-        batch_size=batch_size,
-        device="auto",
-        threshold=threshold,
-        calibration=fitted or None,
-    )
-
-
 EVALUATE = "run `dvc repro -f flow/evaluate/dvc.yaml`"
 AGAIN = "copy the package again, or make it anew with `bonafide package`"
 
-
-def _read(folder: Path) -> dict[str, Any]:
-    """The card of a package whose files are those that it lists. Raises InputError naming those that are not."""
-    card = read_json(folder / CARD_FILE, what="card of a package", keys=KEYS, remedy=AGAIN)
-    if card["format"] != FORMAT:
-        raise InputError(f"{folder / CARD_FILE}: expected format {FORMAT} of packages, got {card['format']!r}; {AGAIN}")
-    found = dict(_digests(folder))
-    if wrong := [name for name, digest in card["files"].items() if found.get(name) != digest]:
-        raise InputError(f"{folder}: {len(wrong)} files are missing or damaged; {AGAIN}:\n{listing(wrong)}")
-    return card
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*){3}-[0-9]+$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]  # no ".."
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _digests(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every file of a package but its cards, and the sha256 of its bytes.
+def _carried(encoder: EncoderParams) -> EncoderParams:
+    """An encoder that a package may name. Raises ValueError for a path."""
+    if encoder.finetune is not None or not HUB_NAME.fullmatch(encoder.source):
+        raise ValueError(f"expected {ENCODER!r}, 'random' or a hub name as the source, got {encoder.source!r}")
+    return encoder
 
-    The weights of the encoder are left out: they are read once, and have a digest of their own.
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Features(_Section, extra="allow"):
+    """What features depend on; of that, what detection cannot do without."""
+
+    window: WindowParams
+
+
+class _Card(_Section):
+    """What is read again of the card; the rest is for people. Names of files are below the package, never outside."""
+
+    name: RunName
+    train_set: Name
+    encoder: Annotated[EncoderParams, AfterValidator(_carried)]
+    features: _Features
+    batch_size: Positive
+    threshold: float
+    calibration: Calibration | None
+    files: dict[FileName, Digest]
+
+    @property
+    def needed(self) -> list[str]:
+        """The files that detection needs."""
+        run = [f"runs/{self.name}/{file}" for file in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE)]
+        index = [f"index/{self.name}/{file}" for file in (centroids.CARD_FILE, centroids.INDEX_FILE)]
+        encoder = [f"{ENCODER}/config.json"] if self.encoder.source == ENCODER else []
+        return [*run, *index, *encoder]
+
+
+def _of_package(folder: Path) -> Parts:
+    card, explaining = _read(folder)
+    encoder, features = card.encoder, card.features.model_dump()
+    if store.fingerprint(features) != _trained_on(runs.card(folder / "runs" / card.name)):
+        raise InputError(f"{folder / CARD_FILE}: the run was trained on other features than the card tells; {AGAIN}")
+    if encoder.source == ENCODER:
+        encoder = encoder.model_copy(update={"source": str(folder / ENCODER)})
+    return Parts(
+        name=card.name,
+        root=folder,
+        train_set=card.train_set,
+        encoder=encoder,
+        weights=folder / ENCODER,
+        features=features,
+        batch_size=card.batch_size,
+        device="auto",
+        threshold=card.threshold,
+        calibration=card.calibration,
+        explaining=explaining,
+    )
+
+
+def _read(folder: Path) -> tuple[_Card, dict[str, str]]:
+    """The card of a package, and the digests of files that explanations alone need; the others are checked.
+
+    Raises InputError for another card, and naming the files that are not those that it lists.
     """
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (CARD_FILE, MODEL_CARD_FILE, f"{ENCODER}/model.safetensors"):
-            with path.open("rb") as file:
-                yield name, hashlib.file_digest(file, "sha256").hexdigest()
+    path = folder / CARD_FILE
+    told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN)
+    if told["format"] != FORMAT:
+        raise InputError(f"{path}: expected format {FORMAT} of packages, got {told['format']!r}; {AGAIN}")
+    try:
+        card = _Card.model_validate_json(json.dumps(told))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}" for problem in error.errors()]
+        raise InputError(f"{path}: not the card of a package; {AGAIN}:\n{listing(problems)}") from None
+    explaining = {name: digest for name, digest in card.files.items() if name.startswith(EXPLAINING)}
+    _check(folder, {name: card.files[name] for name in card.files if name not in explaining}, needed=card.needed)
+    return card, explaining
+
+
+def _check(folder: Path, files: Mapping[str, str], *, needed: Iterable[str]) -> None:
+    """Raise InputError where files are not as their digests say, or needed ones have none."""
+    if unlisted := [name for name in needed if name not in files]:
+        raise InputError(
+            f"{folder / CARD_FILE}: expected the digests of all files that are needed, got none of {len(unlisted)}; "
+            f"{AGAIN}:\n{listing(unlisted)}"
+        )
+    if wrong := [name for name, digest in files.items() if _digest(folder / name) != digest]:
+        raise InputError(f"{folder}: {len(wrong)} files are missing or damaged; {AGAIN}:\n{listing(wrong)}")
+
+
+def _digest(path: Path) -> str | None:
+    """The sha256 of a file's bytes; None where there is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- writing one
@@ -218,12 +292,14 @@ def _digests(folder: Path) -> Iterator[tuple[str, str]]:
 def write(run: str, folder: Path) -> dict[str, Any]:
     """Write a run of the project in the current folder as a package, and give its card; `folder` is whole or not there.
 
-    An older package there is replaced. Raises InputError where the run or a part of it is missing, the encoder is not
-    the one that the run was trained with, or a folder of other things is in the way.
+    An older package there is replaced. Raises InputError where the run or a part of it is missing, index, metrics or
+    encoder are not the run's, or a folder of other things is in the way.
     """
     if (Path(run) / CARD_FILE).is_file():
         raise InputError(f"{run}: expected the name of a run of this project, got a package; copy its folder")
     parts, settings = find(run), params.load(PARAMS)
+    check_place(folder, mark=CARD_FILE)
+    parts.centroid_index()
     beside = folder_beside(folder)
     there = dataclasses.replace(parts, root=beside)
     there.run.mkdir(parents=True)
@@ -235,11 +311,21 @@ def write(run: str, folder: Path) -> dict[str, Any]:
         shutil.copytree(parts.embeddings, there.embeddings)
         write_text(there.trials, trials.to_csv(_labels_alone(table)))
     named = _write_encoder(parts, settings.encoder, beside / ENCODER)
-    card = _card(parts, settings, named) | {"files": dict(_digests(beside))}
+    card = _card(parts, settings, named) | {"files": _digests(beside)}
     write_text(beside / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     write_text(beside / MODEL_CARD_FILE, model_card(card))
     replace_folder(beside, folder, mark=CARD_FILE)
     return card
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    """Every file of a package but its cards, and the sha256 of its bytes.
+
+    The weights of the encoder are left out: they are read once, and have a digest of their own.
+    """
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    apart = (CARD_FILE, MODEL_CARD_FILE, f"{ENCODER}/model.safetensors")
+    return {name: _digest(folder / name) for name in names if name not in apart}
 
 
 def _write_encoder(parts: Parts, source: EncoderParams, folder: Path) -> EncoderParams:
@@ -255,7 +341,7 @@ def _write_encoder(parts: Parts, source: EncoderParams, folder: Path) -> Encoder
             f"{parts.name}: trained on an encoder with weights {parts.features['weights_sha256'][:16]}..., got "
             f"{card.source} with {card.weights_sha256[:16]}...; run `dvc repro`"
         )
-    if source.finetune is None and not Path(source.source).is_dir():
+    if source.finetune is None and not _is_local(source):
         return source
     xlsr.save(model, folder)
     copied = EncoderParams(source=str(folder), normalize=source.normalize)
@@ -294,9 +380,13 @@ def _card(parts: Parts, settings: Params, encoder: EncoderParams) -> dict[str, A
 
 
 def _source(encoder: EncoderParams) -> dict[str, Any]:
-    """The encoder's parameters; of a local folder the name alone, as its path says nothing elsewhere."""
+    """The encoder's parameters; of a local folder or checkpoint the name alone, as its path says nothing elsewhere."""
     told = encoder.model_dump(exclude_none=True)
-    return told | {"source": Path(encoder.source).name} if Path(encoder.source).is_dir() else told
+    return told | {"source": Path(encoder.source).resolve().name} if _is_local(encoder) else told
+
+
+def _is_local(encoder: EncoderParams) -> bool:
+    return encoder.random is None and Path(encoder.source).exists()
 
 
 def _roles(settings: Params, train_set: str) -> Iterator[tuple[str, str]]:
@@ -310,11 +400,14 @@ def _roles(settings: Params, train_set: str) -> Iterator[tuple[str, str]]:
 
 def _set(parts: Parts, settings: Params, name: str, role: str) -> dict[str, Any]:
     """What a package tells of a set; receipt and metrics are None where they are not there."""
+    if name not in settings.sets:
+        raise InputError(
+            f"{PARAMS}: expected the set {name}, which {parts.name} was trained on, below sets; put it back, or take a "
+            "run that was trained on a set that is there"
+        )
     told = settings.sets[name]
     receipts = DATA / "features" / f"{parts.train_set if role == 'training' else name}.json"
     receipt = store.read_receipts(receipts).get(name) if receipts.is_file() else None
-    metrics = DATA / "metrics" / f"{parts.name}-{name}.json"
-    evaluated = read_json(metrics, what="metrics", remedy=EVALUATE) if metrics.is_file() else None
     return {
         "name": name,
         "role": role,
@@ -323,8 +416,21 @@ def _set(parts: Parts, settings: Params, name: str, role: str) -> dict[str, Any]
         "quality": told.quality,
         "utterances": receipt and receipt["utterances"],
         "receipt": receipt and receipt["digest"],
-        "metrics": evaluated,
+        "metrics": _metrics(parts, name),
     }
+
+
+def _metrics(parts: Parts, name: str) -> dict[str, Any] | None:
+    """The metrics of a set; None where it was not evaluated. Raises InputError for those at another threshold."""
+    path = DATA / "metrics" / f"{parts.name}-{name}.json"
+    if not path.is_file():
+        return None
+    found = read_json(path, what="metrics", keys=("at_threshold",), remedy=EVALUATE)
+    at = found["at_threshold"]
+    told = at.get("threshold") if isinstance(at, dict) else None
+    if told != parts.threshold:
+        raise InputError(f"{path}: expected metrics at the run's threshold {parts.threshold}, got {told}; {EVALUATE}")
+    return found
 
 
 def _versions() -> Iterator[tuple[str, str]]:

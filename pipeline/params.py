@@ -393,20 +393,26 @@ class Params(_Section):
         return wrong
 
     @property
-    def runs(self) -> dict[str, str]:
-        """The rows of the leaderboard: every run of the grid, and its scores by the embedding index, with its system.
-
-        What a scoring makes of an analysed run is `<run>-<scoring>`, of the system `<system>-<scoring>`.
-        """
+    def analysed(self) -> tuple[str, ...]:
+        """The runs of the grid whose embeddings are kept and looked at."""
         chosen = self.analyse
-        analysed = itertools.product(chosen.backend, chosen.loss, chosen.layers, chosen.views, chosen.seed)
+        cells = itertools.product(chosen.backend, chosen.loss, chosen.layers, chosen.views, chosen.seed)
+        return tuple("-".join(map(str, cell)) for cell in cells)
+
+    @property
+    def rescored(self) -> dict[str, str]:
+        """What the scorings make of analysed runs, `<run>-<scoring>`, each with its system, `<system>-<scoring>`."""
         trained = self.grid.runs
-        rescored = {
+        return {
             f"{run}-{scoring}": f"{trained[run]}-{scoring}"
-            for run in ("-".join(map(str, cell)) for cell in analysed)
-            for scoring in chosen.scorings
+            for run in self.analysed
+            for scoring in self.analyse.scorings
         }
-        return trained | rescored
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The rows of the leaderboard: every run of the grid and what is rescored, with its system."""
+        return self.grid.runs | self.rescored
 
     def _not_in_the_grid(self) -> list[str]:
         chosen = {axis: getattr(self.analyse, axis) for axis in ("backend", "loss", "layers", "views", "seed")}

@@ -8,7 +8,9 @@ one `torch.index_select` a layer.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import math
 import mmap
 import os
@@ -27,8 +29,9 @@ from pipeline.contracts import Tap
 from pipeline.errors import InputError
 from pipeline.store import CRC_BYTES, INDEX_ENTRY_BYTES, REPAIR, Store, crc32c, layer_array, pooled_array
 
-# The kernel allows 65,530 maps a process, and training has two readers or, with pools, more.
-MOST_MAPS = 15_000
+# Files a reader maps before it forgets them all. The kernel allows 65,530 maps a process; a file takes up to two, as it
+# parts the reserved addresses around it, and training has two readers or, with pools, more.
+MOST_MAPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,23 @@ class Reader:
         """Map the shards that are not yet, after forgetting all others where there would be too many."""
         there = self._mapped[slots]
         if there.all():
-            return
+            return None
         new = np.unique(slots[~there])
-        if (self._mapped.sum() + len(new)) * self.row[0] > MOST_MAPS:
-            _forget(self._bytes)
-            self._mapped[:] = False
-            new = np.unique(slots)
-        for slot in new.tolist():
+        if (self._mapped.sum() + len(new)) * self.row[0] <= MOST_MAPS:
+            with contextlib.suppress(_NoMoreMapsError):
+                return self._map_all(new)
+        _forget(self._bytes)
+        self._mapped[:] = False
+        try:
+            self._map_all(np.unique(slots))
+        except _NoMoreMapsError as error:
+            raise InputError(
+                f"{self._store.path}: {error}; read fewer layers at once, set dataset.hold to ram, or raise "
+                "vm.max_map_count"
+            ) from None
+
+    def _map_all(self, slots: NDArray[np.int64]) -> None:
+        for slot in slots.tolist():
             self._map(slot)
             self._mapped[slot] = True
 
@@ -166,6 +179,10 @@ MAP_FIXED = 0x10  # as in Linux and macOS; Python does not name it
 NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 
 
+class _NoMoreMapsError(Exception):
+    """Not memory has run out, but what a process may map."""
+
+
 def _map(path: Path, at: NDArray[np.uint8]) -> int:
     """Map a file read-only over reserved addresses; its size in bytes.
 
@@ -188,8 +205,17 @@ def _map(path: Path, at: NDArray[np.uint8]) -> int:
 
 
 def _reserve(size: int) -> NDArray[np.uint8]:
-    """Addresses that nothing else takes and nothing can be read from yet; given back with the last array of them."""
-    start = _mmap(None, size, PROT_NONE, NOTHING)
+    """Addresses that nothing else takes and nothing can be read from yet; given back with the last array of them.
+
+    Raises InputError where a process may not have as many.
+    """
+    try:
+        start = _mmap(None, size, PROT_NONE, NOTHING)
+    except _NoMoreMapsError as error:
+        raise InputError(
+            f"expected {size:,} bytes of addresses to map features at, which take no memory: {error}; lift the limit "
+            "(ulimit -v unlimited)"
+        ) from None
     buffer = (ctypes.c_ubyte * size).from_address(start)
     weakref.finalize(buffer, _libc.munmap, start, size).atexit = False  # the array holds the buffer
     return np.ctypeslib.as_array(buffer)
@@ -204,5 +230,7 @@ def _mmap(where: int | None, size: int, access: int, flags: int, *, file: int = 
     start = _libc.mmap(where, size, access, flags, file, 0)
     if start == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
+        if number == errno.ENOMEM:
+            raise _NoMoreMapsError("the kernel allows this process no more maps of files or addresses")
         raise OSError(number, os.strerror(number), str(path) if path else None)
     return int(start)

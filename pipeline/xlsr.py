@@ -169,11 +169,17 @@ def _from_fairseq(path: Path) -> Wav2Vec2Model:
 def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
     logging.disable_progress_bar()
     try:
-        kind = AutoConfig.from_pretrained(source, revision=revision or "main").model_type
+        # A source may bring code of its own, which is never run: transformers would ask, and somebody say yes.
+        kind = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False).model_type
         if kind not in KINDS:
             raise InputError(f"encoder.source: expected one of {', '.join(KINDS)}, got {source!r}, a {kind}")
         model, report = KINDS[kind].from_pretrained(
-            source, revision=revision or "main", dtype=torch.float32, output_loading_info=True, **_QUIET
+            source,
+            revision=revision or "main",
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **_QUIET,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         kind = "local folder" if Path(source).exists() else "hub name"

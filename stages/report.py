@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--seconds", **folder, help="of `train`: <run>.json; need not be there")
     parser.add_argument("--layers", type=Path, metavar="FOLDER", help="of `layers`: layers.csv, chosen.json")
     parser.add_argument(
-        "--analysis", type=Path, metavar="FOLDER", help="of `analyse`: a folder a run; need not be there"
+        "--analysis", type=Path, metavar="FOLDER", help="of `analyse`: a folder a run; without it none is shown"
     )
     parser.add_argument("--out", **folder, help="folder for leaderboard.txt, leaderboard.csv, runs.csv, index.html")
     parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="JSON that `dvc metrics` shows")
@@ -36,6 +36,8 @@ def main() -> None:
         sets=settings.evaluate.sets,
         sort_by=settings.report.sort_by,
         note=settings.report.note,
+        analysed=settings.analysed,
+        rescored=settings.rescored,
     )
     print(text, end="")
 

@@ -11,6 +11,7 @@ import numpy as np
 SETS = ("train", "dev", "eval")
 ATTACKS = ("A01", "A02", "A<b>")  # a name that would break a page which does not escape it
 HOSTILE = "</script><img src=x onerror=alert(1)>"  # the utterance of point 0
+TWIN = "twin"  # an utterance of every set: that of the last three points
 
 
 def analysis(run: str, *, centroids: int = 2, epochs: int = 4) -> dict[str, Any]:
@@ -64,10 +65,13 @@ def _shift(i: int) -> dict[str, Any]:
 
 
 def _hard(name: str, i: int) -> dict[str, Any]:
-    near = [{"utterance": f"u{10 + j}", "label": "spoof", "attack": "A01", "distance": 0.1 + j} for j in range(2)]
+    near = [
+        {"utterance": utterance, "label": "spoof", "attack": "A01", "distance": 0.1 + j}
+        for j, utterance in enumerate(("u12", TWIN))
+    ]
     return {
         "set": name,
-        "utterance": HOSTILE if i == 0 else f"{name}_hard_{i}",
+        "utterance": (HOSTILE, f"{name}_hard_1", TWIN)[i],
         "label": "bonafide",
         "attack": "-",
         "score": -0.5,
@@ -76,7 +80,8 @@ def _hard(name: str, i: int) -> dict[str, Any]:
 
 
 def chart(run: str, *, points: int = 60, centroids: int = 2, seed: int = 1) -> dict[str, Any]:
-    """A map in which u<i> has the attack i mod 3 where it is a spoof, and the neighbours i + 1, i + 2, i + 3."""
+    """A map in which u<i> is of the set i mod 3, has the attack i mod 3 where it is a spoof, and the neighbours i + 1,
+    i + 2, i + 3; the last three, one of each set, have the same name."""
     rng = np.random.default_rng(seed)
     classes = np.arange(points) % 2
     x, y = (np.clip(rng.normal(1400 + 1200 * classes, 450), 0, 4095).astype(int).tolist() for _ in range(2))
@@ -91,7 +96,7 @@ def chart(run: str, *, points: int = 60, centroids: int = 2, seed: int = 1) -> d
             {"name": "PCA", "note": "31 % and 12 % of the variance", "x": x, "y": y, "centroids": places},
             {"name": "t-SNE", "note": "perplexity 30", "x": y, "y": x[::-1], "centroids": None},
         ],
-        "utterance": [HOSTILE, *(f"u{i}" for i in range(1, points))],
+        "utterance": [HOSTILE, *(f"u{i}" for i in range(1, points - 3)), TWIN, TWIN, TWIN],
         "audio": ["", *(f"audio/u{i}.flac" for i in range(1, points))],
         "score": [round(float(v), 4) for v in rng.normal(size=points)],
         "categories": {

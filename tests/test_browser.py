@@ -234,6 +234,33 @@ def test_an_utterance_is_found_by_its_name(tab: Tab) -> None:
     assert tab.text("#found") == "not on this map"
 
 
+def told_set(tab: Tab) -> str:
+    """The set of the trial that is opened."""
+    return tab.text("#trial dt:text-is('set') + dd")
+
+
+def test_a_name_that_sets_share_leads_to_every_one_of_them(tab: Tab) -> None:
+    box = tab.get_by_role("searchbox")
+    box.fill(analysed.TWIN)
+    assert tab.text("#found") == "train, dev, eval: Enter for the next"
+    for name in (*analysed.SETS, analysed.SETS[0]):
+        box.press("Enter")
+        assert tab.text("#trial h3") == analysed.TWIN
+        assert told_set(tab) == name
+    box.fill("u5")
+    assert tab.text("#found") == ""
+
+
+def test_the_hardest_trials_and_their_nearest_open_in_their_own_set(tab: Tab) -> None:
+    tab.evaluate(OPEN_ALL)
+    panel = f"section[data-run={FIRST}]"
+    for name in ("dev", "eval"):
+        tab.locator(f"{panel} th[data-set={name}][data-trial={analysed.TWIN}] button").click()
+        assert (tab.text("#trial h3"), told_set(tab)) == (analysed.TWIN, name)
+        tab.locator(f"{panel} span[data-trial={analysed.TWIN}] button").first.click()
+        assert told_set(tab) == "train"
+
+
 def test_names_from_a_manifest_stay_text(tab: Tab) -> None:
     box = tab.get_by_role("searchbox")
     box.fill("</script>")
@@ -348,8 +375,8 @@ def test_another_run_can_be_chosen(tab: Tab) -> None:
     assert tab.locator(f"section[data-run={SECOND}] table.dense td").count() == 14 * 14
     assert tab.complaints == []
     tab.evaluate(OPEN_ALL)
-    tab.locator(f"section[data-run={SECOND}] [data-trial=u10] button").first.click()
-    assert tab.text("#trial h3") == "u10"
+    tab.locator(f"section[data-run={SECOND}] [data-trial=u12] button").first.click()
+    assert tab.text("#trial h3") == "u12"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

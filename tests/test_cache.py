@@ -134,6 +134,8 @@ def test_gc_without_any_receipt_deletes_nothing(project: Project) -> None:
     with pytest.raises(InputError, match="expected receipts of features, got none; run from the project's folder"):
         run("gc", "--yes")
     assert tree(project.folder) == before
+    with pytest.raises(InputError, match="expected receipts of features, got none"):
+        run("verify")
 
 
 def test_gc_keeps_a_store_that_is_being_written(project: Project) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,47 @@ def test_a_folder_without_audio_is_refused_before_anything_is_loaded(tmp_path: P
         run("detect", tmp_path, "--run", "nope")
 
 
+def test_names_that_are_no_utf_8_are_told(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    try:
+        shutil.copy("audio/eval/0.flac", path)
+    except OSError:
+        pytest.skip("the file system wants UTF-8")
+    gone = tmp_path / os.fsdecode(b"gone\xe9.flac")
+    run("detect", path, gone, "--run", POOLED, "--timeline", tmp_path / "out", code=1)
+    said = capsys.readouterr()
+    assert f"{tmp_path}/caf\\udce9.flac\n" in said.out
+    assert f"error: {tmp_path}/gone\\udce9.flac: no such file\n" in said.err
+    run("detect", path, "--run", POOLED, "--json")
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert json.loads(printed)["file"] == str(path)
+
+
+def test_folders_that_cannot_be_read_are_told(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = tmp_path / "a" / "closed"
+    closed.mkdir(parents=True)
+    shutil.copy("audio/eval/0.flac", tmp_path / "a")
+    scan = os.scandir
+
+    def refuse(folder: Path | str) -> object:
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    run("detect", tmp_path / "a", "--run", POOLED, "--json", code=1)
+    said = capsys.readouterr()
+    assert said.err == f"error: {closed}: Permission denied\nerror: 1 folders could not be read\n"
+    first, second = map(json.loads, said.out.splitlines())
+    assert first == {"file": str(closed), "error": f"{closed}: Permission denied"}
+    assert "score" in second
+    run("detect", closed, "--run", POOLED, code=1)  # not one without audio: nobody knows
+    assert "Permission denied" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- timelines
 
 
@@ -211,7 +253,10 @@ def test_package_and_then_detect(here: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_help_teaches_without_torch() -> None:
     for command, words in (
-        ("detect", ("higher means more bona fide", "--timeline", "exit code", "examples:")),
+        (
+            "detect",
+            ("higher means more bona fide", "--timeline", "exit code", "decoded whole", "not followed", "examples:"),
+        ),
         ("package", ("model_card.md", "sha256", "example:")),
     ):
         code = f"""
@@ -226,6 +271,11 @@ finally:
         assert ended.stdout.splitlines()[-1] == "False False"
         for word in words:
             assert word in ended.stdout
+
+
+def test_a_package_in_the_current_folder_is_refused(here: Path) -> None:
+    with pytest.raises(InputError, match="got a folder of other things"):
+        run("package", POOLED, "--out", ".")
 
 
 def test_a_missing_run_is_one_message_and_exit_code_2(tmp_path: Path) -> None:

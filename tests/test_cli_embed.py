@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,47 @@ def test_tabs_and_lines_in_a_trial_do_not_break_the_projectors_table(
     found = Embeddings(columns["utterance"], vectors, False, None, {})
     command._write_projector(tmp_path, columns, found, name="a b")
     assert (tmp_path / "metadata.tsv").read_text() == 'utterance\tpath\na\tx "y".wav\nb\tz .wav\n'
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("npz", 500_000), ("tsv", 5_000)])
+def test_memory_does_not_grow_with_the_set(tmp_path: Path, kind: str, rows: int) -> None:
+    """A set may be larger than memory: its embeddings are mapped, and go out in blocks."""
+    from pipeline.commands import embed as command
+
+    found = Embeddings(np.empty(0, str), np.full((rows, 48), 0.123456789, np.float32), False, None, {})
+    columns = {"utterance": np.full(rows, "a name of thirty characters 123")}
+    tracemalloc.start()
+    if kind == "npz":
+        command._write_npz(tmp_path / "x.npz", columns, found)
+    else:
+        command._write_projector(tmp_path, columns, found, name="x")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.part"))
+    assert most < (0.2 if kind == "npz" else 0.9) * written
+
+
+def test_an_older_file_stays_where_writing_fails(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed(POOLED, "eval", "--out", tmp_path / "eval.npz")
+    before = (tmp_path / "eval.npz").read_bytes()
+
+    def full(file: object, **_arrays: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed(POOLED, "eval", "--out", tmp_path / "eval.npz")
+    assert (tmp_path / "eval.npz").read_bytes() == before
+
+
+def test_rows_of_several_blocks_stay_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.commands import embed as command
+
+    monkeypatch.setattr(command, "BLOCK", 3)
+    found = Embeddings(np.empty(0, str), np.arange(14, dtype=np.float32).reshape(7, 2), False, None, {})
+    command._write_projector(tmp_path, {"utterance": np.array(list("abcdefg"))}, found, name="x")
+    assert (tmp_path / "metadata.tsv").read_text().split() == ["utterance", *"abcdefg"]
 
 
 def test_a_set_that_is_not_there_is_told_with_those_that_are(here: Path, tmp_path: Path) -> None:

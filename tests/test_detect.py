@@ -10,6 +10,8 @@ import re
 import runpy
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,6 +284,37 @@ def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path
     assert len(head.samples) == WINDOW
 
 
+@pytest.mark.parametrize(("largest", "together"), [(0, {1}), (2**30, {2, 3, 4})])
+def test_large_files_are_decoded_one_at_a_time(
+    system: System, here: Path, monkeypatch: pytest.MonkeyPatch, largest: int, together: set[int]
+) -> None:
+    decode, lock, now, most = detect.audio.load, threading.Lock(), 0, 0
+
+    def slow(path: Path) -> np.ndarray:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return decode(path)
+
+    monkeypatch.setattr(detect, "LARGE", largest)
+    monkeypatch.setattr(detect.audio, "load", slow)
+    detections(system, systems.audio("eval"))
+    assert most in together
+
+
+def test_a_file_below_a_closed_folder_is_told(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    (found,) = system.detect(["audio/eval/0.flac"])
+    assert found == Unreadable(Path("audio/eval/0.flac"), "audio/eval/0.flac: Permission denied")
+
+
 def test_no_files_give_nothing(system: System) -> None:
     assert list(system.detect([])) == []
 
@@ -411,3 +444,36 @@ def test_the_walkthrough_walks(
     assert float(difference) < 1e-6
     assert "nearest: train" in said
     assert list(tmp_path.glob("*-pca.png"))
+
+
+def test_the_walkthrough_goes_where_scores_cannot_be_calibrated(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(package, "_calibration", lambda _path: None)
+    shutil.rmtree(f"data/embeddings/{FRAMES}")
+    Path(f"data/embeddings/{FRAMES}").mkdir()  # an empty folder is not a run that was analysed
+    walked = runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))
+    assert re.search(r"\.flac: \S+, no probability, centroid \d", capsys.readouterr().out)
+    vectors = runs.centroids(Path("data/runs") / POOLED).vectors
+    held = embeddings.read(Path(f"data/embeddings/{POOLED}/eval")).vectors
+    cosines = held @ vectors.T / np.linalg.norm(held, axis=1)[:, None] / np.linalg.norm(vectors, axis=1)
+    np.testing.assert_allclose(walked["away"], 1 - cosines.max(axis=1), atol=1e-5)
+
+
+def test_the_walkthrough_measures_to_the_mean_where_there_are_no_centroids(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shutil.rmtree(f"data/embeddings/{POOLED}")
+    walked = runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))
+    folder = Path(f"data/embeddings/{FRAMES}")
+    mean = embeddings.read(folder / "train").vectors[::2].mean(axis=0)  # every other one is bona fide
+    wanted = np.linalg.norm(embeddings.read(folder / "eval").vectors - mean, axis=1)
+    np.testing.assert_allclose(walked["away"], wanted, rtol=1e-4)
+
+
+def test_the_walkthrough_says_that_nothing_was_analysed(copied: Path) -> None:
+    shutil.rmtree("data/embeddings")
+    with pytest.raises(SystemExit, match=r"data/embeddings: expected the embeddings of a run, got none; .*`analyse`"):
+        runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))

@@ -1,5 +1,6 @@
 """Checkpoints of fairseq's: every layer as fairseq computes it, whatever stands around the encoder, and nothing run."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -186,6 +187,20 @@ def test_kin_load_from_a_folder_with_every_layer(tmp_path: Path, made: Any, conf
     torch.testing.assert_close(taps["final"], output.last_hidden_state, rtol=0, atol=1e-5)
     cut = xlsr.Encoder(load(tmp_path)[0], taps=(1,), normalize="none")
     torch.testing.assert_close(cut(windows, torch.full((2,), 3_200))[0][1], output.hidden_states[1], rtol=0, atol=1e-5)
+
+
+def test_code_that_a_folder_brings_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nfrom transformers import PretrainedConfig\n"
+        f"Path({str(tmp_path / 'harmed')!r}).touch()\n"
+        "class MyConfig(PretrainedConfig):\n    model_type = 'mine'\n"
+    )
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"encoder\.source: expected a hub name or a folder that transformers wrote"):
+        load(tmp_path)
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import detect, package, runs, trials, xlsr
+from pipeline import detect, package, runs, store, trials, xlsr
 from pipeline.detect import Detection
 from pipeline.errors import InputError
 from pipeline.params import EncoderParams, RandomEncoder
 from tests import systems
+from tests.losses import GOLDEN
 from tests.systems import FRAMES, POOLED, ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,6 +168,33 @@ def test_a_local_folder_is_copied(copied: Path, tmp_path: Path) -> None:
         detect.load(tmp_path / "package")
 
 
+def test_a_checkpoint_of_fairseqs_is_copied(copied: Path, tmp_path: Path) -> None:
+    if not (GOLDEN / "tiny_fairseq.pt").exists():
+        pytest.skip("no checkpoint of fairseq's")
+    checkpoint = Path(shutil.copy(GOLDEN / "tiny_fairseq.pt", tmp_path / "tiny.pt"))
+    weights = xlsr.load(EncoderParams(source=str(checkpoint), normalize="utterance"))[1].weights_sha256
+    _train_on(weights)
+    set_encoder(source=str(checkpoint), random=None)
+    card = package.write(POOLED, tmp_path / "package")
+    assert (card["encoder"]["source"], card["encoder_source"]["source"]) == ("encoder", "tiny.pt")
+    for name in ("package.json", "model_card.md", "encoder/config.json"):
+        assert str(tmp_path) not in (tmp_path / "package" / name).read_text()
+    checkpoint.unlink()
+    there = package.find(tmp_path / "package").encoder
+    assert there.source == str(tmp_path / "package/encoder")
+    assert xlsr.load(there)[1].weights_sha256 == weights
+
+
+def _train_on(weights: str) -> None:
+    """Say in the project in the current folder that its runs were trained on features from such an encoder."""
+    path, run = Path("data/features/dev.json"), Path(f"data/runs/{POOLED}/run.json")
+    receipt, facts = json.loads(path.read_text()), json.loads(run.read_text())
+    receipt["encoder"]["weights_sha256"] = weights
+    facts["kind"]["encoder"] = store.fingerprint(receipt["encoder"])
+    path.write_text(json.dumps(receipt))
+    run.write_text(json.dumps(facts))
+
+
 def test_a_fine_tuned_encoder_is_copied(copied: Path, tmp_path: Path) -> None:
     before = found(POOLED, copied)
     xlsr.save(tiny()[0], Path("data/finetuned"))
@@ -185,7 +213,11 @@ def test_a_fine_tuned_encoder_is_copied(copied: Path, tmp_path: Path) -> None:
 
 def test_an_encoder_folder_that_is_gone_is_not_looked_up_on_the_hub(spoilt: Path) -> None:
     edit(spoilt, encoder={"source": "encoder", "normalize": "utterance"})
-    with pytest.raises(InputError, match=r"spoilt/encoder: no encoder there; copy the package again"):
+    with pytest.raises(InputError, match=r"got none of 1; copy the package again.*\n  encoder/config\.json$"):
+        detect.load(spoilt)
+    files = json.loads((spoilt / "package.json").read_text())["files"]
+    edit(spoilt, files=files | {"encoder/config.json": "0" * 64})
+    with pytest.raises(InputError, match=r"1 files are missing or damaged.*\n  encoder/config\.json$"):
         detect.load(spoilt)
 
 
@@ -305,16 +337,43 @@ def test_the_card_in_the_docs_is_of_this_template(made: Path) -> None:
 # ---------------------------------------------------------------- refused
 
 
-@pytest.mark.parametrize("name", [f"runs/{POOLED}/backend.safetensors", "trials/train.csv"])
-def test_a_damaged_file_is_named(spoilt: Path, name: str) -> None:
-    data = bytearray((spoilt / name).read_bytes())
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    (spoilt / name).write_bytes(bytes(data))
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", [f"runs/{POOLED}/backend.safetensors", f"index/{POOLED}/centroids.faiss"])
+def test_a_damaged_file_is_named(spoilt: Path, name: str) -> None:
+    damage(spoilt / name)
     with pytest.raises(InputError, match=rf"spoilt: 1 files are missing or damaged; copy .*:\n  {re.escape(name)}$"):
         detect.load(spoilt)
     (spoilt / name).unlink()
     with pytest.raises(InputError, match=re.escape(name)):
         detect.load(spoilt)
+
+
+@pytest.mark.parametrize("name", ["trials/train.csv", f"embeddings/{POOLED}/train/index.faiss"])
+def test_what_explanations_need_is_checked_for_explanations(spoilt: Path, name: str) -> None:
+    damage(spoilt / name)
+    parts = detect.load(spoilt).parts
+    with pytest.raises(InputError, match=rf"1 files are missing or damaged; copy .*:\n  {re.escape(name)}$"):
+        parts.training()
+    files = json.loads((spoilt / "package.json").read_text())["files"]
+    edit(spoilt, files={listed: digest for listed, digest in files.items() if listed != name})
+    with pytest.raises(InputError, match=rf"got none of 1; copy .*:\n  {re.escape(name)}$"):
+        package.find(spoilt).training()
+
+
+def test_files_are_read_when_they_are_needed_and_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    digest = package._digest
+    monkeypatch.setattr(package, "_digest", lambda path: read.append(path.relative_to(made).parts[0]) or digest(path))
+    parts = package.find(made)
+    assert sorted(set(read)) == ["index", "runs"]
+    read.clear()
+    assert parts.training() is parts.training()
+    assert sorted(read) == ["embeddings"] * 4 + ["trials"]
 
 
 def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
@@ -328,9 +387,28 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
     [
         ({"format": 2}, "expected format 1 of packages, got 2"),
         ({"threshold": "high"}, "not the card of a package"),
-        ({"calibration": {"slope": -1.0, "offset": 0.0}}, "not the card of a package .*slope"),
+        ({"threshold": float("nan")}, "not the card of a package.*threshold: .*finite"),
+        ({"calibration": {"slope": -1.0, "offset": 0.0}}, "not the card of a package.*slope"),
+        ({"name": "../../run"}, "not the card of a package.*name: "),
+        ({"name": "/linear-qamo-all-clean-1"}, "not the card of a package.*name: "),
+        ({"train_set": "../train"}, "not the card of a package.*train_set: "),
+        ({"files": []}, "not the card of a package.*files: "),
+        ({"files": {}}, f"got none of 5; .*runs/{POOLED}/backend.safetensors"),
+        ({"files": {"../run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
+        ({"files": {"/run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
+        ({"files": {"runs/../../run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
+        ({"files": {"run.json": None}}, "not the card of a package.*files"),
+        (
+            {"encoder": {"source": "/elsewhere/encoder", "normalize": "none"}},
+            "not the card.*or a hub name as the source",
+        ),
+        ({"encoder": {"source": "a/../../b", "normalize": "none"}}, "not the card.*or a hub name as the source"),
+        ({"features": {}}, "not the card of a package.*window: Field required"),
         ({"encoder": {"source": "random", "normalize": "utterance"}}, "not the card of a package"),
-        ({"features": {"window": {}}}, "the run was trained on other features than the card tells"),
+        (
+            {"features": {"window": {"samples": 800, "pad": "zero"}}},
+            "the run was trained on other features than the card tells",
+        ),
     ],
 )
 def test_a_card_that_is_none_is_refused(spoilt: Path, changes: dict, message: str) -> None:
@@ -345,6 +423,42 @@ def test_a_folder_of_other_things_is_left_alone(project: Path, tmp_path: Path) -
     with contextlib.chdir(project), pytest.raises(InputError, match="got a folder of other things"):
         package.write(POOLED, tmp_path / "mine")
     assert names(tmp_path / "mine") == {"notes.txt"}
+
+
+def test_the_current_folder_is_left_alone(copied: Path) -> None:
+    before = names(copied)
+    with pytest.raises(InputError, match=r"\.: expected a free place .*, got a folder of other things"):
+        package.write(POOLED, Path())
+    assert names(copied) == before
+    assert not copied.with_name("copy.part").exists()
+
+
+def test_another_index_is_not_packed(copied: Path, tmp_path: Path) -> None:
+    path = Path(f"data/index/{POOLED}/centroids.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bias": 1.0}))
+    with pytest.raises(InputError, match=rf"data/index/{POOLED}: not the centroids of .*; run `dvc repro flow/index"):
+        package.write(POOLED, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+@pytest.mark.parametrize("told", [{"threshold": 12.5}, {}, None])
+def test_metrics_of_another_training_are_not_packed(copied: Path, tmp_path: Path, told: dict | None) -> None:
+    path = Path(f"data/metrics/{POOLED}-eval.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"at_threshold": told}))
+    message = rf"{POOLED}-eval\.json: expected metrics at the run's threshold .*; run `dvc repro -f flow/evaluate"
+    with pytest.raises(InputError, match=message):
+        package.write(POOLED, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_training_set_that_the_parameters_lost_is_told(copied: Path, tmp_path: Path) -> None:
+    settings = YAML(typ="safe").load(Path("params.yaml"))
+    settings["sets"]["other"] = settings["sets"].pop("train")
+    settings["train"]["set"] = "other"
+    YAML(typ="safe").dump(settings, Path("params.yaml"))
+    message = f"params.yaml: expected the set train, which {POOLED} was trained on, below sets"
+    with pytest.raises(InputError, match=message):
+        package.write(POOLED, tmp_path / "package")
 
 
 def test_an_older_package_is_replaced(copied: Path, spoilt: Path) -> None:

@@ -46,6 +46,8 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
         "linear-qamo-all-clean-1-knn": "linear-qamo-knn",
         "linear-qamo-all-clean-1-kmeans": "linear-qamo-kmeans",
     }
+    assert loaded.analysed == ("linear-qamo-all-clean-1",)
+    assert loaded.rescored == rescored
     assert loaded.runs == loaded.grid.runs | rescored
     assert len(loaded.runs) == 12 + 2
     path.write_text(re.sub(r"(analyse:.*\n  backend: )\[linear\]", r"\1[]", path.read_text()))

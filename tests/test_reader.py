@@ -1,6 +1,8 @@
 """The reader: rows of a store in any order, equal to what zarr-python reads, whatever is mapped and forgotten."""
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,41 @@ def test_maps_are_forgotten_where_there_would_be_too_many(tmp_path: Path, monkey
         torch.testing.assert_close(reader.gather(np.array(rows)), whole[rows], rtol=0, atol=0)
         assert maps_of(target.path) <= 2 * len(LAYERS)
     torch.testing.assert_close(reader.gather(np.arange(10)), whole, rtol=0, atol=0)  # more than the most, all at once
+
+
+def test_where_the_kernel_allows_no_more_maps_the_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = filled(tmp_path)
+    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
+    whole = reader.gather(np.arange(10))
+    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
+    real, room = reading._map, 2 * len(LAYERS)
+
+    def full(path: Path, at: np.ndarray) -> int:
+        if maps_of(target.path) >= room:
+            raise reading._NoMoreMapsError("no more")
+        return real(path, at)
+
+    monkeypatch.setattr(reading, "_map", full)
+    for rows in ([0, 4], [8, 0], [5, 6], [9]):
+        assert torch.equal(reader.gather(np.array(rows)), whole[rows])
+    with pytest.raises(InputError, match=r"zarr: no more; read fewer layers at once, set dataset\.hold to ram"):
+        reader.gather(np.arange(10))
+    room = 100
+    assert torch.equal(reader.gather(np.arange(10)), whole)
+
+
+def test_a_limit_of_addresses_is_told(tmp_path: Path) -> None:
+    filled(tmp_path)
+    code = (
+        "import resource, sys; from pathlib import Path; from pipeline.errors import InputError\n"
+        "from pipeline.reader import Reader, _reserve\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))\n"
+        "try: _reserve(2**40)\n"
+        "except InputError as error: print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "expected 1,099,511,627,776 bytes of addresses" in said
+    assert "lift the limit (ulimit -v unlimited)" in said
 
 
 def test_a_shard_larger_than_its_place_is_not_mapped_over_its_neighbour(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ LAYERS = """layer,method,set,eer
 10,logistic,dev,4
 final,logistic,dev,3.25
 """
+SHOWN = ("b", "asp-qamo-2")  # analysed
 NOTE = "Generated & <claims nothing>"
 
 
@@ -69,7 +70,15 @@ def inputs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(inputs: Path, *, runs: dict[str, str] = RUNS, sort_by: str = "eval", out: str = "out") -> Path:
+def run(
+    inputs: Path,
+    *,
+    runs: dict[str, str] = RUNS,
+    sort_by: str = "eval",
+    out: str = "out",
+    shown: Collection[str] = (),
+    rescored: Collection[str] = (),
+) -> Path:
     text = build.build(
         inputs / out,
         inputs / f"{out}.json",
@@ -82,6 +91,8 @@ def run(inputs: Path, *, runs: dict[str, str] = RUNS, sort_by: str = "eval", out
         sets=SETS,
         sort_by=sort_by,
         note=NOTE,
+        analysed=shown,
+        rescored=rescored,
     )
     assert text == (inputs / out / "leaderboard.txt").read_text()
     return inputs / out
@@ -184,6 +195,24 @@ def test_the_summary_has_the_eer_of_each_system_and_the_one_that_dev_chooses(inp
         "chosen": {"system": "a", "dev_eer": 1.5, "eer": {"dev": 1.25, "eval": 3.25}},
         "eer": {"a": 3.25, "asp-qamo": 0.5, "b": 3.25, "linear-<b>": 9.0},
     }
+
+
+def test_dev_chooses_no_score_by_an_embedding_index(inputs: Path) -> None:
+    out = run(inputs, rescored=["a"])
+    summary = json.loads((inputs / "out.json").read_text())
+    assert summary["chosen"] == {"system": "linear-<b>", "dev_eer": 1.75, "eer": {"dev": 1.5, "eval": 9.0}}
+    assert summary["eer"]["a"] == 3.25
+    lines = (out / "leaderboard.txt").read_text().splitlines()
+    assert [line.split()[:3] for line in lines[3:7]] == [
+        ["1", "asp-qamo", "2"], ["2", "a", "†"], ["3", "b", "1"], ["4", "linear-<b>", "1"],
+    ]  # fmt: skip
+    assert "† by the embedding index of the trained system, and left out of what dev chooses" in lines
+    seen = Page((out / "index.html").read_text())
+    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a†"] * 3
+    assert "† is by the embedding index" in seen.text
+    assert "†" not in (run(inputs) / "index.html").read_text()
+    with pytest.raises(InputError, match="expected at least one trained run, got only scores by an index: "):
+        run(inputs, rescored=RUNS)
 
 
 def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
@@ -293,7 +322,7 @@ def test_the_page_draws_every_system_on_every_set(inputs: Path) -> None:
 
 def test_the_page_needs_nothing_from_elsewhere(inputs: Path) -> None:
     whole(inputs)
-    html = (run(inputs) / "index.html").read_text()
+    html = (run(inputs, shown=SHOWN) / "index.html").read_text()
     seen = Page(html)
     assert seen.references == []
     assert not {"link", "iframe", "object", "img", "base"} & seen.tags
@@ -328,7 +357,7 @@ def whole(inputs: Path, *, layers: str = LAYERS) -> None:
     (inputs / "layers").mkdir()
     (inputs / "layers/layers.csv").write_text(layers)
     (inputs / "layers/chosen.json").write_text('{"chosen": [2, "final"]}')
-    for name in ("b", "asp-qamo-2"):
+    for name in SHOWN:
         analysed.write(inputs / "analysis", name)
 
 
@@ -386,9 +415,8 @@ def test_another_file_than_the_probes_is_named(inputs: Path, layers: str, messag
 
 def test_analysed_runs_are_shown_the_best_system_first(inputs: Path) -> None:
     whole(inputs)
-    analysed.write(inputs / "analysis", "no-run-of-the-grid")
     (inputs / "analysis/.gitkeep").touch()
-    html = (run(inputs) / "index.html").read_text()
+    html = (run(inputs, shown=SHOWN) / "index.html").read_text()
     assert re.findall(r'<section data-run="(.*?)"', html) == ["asp-qamo-2", "b"]
     assert html.count('id="map-index"') == 1
     index = json.loads(re.search(r'id="map-index">(.*?)</script>', html).group(1))  # type: ignore[union-attr]
@@ -398,9 +426,23 @@ def test_analysed_runs_are_shown_the_best_system_first(inputs: Path) -> None:
     assert "A<b>" not in html
 
 
+def test_runs_that_are_no_longer_analysed_are_not_shown(inputs: Path) -> None:
+    whole(inputs)
+    html = (run(inputs, shown=["b"]) / "index.html").read_text()
+    assert re.findall(r'<section data-run="(.*?)"', html) == ["b"]
+    assert "<section" not in (run(inputs) / "index.html").read_text()
+
+
+def test_an_analysis_that_is_not_there_is_named(inputs: Path) -> None:
+    whole(inputs)
+    with pytest.raises(InputError, match=r"analysis/a/analysis\.json: no such file; run `dvc repro -f flow/analyse"):
+        run(inputs, shown=["a", "b"])
+    assert not (inputs / "out").exists()
+
+
 def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
     whole(inputs)
-    html = (run(inputs) / "index.html").read_text()
+    html = (run(inputs, shown=SHOWN) / "index.html").read_text()
     seen = Page(html[html.index('<section data-run="b"') : html.rindex("</section>") + len("</section>")]).rows
     rows = {row[0]: row[1:] for row in seen}
     facts = analysed.analysis("b")
@@ -411,7 +453,7 @@ def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
     assert rows["Effective dimensionhow many directions share the variance"] == ["3.2", "4.2", "5.2"]
     hard = rows["dev_hard_1"]
     assert hard[:3] == ["bonafide", "-", "-0.500"]
-    assert "u10" in hard[3]
+    assert "u12" in hard[3]
     assert "spoof, A01, 0.100" in hard[3]
     counts = facts["assignments"]["train"]["class"]["bonafide"]
     widths = re.findall(r'<rect class="c(\d)" x="(\d+)" width="(\d+)"', html)[:2]
@@ -420,7 +462,8 @@ def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
 
 def test_the_same_inputs_give_the_same_bytes_in_any_order_of_runs(inputs: Path) -> None:
     whole(inputs)
-    first, again = run(inputs), run(inputs, runs=dict(list(RUNS.items())[::-1]), out="again")
+    first = run(inputs, shown=SHOWN)
+    again = run(inputs, runs=dict(list(RUNS.items())[::-1]), out="again", shown=SHOWN[::-1])
     for name in ("leaderboard.csv", "leaderboard.txt", "index.html"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
 

@@ -61,12 +61,13 @@ def read(tmp_path: Path, *, facts: Any = None, points: Any = None) -> space.Spac
     return space.read(tmp_path / RUN)
 
 
-def test_only_analysed_runs_are_gathered_in_the_order_asked_for(tmp_path: Path) -> None:
-    assert space.gather(tmp_path / "nowhere", ["a"]) == ()
+def test_runs_are_gathered_in_the_order_asked_for_and_all_of_them(tmp_path: Path) -> None:
+    assert space.gather(tmp_path / "nowhere", []) == ()
     for name in ("a", "b", "stale"):
         analysed.write(tmp_path, name)
-    (tmp_path / "c").touch()
-    assert [found.run for found in space.gather(tmp_path, ["c", "b", "absent", "a"])] == ["b", "a"]
+    assert [found.run for found in space.gather(tmp_path, ["b", "a"])] == ["b", "a"]
+    with pytest.raises(InputError, match=r"absent/analysis\.json: no such file; run `dvc repro -f flow/analyse"):
+        space.gather(tmp_path, ["b", "absent", "a"])
 
 
 def test_assignments_are_turned_to_kinds_and_hardest_trials_to_sets(tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] =
         "category attack: codes: expected numbers below 4, got 4",
     ),
     "codes": (lambda a, m: m["categories"]["set"]["codes"].pop(), "category set: entries: expected 60, got 59"),
+    "no sets": (lambda a, m: m["categories"].pop("set"), "categories: expected `set` among them, got class, attack"),
     "a number": (lambda a, m: m["numbers"]["MOS"].pop(), "MOS: entries: expected 60, got 59"),
     "a neighbour": (lambda a, m: m["neighbours"][2].append(60), "neighbours: points: expected numbers below 60"),
     "neighbours": (lambda a, m: m["neighbours"].pop(), "neighbours: entries: expected 60, got 59"),

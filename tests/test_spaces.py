@@ -91,7 +91,7 @@ def words(path: Path) -> list[str]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, kept in place of files."""
     kept: list[Figure] = []
-    monkeypatch.setattr(spaces, "_save", lambda figure, _: kept.append(figure))
+    monkeypatch.setattr(spaces, "save", lambda figure, _: kept.append(figure))
     return kept
 
 

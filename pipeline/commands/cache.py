@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import params, store, trials
 from pipeline.cache import Found, bring_back, export, leftovers, look, remove, size_of
 from pipeline.contracts import Tap
+from pipeline.errors import InputError
 
 FEATURES, TRIALS = Path("data/features"), Path("data/trials")
 EXAMPLES = """\
@@ -94,6 +95,8 @@ def _encoder(facts: Mapping[str, Any]) -> str:
 
 
 def _verify(receipts: Sequence[Path], root: Path) -> None:
+    if not receipts:
+        raise InputError(f"{FEATURES}: expected receipts of features, got none; run from the project's folder")
     for path in receipts:
         opened = store.open_receipts(path, root=root).values()
         files = sum(target.verify(receipt["views"], receipt["layers"]) for target, receipt in opened)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:  # importing torch takes seconds, and --help needs none of it
 
 EXAMPLES = """\
 RUN is the name of a run of the project in the current folder (data/runs has them), or the folder of a package that
-`bonafide package` wrote. A folder of audio is searched with its subfolders; hidden files are left out. Files may be
-anything that training may be: WAV, FLAC, OGG, MP3, and M4A with the extra `av`, at any rate.
+`bonafide package` wrote. A folder of audio is searched with its subfolders; hidden files are left out, and links to
+folders are not followed. Files may be anything that training may be: WAV, FLAC, OGG, MP3, and M4A with the extra `av`,
+at any rate. A file is decoded whole, large ones one at a time: an hour of 44.1 kHz stereo takes 3 GB of memory.
 
 what is told of a file:
   score        of the first window, as in training; higher means more bona fide
@@ -39,7 +40,8 @@ window after the one before, as FOLDER/<file>.csv (start and end in seconds, sco
 spoofed speech it shows where. A silent window has no score. The lowest of many scores is low by chance too: judge it by
 the timelines of files that you trust.
 
-A file that cannot be scored is told on stderr and in the output, the others go on, and the exit code is then 1.
+A file that cannot be scored, or a folder that cannot be read, is told on stderr and in the output, the others go on,
+and the exit code is then 1. Bytes of a name that are no UTF-8 are shown as \\udc80 to \\udcff.
 
 examples:
   bonafide detect some.wav --run linear-qamo-all-clean-1
@@ -60,7 +62,8 @@ class Source(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for arguments that cannot be used, SystemExit(1) where files could not be."""
     given = _arguments(argv)
-    sources = _sources(given.files)
+    _show_any_name()
+    sources, closed = _sources(given.files)
     if given.timeline:
         _check_distinct(sources)
     parts = package.find(given.run)
@@ -69,18 +72,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline import detect
 
     system = detect.of_parts(parts, threshold=given.threshold)
+    unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((source.path for source in sources), explain=given.explain)
     if not given.json:
         print(f"{system.parts.name}: bona fide above {system.threshold:.5g}\n{HEADER}")
+    for folder in unreadable:
+        _tell(folder, {}, as_json=given.json)
     failed = 0
     with tqdm(total=len(sources), unit="file", disable=None, leave=False) as bar:
         for source, result in zip(sources, found, strict=True):
             timeline = _timeline(system, source, given.timeline) if given.timeline else {}
             failed += _tell(result, timeline, as_json=given.json)
             bar.update()
-    if failed:
-        print(f"error: {failed} of {len(sources)} files could not be scored", file=sys.stderr)
+    missed = [f"{failed} of {len(sources)} files could not be scored"] if failed else []
+    missed += [f"{len(closed)} folders could not be read"] if closed else []
+    if missed:
+        print(f"error: {', '.join(missed)}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _show_any_name() -> None:
+    """Names of files may be any bytes; those that are no UTF-8 are printed as escapes, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -103,21 +118,30 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # ---------------------------------------------------------------- which files
 
 
-def _sources(given: Sequence[Path]) -> list[Source]:
-    """The files that are named, and those of folders in order. Raises InputError for a folder without audio."""
+def _sources(given: Sequence[Path]) -> tuple[list[Source], dict[Path, str]]:
+    """The files that are named, and those of folders in order; and the folders that cannot be read, with the reasons.
+
+    Raises InputError for a folder without audio.
+    """
     sources: list[Source] = []
+    closed: dict[Path, str] = {}
     for path in given:
-        found = list(_below(path)) if path.is_dir() else [Source(path, Path(path.name))]
-        if not found:
+        before = len(closed)
+        found = list(_below(path, closed)) if path.is_dir() else [Source(path, Path(path.name))]
+        if not found and len(closed) == before:
             raise InputError(f"{path}: expected a folder of audio ({' '.join(sorted(audio.SUFFIXES))}), got none there")
         sources += found
-    return sources
+    return sources, closed
 
 
-def _below(folder: Path) -> Iterator[Source]:
-    """The audio files of a folder and its subfolders."""
+def _below(folder: Path, closed: dict[Path, str]) -> Iterator[Source]:
+    """The audio files of a folder and its subfolders; those that cannot be read are put into `closed`."""
+
+    def tell(error: OSError) -> None:
+        closed[Path(error.filename)] = f"{error.filename}: {error.strerror or error}"
+
     above = Path(folder.resolve().name)
-    for place, subfolders, names in os.walk(folder):
+    for place, subfolders, names in os.walk(folder, onerror=tell):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             if Path(name).suffix.lower() in audio.SUFFIXES and not name.startswith("."):
@@ -207,7 +231,7 @@ def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
             told["neighbours"] = [near._asdict() for near in result.neighbours]
     if timeline:
         told["timeline"] = timeline
-    return json.dumps(told, ensure_ascii=False, allow_nan=False)
+    return json.dumps(told, allow_nan=False)  # ASCII alone: names may be any bytes
 
 
 def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[str]:

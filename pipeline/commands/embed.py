@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import csv
-import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,11 @@ from numpy.typing import NDArray
 from pipeline import embeddings, trials
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError
-from pipeline.files import write_bytes, write_text
+from pipeline.files import write_text
 from pipeline.trials import LABELS, Trials
 
 DATA = Path("data")  # of the project in the current folder
+BLOCK = 16_384  # rows that are written at a time
 EXAMPLES = """\
 The run must have been analysed: name it in the section `analyse` of params.yaml, and run `dvc repro
 flow/analyse/dvc.yaml`. A row is an utterance, in the order of the trial table. Embeddings are as the backend gives
@@ -94,10 +97,21 @@ def _columns(table: Trials) -> Columns:
     return told | {"attack": table.attack, "codec": table.codec, "vocoder": table.vocoder, "quality": table.quality}
 
 
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside its place, to be written piece by piece; it is put there when it is whole. Folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
 def _write_npz(path: Path, columns: Columns, found: Embeddings) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, embedding=found.vectors, **columns)
-    write_bytes(path, buffer.getvalue())
+    with _beside(path) as file:
+        np.savez(file, allow_pickle=False, embedding=found.vectors, **columns)
 
 
 def _write_parquet(path: Path, columns: Columns, found: Embeddings) -> None:
@@ -109,21 +123,21 @@ def _write_parquet(path: Path, columns: Columns, found: Embeddings) -> None:
     flat = pyarrow.array(np.ascontiguousarray(found.vectors).ravel())
     vectors = pyarrow.FixedSizeListArray.from_arrays(flat, found.vectors.shape[1])
     known = {name: pyarrow.array(column.tolist()) for name, column in columns.items()}
-    buffer = io.BytesIO()
-    parquet.write_table(pyarrow.table({**known, "embedding": vectors}), buffer)
-    write_bytes(path, buffer.getvalue())
+    with _beside(path) as file:
+        parquet.write_table(pyarrow.table({**known, "embedding": vectors}), file, row_group_size=BLOCK)
 
 
 def _write_projector(folder: Path, columns: Columns, found: Embeddings, *, name: str) -> None:
     """The files that TensorBoard's projector reads; the config comes last."""
-    vectors = io.StringIO()
-    np.savetxt(vectors, found.vectors, delimiter="\t", fmt="%.9g")  # digits that bring a float32 back
-    metadata = io.StringIO()
-    writer = csv.writer(metadata, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
-    writer.writerow(columns)
-    writer.writerows(zip(*([_cell(value) for value in column.tolist()] for column in columns.values()), strict=True))
-    write_text(folder / "vectors.tsv", vectors.getvalue())
-    write_text(folder / "metadata.tsv", metadata.getvalue())
+    with _beside(folder / "vectors.tsv") as file:
+        np.savetxt(file, found.vectors, delimiter="\t", fmt="%.9g")  # digits that bring a float32 back
+    with _beside(folder / "metadata.tsv") as file:
+        text = codecs.getwriter("utf-8")(file)
+        writer = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+        writer.writerow(columns)
+        for start in range(0, len(found.vectors), BLOCK):
+            cells = (map(_cell, column[start : start + BLOCK].tolist()) for column in columns.values())
+            writer.writerows(zip(*cells, strict=True))
     paths = 'tensor_path: "vectors.tsv"\n  metadata_path: "metadata.tsv"'
     config = f"embeddings {{\n  tensor_name: {json.dumps(name)}\n  {paths}\n}}\n"
     write_text(folder / "projector_config.pbtxt", config)

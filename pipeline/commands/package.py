@@ -13,8 +13,9 @@ writes FOLDER, which goes to any machine that has bonafide installed, without th
   package.json    card: parameters, digests of receipts and files, metrics of the sets, threshold, calibration, versions
   model_card.md   the card for people; add what only you know, such as the licence and whom to ask
   runs/, index/   backend and centroids (safetensors), centroid index (FAISS)
-  encoder/        weights, if the encoder was fine-tuned here or comes from a local folder; else it is named, loaded
-                  from the hub or drawn from its seed, and refused where its sha256 is not the one of training
+  encoder/        weights, if the encoder was fine-tuned here or comes from a local folder or checkpoint; else it is
+                  named, loaded from the hub or drawn from its seed, and refused where its sha256 is not the one of
+                  training
   embeddings/     of the training set, with labels and attacks in trials/, if the run was analysed: for --explain
 
 The encoder is loaded once to hold its weights against those that the run was trained with. An older package in FOLDER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from pipeline.report import curves, layer_curve, leaderboard, page, space
 @dataclass(frozen=True)
 class Inputs:
     """Folders: metrics with <run>.json and <run>-<set>.json, plots with <run>-<set>/{det,histogram}.csv, trainings
-    with <run>.csv for the runs that were trained, seconds with <run>.json for those that were trained here. Where they
-    are there: layers with layers.csv and chosen.json, analysis with a folder for each analysed run."""
+    with <run>.csv for the runs that were trained, seconds with <run>.json for those that were trained here. What is
+    None is not shown: layers with layers.csv and chosen.json, which need not be there, analysis with a folder for each
+    analysed run."""
 
     metrics: Path
     plots: Path
@@ -34,20 +35,25 @@ def build(
     sets: Sequence[str],
     sort_by: str,
     note: str,
+    analysed: Collection[str] = (),
+    rescored: Collection[str] = (),
 ) -> str:
     """Write leaderboard.csv, leaderboard.txt, runs.csv and index.html into `out`, and `summary`; the table as text.
 
     Args:
-        summary: the JSON file that DVC shows as metrics. runs: the system of every run.
+        summary: the JSON file that DVC shows as metrics. runs: the system of every run. analysed: those of the runs
+            whose embeddings are shown. rescored: those that are scores by an embedding index, not trained.
 
     Raises InputError where a file is missing or malformed, or runs were evaluated on different trials.
     """
-    board = leaderboard.gather(inputs.metrics, runs=runs, sets=sets, sort_by=sort_by, seconds=inputs.seconds)
+    board = leaderboard.gather(
+        inputs.metrics, runs=runs, sets=sets, sort_by=sort_by, seconds=inputs.seconds, rescored=rescored
+    )
     html = page.render(
         board,
         _curves(board, inputs),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
-        spaces=_spaces(board, inputs),
+        spaces=_spaces(board, inputs, analysed),
         audio_root=_way(out),
         note=note,
     )
@@ -72,11 +78,12 @@ def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
     return page.Curves(dets, histograms, trainings)
 
 
-def _spaces(board: leaderboard.Leaderboard, inputs: Inputs) -> tuple[space.Space, ...]:
+def _spaces(board: leaderboard.Leaderboard, inputs: Inputs, analysed: Collection[str]) -> tuple[space.Space, ...]:
     """The analysed runs, those of the best systems first."""
     if inputs.analysis is None:
         return ()
-    return space.gather(inputs.analysis, [run for system in board.systems for run in board.runs[system]])
+    in_order = [run for system in board.systems for run in board.runs[system]]
+    return space.gather(inputs.analysis, [run for run in in_order if run in analysed])
 
 
 def _way(out: Path) -> str:

@@ -6,18 +6,14 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import files
 from pipeline.contracts import Tap
 from pipeline.probe import CENTROID, DEV, LOGISTIC, Findings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pipeline.report import plots
 
 DASHES = {LOGISTIC: "-", CENTROID: ":"}
 DIGITS = 5  # of an EER in a file, after the point
-DOTS_PER_INCH = 144
 
 
 def write_csv(path: Path, findings: Findings) -> None:
@@ -53,14 +49,8 @@ def draw(path: Path, findings: Findings) -> None:
 
     PNG or SVG by the suffix; the same findings give the same bytes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = list(findings.layers)
-    figure = Figure(figsize=(max(5.0, 2.0 + 0.28 * len(layers)), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = plots.new_figure(1, width=max(5.0, 2.0 + 0.28 * len(layers)), height=3.6)
     for i, name in enumerate(findings.layers[layers[0]][LOGISTIC]):
         for method, dash in DASHES.items():
             eers = [findings.layers[layer][method][name] for layer in layers]
@@ -72,19 +62,8 @@ def draw(path: Path, findings: Findings) -> None:
     axes.set_xticks(range(len(layers)), [_short(layer) for layer in layers])
     axes.set(xlabel="layer", ylabel="EER, %", ylim=(0, None))
     axes.legend(frameon=False, fontsize="small", ncols=2)
-    _save(figure, path)
+    plots.save(figure, path)
 
 
 def _short(layer: Tap) -> str:
     return "fin." if layer == "final" else str(layer)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure without a date or random names of parts, as pipeline/report/plots.py does."""
-    from matplotlib import rc_context
-
-    image, kind = io.BytesIO(), path.suffix.removeprefix(".")
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with rc_context({"svg.hashsalt": "bonafide", "svg.fonttype": "none"}):
-        figure.savefig(image, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
-    files.write_bytes(path, image.getvalue())

@@ -18,15 +18,15 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, listing
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
-BEST, NEAR = "*", "~"
+BEST, NEAR, RESCORED = "*", "~", "†"
 SELECTION = "(dev)"  # in brackets, as the set that chose the checkpoints is no test of them
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
@@ -100,7 +100,8 @@ def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> V
 class Leaderboard:
     """Systems from best to worst on the set `sort_by`.
 
-    runs: of each system. results holds one result for every (run, set), trainings one for every run.
+    runs: of each system. results holds one result for every (run, set), trainings one for every run. rescored: systems
+    that are scores by the embedding index of a trained system.
     """
 
     systems: tuple[str, ...]
@@ -109,6 +110,13 @@ class Leaderboard:
     sort_by: str
     trainings: dict[str, Training]
     results: dict[tuple[str, str], Result]
+    rescored: frozenset[str] = frozenset()
+
+    @property
+    def chosen(self) -> str:
+        """The trained system of the lowest dev EER; scores by an embedding index cannot be deployed."""
+        trained = (system for system in self.systems if system not in self.rescored)
+        return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
 
     def first(self, name: str) -> Result:
         """A result on the set, for what all runs have in common: its trials and attacks."""
@@ -223,16 +231,27 @@ def _interval(ends: Sequence[float] | None) -> Interval | None:
     return _finite(low), _finite(high)
 
 
-def gather(folder: Path, *, runs: Mapping[str, str], sets: Sequence[str], sort_by: str, seconds: Path) -> Leaderboard:
+def gather(
+    folder: Path,
+    *,
+    runs: Mapping[str, str],
+    sets: Sequence[str],
+    sort_by: str,
+    seconds: Path,
+    rescored: Collection[str] = (),
+) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>-<set>.json for every run and set; sort the systems by EER, then name.
 
     Args:
         runs: the system of every run. seconds: folder with <run>.json for the runs that were trained here.
+        rescored: the runs that are scores by an embedding index.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
     """
     _check_names(list(runs), sets, sort_by)
+    if not set(runs) - set(rescored):
+        raise InputError(f"expected at least one trained run, got only scores by an index: {listing(list(rescored))}")
     problems, results, trainings = [], {}, {}
     for run in runs:
         try:
@@ -249,9 +268,10 @@ def gather(folder: Path, *, runs: Mapping[str, str], sets: Sequence[str], sort_b
         raise InputError(f"{len(problems)} of {files} files of metrics cannot be used:\n{listing(problems)}")
     _check_same_trials(folder, list(runs), sets, results)
     members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
-    board = Leaderboard(tuple(sorted(members)), members, tuple(sets), sort_by, trainings, results)
+    by_index = frozenset(runs[run] for run in rescored)
+    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index)
     order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
-    return Leaderboard(tuple(order), members, tuple(sets), sort_by, trainings, results)
+    return replace(board, systems=tuple(order))
 
 
 def _check_names(runs: Sequence[str], sets: Sequence[str], sort_by: str) -> None:
@@ -321,8 +341,8 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def to_json(board: Leaderboard) -> str:
     """What `dvc exp show` and `dvc metrics diff` show, EERs in percent: that of each system on `sort_by`, and those of
-    the system that dev would choose."""
-    chosen = min(board.systems, key=lambda system: (board.dev_eer(system).mean, system))
+    the trained system that dev would choose."""
+    chosen = board.chosen
     eers = {system: round(board.eer(system, board.sort_by).mean, 4) for system in sorted(board.systems)}
     sets = {name: round(board.eer(chosen, name).mean, 4) for name in board.sets}
     dev = round(board.dev_eer(chosen).mean, 4)
@@ -349,6 +369,8 @@ def to_text(board: Leaderboard) -> str:
         f"{BEST} best of its column, {NEAR} within noise of it; [] 95 % interval; ± standard deviation over seeds",
         f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
     ]
+    if board.rescored:
+        notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"
 
@@ -358,7 +380,8 @@ def _cells(board: Leaderboard, system: str) -> list[str]:
     values = [_shown(board.dev_eer(system), "")]
     values += [_shown(board.eer(system, name), board.mark(system, name)) for name in board.sets]
     cost = ["-" if seconds is None else f"{seconds:.1f}", f"{board.parameters(system):,}"]
-    return [system, f"{len(board.runs[system])}", *values, *cost]
+    shown = f"{system} {RESCORED}" if system in board.rescored else system
+    return [shown, f"{len(board.runs[system])}", *values, *cost]
 
 
 def _shown(value: Value, mark: str) -> str:

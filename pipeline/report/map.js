@@ -417,11 +417,17 @@
     linkPanel(chosen.run);
   }
 
-  // Utterances that the panels of the run name, and that are on the map, open there.
+  function setOf(point) {
+    const { names, codes } = run.categories.find((c) => c.name === "set");
+    return names[codes[point]];
+  }
+
+  // Trials that the panels of the run name, and that are on the map, open there; sets may share names of utterances.
   function linkPanel(name) {
-    const points = new Map(run.utterance.map((utterance, point) => [utterance, point]));
+    const id = (set, utterance) => JSON.stringify([set, utterance]);
+    const points = new Map(run.utterance.map((utterance, point) => [id(setOf(point), utterance), point]));
     for (const cell of document.querySelectorAll("[data-run] [data-trial]:not(:has(button))")) {
-      const point = points.get(cell.dataset.trial);
+      const point = points.get(id(cell.dataset.set, cell.dataset.trial));
       if (cell.closest("[data-run]").dataset.run !== name || point === undefined) continue;
       const button = link(point);
       button.addEventListener("click", () => box.scrollIntoView());
@@ -429,20 +435,20 @@
     }
   }
 
-  // The point whose utterance has that name, else one whose name starts with it, else one whose name contains it.
+  // The points of the utterance with that name, else of the first whose name starts with it, else contains it.
   function find(text) {
     const ways = [(name) => name === text, (name) => name.startsWith(text), (name) => name.includes(text)];
-    for (const way of ways) {
-      const point = run.utterance.findIndex(way);
-      if (point >= 0) return point;
-    }
-    return -1;
+    const found = ways.map((way) => run.utterance.find(way)).find((name) => name !== undefined);
+    return [...run.utterance.keys()].filter((point) => run.utterance[point] === found);
   }
 
+  // Points at what is sought: of several with one name, at the one after that which is opened.
   function showFound() {
     const text = byId("find").value.trim();
-    const point = text ? find(text) : -1;
-    byId("found").textContent = text && point < 0 ? "not on this map" : "";
+    const found = text ? find(text) : [];
+    const several = found.length > 1 ? `${found.map(setOf).join(", ")}: Enter for the next` : "";
+    byId("found").textContent = text && !found.length ? "not on this map" : several;
+    const point = found[(found.indexOf(opened) + 1) % found.length] ?? -1;
     pointAt(point);
     return point;
   }

@@ -37,8 +37,8 @@ def draw_dets(path: Path, dets: Mapping[str, Det]) -> None:
     figure, axes = _figure(width=5.0, height=5.0)
     for i, (name, det) in enumerate(dets.items()):
         far, frr = beyond_frame(det, low=low, high=high)
-        colour = LINE_COLOUR if len(dets) == 1 else _colour(i)
-        axes.plot(far, frr, color=colour, linestyle=_dash(i), label=f"{_plain(name)}  {100 * eers[name].eer:.2f} %")
+        colour = LINE_COLOUR if len(dets) == 1 else colour_of(i)
+        axes.plot(far, frr, color=colour, linestyle=dash_of(i), label=f"{plain(name)}  {100 * eers[name].eer:.2f} %")
         at = eers[name].point
         axes.plot(max(far[at], places[0]), max(frr[at], places[0]), "o", color=colour, clip_on=False, zorder=3)
     axes.set(xlim=places[[0, -1]], ylim=places[[0, -1]], xlabel="spoof accepted, %", ylabel="bona fide rejected, %")
@@ -46,7 +46,7 @@ def draw_dets(path: Path, dets: Mapping[str, Det]) -> None:
     axes.set_yticks(places, names)
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.legend(frameon=False, title="EER")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_histogram(path: Path, shares: Histogram, *, thresholds: Mapping[str, float]) -> None:
@@ -57,12 +57,12 @@ def draw_histogram(path: Path, shares: Histogram, *, thresholds: Mapping[str, fl
     axes.stairs(100 * shares.spoof, edges, fill=True, alpha=0.45, color=SPOOF_COLOUR, label="spoof")
     axes.stairs(100 * shares.bonafide, edges, fill=True, alpha=0.45, color=BONAFIDE_COLOUR, label="bona fide")
     for i, (name, share) in enumerate(shares.attacks.items()):
-        axes.stairs(100 * share, edges, color=_colour(i), linestyle=_dash(i), linewidth=0.9, label=_plain(name))
+        axes.stairs(100 * share, edges, color=colour_of(i), linestyle=dash_of(i), linewidth=0.9, label=plain(name))
     for (name, threshold), style in zip(thresholds.items(), ("--", ":"), strict=False):
-        axes.axvline(threshold, color=LINE_COLOUR, linewidth=1.0, linestyle=style, label=_plain(name))
+        axes.axvline(threshold, color=LINE_COLOUR, linewidth=1.0, linestyle=style, label=plain(name))
     axes.set(xlabel="score", ylabel="share of the class or attack, %")
     axes.legend(frameon=False, fontsize="small", ncols=1 + len(shares.attacks) // 8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64]) -> None:
@@ -74,12 +74,12 @@ def draw_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], per
         if np.isfinite(value):
             colour = "white" if value > PALE * top else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize="small")
-    axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), [_plain(name) for name in rows])
+    axes.set_xticks(range(len(columns)), [plain(name) for name in columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_title("EER, %", fontsize="medium")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_transfer(path: Path, dets: Mapping[str, Det], *, thresholds: Mapping[str, float]) -> None:
@@ -87,38 +87,39 @@ def draw_transfer(path: Path, dets: Mapping[str, Det], *, thresholds: Mapping[st
 
     A dashed line is the system's own EER threshold, a dotted one the threshold that it brings along.
     """
-    figure, panels = _figures(len(dets), width=5.0, height=2.4)
+    figure, panels = new_figure(len(dets), width=5.0, height=2.4)
     for (name, det), axes in zip(dets.items(), panels, strict=True):
         axes.plot(det.threshold, 100 * det.frr, color=BONAFIDE_COLOUR, label="bona fide rejected")
         axes.plot(det.threshold, 100 * det.far, color=SPOOF_COLOUR, label="spoof accepted")
         axes.axvline(official_eer(det).threshold, color=LINE_COLOUR, linewidth=1.0, linestyle="--", label="own EER")
         axes.axvline(thresholds[name], color=LINE_COLOUR, linewidth=1.0, linestyle=":", label="transferred")
-        axes.set(title=_plain(name), xlabel="threshold", ylabel="error rate, %", ylim=(0, 100))
+        axes.set(title=plain(name), xlabel="threshold", ylabel="error rate, %", ylim=(0, 100))
     panels[0].legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name as matplotlib shows it as it is: no formula between dollars, no entry hidden by a leading underscore."""
     escaped = name.replace("\\", "\\\\").replace("$", r"\$")
     return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 
 
-def _colour(i: int) -> str:
+def colour_of(i: int) -> str:
+    """The colour of the i-th line; they come round again after ten."""
     return f"C{i % 10}"
 
 
-def _dash(i: int) -> str:
+def dash_of(i: int) -> str:
     """A line style that differs where colours come round again."""
     return ("-", "--", ":")[i // 10 % 3]
 
 
 def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
-    figure, panels = _figures(1, width=width, height=height)
+    figure, panels = new_figure(1, width=width, height=height)
     return figure, panels[0]
 
 
-def _figures(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def new_figure(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of panels one below the other, each of a size in inches, drawn by Agg.
 
     matplotlib is imported here, so that what only imports this room does not wait for it.
@@ -134,7 +135,8 @@ def _figures(count: int, *, width: float, height: float) -> tuple[Figure, list[A
     return figure, panels
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG by the suffix; the same drawing gives the same bytes."""
     from matplotlib import rc_context
 
     image, kind = io.BytesIO(), path.suffix.removeprefix(".")

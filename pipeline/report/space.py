@@ -172,6 +172,8 @@ class Map(_Part):
             _below(f"projection {projection.name}: places", (*projection.x, *projection.y), 2**self.bits)
         for name, category in self.categories.items():
             _below(f"category {name}: codes", category.codes, len(category.names))
+        if "set" not in self.categories:
+            raise ValueError(f"categories: expected `set` among them, got {', '.join(self.categories)}")
         _below("neighbours: points", itertools.chain.from_iterable(self.neighbours), self.points)
         return self
 
@@ -258,11 +260,11 @@ def _path_chart(caption: str, epochs: Sequence[int], rows: Sequence[Sequence[Kno
 
 
 def gather(folder: Path, runs: Iterable[str]) -> tuple[Space, ...]:
-    """Read those of the runs, in their order, that have been analysed: that have a folder of their name in `folder`.
+    """Read the analysed runs, each from its folder in `folder`, in the order asked for.
 
-    Raises InputError where a file of such a folder is missing or not what `analyse` writes.
+    Raises InputError where a file is missing or not what `analyse` writes.
     """
-    return tuple(read(folder / run) for run in runs if (folder / run).is_dir())
+    return tuple(read(folder / run) for run in runs)
 
 
 def read(folder: Path) -> Space:

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from pipeline import files
 from pipeline.analysis import BONAFIDE, QUANTILES, SEED, SPOOF, Report
 from pipeline.projection import Map
-from pipeline.report.plots import BONAFIDE_COLOUR, LINE_COLOUR, SPOOF_COLOUR, _colour, _dash, _figures, _plain, _save
+from pipeline.report.plots import (
+    BONAFIDE_COLOUR,
+    LINE_COLOUR,
+    SPOOF_COLOUR,
+    colour_of,
+    dash_of,
+    new_figure,
+    plain,
+    save,
+)
 from pipeline.trials import UNKNOWN
 
 if TYPE_CHECKING:
@@ -160,8 +169,8 @@ def draw_projection(path: Path, chart: Map, number: int) -> None:
             _scatter_numbers(axes, projection, kind, chart["numbers"][kind])
         if projection["centroids"]:
             axes.plot(*np.array(projection["centroids"]).T, "x", color="black", markersize=8, markeredgewidth=2)
-    figure.suptitle(f"{_plain(chart['run'])}: {projection['name']} of {chart['points']} trials, {projection['note']}")
-    _save(figure, path)
+    figure.suptitle(f"{plain(chart['run'])}: {projection['name']} of {chart['points']} trials, {projection['note']}")
+    save(figure, path)
 
 
 def _scatter_names(axes: Axes, projection: Map, kind: str, *, names: Sequence[str], codes: Sequence[int]) -> None:
@@ -171,7 +180,7 @@ def _scatter_names(axes: Axes, projection: Map, kind: str, *, names: Sequence[st
     colours = dict.fromkeys(range(len(names)), PALE_COLOUR)
     colours |= {i: _name_colour(kind, names[i], place, len(told)) for place, i in enumerate(told)}
     _scatter(axes, projection, [colours[code] for code in codes])
-    labels = [(SPOKEN.get(names[i], _plain(names[i])), colours[i]) for i in told]
+    labels = [(SPOKEN.get(names[i], plain(names[i])), colours[i]) for i in told]
     if len(told) < len(names):
         labels.append((f"{len(names) - len(told)} others", PALE_COLOUR))
     for label, colour in labels:
@@ -198,7 +207,7 @@ def _name_colour(kind: str, name: str, place: int, count: int) -> Any:
         return PALE_COLOUR
     if kind == "quality level":  # they have an order
         return colormaps["viridis"](place / max(count - 1, 1) * 0.9)
-    return {BONAFIDE: BONAFIDE_COLOUR, SPOOF: SPOOF_COLOUR}.get(name, _colour(place))
+    return {BONAFIDE: BONAFIDE_COLOUR, SPOOF: SPOOF_COLOUR}.get(name, colour_of(place))
 
 
 def _scatter_numbers(axes: Axes, projection: Map, kind: str, values: Sequence[float | None]) -> None:
@@ -244,16 +253,16 @@ def draw_distances(path: Path, report: Report) -> None:
         )  # fmt: skip
         for group, box in zip(groups, drawn["boxes"], strict=True):
             box.set(facecolor=BONAFIDE_COLOUR if group == BONAFIDE else SPOOF_COLOUR, alpha=0.6, linewidth=0.6)
-        names = [f"{SPOKEN.get(group, _plain(group))}  {own['n']:,}" for group, own in groups.items()]
+        names = [f"{SPOKEN.get(group, plain(group))}  {own['n']:,}" for group, own in groups.items()]
         axes.set_yticks(range(1, len(groups) + 1), names)
         whole = len(report["distances"][name])
         part = f" ({len(groups)} of {whole} groups)" if len(groups) < whole else ""
-        axes.set_title(_plain(name) + part, fontsize="medium", loc="left")
+        axes.set_title(plain(name) + part, fontsize="medium", loc="left")
         axes.invert_yaxis()
     normal = report["distance"] == "cosine"
     panels[-1].set_xlabel("cosine distance to the nearest centroid" if normal else "Euclidean distance to the centroid")
-    figure.suptitle(_plain(report["run"]), fontsize="medium")
-    _save(figure, path)
+    figure.suptitle(plain(report["run"]), fontsize="medium")
+    save(figure, path)
 
 
 def _largest(groups: Report) -> Report:
@@ -268,15 +277,15 @@ def draw_path(path: Path, report: Report) -> None:
     The scale is logarithmic: what is less than a millionth of the largest distance is left out.
     """
     way = report["path"]
-    figure, panels = _figures(2, width=6.0, height=2.2)
+    figure, panels = new_figure(2, width=6.0, height=2.2)
     titles = {"moved": "moved since the epoch before", "to_last": "distance to the last epoch"}
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         steps = np.array(way[key], dtype=np.float64)  # (epochs, K), None is nan
         top = np.nanmax(steps, initial=0.0)
         for centroid, distance in enumerate(np.where(steps > LEAST_SHOWN * top, steps, np.nan).T):
             style: dict[str, Any] = {
-                "color": _colour(centroid),
-                "linestyle": _dash(centroid),
+                "color": colour_of(centroid),
+                "linestyle": dash_of(centroid),
                 "marker": ".",
                 "linewidth": 1.0,
             }
@@ -290,15 +299,15 @@ def draw_path(path: Path, report: Report) -> None:
     if 1 < len(report["similarity"]) <= LINES:
         panels[0].legend(frameon=False, fontsize="small", ncols=2)
     panels[1].set_xlabel("epoch")
-    figure.suptitle(_plain(report["run"]), fontsize="medium")
-    _save(figure, path)
+    figure.suptitle(plain(report["run"]), fontsize="medium")
+    save(figure, path)
 
 
 def draw_similarity(path: Path, report: Report) -> None:
     """Draw the cosines between centroids."""
     cosines = np.array(report["similarity"])
     side = 1.6 + 0.5 * min(len(cosines), WRITTEN)
-    figure, (axes,) = _figures(1, width=side + 0.8, height=side)
+    figure, (axes,) = new_figure(1, width=side + 0.8, height=side)
     image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
     if len(cosines) <= WRITTEN:
         for (row, column), value in np.ndenumerate(cosines):
@@ -309,7 +318,7 @@ def draw_similarity(path: Path, report: Report) -> None:
     axes.tick_params(length=0)
     axes.set(xlabel="centroid", ylabel="centroid")
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine").outline.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
