@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 import torch
 
-from pipeline import audio, extract, prepare, trials, views, xlsr
+from pipeline import audio, extract, prepare, trials, views, windows, xlsr
 from pipeline.contracts import Tap
 from pipeline.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
 
@@ -44,17 +44,17 @@ def make_corpus(root: Path, *, count: int, seconds: float) -> trials.Trials:
     return prepare.with_contents(trials.from_rows(rows, source="bench"), root)
 
 
-def clips_of(table: trials.Trials, root: Path) -> list[extract.Clip]:
+def clips_of(table: trials.Trials, root: Path) -> list[windows.Clip]:
     """All of its utterances."""
-    return [extract.clip_of(table, row, audio_root=root) for row in range(len(table))]
+    return [windows.clip_of(table, row, audio_root=root) for row in range(len(table))]
 
 
-def submit(pool: Executor, clips: Sequence[extract.Clip], view: str) -> list[Future[tuple[audio.Samples, int]]]:
+def submit(pool: Executor, clips: Sequence[windows.Clip], view: str) -> list[Future[tuple[audio.Samples, int]]]:
     """Load them all."""
-    return [pool.submit(extract.load_window, clip, view=view, window=WINDOW) for clip in clips]
+    return [pool.submit(windows.load_window, clip, view=view, window=WINDOW) for clip in clips]
 
 
-def rate(pool: Executor, clips: Sequence[extract.Clip], view: str) -> float:
+def rate(pool: Executor, clips: Sequence[windows.Clip], view: str) -> float:
     """Utterances a second, decoded, augmented, windowed and handed over."""
     start = time.perf_counter()
     for future in submit(pool, clips, view):
@@ -62,12 +62,12 @@ def rate(pool: Executor, clips: Sequence[extract.Clip], view: str) -> float:
     return len(clips) / (time.perf_counter() - start)
 
 
-def rates(clips: Sequence[extract.Clip], view: str) -> dict[str, float]:
+def rates(clips: Sequence[windows.Clip], view: str) -> dict[str, float]:
     """The best rate of every kind of pool."""
     pools = {
         "1 thread": ThreadPoolExecutor(1),
-        f"{extract.DECODERS} threads": ThreadPoolExecutor(extract.DECODERS),
-        f"{extract.workers()} processes": extract._processes(),
+        f"{windows.DECODERS} threads": ThreadPoolExecutor(windows.DECODERS),
+        f"{windows.workers()} processes": windows.processes(),
     }
     best = dict.fromkeys(pools, 0.0)
     for _ in range(1 + ROUNDS):  # the first starts the workers
@@ -88,11 +88,11 @@ def loop() -> float:
     return done / (time.perf_counter() - start)
 
 
-def held_up(clips: Sequence[extract.Clip], view: str) -> dict[str, float]:
+def held_up(clips: Sequence[windows.Clip], view: str) -> dict[str, float]:
     """The speed of the loop as a share of what it is alone, with threads and with processes behind it."""
     kinds: dict[str, Callable[[], Executor]] = {
-        f"{extract.DECODERS} threads": lambda: ThreadPoolExecutor(extract.DECODERS),
-        f"{extract.workers()} processes": extract._processes,
+        f"{windows.DECODERS} threads": lambda: ThreadPoolExecutor(windows.DECODERS),
+        f"{windows.workers()} processes": windows.processes,
     }
     found = {}
     for name, make in kinds.items():
@@ -106,13 +106,13 @@ def held_up(clips: Sequence[extract.Clip], view: str) -> dict[str, float]:
     return found
 
 
-def forward(model: xlsr.Encoder, clips: Sequence[extract.Clip], names: Sequence[str], params: ExtractParams) -> float:
+def forward(model: xlsr.Encoder, clips: Sequence[windows.Clip], names: Sequence[str], params: ExtractParams) -> float:
     """Seconds of the bare forward passes over all windows of the views."""
-    loaded = [extract.load_window(clip, view=name, window=WINDOW) for name in names for clip in clips]
+    loaded = [windows.load_window(clip, view=name, window=WINDOW) for name in names for clip in clips]
     device = next(model.parameters()).device
     start = time.perf_counter()
-    for i in range(0, len(loaded), params.batch_size):
-        batch = loaded[i : i + params.batch_size]
+    for i in range(0, len(loaded), params.first_batch):
+        batch = loaded[i : i + params.first_batch]
         model(
             torch.from_numpy(np.stack([samples for samples, _ in batch])).to(device),
             torch.tensor([valid for _, valid in batch]).to(device),
@@ -156,7 +156,9 @@ def extraction(table: trials.Trials, root: Path, view: str, *, layers: int, devi
     def make(taps: tuple[Tap, ...]) -> xlsr.Encoder:
         return xlsr.Encoder(loaded, taps=taps, normalize=card.normalize).to(where)
 
-    params = ExtractParams(layers=(layers,), views=(view,), window=WINDOW, shard=16, batch_size=8, device=where)
+    params = ExtractParams(
+        layers=(layers,), views=(view,), window=WINDOW, shard=16, batch_size=8, device=where, precision="float32"
+    )
     names = extract.views_of(params)
     model = make(params.layers)
     clips = clips_of(table, root)

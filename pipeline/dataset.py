@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline import gather
 from pipeline import trials as trial_table
 from pipeline.contracts import Labels, Tap
+from pipeline.devices import CPU
 from pipeline.errors import InputError
-from pipeline.gather import CPU, Addresses, Batch, Joined, OnDisk, Source
+from pipeline.gather import Addresses, Batch, Joined, OnDisk, Source
 from pipeline.reader import Reader
 from pipeline.store import CLEAN, fingerprint, open_receipts
 from pipeline.trials import Trials

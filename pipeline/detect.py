@@ -26,16 +26,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import audio, extract, package, runs, scoring, xlsr
+from pipeline import audio, devices, package, runs, scoring, xlsr
 from pipeline.audio import SAMPLE_RATE, Samples
 from pipeline.centroids import CentroidIndex
+from pipeline.compute import BatchSize, compute
 from pipeline.contracts import Tap
 from pipeline.dataset import Reads
+from pipeline.devices import Precision
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError
-from pipeline.extract import Windows
 from pipeline.package import Parts
+from pipeline.specs import FEATURES_VERSION
 from pipeline.trials import LABELS, Trials
+from pipeline.windows import DECODERS, Windows
 
 NEIGHBOURS = 5  # utterances that explain a detection
 LARGE = 8 * 2**20  # bytes of a file that is decoded by itself: ten minutes of MP3, and 200 MB when decoded
@@ -184,14 +187,11 @@ class System:
 
         Raises InputError naming the window, one of `names`, whose features are not finite or beyond float16.
         """
-        frames, pooled, n_frames = extract.compute(
-            self.encoder,
-            windows,
-            self.layers,
-            batch_size=self.parts.batch_size,
-            names=names,
-            advance=lambda _count: None,
+        batch = BatchSize(self.parts.batch_size, grows=False)
+        found = compute(
+            self.encoder, lambda rows: (windows[0][rows], windows[1][rows]), self.layers, batch=batch, names=names
         )
+        frames, pooled, n_frames = found.blocks()
         stored = pooled if self.reads == "pooled" else frames
         features = np.stack([stored[layer] for layer in self.layers], axis=1).astype(np.float32)  # (n, L, T or 2, D)
         with torch.inference_mode():
@@ -260,12 +260,13 @@ def window_starts(samples: int, *, window: int) -> NDArray[np.int64]:
 def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
     """The encoder on its device. Raises InputError where it is not the one that the run was trained with."""
     model, card = xlsr.load_deployed(parts.encoder, weights=parts.weights)
+    precision: Precision = "bfloat16" if parts.features.get("compute_dtype") == "bfloat16" else "float32"
     found = {
         "weights_sha256": card.weights_sha256,
         "architecture": card.architecture,
         "normalize": card.normalize,
-        "compute_dtype": extract.COMPUTE_DTYPE,
-        "features_version": extract.FEATURES_VERSION,
+        "compute_dtype": precision,
+        "features_version": FEATURES_VERSION,
     }
     if wrong := [key for key in found if found[key] != parts.features.get(key)]:
         told = ", ".join(f"{key} {parts.features.get(key)}, got {found[key]}" for key in wrong)
@@ -273,10 +274,8 @@ def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
             f"{parts.name}: encoder {card.source}: expected what the run was trained with, {told}; run `dvc repro` in "
             "the project, or take the encoder and the version of bonafide that the run was made with"
         )
-    if parts.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("extract.device: expected a GPU that torch can use, got none; set it to auto or cpu")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if parts.device == "auto" else parts.device
-    return xlsr.Encoder(model, taps=taps, normalize=card.normalize).to(device)
+    device = devices.device_of(parts.device, key="extract.device")
+    return xlsr.Encoder(model, taps=taps, normalize=card.normalize, precision=precision).to(device)
 
 
 def _decoded(path: Path) -> Samples:
@@ -294,7 +293,7 @@ def _ahead(
     paths: Iterable[Path], load: Callable[[Path], _Head | Unreadable], *, size: int
 ) -> Generator[list[_Head | Unreadable]]:
     """Files loaded by threads, `size` at a time, in order; the next ones are loaded while these are worked on."""
-    pool = ThreadPoolExecutor(extract.DECODERS, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
     waiting: deque[Future[_Head | Unreadable]] = deque()
     try:
         for path in paths:

@@ -1,13 +1,17 @@
-"""Small files and folders that are either whole or not there, and JSON that is what it should be."""
+"""Small files and folders that are either whole or not there, and JSON that is what it should be.
+
+A folder of features may lie on an object store. Its path is then one of universal_pathlib's, which has the methods of
+`pathlib.Path`; an object is whole or not there by itself.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import InputError
 
@@ -17,8 +21,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write bytes beside their place, flush them to the disk, rename them there; folders are made."""
+    if not is_local(path):
+        path.write_bytes(bytes(data))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed name: what a killed run leaves behind is overwritten by the next.
     beside = path.with_name(path.name + ".part")
@@ -37,6 +44,44 @@ def _flush_names(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def folder_of(url: str) -> Path:
+    """A folder by its path in the project, or by a URL such as s3://bucket/features, memory://features.
+
+    Raises InputError for a URL of no file system, or of one that needs a package which is not installed.
+    """
+    if "://" not in url or url.startswith("file://"):
+        return in_project(url.removeprefix("file://"))
+    from upath import UPath  # what it needs of an object store takes a while to import
+
+    try:
+        found = UPath(url)
+        found.fs  # noqa: B018  # made now, to fail here
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: expected a folder, or the URL of one that fsspec can open: {error}") from None
+    return cast(Path, found)
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path lies in a file system of this machine, and not on an object store."""
+    return isinstance(path, Path)
+
+
+def read_files(paths: Sequence[Path]) -> dict[Path, bytes]:
+    """The bytes of those files that are there; of an object store all at once, as each takes a round trip."""
+    if not paths or is_local(paths[0]):
+        return {path: path.read_bytes() for path in paths if path.is_file()}
+    places = {path.path: path for path in paths}  # type: ignore[attr-defined]  # universal_pathlib's
+    found = paths[0].fs.cat(list(places), on_error="omit")  # type: ignore[attr-defined]
+    return {places[place]: data for place, data in found.items()}
+
+
+def names_below(folder: Path) -> set[str]:
+    """The paths of all files of an object store below a folder, relative to it."""
+    start = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]
+    folder.fs.invalidate_cache()  # type: ignore[attr-defined]  # others may have written
+    return {place.removeprefix(start) for place in folder.fs.find(start)}  # type: ignore[attr-defined]
 
 
 def folder_beside(folder: Path) -> Path:
@@ -75,8 +120,13 @@ def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -
     """
     if not path.is_file():
         raise InputError(f"{path}: no {what} there; {remedy}")
+    return parse_json(path, path.read_bytes(), what=what, keys=keys, remedy=remedy)
+
+
+def parse_json(path: Path, data: bytes, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
+    """A JSON object from the bytes of a file. Raises InputError where they are something else, or lack a key."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(data)
     except ValueError:
         raise InputError(f"{path}: expected a {what}, got something that is not JSON; {remedy}") from None
     if not isinstance(found, dict):

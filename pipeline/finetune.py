@@ -42,9 +42,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from pipeline import audio, cells, centroids, dataset, extract, fit, runs, scoring, store, views, xlsr
+from pipeline import audio, cells, centroids, dataset, fit, runs, scoring, specs, store, views, xlsr
 from pipeline import checkpoint as checkpoints
 from pipeline import trials as trial_table
+from pipeline import windows as loading
 from pipeline.cells import Cell
 from pipeline.contracts import Card, Centroids, Enrols, Labels
 from pipeline.det import det_points
@@ -169,7 +170,7 @@ class System(nn.Module):
 def pool(frames: Tensor, n_frames: Tensor) -> Tensor:
     """Mean and standard deviation (biased) over the valid frames: (B, L, T, D), (B,) -> (B, L, 2, D).
 
-    As `extract.pool`; where all frames are equal the gradient is 0 and not NaN.
+    As `compute.pool`; where all frames are equal the gradient is 0 and not NaN.
     """
     mask = (torch.arange(frames.shape[2], device=frames.device) < n_frames[:, None])[:, None, :, None]  # (B, 1, T, 1)
     count = n_frames[:, None, None].to(frames.dtype)  # (B, 1, 1)
@@ -292,8 +293,8 @@ class Utterance:
 
 def load_clean(speech: Speech, row: int, *, window: WindowParams) -> Utterance:
     """The window of a trial. Raises InputError naming the utterance."""
-    clip = extract.clip_of(speech.trials, row, audio_root=speech.root)
-    return Utterance(*extract.load_window(clip, view=store.CLEAN, window=window))
+    clip = loading.clip_of(speech.trials, row, audio_root=speech.root)
+    return Utterance(*loading.load_window(clip, view=store.CLEAN, window=window))
 
 
 def load_drawn(job: Job, row: int, *, epoch: int) -> Utterance:
@@ -314,7 +315,7 @@ def load_drawn(job: Job, row: int, *, epoch: int) -> Utterance:
 
 def ahead(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]], None, None]:
     """Batches of rows, in order, with what `load` makes of each row; threads load the next ones meanwhile."""
-    with ThreadPoolExecutor(extract.DECODERS) as pool:
+    with ThreadPoolExecutor(loading.DECODERS) as pool:
         waiting: deque[tuple[Rows, list[Future[Loaded]]]] = deque()
         try:
             for rows in batches:
@@ -387,7 +388,7 @@ def finetune(model: Any, card: Card, *, cell: Cell, job: Job, place: Checkpoint,
         system.restore(average([place.model(epoch.epoch) for epoch in best]))
         parameters = _count(system)
         merge_lora(model)
-        system.precision = "float32"  # as extraction computes
+        system.precision = specs.precision_of(job.extract)
         if isinstance(system.loss, Enrols):
             system.loss.enrol(*_enrolment(system, job))
         error = dev_eer(system, job)
@@ -715,7 +716,7 @@ def run_card(tuned: Tuned, *, card: Card, source: Card, cell: Cell, job: Job, cu
         card: of the fine-tuned encoder. source: of the encoder that it was.
         cuts: the MOS at which quality levels part.
     """
-    spec = extract.spec_of(job.train.trials, card, job.extract)
+    spec = specs.spec_of(job.train.trials, card, job.extract)
     return {
         "backend": cell.backend_name,
         "backend_parameters": cell.backend_parameters,

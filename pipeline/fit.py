@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ from pipeline.checkpoint import State
 from pipeline.contracts import Centroids, Enrols, Labels
 from pipeline.dataset import NO_AUGMENT, Augment, Dataset
 from pipeline.det import det_points
+from pipeline.devices import device_of
 from pipeline.errors import InputError
-from pipeline.gather import CPU, Addresses, Batch
+from pipeline.gather import Addresses, Batch
 from pipeline.layers import LayerWeights
 from pipeline.metrics.eer import Eer, official_eer
 from pipeline.params import LearningRates, TrainParams
@@ -193,7 +194,7 @@ def fit(
 
     Raises InputError where the loss stops being finite, or the device that is asked for is not there.
     """
-    device = device_of(params.device)
+    device = device_of(params.device, key="train.device")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         backend: nn.Module = make_backend()
@@ -235,14 +236,6 @@ def _finished(run: Run, progress: Progress) -> Fitted:
         dev_threshold=float(str(np.float32(error.threshold))),  # as a score file would hold it
         parameters=sum(p.numel() for module in (backend, loss) for p in module.parameters()),
     )
-
-
-def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device of `train.device`. Raises InputError where it is a GPU and there is none."""
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise InputError("train.device: expected a GPU that torch can use, got none; set it to auto or cpu")
-    return torch.device("cuda", torch.cuda.current_device()) if there and wanted != "cpu" else CPU
 
 
 def _centroids(loss: nn.Module) -> Centroids:

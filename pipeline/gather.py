@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.devices import CPU
 from pipeline.errors import InputError
 from pipeline.reader import Reader
 
@@ -28,7 +29,6 @@ Batch = tuple[Tensor, Tensor]  # features (B, L, T, D) or (B, L, 2, D) float32, 
 
 CHUNK_BYTES = 8 * 2**20  # of features gathered ahead at once: small batches several at a time, large ones singly
 SMALL_BYTES = 2 * 2**20  # of a batch, up to which a CPU that computes gathers it sooner than it hands it over
-CPU = torch.device("cpu")
 
 
 # ---------------------------------------------------------------- where features lie
@@ -53,16 +53,25 @@ class Source(Protocol):
     def device(self) -> torch.device:
         """Where `gather` needs its `out`."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether gathering is a copy in memory, and not a round trip to an object store."""
+
     def gather(self, addresses: Addresses, out: Tensor) -> None:
         """Fill out (B, *row) with the features of B addresses."""
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Features read from a store's memory maps as they are needed."""
+    """Features read from a store as they are needed."""
 
     reader: Reader
     device: torch.device = CPU
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the store is on a disk of this machine."""
+        return self.reader.at_hand
 
     @property
     def row(self) -> tuple[int, ...]:
@@ -90,6 +99,7 @@ class Held:
 
     tensor: Tensor
     n_frames: NDArray[np.int32]
+    at_hand: bool = True
 
     @property
     def row(self) -> tuple[int, ...]:
@@ -157,6 +167,7 @@ class Joined:
         self.row = sources[0].row
         self.dtype = sources[0].dtype
         self.device = sources[0].device
+        self.at_hand = all(source.at_hand for source in sources)
         self.n_frames = np.concatenate([source.n_frames for source in sources])
         self._starts = np.cumsum([0, *(len(source.n_frames) for source in sources)])
 
@@ -190,14 +201,18 @@ def stream(source: Source, batches: Iterable[Addresses], *, device: torch.device
     """The features of each batch of addresses, float32 on the device, in order.
 
     A thread gathers the next chunk of batches, and moves it to a GPU, while this one is computed on; small batches for
-    a CPU are gathered when they are asked for. The numbers are those of `read`. A batch is valid until the next one is
-    asked for: its memory is used again. What fails in the thread is raised here; close the generator, or let go of it,
-    to end early.
+    a CPU are gathered when they are asked for, where they are at hand. The numbers are those of `read`. A batch is
+    valid until the next one is asked for: its memory is used again. What fails in the thread is raised here; close the
+    generator, or let go of it, to end early.
     """
     batches = iter(batches)
     first = list(itertools.islice(batches, 1))
     batches = itertools.chain(first, batches)
-    if device.type == "cpu" and all(len(batch) * _row_bytes(source) <= SMALL_BYTES for batch in first):
+    if (
+        device.type == "cpu"
+        and source.at_hand
+        and all(len(batch) * _row_bytes(source) <= SMALL_BYTES for batch in first)
+    ):
         return _in_turn(source, batches)
     return _ahead(source, batches, device)
 

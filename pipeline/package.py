@@ -152,7 +152,7 @@ def _of_project(name: str, settings: Params) -> Parts:
         encoder=settings.encoder,
         weights=DATA / "finetuned",
         features=receipt["encoder"],
-        batch_size=settings.extract.batch_size,
+        batch_size=settings.extract.first_batch,
         device=settings.extract.device,
         threshold=float(facts["dev_threshold"]),
         calibration=_calibration(DATA / "dev_scores" / f"{name}.txt"),

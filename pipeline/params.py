@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError
-from pipeline.files import in_project
+from pipeline.files import folder_of, in_project
 
 Keys = tuple[str | int, ...]  # from the root of the parameters to a value
 Positive = Annotated[int, Field(gt=0)]
@@ -124,25 +124,52 @@ class WindowParams(_Section):
 
 
 class ExtractParams(_Section):
-    """What is cached, and how it is computed; views are those beside `clean`, of the training set alone."""
+    """What is cached, and how it is computed; views are those beside `clean`, of the training set alone.
+
+    storage is how frames are kept; precision is what the encoder computes in, auto: bfloat16 where the device has it.
+    batch_size auto finds itself on a GPU. scheduler is Dask's: the address of one that runs, or local:N for N workers
+    on this machine.
+    """
 
     layers: Layers
     views: Views = ()
     window: WindowParams
     shard: Positive
-    batch_size: Positive
+    storage: Literal["float16", "int8"] = "float16"
+    batch_size: Positive | Literal["auto"] = "auto"
     device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["local", "dask"] = "local"
+    scheduler: str | None = None
+
+    @property
+    def first_batch(self) -> int:
+        """How many utterances the encoder gets at once, to begin with; on a CPU more are no faster."""
+        return 8 if self.batch_size == "auto" else self.batch_size
+
+    @model_validator(mode="after")
+    def _cluster(self) -> Self:
+        if (self.engine == "dask") != (self.scheduler is not None):
+            raise ValueError("expected a scheduler with engine: dask, and only then")
+        if self.engine == "dask" and self.precision == "auto":
+            raise ValueError(
+                "expected precision: float32 or bfloat16 with engine: dask, as the workers' hardware is not known here"
+            )
+        return self
 
 
 class FeaturesParams(_Section):
-    """Where feature stores lie."""
+    """Where feature stores lie: a folder, or the URL of one on an object store."""
 
     root: str
 
     @property
     def folder(self) -> Path:
-        """The root of all stores, of the project itself where DVC runs an experiment in a copy."""
-        return in_project(self.root)
+        """The root of all stores, of the project itself where DVC runs an experiment in a copy.
+
+        Raises InputError for a URL that cannot be opened.
+        """
+        return folder_of(self.root)
 
 
 class LearningRates(_Section):
@@ -309,11 +336,13 @@ class AsvParams(_Section):
 class EvaluateParams(_Section):
     """The sets that every run is scored on, and how.
 
-    bootstrap is the number of resamples behind the confidence intervals, 0 for none; asv has the rates of the speaker
-    verification system of a set, for its t-DCF.
+    finetuned names the run that the encoder was fine-tuned with, which is then scored as those of the grid are; it is a
+    list of one or none, as that is what DVC makes stages of. bootstrap is the number of resamples behind the confidence
+    intervals, 0 for none; asv has the rates of the speaker verification system of a set, for its t-DCF.
     """
 
     sets: Names
+    finetuned: Annotated[Choices, Field(max_length=1)]
     bootstrap: NotNegative
     asv: dict[Name, AsvParams]
 
@@ -383,6 +412,7 @@ class Params(_Section):
         ):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
         wrong += self._not_in_the_grid()
+        wrong += self._not_finetuned()
         for name, layers in self.layers.items():
             wrong += self._not_cached(("layers", name), layers, self.extract.layers, "layers")
         for name, views in self.views.items():
@@ -411,8 +441,8 @@ class Params(_Section):
 
     @property
     def runs(self) -> dict[str, str]:
-        """The rows of the leaderboard: every run of the grid and what is rescored, with its system."""
-        return self.grid.runs | self.rescored
+        """The rows of the leaderboard, with their systems: runs of the grid, the fine-tuned one, what is rescored."""
+        return self.grid.runs | {run: run for run in self.evaluate.finetuned} | self.rescored
 
     def _not_in_the_grid(self) -> list[str]:
         chosen = {axis: getattr(self.analyse, axis) for axis in ("backend", "loss", "layers", "views", "seed")}
@@ -425,6 +455,19 @@ class Params(_Section):
             for i, name in enumerate(names)
             if name not in getattr(self.grid, axis)
         ]
+
+    def _not_finetuned(self) -> list[str]:
+        """What keeps the fine-tuned run from being scored: a frozen encoder, or layers of its backend not cached."""
+        if not self.evaluate.finetuned:
+            return []
+        if self.encoder.finetune is None:
+            return [
+                f"{self.where('evaluate', 'finetuned')}: expected [] with a frozen encoder, got "
+                f"{list(self.evaluate.finetuned)}; set it to [], or encoder.finetune.on to true"
+            ]
+        return self._not_cached(
+            ("encoder", "finetune", "layers"), self.encoder.finetune.layers, self.extract.layers, "layers"
+        )
 
     def _wrong_pools(self) -> list[str]:
         wrong, known = [], set(self.sets)

@@ -1,33 +1,42 @@
-"""Reading the feature store through memory maps: one call into C for each layer of a batch.
+"""Reading the feature store: the rows of a batch by their addresses.
 
 A shard file is rows of equal length and a tail (`pipeline.store`), and all shards of an array but the last are of one
-size. So a reader reserves addresses for all of them side by side, puts a map of each shard file at its place when it
-is first needed, and a row's place in memory is then plain arithmetic on its number: the rows of a batch are gathered by
-one `torch.index_select` a layer.
+size, so a row's place follows from its number. On a disk of this machine the reader reserves addresses for all shards
+of an array side by side, puts a map of each shard file at its place when it is first needed, and gathers the rows of a
+batch by one `torch.index_select` a layer. Of an object store it asks for the bytes of all rows of a batch at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import math
 import mmap
-import os
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import maps
 from pipeline.contracts import Tap
 from pipeline.errors import InputError
-from pipeline.store import CRC_BYTES, INDEX_ENTRY_BYTES, REPAIR, Store, crc32c, layer_array, pooled_array
+from pipeline.files import is_local, read_files
+from pipeline.store import (
+    CRC_BYTES,
+    INDEX_ENTRY_BYTES,
+    REPAIR,
+    Block,
+    Store,
+    crc32c,
+    layer_array,
+    pooled_array,
+    scale_array,
+)
 
 # Files a reader maps before it forgets them all. The kernel allows 65,530 maps a process; a file takes up to two, as it
 # parts the reserved addresses around it, and training has two readers or, with pools, more.
@@ -71,33 +80,26 @@ class Layout:
 
 
 class Reader:
-    """Rows of chosen layers and views of a complete store, straight from memory maps into a batch.
+    """Rows of chosen layers and views of a complete store, straight into a batch.
 
     Utterance i of the v-th view has the address v · N + i: the first view's addresses are the utterances' numbers.
+    Frames are given as float16 and means and standard deviations as float32, however they are stored. at_hand says
+    whether a row is a copy in memory away, and not a round trip.
     """
 
     def __init__(self, store: Store, *, views: Sequence[str], layers: Sequence[Tap], pooled: bool) -> None:
         spec = store.spec
         self.spec = spec
-        self._store = store
         names = [pooled_array(layer) if pooled else layer_array(layer) for layer in layers]
-        self._arrays = [[f"{view}/{name}" for name in names] for view in views]  # view -> layer -> array
+        arrays = [[f"{view}/{name}" for name in names] for view in views]  # view -> layer -> array
         self.row: tuple[int, ...] = (len(names), 2 if pooled else spec.frames, spec.channels)
         self.dtype = torch.float32 if pooled else torch.float16
         self.n_frames = _read_frames(store)
-        self._layout = Layout(self.row[1:], "float32" if pooled else "float16", spec.shard)
-        self._mapped = np.zeros(len(views) * spec.shards, bool)  # of each view and shard, for all layers at once
-        self._lock = threading.Lock()  # maps are forgotten while nobody reads
-        self._bytes = _reserve(len(names) * len(self._mapped) * self._layout.stride)
-        self._layers = self._rows_of_layers()
-
-    def _rows_of_layers(self) -> list[Tensor]:
-        """Of each layer, what indexing gives the row that begins with the given element: a view that overlaps."""
-        elements = torch.from_numpy(self._bytes).view(self.dtype)
-        reach = len(elements) // len(self._arrays[0])
-        size = (reach - math.prod(self.row[1:]) + 1, *self.row[1:])
-        strides = (1, self.row[2], 1)
-        return [torch.as_strided(elements, size, strides, layer * reach) for layer in range(self.row[0])]
+        self.at_hand = is_local(store.path)
+        layout = Layout(self.row[1:], "float32" if pooled else spec.storage, spec.shard)
+        self._files: _Files = (_Maps if self.at_hand else _Ranges)(store, arrays, layout)
+        self._stored: torch.dtype = getattr(torch, layout.dtype)
+        self._scales = None if self._stored == self.dtype else torch.from_numpy(_read_scales(store, views, layers))
 
     def gather(self, addresses: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
         """Rows (B,) of all layers in one tensor (B, L, T, D) float16, or (B, L, 2, D) float32, made or given as `out`.
@@ -109,12 +111,52 @@ class Reader:
         views, rows = np.divmod(addresses, self.spec.utterances)
         shards, places = np.divmod(rows, self.spec.shard)
         slots = views * self.spec.shards + shards
-        begins = (slots * self._layout.stride + places * self._layout.length) // self.dtype.itemsize
+        if self._scales is None:
+            self._files.take(slots, places, out)
+            return out
+        steps = torch.empty((len(addresses), *self.row), dtype=self._stored)
+        self._files.take(slots, places, steps)
+        scales = self._scales[torch.from_numpy(slots)]  # (B, L, D)
+        for layer in range(self.row[0]):
+            out[:, layer] = steps[:, layer] * scales[:, layer, None]
+        return out
+
+
+class _Files(Protocol):
+    """Shard files of some arrays; a slot is a shard of a view: view · shards + shard."""
+
+    def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
+        """Fill out (B, L, ...) with the rows at places (B,) of the shards of slots (B,)."""
+
+
+class _Maps:
+    """Shard files of a disk of this machine, mapped side by side."""
+
+    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
+        self._store = store
+        self._arrays = arrays
+        self._layout = layout
+        self._mapped = np.zeros(len(arrays) * store.spec.shards, bool)  # of each slot, for all layers at once
+        self._lock = threading.Lock()  # maps are forgotten while nobody reads
+        self._bytes = maps.reserve(len(arrays[0]) * len(self._mapped) * layout.stride)
+        self._layers = self._rows_of_layers()
+
+    def _rows_of_layers(self) -> list[Tensor]:
+        """Of each layer, what indexing gives the row that begins with the given element: a view that overlaps."""
+        row = self._layout.row
+        elements = torch.from_numpy(self._bytes).view(getattr(torch, self._layout.dtype))
+        layers = len(self._arrays[0])
+        reach = len(elements) // layers
+        size = (reach - math.prod(row) + 1, *row)
+        strides = (1, row[1], 1)
+        return [torch.as_strided(elements, size, strides, layer * reach) for layer in range(layers)]
+
+    def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
+        begins = (slots * self._layout.stride + places * self._layout.length) // out.dtype.itemsize
         with self._lock:
             self._need(slots)
             for layer, rows_of_layer in enumerate(self._layers):
                 torch.index_select(rows_of_layer, 0, torch.from_numpy(begins), out=out[:, layer])
-        return out
 
     def _need(self, slots: NDArray[np.int64]) -> None:
         """Map the shards that are not yet, after forgetting all others where there would be too many."""
@@ -122,14 +164,14 @@ class Reader:
         if there.all():
             return None
         new = np.unique(slots[~there])
-        if (self._mapped.sum() + len(new)) * self.row[0] <= MOST_MAPS:
-            with contextlib.suppress(_NoMoreMapsError):
+        if (self._mapped.sum() + len(new)) * len(self._layers) <= MOST_MAPS:
+            with contextlib.suppress(maps.NoMoreMapsError):
                 return self._map_all(new)
-        _forget(self._bytes)
+        maps.forget(self._bytes)
         self._mapped[:] = False
         try:
             self._map_all(np.unique(slots))
-        except _NoMoreMapsError as error:
+        except maps.NoMoreMapsError as error:
             raise InputError(
                 f"{self._store.path}: {error}; read fewer layers at once, set dataset.hold to ram, or raise "
                 "vm.max_map_count"
@@ -142,95 +184,76 @@ class Reader:
 
     def _map(self, slot: int) -> None:
         """Put one shard of one view at its place, all layers of it."""
-        layout = self._layout
-        view, shard = divmod(slot, self.spec.shards)
+        layout, spec = self._layout, self._store.spec
+        view, shard = divmod(slot, spec.shards)
         for layer, array in enumerate(self._arrays[view]):
             path = self._store.shard_path(array, shard)
             begin = (layer * len(self._mapped) + slot) * layout.stride
-            size = _map(path, self._bytes[begin : begin + layout.stride])
-            layout.check(path, self._bytes[begin : begin + size], rows=len(self.spec.rows(shard)))
+            size = maps.put(path, self._bytes[begin : begin + layout.stride])
+            layout.check(path, self._bytes[begin : begin + size], rows=len(spec.rows(shard)))
+
+
+class _Ranges:
+    """Shard files of an object store, of which ranges of bytes are asked for; each row is held against its checksum."""
+
+    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
+        self._store = store
+        self._arrays = arrays
+        self._layout = layout
+
+    def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
+        length, root = self._layout.length, self._store.path
+        wanted = [
+            (self._store.shard_path(array, slot % self._store.spec.shards), place * length)
+            for slot, place in zip(slots.tolist(), places.tolist(), strict=True)
+            for array in self._arrays[slot // self._store.spec.shards]
+        ]
+        found = root.fs.cat_ranges(  # type: ignore[attr-defined]  # universal_pathlib's
+            [path.path for path, _ in wanted],  # type: ignore[attr-defined]
+            [start for _, start in wanted],
+            [start + length for _, start in wanted],
+            on_error="return",
+        )
+        rows = out.numpy().reshape(len(wanted), *out.shape[2:])
+        for i, ((path, _), data) in enumerate(zip(wanted, found, strict=True)):
+            rows[i] = self._checked(path, data)
+
+    def _checked(self, path: Path, data: bytes | Exception) -> Block:
+        if isinstance(data, Exception):
+            if not isinstance(data, FileNotFoundError):
+                raise InputError(f"{path}: cannot be read: {data}; run the command again, it may have been the network")
+            raise InputError(f"{path}: the shard is missing or empty; {REPAIR}")
+        row = np.frombuffer(data, np.uint8)
+        if len(row) != self._layout.length or crc32c(row[:-CRC_BYTES]).tobytes() != row[-CRC_BYTES:].tobytes():
+            raise InputError(f"{path}: a row of it is cut off or damaged; {REPAIR}")
+        return row[:-CRC_BYTES].view(self._layout.dtype).reshape(self._layout.row)
 
 
 def _read_frames(store: Store) -> NDArray[np.int32]:
     """n_frames (N,) of a complete store, its checksums compared."""
     spec = store.spec
-    chunks = []
-    for shard in range(spec.shards):
-        path = store.shard_path("n_frames", shard)
-        data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)
-        frames, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
-        if len(frames) != spec.shard * 4 or crc32c(frames).tobytes() != crc.tobytes():
+    paths = [store.shard_path("n_frames", shard) for shard in range(spec.shards)]
+    chunks = _read_chunks(paths, "<i4", spec.shard)
+    return np.concatenate([chunk[: len(spec.rows(shard))] for shard, chunk in enumerate(chunks)])
+
+
+def _read_scales(store: Store, views: Sequence[str], layers: Sequence[Tap]) -> NDArray[np.float32]:
+    """What the int8 values of a complete store are multiplied with: (views · shards, L, D), checksums compared."""
+    spec = store.spec
+    arrays = [f"{view}/{scale_array(layer)}" for view in views for layer in layers]
+    paths = [store.shard_path(array, shard) for array in arrays for shard in range(spec.shards)]
+    chunks = np.stack(_read_chunks(paths, "<f4", spec.channels))
+    by_view = chunks.reshape(len(views), len(layers), spec.shards, spec.channels)
+    return np.ascontiguousarray(by_view.swapaxes(1, 2)).reshape(-1, len(layers), spec.channels)
+
+
+def _read_chunks(paths: Sequence[Path], dtype: str, count: int) -> list[Block]:
+    """Chunks of `count` values each. Raises InputError for one that is missing or damaged."""
+    found, chunks = read_files(paths), []
+    for path in paths:
+        data = np.frombuffer(found.get(path, b""), np.uint8)
+        values, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
+        if len(values) != count * np.dtype(dtype).itemsize or crc32c(values).tobytes() != crc.tobytes():
             raise InputError(f"{path}: the shard is missing or damaged; {REPAIR}")
-        chunks.append(frames.view("<i4")[: len(spec.rows(shard))])
-    return np.concatenate(chunks)
-
-
-# ---------------------------------------------------------------- maps
-# Through the C library: Python's own maps each keep a file open, of which a process may have 1,024, and have no say in
-# where they lie.
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-PROT_NONE = 0
-MAP_FIXED = 0x10  # as in Linux and macOS; Python does not name it
-NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-
-
-class _NoMoreMapsError(Exception):
-    """Not memory has run out, but what a process may map."""
-
-
-def _map(path: Path, at: NDArray[np.uint8]) -> int:
-    """Map a file read-only over reserved addresses; its size in bytes.
-
-    Raises InputError where it is missing or empty, or larger than the place.
-    """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > len(at):
-                raise InputError(
-                    f"{path}: expected at most {len(at)} bytes, got {size}; the shard is damaged; {REPAIR}"
-                )
-            if size:
-                flags = mmap.MAP_SHARED | MAP_FIXED
-                _mmap(at.ctypes.data, size, mmap.PROT_READ, flags, file=file.fileno(), path=path)
-                return size
-    except FileNotFoundError:
-        pass
-    raise InputError(f"{path}: the shard is missing or empty; {REPAIR}")
-
-
-def _reserve(size: int) -> NDArray[np.uint8]:
-    """Addresses that nothing else takes and nothing can be read from yet; given back with the last array of them.
-
-    Raises InputError where a process may not have as many.
-    """
-    try:
-        start = _mmap(None, size, PROT_NONE, NOTHING)
-    except _NoMoreMapsError as error:
-        raise InputError(
-            f"expected {size:,} bytes of addresses to map features at, which take no memory: {error}; lift the limit "
-            "(ulimit -v unlimited)"
-        ) from None
-    buffer = (ctypes.c_ubyte * size).from_address(start)
-    weakref.finalize(buffer, _libc.munmap, start, size).atexit = False  # the array holds the buffer
-    return np.ctypeslib.as_array(buffer)
-
-
-def _forget(reserved: NDArray[np.uint8]) -> None:
-    """Take all maps out of reserved addresses."""
-    _mmap(reserved.ctypes.data, len(reserved), PROT_NONE, NOTHING | MAP_FIXED)
-
-
-def _mmap(where: int | None, size: int, access: int, flags: int, *, file: int = -1, path: Path | None = None) -> int:
-    start = _libc.mmap(where, size, access, flags, file, 0)
-    if start == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        if number == errno.ENOMEM:
-            raise _NoMoreMapsError("the kernel allows this process no more maps of files or addresses")
-        raise OSError(number, os.strerror(number), str(path) if path else None)
-    return int(start)
+        chunks.append(values.view(dtype))
+    return chunks

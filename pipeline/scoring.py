@@ -17,6 +17,7 @@ from torch import nn
 from pipeline import gather
 from pipeline.centroids import CentroidIndex
 from pipeline.dataset import Dataset
+from pipeline.devices import CPU
 from pipeline.errors import InputError
 
 NORM_FLOOR = 1e-12  # an embedding of zeros has similarity 0 to everything
@@ -31,7 +32,7 @@ def embed(backend: nn.Module, data: Dataset) -> Iterator[NDArray[np.float32]]:
     numbers that are deployed.
     """
     backend.eval()
-    device = next((parameter.device for parameter in backend.parameters()), gather.CPU)
+    device = next((parameter.device for parameter in backend.parameters()), CPU)
     rows = (np.arange(start, min(start + BATCH, len(data))) for start in range(0, len(data), BATCH))
     with contextlib.closing(gather.stream(data.source, rows, device=device)) as batches:
         for features, n_frames in batches:

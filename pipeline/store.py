@@ -1,16 +1,18 @@
-"""The feature store: a Zarr v3 group on disk, written shard by shard; `pipeline.reader` reads it.
+"""The feature store: a Zarr v3 group on a disk or an object store, written shard by shard; `pipeline.reader` reads it.
 
     <root>/<encoder fingerprint>/<set>-<trials fingerprint>.zarr/
         zarr.json                     attributes: the format's version and the spec
         n_frames                      (N,) int32
-        clean/layer_07                (N, T, D) float16
+        clean/layer_07                (N, T, D) float16, or int8
+        clean/scale_07                (shards, D) float32, beside int8 alone: what a shard's values are multiplied with
         clean/pooled_07               (N, 2, D) float32: mean and standard deviation over the valid frames
         done/clean/00003.json         written last: a sha256 of every array's shard 3
 
 Arrays are uncompressed, one utterance an inner chunk with a crc32c, `shard` utterances a shard file. So a shard file
 is rows of equal length, `row bytes | crc32c`, then the shard index: any Zarr reader opens it, and a memory map of it
 is an array. Shard bytes are made here rather than by zarr-python, to be written beside and renamed, and read back
-nowhere in between; a test holds them equal to zarr-python's.
+nowhere in between; a test holds them equal to zarr-python's. On a disk of this machine one extraction at a time may
+write a store; object stores have no locks that hold everywhere, and there it is up to you.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +36,28 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Tap
 from pipeline.errors import InputError, listing
-from pipeline.files import folder_beside, read_json, replace_folder, write_bytes
+from pipeline.files import (
+    folder_beside,
+    is_local,
+    names_below,
+    parse_json,
+    read_files,
+    read_json,
+    replace_folder,
+    write_bytes,
+)
 
 FORMAT = 1  # raised when stores written by an older version can no longer be read
+WRITERS = 4  # files of a shard that are written at once
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # offset and length, two uint64
 CLEAN = "clean"  # the view without augmentation
 FLOAT16_MAX = 65_504.0
+INT8_MAX = 127
+STORAGE = "storage"  # key of the encoder's facts; absent for float16, which all stores once were
 
 Block = NDArray[Any]
+Encode = Callable[[Block], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,36 @@ class Spec:
         """Where the store of this spec lies below the root."""
         return f"{fingerprint(self.encoder)}/{set_name}-{self.trials}.zarr"
 
+    @property
+    def storage(self) -> str:
+        """How frames are kept: float16 or int8."""
+        return str(self.encoder.get(STORAGE, "float16"))
+
     def bytes_of(self, layers: int, *, rows: int | None = None) -> int:
         """Bytes on disk of `layers` layers of one view with their pooled arrays, for all or `rows` utterances."""
-        frames = self.frames * self.channels * 2 + CRC_BYTES + INDEX_ENTRY_BYTES
+        rows = self.utterances if rows is None else rows
+        frames = self.frames * self.channels * np.dtype(self.storage).itemsize + CRC_BYTES + INDEX_ENTRY_BYTES
         pooled = 2 * self.channels * 4 + CRC_BYTES + INDEX_ENTRY_BYTES
-        return layers * (frames + pooled) * (self.utterances if rows is None else rows)
+        scales = -(-rows // self.shard) * (self.channels * 4 + CRC_BYTES) if self.storage == "int8" else 0
+        return layers * ((frames + pooled) * rows + scales)
+
+    def arrays(self, layer: Tap) -> tuple[Array, ...]:
+        """What a view holds of one layer."""
+        frames = Array(layer_array(layer), (self.utterances, self.frames, self.channels), self.storage)
+        pooled = Array(pooled_array(layer), (self.utterances, 2, self.channels), "float32")
+        if self.storage == "float16":
+            return frames, pooled
+        return frames, Array(scale_array(layer), (self.shards, self.channels), "float32", of_shards=True), pooled
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a view: its name, shape and type; of_shards: a row stands for a shard and not for an utterance."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    of_shards: bool = False
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -93,6 +135,11 @@ def pooled_array(layer: Tap) -> str:
     return f"pooled_{_suffix(layer)}"
 
 
+def scale_array(layer: Tap) -> str:
+    """Array name of what a layer's int8 values are multiplied with."""
+    return f"scale_{_suffix(layer)}"
+
+
 def _suffix(layer: Tap) -> str:
     return layer if isinstance(layer, str) else f"{layer:02d}"
 
@@ -100,25 +147,43 @@ def _suffix(layer: Tap) -> str:
 # ---------------------------------------------------------------- bytes of a shard
 
 
-def encode_shard(block: Block, *, shard: int) -> bytes:
+def encode_shard(block: Block, *, shard: int) -> NDArray[np.uint8]:
     """The bytes of one shard file: a block (n, ...) as n chunks with crc32c, and the index of `shard` entries."""
     n = len(block)
     rows = np.ascontiguousarray(block).reshape(n, -1).view(np.uint8)  # (n, row bytes)
     length = rows.shape[1] + CRC_BYTES
-    data = np.empty((n, length), np.uint8)
-    data[:, :-CRC_BYTES] = rows
+    data = np.empty(n * length + shard * INDEX_ENTRY_BYTES + CRC_BYTES, np.uint8)
+    chunks = data[: n * length].reshape(n, length)
+    chunks[:, :-CRC_BYTES] = rows
     for i in range(n):
-        data[i, -CRC_BYTES:] = crc32c(rows[i])
-    index = np.full((shard, 2), np.iinfo(np.uint64).max, dtype="<u8")  # all ones: no such chunk
-    index[:n, 0] = np.arange(n) * length
-    index[:n, 1] = length
-    tail = index.view(np.uint8).ravel()
-    return b"".join((data.tobytes(), tail.tobytes(), crc32c(tail).tobytes()))
+        chunks[i, -CRC_BYTES:] = crc32c(rows[i])
+    index = data[n * length : -CRC_BYTES].view("<u1").reshape(shard, INDEX_ENTRY_BYTES)
+    index[:] = 0xFF  # all ones: no such chunk
+    index[:n] = np.stack([np.arange(n) * length, np.full(n, length)], axis=1).astype("<u8").view(np.uint8)
+    data[-CRC_BYTES:] = crc32c(index)
+    return data
+
+
+def encode_chunk(block: Block) -> NDArray[np.uint8]:
+    """The bytes of one chunk of an array without shards: values and their crc32c."""
+    values = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+    return np.concatenate([values, crc32c(values)])
 
 
 def crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The checksum of some bytes, as four of them."""
     return np.array([google_crc32c.value(data.tobytes())], dtype="<u4").view(np.uint8)
+
+
+def quantised(frames: Block) -> tuple[Block, Block]:
+    """Frames (n, T, D) float16 as int8, and what to multiply each channel with, (D,) float32.
+
+    The largest magnitude of a channel in these n utterances becomes 127; the error is at most half a step, that
+    magnitude / 254.
+    """
+    scales = np.abs(frames).max(axis=(0, 1)).astype(np.float32) / INT8_MAX
+    steps = frames.astype(np.float32) / np.where(scales > 0, scales, 1)
+    return np.rint(steps).astype(np.int8), scales
 
 
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
@@ -137,7 +202,13 @@ class Store:
     @staticmethod
     @contextlib.contextmanager
     def locked(path: Path) -> Iterator[None]:
-        """Keep other extractions from writing this store. Raises InputError where one already does."""
+        """Keep other extractions on this machine's disks from writing this store; nothing on an object store.
+
+        Raises InputError where one already does.
+        """
+        if not is_local(path):
+            yield
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(path.name + ".lock").open("w") as lock:  # released by the kernel, however we end
             try:
@@ -152,17 +223,16 @@ class Store:
 
         Raises InputError where one of another spec or format lies at its place.
         """
-        import zarr  # readers go without it, and start a little faster for that
-
         path = root / spec.folder(set_name)
-        if path.exists() and not (path / "zarr.json").is_file():
+        made = (path / "zarr.json").is_file()
+        if is_local(path) and path.exists() and not made:
             raise InputError(f"{path}: expected a feature store, got a folder without zarr.json; move it away")
-        if not path.exists():
+        if not made and is_local(path):
             beside = folder_beside(path)
-            group = zarr.create_group(beside, attributes={"format": FORMAT, "spec": dataclasses.asdict(spec)})
-            group.create_array("n_frames", **_array(spec, (), "int32", -1))
-            group.create_group("done")
+            _write_tree(beside, _metadata(spec))
             replace_folder(beside, path, mark="zarr.json")
+        elif not made:
+            _write_tree(path, _metadata(spec))
         return cls.open(path, spec)
 
     @classmethod
@@ -184,51 +254,60 @@ class Store:
 
     # ------------------------------------------------ writing
 
-    def add_arrays(self, view: str, layers: Iterable[Tap]) -> None:
-        """Make the arrays of layers that the view does not have yet."""
-        import zarr
-
-        zarr.open_group(self.path).require_group(f"done/{view}")
-        group = zarr.open_group(self.path).require_group(view)
-        for layer in layers:
-            for name, row, dtype in self._arrays(layer):
-                if name not in group:
-                    group.create_array(name, **_array(self.spec, row, dtype, float("nan")))
-
-    def _arrays(self, layer: Tap) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-        spec = self.spec
-        return (
-            (layer_array(layer), (spec.frames, spec.channels), "float16"),
-            (pooled_array(layer), (2, spec.channels), "float32"),
-        )
+    def add_arrays(self, view: str, layers: Iterable[Tap], *, attributes: Mapping[str, Any] | None = None) -> None:
+        """Make what a view does not have yet: its group, with the attributes, and then arrays of layers."""
+        for name, data in _view_metadata(self.spec, view, layers, attributes or {}).items():
+            if not (self.path / name).is_file():
+                write_bytes(self.path / name, data)
 
     def missing(self, view: str, layers: Sequence[Tap], shard: int) -> tuple[Tap, ...]:
         """The layers that a shard does not have yet, by its marker, or no longer, by its files."""
-        marker = self.marker(view, shard)
+        return self._lacking(view, layers, shard, self.marker(view, shard), self._has)
 
+    def incomplete(self, view: str, layers: Sequence[Tap]) -> dict[int, tuple[Tap, ...]]:
+        """The shards that lack layers, and which; all shards of a view at once."""
+        # of an object store all names at once: asking for each takes a round trip
+        has = self._has if is_local(self.path) else names_below(self.path).__contains__
+        lacking = (self._lacking(view, layers, i, marker, has) for i, marker in enumerate(self.markers(view)))
+        return {shard: found for shard, found in enumerate(lacking) if found}
+
+    def _lacking(
+        self, view: str, layers: Sequence[Tap], shard: int, marker: Mapping[str, str], has: Callable[[str], bool]
+    ) -> tuple[Tap, ...]:
         def there(array: str) -> bool:
-            return array in marker and self.shard_path(array, shard).is_file()
+            return array in marker and has(self.shard_name(array, shard))
 
         if not there("n_frames"):
             return tuple(layers)
         return tuple(
-            layer for layer in layers if not all(there(f"{view}/{name}") for name, _, _ in self._arrays(layer))
+            layer for layer in layers if not all(there(f"{view}/{array.name}") for array in self.spec.arrays(layer))
         )
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def markers(self, view: str) -> list[dict[str, str]]:
+        """The marker of every shard, as `marker` gives it."""
+        paths = [self._marker_path(view, shard) for shard in range(self.spec.shards)]
+        found = read_files(paths)
+        return [_marker(path, found.get(path)) for path in paths]
 
     def marker(self, view: str, shard: int) -> dict[str, str]:
         """Array -> sha256 of its shard file, for all that is complete; empty where nothing is."""
         path = self._marker_path(view, shard)
-        if not path.exists():
-            return {}
-        return read_json(path, what="marker", remedy="delete it and run `dvc repro -f extract`")
+        return _marker(path, path.read_bytes() if path.is_file() else None)
 
     def _marker_path(self, view: str, shard: int) -> Path:
         return self.path / "done" / view / f"{shard:05d}.json"
 
     def shard_path(self, array: str, shard: int) -> Path:
         """The file of one shard of an array."""
-        axes = 1 if array == "n_frames" else 3
-        return self.path.joinpath(array, "c", str(shard), *["0"] * (axes - 1))
+        return self.path / self.shard_name(array, shard)
+
+    def shard_name(self, array: str, shard: int) -> str:
+        """Where that file lies in the store."""
+        axes = 1 if array == "n_frames" else 2 if array.rpartition("/")[2].startswith("scale_") else 3
+        return "/".join([array, "c", str(shard), *["0"] * (axes - 1)])
 
     def write(
         self,
@@ -245,17 +324,28 @@ class Store:
 
         Idempotent: the same blocks give the same bytes, and a shard that is written again is replaced in one step.
         """
-        blocks = {f"{view}/{layer_array(layer)}": block for layer, block in features.items()}
-        blocks |= {f"{view}/{pooled_array(layer)}": block for layer, block in pooled.items()}
-        marker = self.marker(view, shard)
-        for array, block in blocks.items():
-            marker[array] = _put(self.shard_path(array, shard), encode_shard(block, shard=self.spec.shard))
-        frames = np.full(self.spec.shard, -1, "<i4")  # Zarr stores the last chunk of an unsharded array in full
-        frames[: len(n_frames)] = n_frames
-        marker["n_frames"] = _put(
-            self.shard_path("n_frames", shard), frames.tobytes() + crc32c(frames.view(np.uint8)).tobytes()
-        )
+        arrays: dict[str, tuple[Block, Encode]] = {"n_frames": (self._padded(n_frames), encode_chunk)}
+        sharded = partial(encode_shard, shard=self.spec.shard)
+        for layer, block in features.items():
+            if self.spec.storage == "int8":
+                block, scales = quantised(block)
+                arrays[f"{view}/{scale_array(layer)}"] = scales, encode_chunk
+            arrays[f"{view}/{layer_array(layer)}"] = block, sharded
+            arrays[f"{view}/{pooled_array(layer)}"] = pooled[layer], sharded
+
+        def put(name: str) -> str:
+            block, encode = arrays[name]
+            return _put(self.shard_path(name, shard), encode(block).data)
+
+        with ThreadPoolExecutor(WRITERS) as pool:  # side by side, as each waits for the disk
+            marker = self.marker(view, shard) | dict(zip(arrays, pool.map(put, arrays), strict=True))
         _put(self._marker_path(view, shard), (json.dumps(marker, indent=1, sort_keys=True) + "\n").encode())
+
+    def _padded(self, n_frames: Block) -> Block:
+        """As Zarr stores the last chunk of an unsharded array: in full."""
+        frames = np.full(self.spec.shard, -1, "<i4")
+        frames[: len(n_frames)] = n_frames
+        return frames
 
     # ------------------------------------------------ checking
 
@@ -266,10 +356,8 @@ class Store:
         """
         digest = hashlib.sha256()
         for view in views:
-            wanted = ["n_frames"]
-            wanted += [f"{view}/{name}" for layer in layers for name, _, _ in self._arrays(layer)]
-            for shard in range(self.spec.shards):
-                marker = self.marker(view, shard)
+            wanted = self._names(view, layers)
+            for shard, marker in enumerate(self.markers(view)):
                 for array in wanted:
                     if array not in marker:
                         raise InputError(
@@ -285,19 +373,21 @@ class Store:
         """
         wrong: list[str] = []
         files = 0
-        wanted = {"n_frames"} | {f"{v}/{name}" for v in views for layer in layers for name, _, _ in self._arrays(layer)}
         for view in views:
-            for shard in range(self.spec.shards):
-                for array, expected in self.marker(view, shard).items():
-                    if array in wanted:
-                        files += 1
-                        path = self.shard_path(array, shard)
-                        got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-                        if got != expected:
-                            wrong.append(f"{path}: expected sha256 {expected[:12]}..., got {got[:12]}")
+            for shard, marker in enumerate(self.markers(view)):
+                for array in self._names(view, layers):
+                    files += 1
+                    path, expected = self.shard_path(array, shard), marker.get(array, "no mark")
+                    got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+                    if got != expected:
+                        wrong.append(f"{path}: expected sha256 {expected[:12]}..., got {got[:12]}")
         if wrong:
             raise InputError(f"{len(wrong)} of {files} shard files are damaged; {REPAIR}:\n{listing(wrong)}")
         return files
+
+    def _names(self, view: str, layers: Sequence[Tap]) -> list[str]:
+        """All arrays of some layers of a view."""
+        return ["n_frames", *(f"{view}/{array.name}" for layer in layers for array in self.spec.arrays(layer))]
 
 
 OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"
@@ -314,25 +404,73 @@ def _difference(kept: dict[str, Any], spec: Spec) -> str:
     return ", ".join(f"{key}: the store has {kept.get(key)}, the parameters say {wanted[key]}" for key in keys)
 
 
-def _array(spec: Spec, row: tuple[int, ...], dtype: str, fill: float) -> dict[str, Any]:
+def _metadata(spec: Spec) -> dict[str, bytes]:
+    """The files of a store without views, the one that says that it is a store last."""
+
+    def fill(group: Any) -> None:
+        group.attrs.update({"format": FORMAT, "spec": dataclasses.asdict(spec)})
+        array = Array("n_frames", (spec.utterances,), "int32")
+        group.create_array("n_frames", **_settings(array, (spec.shard,), None, -1))
+        group.create_group("done")
+
+    files = _zarr_files(fill)
+    files["zarr.json"] = files.pop("zarr.json")
+    return files
+
+
+def _view_metadata(spec: Spec, view: str, layers: Iterable[Tap], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of one view, the group's before those of its arrays."""
+
+    def fill(root: Any) -> None:
+        root.create_group(f"done/{view}")
+        group = root.create_group(view, attributes=dict(attributes))
+        for layer in layers:
+            for array in spec.arrays(layer):
+                chunks = (1, *array.shape[1:])
+                shards = None if array.of_shards else (spec.shard, *array.shape[1:])
+                group.create_array(array.name, **_settings(array, chunks, shards, float("nan")))
+
+    files = _zarr_files(fill)
+    return {name: files[name] for name in sorted(files, key=len) if name.startswith((f"{view}/", f"done/{view}/"))}
+
+
+def _settings(array: Array, chunks: tuple[int, ...], shards: tuple[int, ...] | None, fill: float) -> dict[str, Any]:
     """Arguments of zarr's create_array for one array of the store."""
     from zarr.codecs import BytesCodec, Crc32cCodec
 
-    shape = (spec.utterances, *row)
-    chunks = (1, *row) if row else (spec.shard,)
     return {
-        "shape": shape,
+        "shape": array.shape,
         "chunks": chunks,
-        "shards": (spec.shard, *row) if row else None,
-        "dtype": dtype,
-        "fill_value": fill,
+        "shards": shards,
+        "dtype": array.dtype,
+        "fill_value": 0 if array.dtype == "int8" else fill,
         "serializer": BytesCodec(endian="little"),
         "filters": None,
         "compressors": [Crc32cCodec()],
     }
 
 
-def _put(path: Path, data: bytes) -> str:
+def _zarr_files(fill: Callable[[Any], None]) -> dict[str, bytes]:
+    """The files that zarr-python makes of a group."""
+    import zarr  # readers go without it, and start a little faster for that
+
+    memory: dict[str, Any] = {}
+    fill(zarr.create_group(zarr.storage.MemoryStore(memory)))
+    return {name: data.to_bytes() for name, data in memory.items()}
+
+
+def _write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        write_bytes(folder / name, data)
+
+
+def _marker(path: Path, data: bytes | None) -> dict[str, str]:
+    if data is None:
+        return {}
+    return parse_json(path, data, what="marker", remedy="delete it and run `dvc repro -f extract`")
+
+
+def _put(path: Path, data: bytes | memoryview) -> str:
     """Write a file whole and give the sha256 of its bytes."""
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()

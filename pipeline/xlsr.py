@@ -11,13 +11,17 @@ encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.hubert.modeling_hubert import HubertModel
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
@@ -25,11 +29,15 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from transformers.models.wavlm.modeling_wavlm import WavLMModel
 from transformers.utils import logging
 
-from pipeline import fairseq
+from pipeline import fairseq, remembered
 from pipeline.contracts import Card, Tap
+from pipeline.devices import Precision, device_of
 from pipeline.errors import InputError, listing
 from pipeline.params import EncoderParams, RandomEncoder
 
+Device = Literal["auto", "cpu", "cuda"]
+
+NAMING = 1  # raise it when loading a file gives its tensors other names or bytes
 NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
 NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
 
@@ -74,14 +82,15 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
 
     Raises InputError for a source that cannot be loaded or lacks weights of the encoder.
     """
+    files: list[Path] = []
     if params.random:
         model = _random(params.random)
     elif Path(params.source).suffix in fairseq.SUFFIXES:
-        model = _from_fairseq(Path(params.source))
+        model, files = _from_fairseq(Path(params.source)), [Path(params.source)]
     else:
-        model = _pretrained(params.source, revision=params.revision)
+        model, files = _pretrained(params.source, revision=params.revision), _weight_files(params)
     model.eval().requires_grad_(False)
-    return model, card_of(model, source=params.source, normalize=params.normalize)
+    return model, card_of(model, source=params.source, normalize=params.normalize, files=files)
 
 
 def load_deployed(params: EncoderParams, *, weights: Path) -> tuple[Wav2Vec2Model, Card]:
@@ -99,6 +108,29 @@ def load_deployed(params: EncoderParams, *, weights: Path) -> tuple[Wav2Vec2Mode
     return load(EncoderParams(source=str(weights), normalize=params.normalize))
 
 
+def deployed(
+    params: EncoderParams, taps: tuple[Tap, ...], *, weights: Path, card: Card, device: Device, precision: Precision
+) -> Encoder:
+    """The encoder that features come from, cut above its highest tap, on its device.
+
+    Args:
+        weights: as `load_deployed` takes it. card: of the encoder that is expected.
+
+    Raises InputError as `load_deployed`, where it is another encoder, or where there is no such device.
+    """
+    model, found = load_deployed(params, weights=weights)
+    if found != card:
+        raise InputError(
+            f"expected the encoder of the card ({_name(card)}), got {_name(found)}; run `dvc repro -f encoder`"
+        )
+    encoder = Encoder(model, taps=taps, normalize=card.normalize, precision=precision)
+    return encoder.to(device_of(device, key="extract.device"))
+
+
+def _name(card: Card) -> str:
+    return f"{card.source}, normalize {card.normalize}, weights {card.weights_sha256[:16]}..."
+
+
 def save(model: Wav2Vec2Model, folder: Path) -> None:
     """Write config.json and model.safetensors as transformers does, and loads them."""
     logging.disable_progress_bar()
@@ -110,12 +142,15 @@ def write_note(folder: Path, text: str) -> None:
     (folder / NOTE_FILE).write_text(text + "\n")
 
 
-def card_of(model: Wav2Vec2Model, *, source: str, normalize: Literal["utterance", "none"]) -> Card:
-    """The card of a model that has all its layers."""
+def card_of(
+    model: Wav2Vec2Model, *, source: str, normalize: Literal["utterance", "none"], files: Sequence[Path] = ()
+) -> Card:
+    """The card of a model that has all its layers. files: where its weights come from, and unchanged, if anywhere."""
+    by = f"naming {NAMING}, transformers {transformers.__version__}"
     config = model.config.to_dict()
     return Card(
         source=source,
-        weights_sha256=weights_sha256(model),
+        weights_sha256=remembered.checksum(files, by=by, compute=lambda: weights_sha256(model)),
         architecture={name: _plain(config[name]) for name in _ARCHITECTURE if name in config},
         normalize=normalize,
     )
@@ -196,6 +231,17 @@ def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
     return encoder
 
 
+def _weight_files(params: EncoderParams) -> list[Path]:
+    """The files that transformers read, in a local folder or its cache of the hub; none where that is not clear."""
+    folder = Path(params.source)
+    if not folder.is_dir():
+        found = try_to_load_from_cache(params.source, "config.json", revision=params.revision or "main")
+        if not isinstance(found, str):
+            return []
+        folder = Path(found).parent
+    return sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
 def weights_sha256(model: nn.Module) -> str:
     """sha256 over the names, shapes and float32 bytes of all weights, whatever file they came in."""
     digest = hashlib.sha256()
@@ -208,19 +254,34 @@ def weights_sha256(model: nn.Module) -> str:
 class Encoder(nn.Module):
     """An encoder cut above its highest tap.
 
-    Takes windows and gives the features of each tap; nothing above the highest tap is kept or computed.
+    Takes windows and gives the features of each tap; nothing above the highest tap is kept or computed. In bfloat16
+    linear maps and convolutions compute, and their weights are kept so; normalisations and the residual stream between
+    the layers, which grows large, stay float32.
     """
 
-    def __init__(self, model: Wav2Vec2Model, *, taps: tuple[Tap, ...], normalize: Literal["utterance", "none"]) -> None:
+    def __init__(
+        self,
+        model: Wav2Vec2Model,
+        *,
+        taps: tuple[Tap, ...],
+        normalize: Literal["utterance", "none"],
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
         self.model = model
         self.taps = taps
         self.normalize = normalize
+        self.precision = precision
         self._caught: dict[Tap, Tensor] = {}
         if "final" not in taps:
             highest = max(int(tap) for tap in taps)
             # transformers needs one layer; with only layer 0 tapped its output is dropped
             model.encoder.layers = model.encoder.layers[: max(highest, 1)]
+        if precision == "bfloat16":  # once, and not by autocast for every batch
+            for part in model.modules():
+                if isinstance(part, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(part):
+                    part.bfloat16()
+        model.encoder.layers[0].register_forward_pre_hook(_widen)
         for tap in taps:
             if tap == 0:
                 model.encoder.layers[0].register_forward_pre_hook(self._catch_input)
@@ -254,12 +315,19 @@ class Encoder(nn.Module):
         mask = torch.arange(windows.shape[1], device=windows.device) < valid[:, None]  # (B, S)
         samples = normalized(windows, mask) if self.normalize == "utterance" else windows
         padded = None if bool(mask.all()) else mask.long()
-        output = self.model(samples * mask, attention_mask=padded)
+        half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with half:
+            output = self.model(samples * mask, attention_mask=padded)
         caught, self._caught = self._caught, {}
         if "final" in self.taps:
             caught["final"] = output.last_hidden_state
         n_frames = self.model._get_feat_extract_output_lengths(valid)
         return {tap: caught[tap] for tap in self.taps}, n_frames
+
+
+def _widen(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The input of the first layer as float32; sums with what layers give, in whatever precision, then stay it."""
+    return inputs[0].float(), *inputs[1:]
 
 
 def normalized(windows: Tensor, mask: Tensor) -> Tensor:

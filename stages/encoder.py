@@ -12,11 +12,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from pipeline import dataset, params, trials, xlsr
 from pipeline.contracts import Card
+from pipeline.devices import device_of
 from pipeline.errors import InputError, run_command
 from pipeline.files import folder_beside, replace_folder, write_text
 from pipeline.params import FinetuneParams, Params
@@ -61,7 +61,7 @@ def _finetune(settings: Params, wanted: FinetuneParams, args: argparse.Namespace
         train=train,
         dev=dev,
         labels=dataset.labels(train.trials, cuts),
-        device=_device(settings.extract.device),
+        device=str(device_of(settings.extract.device, key="extract.device")),
     )
     checkpoint = finetune.Checkpoint.of(args.weights, source, cell=cell, job=job)
     tuned = finetune.finetune(model, source, cell=cell, job=job, place=checkpoint, say=tqdm.write)
@@ -76,12 +76,6 @@ def _finetune(settings: Params, wanted: FinetuneParams, args: argparse.Namespace
     print(f"{len(tuned.curves)} epochs, mean of {', '.join(map(str, tuned.kept))}: dev EER {tuned.dev_eer:.2f} %")
     if checkpoint.folder.parent.is_dir():
         print(f"{checkpoint.folder.parent}: holds unfinished trainings with other parameters; remove what you need not")
-
-
-def _device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("extract.device: expected a GPU that torch can use, got none; set it to auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def _write_card(path: Path, card: Card) -> None:

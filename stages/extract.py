@@ -10,34 +10,13 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import contracts, extract, params, trials
-from pipeline.contracts import Tap
 from pipeline.errors import InputError, run_command
 from pipeline.files import read_json, write_text
 from pipeline.params import ExtractParams, Params
-
-if TYPE_CHECKING:
-    from pipeline.xlsr import Encoder
-
-
-def load_encoder(settings: Params, card: contracts.Card, taps: tuple[Tap, ...], *, weights: Path) -> Encoder:
-    """The encoder of the parameters, on its device. Raises InputError where it is not the one on the card."""
-    import torch
-
-    from pipeline import xlsr  # takes seconds to import, and a complete store does not need it
-
-    model, found = xlsr.load_deployed(settings.encoder, weights=weights)
-    if found != card:
-        raise InputError(
-            f"expected the encoder of the card ({_name(card)}), got {_name(found)}; run `dvc repro -f encoder`"
-        )
-    wanted = settings.extract.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("extract.device: expected a GPU that torch can use, got none; set it to auto or cpu")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    return xlsr.Encoder(model, taps=taps, normalize=card.normalize).to(device)
+from pipeline.specs import precision_of
+from pipeline.units import Recipe
 
 
 def asked_of(settings: Params, name: str) -> ExtractParams:
@@ -51,10 +30,6 @@ def asked_of(settings: Params, name: str) -> ExtractParams:
         raise InputError(f"{settings.where('extract', 'views')}: {error}") from None
     trained_on = name in settings.members(settings.train.set)
     return settings.extract if trained_on else settings.extract.model_copy(update={"views": ()})
-
-
-def _name(card: contracts.Card) -> str:
-    return f"{card.source}, normalize {card.normalize}, weights {card.weights_sha256[:16]}..."
 
 
 def main() -> None:
@@ -81,7 +56,7 @@ def main() -> None:
         audio_root=settings.sets[args.set].folder,
         root=settings.features.folder,
         card=card,
-        encoder=lambda taps: load_encoder(settings, card, taps, weights=args.weights),
+        encoder=Recipe(settings.encoder, args.weights, card, asked.device, precision_of(asked)),
         params=asked,
         say=print,
     )

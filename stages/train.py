@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import cells, checkpoint, dataset, fit, params, runs, scorefile, trials
 from pipeline.cells import Cell
 from pipeline.dataset import Augment, Dataset
+from pipeline.devices import device_of
 from pipeline.errors import InputError, run_command
 from pipeline.files import write_text
 from pipeline.fit import Fitted
@@ -27,7 +28,7 @@ def main() -> None:
     args = _arguments()
     settings = params.load(args.params)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
-    device = str(fit.device_of(settings.train.device))
+    device = str(device_of(settings.train.device, key="train.device"))
     train = _opened(settings.train.set, args, settings, cell, device=device)
     dev = _opened("dev", args, settings, cell, device=device)
     if train.kind != dev.kind:

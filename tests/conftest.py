@@ -1,5 +1,6 @@
 """A tiny encoder, a tiny corpus of noise, and one thread, for the tests that want them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,12 @@ TINY = EncoderParams(
 
 
 Corpus = tuple[Path, Trials]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Checksums are remembered in a folder of the tests' own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

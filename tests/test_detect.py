@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import detect, embeddings, extract, package, runs, scorefile
+from pipeline import detect, embeddings, package, runs, scorefile
 from pipeline.detect import Detection, System, Unreadable
 from pipeline.errors import InputError
 from pipeline.metrics import calibration
@@ -244,14 +244,14 @@ def test_a_file_that_may_not_be_read_is_told(system: System, here: Path, monkeyp
 def test_features_that_are_out_of_range_spoil_no_other_file(
     system: System, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = extract.compute
+    whole = detect.compute
 
     def fussy(*args, names: list[str], **options):
         if any(name.endswith("4.flac") for name in names):
             raise InputError("utterance 4: expected finite features")
         return whole(*args, names=names, **options)
 
-    monkeypatch.setattr(extract, "compute", fussy)
+    monkeypatch.setattr(detect, "compute", fussy)
     found = list(system.detect(systems.audio("eval")))
     assert [i for i, one in enumerate(found) if isinstance(one, Unreadable)] == [4]
     assert found[4].why == "utterance 4: expected finite features"
@@ -410,7 +410,7 @@ def test_the_index_of_another_run_is_refused(copied: Path) -> None:
 
 
 def test_features_of_another_version_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "FEATURES_VERSION", extract.FEATURES_VERSION + 1)
+    monkeypatch.setattr(detect, "FEATURES_VERSION", detect.FEATURES_VERSION + 1)
     with pytest.raises(InputError, match="features_version 1, got 2"):
         detect.load(POOLED)
 

@@ -20,18 +20,25 @@ import soundfile
 import torch
 import zarr
 
-from pipeline import audio, extract, params, prepare, views, xlsr
+from pipeline import audio, compute, extract, params, prepare, specs, views, windows, xlsr
 from pipeline.contracts import Card
 from pipeline.errors import InputError
 from pipeline.params import ExtractParams, WindowParams
+from pipeline.reader import Reader
 from pipeline.store import CLEAN, Store
 from pipeline.trials import Row, from_rows, to_csv
+from pipeline.units import Unit
 from stages import extract as stage
 from tests.conftest import TINY, Corpus
 from tests.test_store import tree
 
 PARAMS = ExtractParams(
-    layers=(1, 3), window=WindowParams(samples=3_200, pad="repeat"), shard=4, batch_size=2, device="cpu"
+    layers=(1, 3),
+    window=WindowParams(samples=3_200, pad="repeat"),
+    shard=4,
+    batch_size=2,
+    device="cpu",
+    precision="float32",
 )
 
 
@@ -67,7 +74,7 @@ def boost(corpus: Corpus, root: Path, card: Card, params: ExtractParams = BOOSTE
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Augment in threads, which start sooner, where it does not matter that processes do."""
-    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
 
 
 def store_of(root: Path, receipt: dict) -> Path:
@@ -227,11 +234,16 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_features_that_do_not_fit_name_the_utterance(value: float) -> None:
-    frames = np.zeros((3, 2, 4), np.float32)
-    extract.check_range(frames, names=["a", "b", "c"], layer=7)
-    frames[1, 1, 2] = value
-    with pytest.raises(InputError, match="utterance b: expected finite features below 65504 in layer 7, got"):
-        extract.check_range(frames, names=["a", "b", "c"], layer=7)
+    frames, n_frames = torch.zeros(3, 2, 4), torch.full((3,), 2)
+    found = compute.Features(["a", "b", "c"], (5, 7), torch.device("cpu"))
+    found.fill(slice(0, 2), {5: frames[:2], 7: frames[:2].clone()}, n_frames[:2])
+    last = frames[2:].clone()
+    found.fill(slice(2, 3), {5: frames[2:], 7: last}, n_frames[2:])
+    found.blocks()
+    last[0, 1, 2] = value
+    found.fill(slice(2, 3), {5: frames[2:], 7: last}, n_frames[2:])
+    with pytest.raises(InputError, match="utterance c: expected finite features below 65504 in layer 7, got"):
+        found.blocks()
 
 
 def test_an_audio_file_that_changed_is_noticed(corpus: Corpus, tmp_path: Path, card: Card) -> None:
@@ -264,7 +276,7 @@ def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, c
     soundfile.write(folder / "u3.wav", np.full(1_000, np.nan), 16_000, subtype="FLOAT")
     contents = [audio.digest((folder / name).read_bytes()) for name in trials.path]
     table = dataclasses.replace(trials, content=np.array(contents))
-    with pytest.raises(InputError, match="3 of 4 utterances of a shard cannot be used") as error:
+    with pytest.raises(InputError, match="3 of 4 utterances cannot be used") as error:
         run((folder, table), tmp_path, card, BOOSTED, set_name=set_name)
     assert re.search(r"utterance u1: .*u1\.wav: the audio is silent", str(error.value))
     assert re.search(r"utterance u2: .*u2\.wav: the first 3200 samples at 16 kHz are silent", str(error.value))
@@ -273,23 +285,24 @@ def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, c
 
 def test_pool_by_hand() -> None:
     frames = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [4.0], [9.0]]])  # (2, 3, 1)
-    got = extract.pool(frames, torch.tensor([2, 3]))
+    got = compute.pool(frames, torch.tensor([2, 3]))
     expected = [[[2.0], [1.0]], [[5.0], [np.sqrt(26 / 3)]]]
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
 
 
 def test_the_plan_speaks_of_bytes_for_people(tmp_path: Path, card: Card) -> None:
     rows = [Row(f"t:{i}", f"u{i}", f"{i}.wav", "spoof" if i else "bonafide") for i in range(1_000)]
-    spec = extract.spec_of(from_rows(rows, source="t"), card, PARAMS)
+    spec = specs.spec_of(from_rows(rows, source="t"), card, PARAMS)
     target = Store(tmp_path / "x", dataclasses.replace(spec, frames=201, channels=1024, shard=100))
-    units = [extract.Unit(shard, CLEAN, (1, 3)) for shard in range(4)]
+    units = [Unit(shard, CLEAN, (1, 3)) for shard in range(4)]
     # 400 utterances, 2 layers, 201 x 1024 float16 and 2 x 1024 float32 each
     assert extract.needed(target, units) == 400 * 2 * (411_648 + 20 + 8_192 + 20)
-    units += [extract.Unit(9, "narrowband", (3,))]  # a shard of 100 utterances, one layer
+    units += [Unit(9, "narrowband", (3,))]  # a shard of 100 utterances, one layer
     assert extract.needed(target, units[-1:]) == 100 * (411_648 + 20 + 8_192 + 20)
     said = extract.describe(target, units, (CLEAN, "narrowband", "noise_0"), (1, 3), free=10**12)
     assert said.splitlines() == [
-        "1000 utterances, views clean, narrowband, noise_0, layers 1, 3, 201 frames of 1024",
+        "1000 utterances, views clean, narrowband, noise_0, layers 1, 3, 201 frames of 1024, computed in float32, "
+        "kept in float16",
         "clean: 6 of 10 shards are complete; to do: layers 1, 3 in 4 shards",
         "narrowband: 9 of 10 shards are complete; to do: layers 3 in 1 shards; layers 1 are there and stay as they are",
         "noise_0: 10 of 10 shards are complete; to do: nothing",
@@ -310,9 +323,101 @@ def test_numbers_from_a_file_have_not_changed(tmp_path: Path, card: Card) -> Non
     window = WindowParams(samples=6_000, pad="repeat")
     receipt = run((tmp_path, table), tmp_path / "cache", card, PARAMS.model_copy(update={"window": window}))
     pooled = zarr.open_group(store_of(tmp_path / "cache", receipt), mode="r")["clean/pooled_03"][0]  # (2, 32)
-    assert extract.FEATURES_VERSION == 1
+    assert specs.FEATURES_VERSION == 1
     golden = [[-0.20327, 0.76280, -0.19079], [0.30819, 0.20958, 0.19433]]
     np.testing.assert_allclose(pooled[:, [0, 7, 31]], golden, atol=3e-4, err_msg="raise FEATURES_VERSION")
+
+
+@pytest.mark.parametrize("bad", ["audio", "nan", "overflow"])
+def test_what_cannot_be_used_stops_its_unit_alone(corpus: Corpus, tmp_path: Path, card: Card, bad: str) -> None:
+    folder, _ = corpus
+    whole = (folder / "u5.wav").read_bytes()
+
+    class Odd(xlsr.Encoder):
+        def forward(self, samples: torch.Tensor, valid: torch.Tensor) -> Any:
+            taps, n_frames = super().forward(samples, valid)
+            taps = {tap: frames.clone() for tap, frames in taps.items()}
+            for row in (samples == wanted).all(dim=1).nonzero():
+                taps[3][row, 2, 1] = torch.nan if bad == "nan" else 7e4
+            return taps, n_frames
+
+    def make(taps: tuple) -> xlsr.Encoder:
+        return Odd(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+
+    wanted = torch.from_numpy(audio.window(audio.load(folder / "u5.wav"), length=3_200, pad="repeat")[0])
+    if bad == "audio":
+        (folder / "u5.wav").write_bytes(whole[:1_000])
+    with pytest.raises(
+        InputError,
+        match=r"(?s)1 of 3 units cannot be made, .* run the same command again:.*shard 1 of clean: .*utterance u5: ",
+    ):
+        run(corpus, tmp_path / "cache", card, encoder=make if bad != "audio" else make_encoder)
+    (folder / "u5.wav").write_bytes(whole)
+    said: list[str] = []
+    mended = run(corpus, tmp_path / "cache", card, say=said.append)
+    assert "clean: 2 of 3 shards are complete; to do: layers 1, 3 in 1 shards" in said[0]
+    undisturbed = run(corpus, tmp_path / "undisturbed", card)
+    assert mended == undisturbed
+    assert tree(store_of(tmp_path / "cache", mended)) == tree(store_of(tmp_path / "undisturbed", undisturbed))
+
+
+def test_precision_is_part_of_what_a_store_is(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    half = PARAMS.model_copy(update={"precision": "bfloat16"})
+
+    def make(taps: tuple) -> xlsr.Encoder:
+        return xlsr.Encoder(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize, precision="bfloat16")
+
+    exact, rough = run(corpus, tmp_path, card), run(corpus, tmp_path, card, half, encoder=make)
+    assert (exact["encoder"]["compute_dtype"], rough["encoder"]["compute_dtype"]) == ("float32", "bfloat16")
+    assert rough["store"] != exact["store"]
+    wanted, got = (zarr.open_group(store_of(tmp_path, r), mode="r")["clean/layer_03"][:] for r in (exact, rough))
+    error = np.linalg.norm(got.astype(np.float64) - wanted) / np.linalg.norm(wanted.astype(np.float64))
+    assert 1e-3 < error < 0.03
+
+
+def test_auto_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = PARAMS.model_copy(update={"precision": "auto"})
+    for able, precision in (({}, "float32"), ({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert specs.precision_of(auto) == precision
+        assert specs.precision_of(PARAMS) == "float32"
+
+
+def test_int8_is_the_features_to_half_a_step_of_the_channel_in_the_shard(
+    corpus: Corpus, tmp_path: Path, card: Card
+) -> None:
+    small = PARAMS.model_copy(update={"storage": "int8"})
+    whole, rough = run(corpus, tmp_path, card), run(corpus, tmp_path, card, small)
+    assert rough["store"].split("/")[0] != whole["store"].split("/")[0]
+    assert rough["bytes"] == sum(
+        (store_of(tmp_path, rough) / "clean").joinpath(array, "c", str(shard), *zeros).stat().st_size
+        - (4 if sharded else 0)  # the checksum of the index
+        - (16 * (4 - rows) if sharded else 0)  # entries of the index that the short last shard does not use
+        for layer in ("01", "03")
+        for shard, rows in enumerate((4, 4, 2))
+        for array, zeros, sharded in (
+            (f"layer_{layer}", "00", True),
+            (f"pooled_{layer}", "00", True),
+            (f"scale_{layer}", "0", False),
+        )
+    )
+    exact, kept = (zarr.open_group(store_of(tmp_path, receipt), mode="r") for receipt in (whole, rough))
+    reader = Reader(Store.open(store_of(tmp_path, rough)), views=(CLEAN,), layers=(3, 1), pooled=False)
+    read = reader.gather(np.array([9, 0, 5, 5])).numpy()
+    for column, layer in enumerate((3, 1)):
+        features = exact[f"clean/layer_{layer:02d}"][:].astype(np.float64)
+        steps, scales = kept[f"clean/layer_{layer:02d}"][:], kept[f"clean/scale_{layer:02d}"][:]
+        assert steps.dtype == np.int8
+        for shard in range(3):
+            rows = slice(4 * shard, 4 * shard + 4)
+            largest = np.abs(features[rows]).max(axis=(0, 1))  # (D,)
+            np.testing.assert_allclose(scales[shard], largest / 127, rtol=1e-6)
+            error = np.abs(steps[rows] * scales[shard].astype(np.float64) - features[rows])
+            assert (error <= scales[shard] * 0.5001).all()
+            assert error.max() > scales[shard].max() * 0.4
+        back = steps * np.repeat(scales, 4, axis=0)[:10, None]
+        np.testing.assert_array_equal(read[:, column], back[[9, 0, 5, 5]].astype(np.float16))
+        np.testing.assert_array_equal(exact[f"clean/pooled_{layer:02d}"][:], kept[f"clean/pooled_{layer:02d}"][:])
 
 
 # Views
@@ -494,10 +599,10 @@ def test_any_number_of_processes_gives_the_same_bytes(
 ) -> None:
     trees = []
     for count in (1, 3):
-        monkeypatch.setattr(extract, "workers", lambda count=count: count)
+        monkeypatch.setattr(windows, "workers", lambda count=count: count)
         receipt = boost(corpus, tmp_path / str(count), card)
         trees.append(tree(store_of(tmp_path / str(count), receipt)))
-    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
     trees.append(tree(store_of(tmp_path / "threads", boost(corpus, tmp_path / "threads", card))))
     assert trees[0] == trees[1] == trees[2]
 
@@ -517,7 +622,7 @@ def test_a_killed_extraction_of_views_continues_and_ends_byte_identical(
         command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
     said: list[str] = []
     continued = boost(corpus, tmp_path / "cache", card, say=said.append)
     done = sum(int(line.split()[1]) for line in said[0].splitlines()[1:4])
@@ -547,7 +652,7 @@ def test_a_worker_that_dies_is_an_error_and_what_is_done_is_kept(
         boost(corpus, tmp_path, card, encoder=make)
     assert not multiprocessing.active_children()
     said: list[str] = []
-    monkeypatch.setattr(extract, "_processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
     continued = boost(corpus, tmp_path, card, say=said.append)
     assert 3 <= sum(int(line.split()[1]) for line in said[0].splitlines()[1:4]) < 9
     undisturbed = boost(corpus, tmp_path / "undisturbed", card)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
-from pipeline import audio, centroids, dataset, extract, finetune, runs, scoring, trials, views, xlsr
+from pipeline import audio, centroids, compute, dataset, extract, finetune, runs, scoring, trials, views, xlsr
 from pipeline.cells import Cell
 from pipeline.contracts import Card, Labels
 from pipeline.det import det_points
@@ -252,7 +252,7 @@ def test_a_step_is_split_evenly_by_class() -> None:
 def test_pooled_features_are_those_of_the_store() -> None:
     frames = torch.randn(3, 2, 7, 5, generator=torch.Generator().manual_seed(0))
     n_frames = torch.tensor([7, 3, 1])
-    expected = torch.stack([extract.pool(frames[:, layer], n_frames) for layer in range(2)], dim=1)
+    expected = torch.stack([compute.pool(frames[:, layer], n_frames) for layer in range(2)], dim=1)
     torch.testing.assert_close(finetune.pool(frames, n_frames), expected, rtol=1e-5, atol=1e-6)
     one_frame = torch.ones(1, 1, 4, 2, requires_grad=True)
     finetune.pool(one_frame, torch.tensor([1])).sum().backward()
@@ -600,7 +600,7 @@ def embedded(result: Tuned, corpus: Corpus) -> np.ndarray:
     encoder = xlsr.Encoder(result.model, taps=(1, 2), normalize="utterance")
     loaded = [finetune.load_clean(Speech(table, root), i, window=settings().extract.window) for i in range(10)]
     taps, n_frames = encoder(*finetune._batch(loaded, "cpu"))
-    pooled = torch.stack([extract.pool(taps[tap], n_frames) for tap in (1, 2)], dim=1)
+    pooled = torch.stack([compute.pool(taps[tap], n_frames) for tap in (1, 2)], dim=1)
     with torch.no_grad():
         return result.backend(pooled.clone(), n_frames.clone()).numpy()
 

@@ -20,6 +20,7 @@ from pipeline.backends import asp, linear
 from pipeline.cells import Cell
 from pipeline.contracts import Centroids, Facts
 from pipeline.dataset import Augment, Dataset
+from pipeline.devices import device_of
 from pipeline.errors import InputError
 from pipeline.gather import Held
 from pipeline.losses import aoc, cross_entropy, qamo
@@ -491,7 +492,7 @@ def test_dev_scores_are_those_that_score_would_write() -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert fit.device_of("auto") == fit.device_of("cpu") == torch.device("cpu")
+    assert device_of("auto", key="k") == device_of("cpu", key="k") == torch.device("cpu")
     with pytest.raises(InputError, match=r"train\.device: expected a GPU"):
         fitted(params=TRAIN.model_copy(update={"device": "cuda"}))
 
@@ -709,7 +710,7 @@ def test_index_and_card_that_disagree_are_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_or_missing_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no trained run there; run `dvc repro -f train`"):
+    with pytest.raises(InputError, match="no trained run there; run `dvc repro`"):
         runs.centroids(tmp_path)
     card = {"scoring": {}, "backend": "asp", "backend_parameters": {}, "kind": {}, "reads": "frames"}
     (tmp_path / "run.json").write_text(json.dumps(card))

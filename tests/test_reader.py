@@ -10,8 +10,8 @@ import pytest
 import torch
 import zarr
 
+from pipeline import maps, store
 from pipeline import reader as reading
-from pipeline import store
 from pipeline.errors import InputError
 from pipeline.reader import Reader
 from pipeline.store import CLEAN
@@ -121,14 +121,14 @@ def test_where_the_kernel_allows_no_more_maps_the_old_ones_go(tmp_path: Path, mo
     reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
     whole = reader.gather(np.arange(10))
     reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
-    real, room = reading._map, 2 * len(LAYERS)
+    real, room = maps.put, 2 * len(LAYERS)
 
     def full(path: Path, at: np.ndarray) -> int:
         if maps_of(target.path) >= room:
-            raise reading._NoMoreMapsError("no more")
+            raise maps.NoMoreMapsError("no more")
         return real(path, at)
 
-    monkeypatch.setattr(reading, "_map", full)
+    monkeypatch.setattr(maps, "put", full)
     for rows in ([0, 4], [8, 0], [5, 6], [9]):
         assert torch.equal(reader.gather(np.array(rows)), whole[rows])
     with pytest.raises(InputError, match=r"zarr: no more; read fewer layers at once, set dataset\.hold to ram"):
@@ -141,9 +141,9 @@ def test_a_limit_of_addresses_is_told(tmp_path: Path) -> None:
     filled(tmp_path)
     code = (
         "import resource, sys; from pathlib import Path; from pipeline.errors import InputError\n"
-        "from pipeline.reader import Reader, _reserve\n"
+        "from pipeline.maps import reserve\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))\n"
-        "try: _reserve(2**40)\n"
+        "try: reserve(2**40)\n"
         "except InputError as error: print(error)\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

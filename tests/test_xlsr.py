@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
+from transformers.models.hubert.modeling_hubert import HubertModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+from transformers.models.wavlm.modeling_wavlm import WavLMModel
 
-from pipeline import xlsr
+from pipeline import remembered, xlsr
 from pipeline.errors import InputError
-from pipeline.extract import FEATURES_VERSION
 from pipeline.params import EncoderParams
+from pipeline.specs import FEATURES_VERSION
 from tests.conftest import TINY
 
 SAMPLES = 3_200
@@ -32,8 +34,10 @@ def model() -> Wav2Vec2Model:
     return xlsr.load(TINY)[0]
 
 
-def encoder(model: Wav2Vec2Model, *taps: int | str, normalize: str = "utterance") -> xlsr.Encoder:
-    return xlsr.Encoder(copy.deepcopy(model), taps=taps, normalize=normalize)
+def encoder(
+    model: Wav2Vec2Model, *taps: int | str, normalize: str = "utterance", precision: str = "float32"
+) -> xlsr.Encoder:
+    return xlsr.Encoder(copy.deepcopy(model), taps=taps, normalize=normalize, precision=precision)
 
 
 def test_taps_are_the_hidden_states_of_the_whole_model(model: Wav2Vec2Model) -> None:
@@ -168,3 +172,36 @@ def test_numbers_have_not_changed() -> None:
     assert FEATURES_VERSION == 1
     for tap, expected in golden.items():
         np.testing.assert_allclose(found[tap], expected, atol=3e-4, err_msg="raise FEATURES_VERSION")
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # transformers' WavLM, with padding
+@pytest.mark.parametrize("kind", [Wav2Vec2Model, HubertModel, WavLMModel])
+@pytest.mark.parametrize("pad", [False, True])
+def test_bfloat16_computes_in_it_and_stays_close(model: Wav2Vec2Model, kind: type, pad: bool) -> None:
+    """Eight bits of mantissa, 2^-9 an operation; the residual stream between the layers is float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        made = kind(kind.config_class(**model.config.to_diff_dict())).eval()
+    valid = torch.tensor([3_200, 1_900]) if pad else full(2)
+    expected, _ = encoder(made, 0, 1, 3, "final")(noise(2), valid)
+    half = encoder(made, 0, 1, 3, "final", precision="bfloat16")
+    got, n_frames = half(noise(2), valid)
+    linear = [part for part in half.modules() if isinstance(part, torch.nn.Linear)]
+    assert all(part.weight.dtype == torch.bfloat16 for part in linear)
+    for tap, wanted in expected.items():
+        assert tap == 0 or got[tap].dtype == torch.float32
+        for row, frames in enumerate(n_frames.tolist()):
+            error = (got[tap][row, :frames].float() - wanted[row, :frames]).norm() / wanted[row, :frames].norm()
+            assert 1e-4 < error < 0.03, (tap, error)
+    assert not torch.equal(got[3], got[3].bfloat16().float())
+
+
+def test_weights_are_hashed_once(model: Wav2Vec2Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.save_pretrained(tmp_path / "encoder")
+    monkeypatch.setattr(remembered, "SETTLED_S", 0)
+    first = xlsr.load(folder_params(tmp_path / "encoder"))[1]
+    monkeypatch.setattr(xlsr, "weights_sha256", None)
+    assert xlsr.load(folder_params(tmp_path / "encoder"))[1] == first
+    (tmp_path / "encoder" / "model.safetensors").touch()
+    with pytest.raises(TypeError, match="not callable"):
+        xlsr.load(folder_params(tmp_path / "encoder"))
