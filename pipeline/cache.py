@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pipeline.contracts import Tap
 from pipeline.errors import InputError
+from pipeline.files import is_local, remove_folder, sizes_below
 from pipeline.store import CLEAN, FORMAT, Spec, Store, layer_array, open_receipts, pooled_array, read_receipts
 from pipeline.trials import Trials, fingerprint
 
@@ -56,14 +57,25 @@ def look(root: Path, receipts: Path) -> list[Found]:
     """
     needed = users(root, receipts)
     found = []
-    for path in sorted(root.glob(f"*/*{STORE_SUFFIX}")):
+    for path, sizes in _stores_below(root).items():
         store = Store.open(path)
-        layers = {view: layers_of(store, view) for view in views_of(store)}
-        shards = {
-            view: sum(not store.missing(view, taps, shard) for shard in range(store.spec.shards))
-            for view, taps in layers.items()
-        }
-        found.append(Found(store, layers, shards, size_of(path), tuple(needed.get(path, ()))))
+        layers = {view: layers_of(sizes, view) for view in views_of(sizes)}
+        shards = {view: store.spec.shards - len(store.incomplete(view, taps)) for view, taps in layers.items()}
+        found.append(Found(store, layers, shards, sum(sizes.values()), tuple(needed.get(path, ()))))
+    return found
+
+
+def _stores_below(root: Path, endings: tuple[str, ...] = (STORE_SUFFIX,)) -> dict[Path, dict[str, int]]:
+    """The folders of stores below a root, in order, each with its files and their sizes in bytes."""
+    if is_local(root):
+        paths = sorted(path for path in root.glob("*/*") if path.name.endswith(endings) and path.is_dir())
+        return {path: sizes_below(path) for path in paths}
+    found: dict[Path, dict[str, int]] = {}
+    for name, size in sorted(sizes_below(root).items()):
+        above, _, rest = name.partition("/")
+        folder, _, file = rest.partition("/")
+        if file and folder.endswith(endings):
+            found.setdefault(root / above / folder, {})[file] = size
     return found
 
 
@@ -76,15 +88,16 @@ def users(root: Path, receipts: Path) -> dict[Path, list[Path]]:
     return found
 
 
-def views_of(store: Store) -> tuple[str, ...]:
-    """The views of a store, the clean one first."""
-    names = {path.name for path in (store.path / "done").iterdir() if path.is_dir()}
+def views_of(files: Iterable[str]) -> tuple[str, ...]:
+    """The views of a store by the names of its files, the clean one first."""
+    names = {name.split("/")[1] for name in files if re.fullmatch(r"done/[^/]+/.*", name)}
     return tuple(sorted(names, key=lambda name: (name != CLEAN, name)))
 
 
-def layers_of(store: Store, view: str) -> tuple[Tap, ...]:
-    """The layers of a view that have arrays, in order, `final` last."""
-    return _taps(path.name for path in (store.path / view).glob("layer_*"))
+def layers_of(files: Iterable[str], view: str) -> tuple[Tap, ...]:
+    """The layers of a view that have arrays, by the names of a store's files; in order, `final` last."""
+    arrays = (name.split("/") for name in files if name.startswith(f"{view}/layer_"))
+    return _taps({parts[1] for parts in arrays})
 
 
 def _taps(arrays: Iterable[str]) -> tuple[Tap, ...]:
@@ -96,29 +109,27 @@ def _taps(arrays: Iterable[str]) -> tuple[Tap, ...]:
     return tuple(taps)
 
 
-def size_of(path: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(entry.stat().st_size for folder, _, names in os.walk(path) for entry in (Path(folder, n) for n in names))
-
-
 # ---------------------------------------------------------------- removing
 
 
-def leftovers(root: Path, receipts: Path) -> list[Path]:
-    """What no receipt needs: stores, and folders that a killed extraction was about to make a store of.
+def leftovers(root: Path, receipts: Path) -> dict[Path, int]:
+    """What no receipt needs, with its bytes: stores, and folders that a killed extraction was about to make stores of.
 
     Raises InputError where there is no receipt at all: that says nothing about what is needed.
     """
     needed = users(root, receipts)
     if not needed:
         raise InputError(f"{receipts}: expected receipts of features, got none; run from the project's folder")
-    stores = (path for path in root.glob(f"*/*{STORE_SUFFIX}") if path not in needed)
-    return sorted([*stores, *root.glob(f"*/*{STORE_SUFFIX}{PART_SUFFIX}")])
+    found = _stores_below(root, (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX))
+    return {path: sum(sizes.values()) for path, sizes in found.items() if path not in needed}
 
 
 def remove(paths: Iterable[Path]) -> None:
     """Delete stores. Raises InputError where an extraction is writing one of them; that one and the rest are kept."""
     for path in paths:
+        if not is_local(path):
+            remove_folder(path, mark="zarr.json")
+            continue
         with Store.locked(path):
             # Renamed first: a store that is half deleted must not pass for one.
             doomed = path.with_name(path.name.removesuffix(PART_SUFFIX) + PART_SUFFIX)

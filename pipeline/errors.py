@@ -15,6 +15,10 @@ class InputError(Exception):
     """Something the user gave is wrong; the message is all that the user needs to mend it."""
 
 
+class UnreachableError(InputError):
+    """An object store that does not answer, or not to us: nothing can go on."""
+
+
 def listing(problems: Sequence[str]) -> str:
     """The first ten problems, one a line, and how many more there are."""
     lines = [f"  {problem}" for problem in problems[:SHOWN]]

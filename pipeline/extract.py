@@ -140,9 +140,9 @@ def extract(
         free = shutil.disk_usage(root).free if is_local(root) else None
         say(describe(target, todo, names, layers, free=free))
         check_disk(target, todo, free=free)
+        for name in names:
+            target.add_arrays(name, layers, attributes=_attributes(name))
         if todo:
-            for name in names:
-                target.add_arrays(name, layers, attributes=_attributes(name))
             _make(todo, target=target, trials=trials, audio_root=audio_root, encoder=encoder, params=params)
     return receipt(target, set_name=set_name, names=names, layers=layers)
 

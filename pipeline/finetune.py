@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from pipeline import audio, cells, centroids, dataset, fit, runs, scoring, specs, store, views, xlsr
+from pipeline import audio, cells, centroids, dataset, fit, runs, scoring, store, views, xlsr
 from pipeline import checkpoint as checkpoints
 from pipeline import trials as trial_table
 from pipeline import windows as loading
@@ -56,8 +56,8 @@ from pipeline.params import ExtractParams, FinetuneParams, LoraParams, Params, V
 from pipeline.trials import Trials
 
 CODE = (  # whose arithmetic a training is; other code does not go on from its checkpoint
-    "pipeline.finetune", "pipeline.audio", "pipeline.dataset", "pipeline.extract", "pipeline.fit", "pipeline.layers",
-    "pipeline.ranks", "pipeline.rawboost", "pipeline.scoring", "pipeline.views", "pipeline.xlsr",
+    "pipeline.finetune", "pipeline.audio", "pipeline.dataset", "pipeline.fit", "pipeline.layers", "pipeline.ranks",
+    "pipeline.rawboost", "pipeline.scoring", "pipeline.views", "pipeline.windows", "pipeline.xlsr",
 )  # fmt: skip
 AHEAD = 2  # batches that are decoded before they are asked for
 TIMED = 5  # steps from which the time of an epoch is estimated; the one before them warms up
@@ -388,7 +388,7 @@ def finetune(model: Any, card: Card, *, cell: Cell, job: Job, place: Checkpoint,
         system.restore(average([place.model(epoch.epoch) for epoch in best]))
         parameters = _count(system)
         merge_lora(model)
-        system.precision = specs.precision_of(job.extract)
+        system.precision = "float32"
         if isinstance(system.loss, Enrols):
             system.loss.enrol(*_enrolment(system, job))
         error = dev_eer(system, job)
@@ -716,7 +716,6 @@ def run_card(tuned: Tuned, *, card: Card, source: Card, cell: Cell, job: Job, cu
         card: of the fine-tuned encoder. source: of the encoder that it was.
         cuts: the MOS at which quality levels part.
     """
-    spec = specs.spec_of(job.train.trials, card, job.extract)
     return {
         "backend": cell.backend_name,
         "backend_parameters": cell.backend_parameters,
@@ -727,11 +726,7 @@ def run_card(tuned: Tuned, *, card: Card, source: Card, cell: Cell, job: Job, cu
         "finetune": job.params.model_dump(),
         "finetuned_from": {"source": source.source, "weights_sha256": source.weights_sha256},
         "reads": cell.backend.reads,
-        "kind": {
-            "encoder": store.fingerprint(spec.encoder),
-            "layers": list(job.params.layers),
-            "channels": card.channels,
-        },
+        "kind": {"layers": list(job.params.layers), "channels": card.channels},
         "seed": job.params.seed,
         "epochs_averaged": list(tuned.kept),
         "dev_eer": round(tuned.dev_eer, 5),

@@ -183,7 +183,7 @@ EVALUATE = "run `dvc repro -f flow/evaluate/dvc.yaml`"
 AGAIN = "copy the package again, or make it anew with `bonafide package`"
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*){3}-[0-9]+$")]
+RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*((-[a-z][a-z0-9_]*){3}-[0-9]+)?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]  # no ".."
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

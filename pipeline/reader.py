@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline import maps
 from pipeline.contracts import Tap
 from pipeline.errors import InputError
-from pipeline.files import is_local, read_files
+from pipeline.files import is_local, read_files, read_ranges
 from pipeline.store import (
     CRC_BYTES,
     INDEX_ENTRY_BYTES,
@@ -194,7 +194,10 @@ class _Maps:
 
 
 class _Ranges:
-    """Shard files of an object store, of which ranges of bytes are asked for; each row is held against its checksum."""
+    """Shard files of an object store, of which ranges of bytes are asked for: rows that follow each other as one range.
+
+    Each row is held against its checksum.
+    """
 
     def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
         self._store = store
@@ -202,31 +205,35 @@ class _Ranges:
         self._layout = layout
 
     def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
-        length, root = self._layout.length, self._store.path
+        shards, length, rows = self._store.spec.shards, self._layout.length, out.numpy()
+        breaks = np.flatnonzero((np.diff(slots) != 0) | (np.diff(places) != 1)) + 1
+        runs = [run for run in np.split(np.arange(len(slots)), breaks) if len(run)]
         wanted = [
-            (self._store.shard_path(array, slot % self._store.spec.shards), place * length)
-            for slot, place in zip(slots.tolist(), places.tolist(), strict=True)
-            for array in self._arrays[slot // self._store.spec.shards]
+            (slice(run[0], run[-1] + 1), layer, self._store.shard_name(array, int(slots[run[0]] % shards)))
+            for run in runs
+            for layer, array in enumerate(self._arrays[slots[run[0]] // shards])
         ]
-        found = root.fs.cat_ranges(  # type: ignore[attr-defined]  # universal_pathlib's
-            [path.path for path, _ in wanted],  # type: ignore[attr-defined]
-            [start for _, start in wanted],
-            [start + length for _, start in wanted],
-            on_error="return",
+        found = read_ranges(
+            self._store.path,
+            [name for _, _, name in wanted],
+            [int(places[run.start] * length) for run, _, _ in wanted],
+            [int((places[run.stop - 1] + 1) * length) for run, _, _ in wanted],
         )
-        rows = out.numpy().reshape(len(wanted), *out.shape[2:])
-        for i, ((path, _), data) in enumerate(zip(wanted, found, strict=True)):
-            rows[i] = self._checked(path, data)
+        for (run, layer, name), data in zip(wanted, found, strict=True):
+            rows[run, layer] = self._checked(name, data, count=run.stop - run.start)
 
-    def _checked(self, path: Path, data: bytes | Exception) -> Block:
-        if isinstance(data, Exception):
-            if not isinstance(data, FileNotFoundError):
-                raise InputError(f"{path}: cannot be read: {data}; run the command again, it may have been the network")
-            raise InputError(f"{path}: the shard is missing or empty; {REPAIR}")
-        row = np.frombuffer(data, np.uint8)
-        if len(row) != self._layout.length or crc32c(row[:-CRC_BYTES]).tobytes() != row[-CRC_BYTES:].tobytes():
-            raise InputError(f"{path}: a row of it is cut off or damaged; {REPAIR}")
-        return row[:-CRC_BYTES].view(self._layout.dtype).reshape(self._layout.row)
+    def _checked(self, name: str, data: bytes | None, *, count: int) -> Block:
+        """Rows (count, ...) from their bytes."""
+        if data is None:
+            raise InputError(f"{self._store.path / name}: the shard is missing; {REPAIR}")
+        row = self._layout.length - CRC_BYTES
+        chunks = np.frombuffer(data, np.uint8)
+        if len(chunks) == count * self._layout.length:
+            chunks = chunks.reshape(count, -1)
+            if all(crc32c(chunk[:row]).tobytes() == chunk[row:].tobytes() for chunk in chunks):
+                values = np.ascontiguousarray(chunks[:, :row]).view(self._layout.dtype)
+                return values.reshape(count, *self._layout.row)
+        raise InputError(f"{self._store.path / name}: rows of it are cut off or damaged; {REPAIR}")
 
 
 def _read_frames(store: Store) -> NDArray[np.int32]:

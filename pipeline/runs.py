@@ -50,7 +50,7 @@ def save(
 
 def card(folder: Path) -> dict[str, Any]:
     """The run's JSON card. Raises InputError where there is no run, or another file."""
-    return read_json(folder / CARD_FILE, what="trained run", keys=KEYS, remedy="run `dvc repro -f train`")
+    return read_json(folder / CARD_FILE, what="trained run", keys=KEYS, remedy="run `dvc repro`")
 
 
 def centroids(folder: Path) -> Centroids:
@@ -59,7 +59,7 @@ def centroids(folder: Path) -> Centroids:
     try:
         return Centroids(vectors=_arrays(folder / CENTROIDS_FILE)["vectors"], **how)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: not the centroids of a run ({error}); run `dvc repro -f train`") from None
+        raise InputError(f"{folder}: not the centroids of a run ({error}); run `dvc repro`") from None
 
 
 def path(folder: Path) -> NDArray[np.float32] | None:
@@ -69,7 +69,7 @@ def path(folder: Path) -> NDArray[np.float32] | None:
         return None
     vectors = _arrays(file).get("vectors")
     if vectors is None or vectors.ndim != 3:
-        raise InputError(f"{file}: expected the centroids of every epoch, got other arrays; run `dvc repro -f train`")
+        raise InputError(f"{file}: expected the centroids of every epoch, got other arrays; run `dvc repro`")
     return np.asarray(vectors, dtype=np.float32)
 
 
@@ -86,7 +86,7 @@ def backend(folder: Path) -> Any:
         )
         module.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder}: weights and card do not fit: {error}; run `dvc repro -f train`") from None
+        raise InputError(f"{folder}: weights and card do not fit: {error}; run `dvc repro`") from None
     return module.eval()
 
 
@@ -94,5 +94,5 @@ def _arrays(path: Path) -> dict[str, Any]:
     try:
         arrays: dict[str, Any] = load_arrays(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not weights that this project wrote ({error}); run `dvc repro -f train`") from None
+        raise InputError(f"{path}: not weights that this project wrote ({error}); run `dvc repro`") from None
     return arrays

@@ -38,6 +38,7 @@ def main() -> None:
         note=settings.report.note,
         analysed=settings.analysed,
         rescored=settings.rescored,
+        finetuned=settings.evaluate.finetuned,
     )
     print(text, end="")
 

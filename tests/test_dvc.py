@@ -1,6 +1,7 @@
 """The DVC files: every stage declares exactly the modules that its script imports, its paths, its own parameters."""
 
 import ast
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,23 @@ ROOT = Path(__file__).parents[1]
 def stages() -> list[PipelineStage]:
     with Repo(ROOT) as repo:
         return [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+
+
+def resolved(project: Path, settings: dict) -> list[PipelineStage]:
+    """The stages that DVC makes of other parameters, in an empty folder."""
+    shutil.copytree(ROOT / "flow", project / "flow", ignore=shutil.ignore_patterns("dvc.lock"))
+    shutil.copy(ROOT / "dvc.yaml", project)
+    YAML(typ="safe").dump(settings, project / "params.yaml")
+    with Repo.init(project, no_scm=True) as repo:
+        return [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> list[PipelineStage]:
+    """The stages of the fine-tuned run, which the parameters as they come have none of."""
+    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings["evaluate"]["finetuned"] = ["mine"]
+    return [stage for stage in resolved(tmp_path_factory.mktemp("project"), settings) if "@mine" in stage.name]
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +59,28 @@ def members(stage: PipelineStage) -> Iterator[str]:
     kind, _, cell = stage.name.partition("@")
     axes = cell.split("-")
     settings = params.load(ROOT / "params.yaml")
+    tuning = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"]  # a frozen encoder's are not loaded
     if kind == "prepare":
         yield f"pipeline.corpora.{settings.sets[cell].corpus}"
         yield f"pipeline.quality.{settings.sets[cell].quality}"
-    if kind == "encoder":  # read from the file, as a frozen encoder has no such parameters
-        tuning = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"]
-        yield from (f"pipeline.backends.{tuning['backend']}", f"pipeline.losses.{tuning['loss']}")
-    if kind in ("train", "score", "embed"):
+    if kind == "encoder":
+        yield f"pipeline.losses.{tuning['loss']}"
+    if kind in ("encoder", "finetuned") or (kind == "score" and axes[0] == "mine"):
+        yield f"pipeline.backends.{tuning['backend']}"
+    elif kind in ("train", "score", "embed"):
         yield f"pipeline.backends.{axes[0]}"
     if kind == "train":
         yield f"pipeline.losses.{axes[1]}"
 
 
-def test_every_stage_declares_what_its_script_imports(stages: list[PipelineStage], graph: grimp.ImportGraph) -> None:
+def test_every_stage_declares_what_its_script_imports(
+    stages: list[PipelineStage], tuned: list[PipelineStage], graph: grimp.ImportGraph
+) -> None:
     assert len(stages) == 3 + 1 + 3 + 1 + 6 + 6 + 6 + 6 + 1 + (1 + 4 + 4 + 1)
-    for stage in stages:
+    assert sorted(stage.name for stage in tuned) == [
+        "evaluate@mine-eval", "finetuned@mine", "index@mine", "score@mine-eval",
+    ]  # fmt: skip
+    for stage in (*stages, *tuned):
         script = f"stages.{stage.name.split('@')[0]}"
         assert f"python -m {script} " in stage.cmd
         modules = {script, *members(stage), *(rooms_of_corpora(graph) if script == "stages.prepare" else ())}
@@ -94,8 +119,8 @@ def templates(modules: set[str]) -> Iterator[Path]:
                 yield path.relative_to(ROOT)
 
 
-def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage]) -> None:
-    for stage in stages:
+def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage], tuned: list[PipelineStage]) -> None:
+    for stage in (*stages, *tuned):
         declared = [item.def_path for item in (*stage.deps, *stage.outs) if item.def_path.startswith("data/")]
         for word in stage.cmd.split():
             if word.startswith("data/") and not word.startswith("data/seconds"):  # read off a clock: no result
@@ -115,3 +140,16 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
         "train@linear-aoc-all-clean-1",
         "train@asp-aoc-all-clean-1",
     }
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_has_a_stage_for_each_row_and_set(recipe: Path, tmp_path: Path) -> None:
+    settings = params.load(recipe)
+    stages = {stage.name: stage for stage in resolved(tmp_path, YAML(typ="safe").load(recipe))}
+    assert {name for name in stages if name.startswith("train@")} == {f"train@{run}" for run in settings.grid.runs}
+    rows = {f"evaluate@{run}-{name}" for run in settings.runs for name in settings.evaluate.sets}
+    assert {name for name in stages if name.startswith("evaluate@")} == rows
+    sets = {dep.def_path for dep in stages["encoder"].deps if dep.def_path.startswith("data/trials/")}
+    assert sets <= {f"data/trials/{name}.csv" for name in settings.sets}
+    used = [path for stage in stages.values() for dep in stage.deps if (path := dep.def_path).startswith("pipeline/")]
+    assert not [path for path in dict.fromkeys(used) if not (ROOT / path).exists()]

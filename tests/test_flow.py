@@ -84,7 +84,7 @@ def _small(folder: Path) -> dict:
     settings["train"] |= {"epochs": 2}
     settings["layers"] = {"all": [1, 2], "last": [2]}
     settings["grid"] |= {"backend": ["linear"], "loss": ["aoc", "qamo"], "layers": ["all"], "seed": [1]}
-    settings["evaluate"] = {"sets": ["dev"], "bootstrap": 100, "asv": {}}
+    settings["evaluate"] = {"sets": ["dev"], "finetuned": [], "bootstrap": 100, "asv": {}}
     settings["analyse"] |= {"backend": []}
     settings["report"] = {"sort_by": "dev"}
     return settings
@@ -256,7 +256,7 @@ SCORE = (
             SCORE.format(set="nope", run="data/runs/linear-aoc-all-clean-1", index="aoc"),
             "expected one of dev, train, got 'nope'",
         ),
-        ("index --run none --index i", "no trained run there; run `dvc repro -f train`"),
+        ("index --run none --index i", "no trained run there; run `dvc repro`"),
         (EVALUATE.format(scores="none.txt", training="data/metrics/linear-aoc-all-clean-1.json"), "none.txt"),
         (
             EVALUATE.format(scores="data/scores/linear-aoc-all-clean-1-dev.txt", training="other.json"),
@@ -294,7 +294,10 @@ def test_audio_that_only_decoding_shows_to_be_bad_ends_extraction_with_2(
     command = EXTRACT.format(set="dev", card="data/encoder.json").replace("data/trials/dev.csv", "bad.csv")
     output = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
     (project.folder / "audio/u33.flac").write_bytes(good)
-    assert "error: 1 of 16 utterances of a shard cannot be used:\n  utterance u33: " in output
+    assert re.search(
+        r"error: 1 of \d+ units cannot be made, the others are complete; .*:\n  shard \d+ of clean: ", output
+    )
+    assert "1 of 16 utterances cannot be used:\n  utterance u33: " in output
     assert said in output
     assert "Traceback" not in output
 
@@ -380,3 +383,27 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     card = json.loads((project.folder / "data/runs/linear-aoc-all-boosted-1/run.json").read_text())
     assert card["views"] == {"draw": ["rawboost4_0"], "probability": 0.4}
     assert project.repro() == []
+
+
+def test_the_fine_tuned_run_is_scored_and_evaluated_like_those_of_the_grid(project: Project) -> None:
+    settings = project.params()
+    settings["encoder"]["finetune"] |= {"on": True, "backend": "linear", "layers": [1, 2], "epochs": 1}
+    settings["evaluate"]["finetuned"] = ["tuned"]
+    project.set_params(settings)
+    ran = project.repro("flow/finetuned/dvc.yaml")
+    own = ["finetuned@tuned", "index@tuned", "score@tuned-dev", "evaluate@tuned-dev"]
+    assert [stage for stage in ran if "tuned" in stage] == own
+    assert {"encoder", "extract@dev"} <= set(ran) <= {"encoder", "extract@dev", *own}
+    trained, metrics = (
+        json.loads((project.folder / f"data/metrics/{name}.json").read_text()) for name in ("tuned", "tuned-dev")
+    )
+    assert (trained["dev_eer"], trained["dev_threshold"]) == (metrics["eer"], metrics["threshold"])
+    project.repro("-s", "report")  # the grid's metrics are those of the frozen encoder
+    row = next(
+        line for line in (project.folder / "data/report/leaderboard.txt").read_text().splitlines() if "‡" in line
+    )
+    assert row.split()[1] == "tuned"
+    assert f"{metrics['eer']:.2f}" in row
+    assert f"{trained['parameters']:,}" in row
+    assert "tuned" in json.loads((project.folder / "data/summary.json").read_text())["eer"]
+    assert project.repro("flow/finetuned/dvc.yaml") == []

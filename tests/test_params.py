@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cells, contracts, params
+from pipeline import cells, contracts, finetune, params
 from pipeline.cells import QualitySplit
 from pipeline.errors import InputError
 
@@ -21,6 +21,25 @@ def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
         cell = cells.find(loaded, backend=backend, loss=loss, layers=layers, views=views)
         assert set(cell.backend_parameters) == set(loaded.backends[backend])
         assert set(cell.layers) <= set(loaded.extract.layers)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_what_is_shipped_can_fine_tune_where_it_says_so(path: Path) -> None:
+    loaded = params.load(path)
+    tuning = loaded.encoder.finetune
+    if tuning is None:
+        pytest.skip("the encoder is frozen")
+    card = contracts.Card(loaded.encoder.source, "", {"num_hidden_layers": 24, "hidden_size": 1024}, "none")
+    cell = finetune.chosen(loaded, card)
+    backend = cell.make_backend(layers=len(tuning.layers), channels=card.channels)
+    loss = cell.make_loss(embedding_dim=backend.embedding_dim, speakers=20, layers=len(tuning.layers))
+    learned = sum(parameter.numel() for parameter in backend.parameters())
+    published = {
+        "aasist": 446_409,
+        "conformer_tcm": 2_382_339,
+    }  # docs/backends.md, of one tapped layer in place of four
+    assert learned == published.get(tuning.backend, learned)
+    assert loss.quality == (tuning.loss == "qamo")
 
 
 def test_a_run_is_named_by_its_cell_and_a_system_by_what_varies_but_the_seed() -> None:
@@ -54,6 +73,23 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
     assert params.load(path).runs == loaded.grid.runs
     path.write_text(path.read_text().replace("loss: [qamo]", "loss: [samo]"))  # nothing of what is analysed
     assert params.load(path).runs == loaded.grid.runs
+
+
+def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    text = text.replace("    on: false", "    on: true", 1).replace("  finetuned: []", "  finetuned: [mine]")
+    path.write_text(text)
+    loaded = params.load(path)
+    assert loaded.runs == loaded.grid.runs | {"mine": "mine"} | loaded.rescored
+    text = text.replace("    layers: [1, 2, 3, 4]", "    layers: [1, final]", 1)
+    path.write_text(text)
+    line = text.splitlines().index("    layers: [1, final]") + 1
+    message = rf"params\.yaml:{line}: encoder\.finetune\.layers\.1: expected one of extract\.layers .*, got 'final'"
+    with pytest.raises(InputError, match=message):
+        params.load(path)
+    path.write_text(text.replace("  finetuned: [mine]", "  finetuned: []"))
+    assert params.load(path).runs == loaded.grid.runs | loaded.rescored  # a run that nothing caches layers for
 
 
 @pytest.mark.parametrize(
@@ -115,6 +151,14 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
             "  clean: {draw: [], probability: 0.4}",
             r":{line}: views\.clean: expected views to draw with a probability above 0, or none of both",
         ),
+        (
+            "  finetuned: []",
+            "  finetuned: [mine]",
+            r":{line}: evaluate\.finetuned: expected \[\] with a frozen encoder, got \['mine'\]; set it to \[\], or",
+        ),
+        ("  finetuned: []", "  finetuned: [a, b]", r":{line}: evaluate\.finetuned: .*at most 1 item.*got \['a', 'b'\]"),
+        ("  finetuned: []", "  finetuned: [a-b]", r":{line}: evaluate\.finetuned\.0: .*got 'a-b'"),
+        ("  finetuned: []", "  # finetuned: []", r"evaluate\.finetuned: missing"),
         ("train:", "train: [", r":\d+: not valid YAML"),
         (
             "  normalize: utterance",

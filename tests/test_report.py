@@ -78,6 +78,7 @@ def run(
     out: str = "out",
     shown: Collection[str] = (),
     rescored: Collection[str] = (),
+    finetuned: Collection[str] = (),
 ) -> Path:
     text = build.build(
         inputs / out,
@@ -93,6 +94,7 @@ def run(
         note=NOTE,
         analysed=shown,
         rescored=rescored,
+        finetuned=finetuned,
     )
     assert text == (inputs / out / "leaderboard.txt").read_text()
     return inputs / out
@@ -213,6 +215,19 @@ def test_dev_chooses_no_score_by_an_embedding_index(inputs: Path) -> None:
     assert "†" not in (run(inputs) / "index.html").read_text()
     with pytest.raises(InputError, match="expected at least one trained run, got only scores by an index: "):
         run(inputs, rescored=RUNS)
+
+
+def test_the_run_that_the_encoder_was_fine_tuned_with_is_marked_and_may_be_chosen(inputs: Path) -> None:
+    out = run(inputs, finetuned=["a"])
+    assert json.loads((inputs / "out.json").read_text())["chosen"]["system"] == "a"
+    lines = (out / "leaderboard.txt").read_text().splitlines()
+    assert [line.split()[:3] for line in lines[4:6]] == [["2", "a", "‡"], ["3", "b", "1"]]
+    assert "‡ trained with the encoder, whose parameters it counts; all others read its features" in lines
+    seen = Page((out / "index.html").read_text())
+    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a‡"] * 3
+    assert "‡ was trained with the encoder, whose parameters it counts" in seen.text
+    assert rows_of(out / "leaderboard.csv")[1]["system"] == "a"
+    assert "‡" not in (run(inputs) / "index.html").read_text() + (inputs / "out/leaderboard.txt").read_text()
 
 
 def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:

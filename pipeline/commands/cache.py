@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import params, store, trials
-from pipeline.cache import Found, bring_back, export, leftovers, look, remove, size_of
+from pipeline.cache import Found, bring_back, export, leftovers, look, remove
 from pipeline.contracts import Tap
 from pipeline.errors import InputError
 
@@ -105,8 +105,8 @@ def _verify(receipts: Sequence[Path], root: Path) -> None:
 
 def _clean(root: Path, *, delete: bool) -> None:
     doomed = leftovers(root, FEATURES)
-    for path in doomed:
-        print(f"{path}  {_bytes(size_of(path))}")
+    for path, size in doomed.items():
+        print(f"{path}  {_bytes(size)}")
     if delete:
         remove(doomed)
     done = "deleted" if delete else "that no receipt here needs; --yes deletes them"

@@ -37,17 +37,25 @@ def build(
     note: str,
     analysed: Collection[str] = (),
     rescored: Collection[str] = (),
+    finetuned: Collection[str] = (),
 ) -> str:
     """Write leaderboard.csv, leaderboard.txt, runs.csv and index.html into `out`, and `summary`; the table as text.
 
     Args:
         summary: the JSON file that DVC shows as metrics. runs: the system of every run. analysed: those of the runs
-            whose embeddings are shown. rescored: those that are scores by an embedding index, not trained.
+            whose embeddings are shown. rescored: those that are scores by an embedding index, not trained. finetuned:
+            that which the encoder was fine-tuned with.
 
     Raises InputError where a file is missing or malformed, or runs were evaluated on different trials.
     """
     board = leaderboard.gather(
-        inputs.metrics, runs=runs, sets=sets, sort_by=sort_by, seconds=inputs.seconds, rescored=rescored
+        inputs.metrics,
+        runs=runs,
+        sets=sets,
+        sort_by=sort_by,
+        seconds=inputs.seconds,
+        rescored=rescored,
+        finetuned=finetuned,
     )
     html = page.render(
         board,

@@ -26,7 +26,7 @@ from typing import Any
 from pipeline.errors import InputError, listing
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
-BEST, NEAR, RESCORED = "*", "~", "†"
+BEST, NEAR, RESCORED, FINETUNED = "*", "~", "†", "‡"
 SELECTION = "(dev)"  # in brackets, as the set that chose the checkpoints is no test of them
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
@@ -101,7 +101,7 @@ class Leaderboard:
     """Systems from best to worst on the set `sort_by`.
 
     runs: of each system. results holds one result for every (run, set), trainings one for every run. rescored: systems
-    that are scores by the embedding index of a trained system.
+    that are scores by the embedding index of a trained system. finetuned: the one that the encoder was fine-tuned with.
     """
 
     systems: tuple[str, ...]
@@ -111,6 +111,7 @@ class Leaderboard:
     trainings: dict[str, Training]
     results: dict[tuple[str, str], Result]
     rescored: frozenset[str] = frozenset()
+    finetuned: frozenset[str] = frozenset()
 
     @property
     def chosen(self) -> str:
@@ -141,7 +142,7 @@ class Leaderboard:
         return min(self.attack(system, name, attack) for system in self.systems)
 
     def parameters(self, system: str) -> int:
-        """Learned scalars of backend and loss."""
+        """Learned scalars of backend and loss, and of the encoder where it was trained with them."""
         return self.trainings[self.runs[system][0]].parameters
 
     def seconds(self, system: str) -> float | None:
@@ -239,12 +240,13 @@ def gather(
     sort_by: str,
     seconds: Path,
     rescored: Collection[str] = (),
+    finetuned: Collection[str] = (),
 ) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>-<set>.json for every run and set; sort the systems by EER, then name.
 
     Args:
         runs: the system of every run. seconds: folder with <run>.json for the runs that were trained here.
-        rescored: the runs that are scores by an embedding index.
+        rescored: the runs that are scores by an embedding index. finetuned: that which the encoder was fine-tuned with.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
@@ -268,8 +270,8 @@ def gather(
         raise InputError(f"{len(problems)} of {files} files of metrics cannot be used:\n{listing(problems)}")
     _check_same_trials(folder, list(runs), sets, results)
     members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
-    by_index = frozenset(runs[run] for run in rescored)
-    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index)
+    by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
+    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
     order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
     return replace(board, systems=tuple(order))
 
@@ -371,6 +373,8 @@ def to_text(board: Leaderboard) -> str:
     ]
     if board.rescored:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
+    if board.finetuned:
+        notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"
 
@@ -380,8 +384,8 @@ def _cells(board: Leaderboard, system: str) -> list[str]:
     values = [_shown(board.dev_eer(system), "")]
     values += [_shown(board.eer(system, name), board.mark(system, name)) for name in board.sets]
     cost = ["-" if seconds is None else f"{seconds:.1f}", f"{board.parameters(system):,}"]
-    shown = f"{system} {RESCORED}" if system in board.rescored else system
-    return [shown, f"{len(board.runs[system])}", *values, *cost]
+    mark = RESCORED if system in board.rescored else FINETUNED if system in board.finetuned else ""
+    return [f"{system} {mark}".rstrip(), f"{len(board.runs[system])}", *values, *cost]
 
 
 def _shown(value: Value, mark: str) -> str:

@@ -1,0 +1,201 @@
+"""The stage `finetuned` after a tiny fine-tuning: a run as `train` leaves one, with the scores that its audio gives."""
+
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import soundfile
+from ruamel.yaml import YAML
+
+from pipeline import audio, detect, runs, scorefile, trials
+from pipeline.errors import InputError
+from pipeline.store import fingerprint
+from pipeline.trials import Row
+from stages import encoder, evaluate, extract, finetuned, index, score
+from tests.conftest import Corpus
+from tests.test_stage_encoder import FINETUNE, parameters, tables
+
+LAYERS = [2, 1]  # that the backend reads, in this order
+ARGUMENTS = {
+    "finetuned": "data/finetuned/run", "card": "data/encoder.json", "trials": "data/trials/dev.csv",
+    "features": "data/features/dev.json", "run": "data/runs/mine", "metrics": "data/metrics/mine.json",
+    "curves": "data/curves/mine.csv", "dev_scores": "data/dev_scores/mine.txt",
+}  # fmt: skip
+SET = {"set": "dev", "trials": "data/trials/dev.csv", "features": "data/features/dev.json"}
+
+
+def run(stage: ModuleType, **options: str) -> None:
+    """A stage in the current folder, with options as on the command line."""
+    before = sys.argv
+    sys.argv = ["stage", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value))]
+    try:
+        stage.main()
+    finally:
+        sys.argv = before
+
+
+def loaded(path: str) -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def noise(root: Path) -> Corpus:
+    """Twelve utterances of 0.1 to 0.3 s below a folder, of which the spoof ones are of a darker colour."""
+    root.mkdir()
+    rows = []
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        samples = np.convolve(rng.normal(size=rng.integers(1_600, 4_800)), [1, 0.9 * (i % 2)])
+        soundfile.write(root / f"{i}.wav", 0.1 * samples, 16_000)
+        content = audio.digest((root / f"{i}.wav").read_bytes())
+        label = "spoof" if i % 2 else "bonafide"
+        rows.append(Row(f"{i}", f"u{i}", f"{i}.wav", label, quality=f"{1 + i / 3}", content=content))
+    return root, trials.from_rows(rows, source="noise")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose encoder was fine-tuned for two epochs, its dev set extracted, before the stage."""
+    folder = tmp_path_factory.mktemp("tuned")
+    section = FINETUNE.replace("    layers: [1, 2]", f"    layers: {LAYERS}")
+    root = tables(folder, noise(folder / "audio"))
+    settings = YAML(typ="safe").load(parameters(folder / "params.yaml", section, root=root))
+    settings["extract"]["layers"] = [1, 2, 3]
+    settings["layers"] = {"all": [1], "upper": [3]}
+    settings["evaluate"] |= {"sets": ["dev"], "finetuned": ["mine"]}
+    settings["report"]["sort_by"] = "dev"
+    YAML(typ="safe").dump(settings, folder / "params.yaml")
+    with contextlib.chdir(folder):
+        run(encoder, trials="data/trials", weights="data/finetuned", card="data/encoder.json")
+        run(
+            extract, set="dev", trials="data/trials/dev.csv", card="data/encoder.json", weights="data/finetuned",
+            receipt="data/features/dev.json",
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it after the stage and `index`."""
+    folder = tmp_path_factory.mktemp("made") / "project"
+    shutil.copytree(finished, folder)
+    with contextlib.chdir(folder):
+        run(finetuned, **ARGUMENTS)
+        run(index, run="data/runs/mine", index="data/index/mine")
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it before the stage, to change; the current folder."""
+    shutil.copytree(finished, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def test_dev_is_scored_as_its_audio_is(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    table = trials.read(Path("data/trials/dev.csv"))
+    told = scorefile.parse(Path("data/dev_scores/mine.txt"))
+    assert scorefile.own_key(told).is_bonafide.tolist() == table.is_bonafide.tolist()
+    root = YAML(typ="safe").load(Path("params.yaml"))["sets"]["dev"]["root"]
+    system = detect.load("mine")
+    heard = [system.score(Path(root) / path) for path in table.path.tolist()]
+    np.testing.assert_allclose(told.score, heard, atol=1e-4)
+    assert np.ptp(heard) > 1e-3
+
+
+def test_metrics_are_those_of_the_scores_by_a_naive_loop(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    told, card = loaded("data/metrics/mine.json"), loaded("data/finetuned/run/run.json")
+    file = scorefile.parse(Path("data/dev_scores/mine.txt"))
+    bonafide = scorefile.own_key(file).is_bonafide
+    points = []
+    for threshold in sorted(file.score):
+        rejected = np.mean(file.score[bonafide] <= threshold)
+        accepted = np.mean(file.score[~bonafide] > threshold)
+        points.append((abs(rejected - accepted), 50 * (rejected + accepted), threshold))
+    assert told["dev_eer"] == pytest.approx(min(points)[1], abs=1e-5)
+    assert told["dev_threshold"] in file.score
+    assert (told["epochs"], told["parameters"]) == (2, card["parameters"])
+
+
+def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    before, after = Path("data/finetuned/run"), Path("data/runs/mine")
+    for file in (runs.BACKEND_FILE, runs.CENTROIDS_FILE):
+        assert (before / file).read_bytes() == (after / file).read_bytes()
+    tuned, card, receipt = loaded(f"{before}/run.json"), loaded(f"{after}/run.json"), loaded("data/features/dev.json")
+    assert loaded("data/metrics/mine.json").items() <= card.items()
+    assert card["kind"]["layers"] == LAYERS
+    assert card["features"] == {"dev": receipt["digest"]}
+    assert (card["train"]["set"], card["train"]["epochs"]) == ("train", 2)
+    assert card["quality_thresholds"] == tuned["quality_thresholds"]
+    lines = Path("data/curves/mine.csv").read_text().splitlines()
+    assert lines[0] == "epoch,loss,dev_eer"
+    told = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
+    curves = [[epoch[name] for name in ("epoch", "loss", "dev_eer")] for epoch in tuned["curves"]]
+    np.testing.assert_allclose(told, curves, rtol=1e-5)
+
+
+def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    run(score, run="data/runs/mine", index="data/index/mine", scores="data/scores/mine-dev.txt", **SET)
+    evaluate.main([
+        "--set", "dev", "--trials", "data/trials/dev.csv", "--scores", "data/scores/mine-dev.txt",
+        "--training", "data/metrics/mine.json", "--dev-scores", "data/dev_scores/mine.txt",
+        "--metrics", "data/metrics/mine-dev.json", "--plots", "data/plots/mine-dev",
+    ])  # fmt: skip
+    found, told = loaded("data/metrics/mine-dev.json"), loaded("data/metrics/mine.json")
+    assert (found["eer"], found["threshold"]) == (told["dev_eer"], told["dev_threshold"])
+
+
+def test_kind_and_dev_eer_are_those_of_the_cached_features(made: Path, project: Path) -> None:
+    card = loaded("data/finetuned/run/run.json")
+    told = {"dev_eer": 99.0, "dev_threshold": 99.0}  # as another arithmetic, of features or batches, would have it
+    change("data/finetuned/run/run.json", kind=card["kind"] | {"encoder": "0123456789abcdef"}, **told)
+    run(finetuned, **ARGUMENTS)
+    for path in ("data/runs/mine/run.json", "data/metrics/mine.json"):
+        assert loaded(path) == loaded(str(made / path))
+    encoder = fingerprint(loaded("data/features/dev.json")["encoder"])
+    assert loaded("data/runs/mine/run.json")["kind"] == card["kind"] | {"encoder": encoder}
+
+
+def change(path: str, **entries: object) -> None:
+    Path(path).write_text(json.dumps(loaded(path) | entries))
+
+
+def test_features_of_other_weights_are_refused(project: Path) -> None:
+    change("data/encoder.json", weights_sha256="f" * 64)
+    message = (
+        r"dev\.json: expected features of the fine-tuned encoder, weights f{16}\.\.\., got .*run `dvc repro extract`"
+    )
+    with pytest.raises(InputError, match=message):
+        run(finetuned, **ARGUMENTS)
+    assert not Path("data/runs").exists()
+
+
+def test_a_layer_that_is_not_cached_is_named(project: Path) -> None:
+    card = loaded("data/finetuned/run/run.json")
+    change("data/finetuned/run/run.json", kind=card["kind"] | {"layers": [2, "final"]})
+    with pytest.raises(InputError, match=r"dev\.json: expected the layers final, the features have 1, 2, 3; add them"):
+        run(finetuned, **ARGUMENTS)
+
+
+def test_another_run_or_none_is_refused(project: Path) -> None:
+    path = Path("data/finetuned/run/run.json")
+    card = loaded(str(path))
+    del card["finetune"], card["curves"]
+    path.write_text(json.dumps(card))
+    message = (
+        r"run\.json: expected a fine-tuned run, got JSON without curves, finetune; run `dvc repro -f encoder` with"
+    )
+    with pytest.raises(InputError, match=message):
+        run(finetuned, **ARGUMENTS)
+    path.unlink()
+    with pytest.raises(InputError, match=r"run\.json: no fine-tuned run there; run `dvc repro -f encoder` with"):
+        run(finetuned, **ARGUMENTS)
