@@ -4,6 +4,8 @@ A shard file is rows of equal length and a tail (`pipeline.store`), and all shar
 size, so a row's place follows from its number. On a disk of this machine the reader reserves addresses for all shards
 of an array side by side, puts a map of each shard file at its place when it is first needed, and gathers the rows of a
 batch by one `torch.index_select` a layer. Of an object store it asks for the bytes of all rows of a batch at once.
+A row is held against its checksum when it is first read, on a disk once for each reader: damage is an error, never a
+number.
 """
 
 from __future__ import annotations
@@ -137,6 +139,7 @@ class _Maps:
         self._arrays = arrays
         self._layout = layout
         self._mapped = np.zeros(len(arrays) * store.spec.shards, bool)  # of each slot, for all layers at once
+        self._sound = np.zeros((len(self._mapped), layout.shard), bool)  # of each row, likewise
         self._lock = threading.Lock()  # maps are forgotten while nobody reads
         self._bytes = maps.reserve(len(arrays[0]) * len(self._mapped) * layout.stride)
         self._layers = self._rows_of_layers()
@@ -155,8 +158,23 @@ class _Maps:
         begins = (slots * self._layout.stride + places * self._layout.length) // out.dtype.itemsize
         with self._lock:
             self._need(slots)
+            if not (sound := self._sound[slots, places]).all():
+                self._check(slots[~sound], places[~sound])
             for layer, rows_of_layer in enumerate(self._layers):
                 torch.index_select(rows_of_layer, 0, torch.from_numpy(begins), out=out[:, layer])
+
+    def _check(self, slots: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Hold rows of mapped shards against their checksums. Raises InputError for one that is damaged."""
+        length, stride = self._layout.length, self._layout.stride
+        for slot, place in zip(slots.tolist(), places.tolist(), strict=True):
+            for layer in range(len(self._layers)):
+                begin = (layer * len(self._mapped) + slot) * stride + place * length
+                row = self._bytes[begin : begin + length]
+                if crc32c(row[:-CRC_BYTES]).tobytes() != row[-CRC_BYTES:].tobytes():
+                    view, shard = divmod(slot, self._store.spec.shards)
+                    path = self._store.shard_path(self._arrays[view][layer], shard)
+                    raise InputError(f"{path}: row {place} of it is damaged; {REPAIR}")
+        self._sound[slots, places] = True
 
     def _need(self, slots: NDArray[np.int64]) -> None:
         """Map the shards that are not yet, after forgetting all others where there would be too many."""

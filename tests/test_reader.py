@@ -83,6 +83,36 @@ def test_reading_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, dama
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_damaged_row_is_refused_when_it_is_first_read_and_no_other(tmp_path: Path, pooled: bool, place: int) -> None:
+    """A byte of its values, or of its checksum."""
+    target = filled(tmp_path)
+    path = target.shard_path("clean/pooled_final" if pooled else "clean/layer_final", 1)
+    length = reading.Layout(
+        ((2 if pooled else SPEC.frames), SPEC.channels), "float32" if pooled else "float16", 4
+    ).length
+    data = bytearray(path.read_bytes())
+    data[length + (place % length)] ^= 1  # utterance 5
+    path.write_bytes(data)
+    reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=pooled)
+    assert reader.gather(np.array([4, 6, 4])).isfinite().all()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"row 1 of it is damaged; .*`dvc repro -f extract") as error:
+            reader.gather(np.array([4, 5]))
+        assert str(path) in str(error.value)
+
+
+def test_a_row_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(filled(tmp_path), views=(CLEAN,), layers=LAYERS, pooled=False)
+    checked: list[int] = []
+    monkeypatch.setattr(reading, "crc32c", lambda data: checked.append(len(data)) or store.crc32c(data))
+    for rows in ([1, 5, 1], [5, 9], [1, 5, 9]):
+        reader.gather(np.array(rows))
+    row = SPEC.frames * SPEC.channels * 2
+    assert checked.count(row) == len(LAYERS) * (3 + 1)  # the first batch holds a row twice
+
+
 # ---------------------------------------------------------------- maps
 
 
