@@ -26,6 +26,7 @@ from pipeline.store import CLEAN, FORMAT, Spec, Store, layer_array, open_receipt
 from pipeline.trials import Trials, fingerprint
 
 STORE_SUFFIX, PART_SUFFIX = ".zarr", ".part"
+ATTRIBUTES = "attributes"  # of a view in the store, as JSON, such as the version of the augmented views
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> N
     from pipeline.reader import Reader  # with torch, which takes a while
 
     spec = store.spec
+    target.create_group(view).attrs[ATTRIBUTES] = json.dumps(store.attributes(view))
     for name, pooled in ((layer_array, False), (pooled_array, True)):
         reader = Reader(store, views=(view,), layers=taps, pooled=pooled)
         if "n_frames" not in target:
@@ -212,8 +214,8 @@ def bring_back(file: Path, *, root: Path) -> Store:
         raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote: {error}") from None
     with source:
         spec, name = _spec(file, source)
-        store = Store.create(root, name, spec)
-        with Store.locked(store.path):
+        with Store.locked(root / spec.folder(name)):
+            store = Store.create(root, name, spec)
             for view in (key for key, item in source.items() if isinstance(item, h5py.Group)):
                 _bring_back_view(file, source, store, view)
     return store
@@ -245,7 +247,7 @@ def _bring_back_view(file: Path, source: Any, store: Store, view: str) -> None:
         got = (source[array].shape, source[array].dtype) if array in source else "nothing"
         if got != (shape, dtype):
             raise InputError(f"{file}: expected {array} of {shape} {dtype}, got {got}")
-    store.add_arrays(view, taps)
+    store.add_arrays(view, taps, attributes=_attributes(file, source, store, view))
     for shard in tqdm(range(spec.shards), desc=view, unit="shard", disable=None):
         rows = slice(spec.rows(shard).start, spec.rows(shard).stop)
         absent = store.missing(view, taps, shard)
@@ -257,6 +259,22 @@ def _bring_back_view(file: Path, source: Any, store: Store, view: str) -> None:
                 {tap: source[f"{view}/{pooled_array(tap)}"][rows] for tap in absent},
                 source["n_frames"][rows],
             )
+
+
+def _attributes(file: Path, source: Any, store: Store, view: str) -> dict[str, Any]:
+    """What stands with a view in a file, or in the store, where files did not tell it yet."""
+    there, found = store.attributes(view), source[view].attrs.get(ATTRIBUTES)
+    if found is None:
+        return there
+    try:
+        told: dict[str, Any] = json.loads(found)
+    except ValueError:
+        raise InputError(f"{file}: expected the attributes of {view} as JSON, got {found!r}") from None
+    if there not in ({}, told):
+        raise InputError(
+            f"{file}: expected {view} as the store has it, {there}, got {told}; export it again from a store of the same"
+        )
+    return told
 
 
 def _only(receipt: Path, root: Path) -> tuple[Store, dict[str, Any]]:

@@ -60,34 +60,31 @@ class Features:
         self._layers = layers
         self._frames: dict[Tap, Tensor] = {}
         self._pooled: dict[Tap, Tensor] = {}
-        self._peaks = torch.empty(len(layers), len(names))
-        self._n_frames = torch.empty(len(names), dtype=torch.int64)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._peaks = torch.empty(len(layers), len(names), pin_memory=self._copies is not None)
+        self._n_frames = torch.empty(len(names), dtype=torch.int64)
 
     def fill(self, rows: slice, taps: dict[Tap, Tensor], n_frames: Tensor) -> None:
-        """Take over a batch: tap -> (B, T, D), and (B,)."""
+        """Take over a batch: tap -> (B, T, D), and (B,) on the CPU."""
+        self._n_frames[rows] = n_frames
         if self._copies is not None:
             self._copies.wait_stream(torch.cuda.current_stream(self._copies.device))
+            for frames in taps.values():
+                frames.record_stream(self._copies)  # the encoder must not have the memory before it is copied
         with torch.cuda.stream(self._copies):  # nothing without a GPU
             for i, layer in enumerate(self._layers):
                 frames = taps[layer]
                 stored = frames if self._copies is None else frames.half()  # half as many bytes to copy
-                self._put(self._room(self._frames, layer, frames, torch.float16)[rows], stored)
-                pooled = pool(frames, n_frames)
-                self._put(self._room(self._pooled, layer, pooled, torch.float32)[rows], pooled)
-                self._put(self._peaks[i, rows], frames.abs().amax(dim=(1, 2)))
-            self._put(self._n_frames[rows], n_frames)
+                self._room(self._frames, layer, frames, torch.float16)[rows].copy_(stored, non_blocking=True)
+                pooled = pool(frames, n_frames.to(frames.device))
+                self._room(self._pooled, layer, pooled, torch.float32)[rows].copy_(pooled, non_blocking=True)
+                self._peaks[i, rows].copy_(frames.abs().amax(dim=(1, 2)), non_blocking=True)
 
     def _room(self, kind: dict[Tap, Tensor], layer: Tap, batch: Tensor, dtype: torch.dtype) -> Tensor:
         if layer not in kind:
             shape = (len(self._names), *batch.shape[1:])
             kind[layer] = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
         return kind[layer]
-
-    def _put(self, place: Tensor, values: Tensor) -> None:
-        if self._copies is not None:
-            values.record_stream(self._copies)  # its memory is not free before it is copied
-        place.copy_(values, non_blocking=True)
 
     def blocks(self) -> Blocks:
         """All of them, once every batch was taken over.
@@ -123,9 +120,9 @@ def compute(
     done = 0
     while done < len(names):
         rows = slice(done, min(done + batch.now, len(names)))
-        samples, valid = (torch.from_numpy(array).to(device) for array in windows(rows))
+        samples, valid = (torch.from_numpy(array) for array in windows(rows))
         try:
-            found.fill(rows, *model(samples, valid))
+            found.fill(rows, *model(samples.to(device), valid))  # counts stay here: asking the GPU would wait for it
         except torch.OutOfMemoryError:
             batch.did_not_fit(len(valid))
             continue

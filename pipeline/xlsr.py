@@ -307,14 +307,16 @@ class Encoder(nn.Module):
 
         Args:
             windows: (B, S) float32 samples at 16 kHz.
-            valid: (B,) int, how many samples of each window are signal; the rest is padding.
+            valid: (B,) int, how many samples of each window are signal; the rest is padding. Best left on the CPU: asking
+                a GPU for it waits for all that it was given before.
 
         Returns:
-            tap -> (B, T, D) float32, and n_frames (B,): how many frames of each are signal.
+            tap -> (B, T, D) float32, and n_frames (B,), where `valid` is: how many frames of each are signal.
         """
-        mask = torch.arange(windows.shape[1], device=windows.device) < valid[:, None]  # (B, S)
+        whole = bool((valid >= windows.shape[1]).all())
+        mask = torch.arange(windows.shape[1], device=windows.device) < valid.to(windows.device)[:, None]  # (B, S)
         samples = normalized(windows, mask) if self.normalize == "utterance" else windows
-        padded = None if bool(mask.all()) else mask.long()
+        padded = None if whole else mask.long()
         half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with half:
             output = self.model(samples * mask, attention_mask=padded)
