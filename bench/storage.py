@@ -1,128 +1,157 @@
-"""What int8 storage and bfloat16 computation do to features, and to the EER of real speech.
+"""What storage in float16 and int8, and computation in bfloat16, do to features and to the EER of real speech.
 
-    python bench/storage.py [--recipe recipes/speech.yaml] [--seeds 1 2 3]
+    python bench/storage.py [--recipe recipes/speech.yaml] [--backends asp] [--seeds 1 2 3]
 
-Runs a recipe three times with `dvc repro` in a copy of the project: as float32 kept in float16, float32 kept in int8,
-and bfloat16 kept in float16; with the backend `asp`, which reads frames (those that read means and deviations see no
-int8). Prints the error of every cached layer against the first, root mean square relative to the features' own, and the
-EER of every run on every set. The spread over the seeds tells what a difference between the columns is worth.
+The encoder of a recipe runs over its sets in float32. Frames as they come are one column; rounded as the store rounds
+them, to float16 or to int8 with a scale for each channel and shard, two more; the last is the encoder in bfloat16, its
+features kept in float16. Backends that read frames are trained on each, with the recipe's losses, and score the sets
+for evaluation. Prints the error of every layer, root mean square relative to the features' own, and all EERs. The
+spread over the seeds tells what a difference between columns is worth. (Means and deviations are kept in float32.)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from ruamel.yaml import YAML
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.reader import Reader
-from pipeline.store import CLEAN, open_receipts
+from pipeline import cells, centroids, contracts, dataset, fit, params, prepare, scoring, windows, xlsr
+from pipeline.dataset import Dataset
+from pipeline.det import det_points
+from pipeline.devices import Precision
+from pipeline.gather import Held
+from pipeline.metrics.eer import official_eer
+from pipeline.params import Params
+from pipeline.store import quantised
+from pipeline.trials import Trials
 
-ROOT = Path(__file__).parents[1]
-WAYS = {
-    "float16": {"precision": "float32", "storage": "float16"},
-    "int8": {"precision": "float32", "storage": "int8"},
-    "bfloat16": {"precision": "bfloat16", "storage": "float16"},
-}
-CHUNK = 64
-
-
-def copied(place: Path) -> Path:
-    """The project as git has it, and what is not yet committed, elsewhere."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(["git", "init", "-q"], cwd=place, check=True)
-    return place
+Frames = dict[str, tuple[Tensor, NDArray[np.int32]]]  # set -> (N, L, T, D) float32, n_frames (N,)
 
 
-def run(project: Path, recipe: dict[str, Any], way: str, seeds: list[int]) -> dict[str, float]:
-    """EER of every run and set, percent, and the features of that way in the project's store."""
-    changed = json.loads(json.dumps(recipe))
-    changed["extract"] |= WAYS[way]
-    changed["grid"] |= {"backend": ["asp"], "seed": seeds}
-    changed["analyse"]["backend"] = []
-    changed["features"]["root"] = str(project / "cache")
-    for part in changed["sets"].values():
-        part |= {key: str((ROOT / part[key]).resolve()) for key in ("protocol", "root")}
-    with (project / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(changed, file)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["dvc", "repro"], cwd=project, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    (project / way).mkdir()
-    for receipt in (project / "data/features").glob("*.json"):
-        (project / way / receipt.name).write_bytes(receipt.read_bytes())
-    names = [
-        f"asp-{loss}-{layers}-{views}-{seed}-{name}"
-        for loss in changed["grid"]["loss"]
-        for layers in changed["grid"]["layers"]
-        for views in changed["grid"]["views"]
-        for name in changed["evaluate"]["sets"]
-        for seed in seeds
-    ]
-    return {name: json.loads((project / f"data/metrics/{name}.json").read_text())["eer"] for name in names}
+def tables(settings: Params) -> dict[str, Trials]:
+    """The checked trials of every set."""
+    found = {}
+    for name, part in settings.sets.items():
+        corpus = contracts.member("corpora", part.corpus)
+        found[name] = prepare.with_contents(corpus.trials(part.folder, Path(part.protocol), part.split), part.folder)
+    return found
 
 
-def errors(project: Path, way: str) -> dict[str, float]:
-    """Layer -> root mean square error of a way's features over that of the first way's, over all sets."""
-    squares: dict[str, list[float]] = {}
-    for receipt in sorted((project / "float16").glob("*.json")):
-        (first, facts), (other, _) = (
-            next(iter(open_receipts(project / name / receipt.name, root=project / "cache").values()))
-            for name in ("float16", way)
+def encoded(settings: Params, trials: dict[str, Trials], precision: Precision) -> Frames:
+    """Frames of every set as the encoder gives them."""
+    model, card = xlsr.load(settings.encoder)
+    encoder = xlsr.Encoder(model, taps=settings.extract.layers, normalize=card.normalize, precision=precision)
+    found: Frames = {}
+    for name, table in trials.items():
+        clips = [windows.clip_of(table, row, audio_root=settings.sets[name].folder) for row in range(len(table))]
+        frames, counts = [], []
+        for start in range(0, len(clips), 8):
+            loaded = [
+                windows.load_window(clip, view="clean", window=settings.extract.window)
+                for clip in clips[start : start + 8]
+            ]
+            taps, n_frames = encoder(
+                torch.from_numpy(np.stack([samples for samples, _ in loaded])), torch.tensor([n for _, n in loaded])
+            )
+            frames.append(torch.stack([taps[layer].float() for layer in settings.extract.layers], dim=1))
+            counts.append(n_frames.int())
+        found[name] = torch.cat(frames).clone(), torch.cat(counts).numpy()
+    return found
+
+
+def as_float16(frames: Tensor) -> Tensor:
+    """As the store keeps them by default."""
+    return frames.half().float()
+
+
+def as_int8(frames: Tensor, *, shard: int) -> Tensor:
+    """As the store keeps them in int8, and the reader gives them back."""
+    kept = torch.empty_like(frames)
+    for start in range(0, len(frames), shard):
+        for layer in range(frames.shape[1]):
+            steps, scales = quantised(frames[start : start + shard, layer].half().numpy())
+            kept[start : start + shard, layer] = torch.from_numpy(steps * scales)
+    return as_float16(kept)
+
+
+def eers(settings: Params, trials: dict[str, Trials], frames: Frames, backend: str, seed: int) -> dict[str, float]:
+    """EER in percent of every loss on every set for evaluation."""
+    data = {
+        name: Dataset(name, table, Held(*frames[name]), settings.extract.layers, frames[name][0].shape[-1], "", "")
+        for name, table in trials.items()
+    }
+    train, found = data[settings.train.set], {}
+    for loss in settings.grid.loss:
+        cell = cells.find(
+            settings, backend=backend, loss=loss, layers=settings.grid.layers[0], views=settings.grid.views[0]
         )
-        readers = [Reader(store, views=(CLEAN,), layers=facts["layers"], pooled=False) for store in (first, other)]
-        for start in range(0, first.spec.utterances, CHUNK):
-            rows = np.arange(start, min(start + CHUNK, first.spec.utterances))
-            exact, rough = (reader.gather(rows).double() for reader in readers)
-            for k, layer in enumerate(facts["layers"]):
-                kept = squares.setdefault(str(layer), [0.0, 0.0])
-                kept[0] += float((rough[:, k] - exact[:, k]).square().sum())
-                kept[1] += float(exact[:, k].square().sum())
-    return {layer: (wrong / whole) ** 0.5 for layer, (wrong, whole) in squares.items()}
+        cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
+        labels = dataset.labels(train.trials, cuts)
+        fitted = fit.fit(
+            partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
+            partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
+            train=train,
+            dev=data["dev"],
+            labels=labels,
+            params=settings.train,
+            seed=seed,
+        )
+        for name in settings.evaluate.sets:
+            scores = scoring.score_all(fitted.backend, centroids.build(fitted.centroids), data[name]).astype(float)
+            bona_fide = data[name].trials.is_bonafide
+            error = official_eer(det_points(scores[bona_fide], scores[~bona_fide]))
+            found[f"{backend}-{loss} on {name}"] = 100 * error.eer
+    return found
 
 
 def main() -> None:
-    """Run, compare, print."""
+    """Encode, round, train, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/speech.yaml")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/speech.yaml"))
+    parser.add_argument("--backends", nargs="+", default=["asp"], help="that read frames, of the recipe's grid")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
-    recipe = YAML(typ="safe").load(args.recipe)
-    with tempfile.TemporaryDirectory() as name:
-        project = copied(Path(name))
-        found = {way: run(project, recipe, way, args.seeds) for way in WAYS}
-        for way in ("int8", "bfloat16"):
-            told = ", ".join(f"layer {layer} {100 * error:.2f} %" for layer, error in errors(project, way).items())
-            print(f"{way}: error of the features: {told}")
-    print(f"\nEER in percent{'':32}" + "".join(f"{way:>10}" for way in WAYS))
-    for name in found["float16"]:
-        print(f"{name:46}" + "".join(f"{found[way][name]:10.2f}" for way in WAYS))
-    table = np.array([list(found[way].values()) for way in WAYS])
-    cells = table.reshape(len(WAYS), -1, len(args.seeds))
-    print(f"mean{'':42}" + "".join(f"{value:10.2f}" for value in table.mean(axis=1)))
-    for way, values in zip(("int8", "bfloat16"), table[1:], strict=True):
-        print(f"{way}: differs by {np.abs(values - table[0]).mean():.2f} points on average")
+    settings = params.load(args.recipe)
+    trials = tables(settings)
+    exact = encoded(settings, trials, "float32")
+    ways: dict[str, Frames] = {"float32": exact}
+    ways["float16"] = {name: (as_float16(frames), counts) for name, (frames, counts) in exact.items()}
+    ways["int8"] = {
+        name: (as_int8(frames, shard=settings.extract.shard), counts) for name, (frames, counts) in exact.items()
+    }
+    half = encoded(settings, trials, "bfloat16")
+    ways["bfloat16"] = {name: (as_float16(frames), counts) for name, (frames, counts) in half.items()}
+    for way, frames in ways.items():
+        told = []
+        for k, layer in enumerate(settings.extract.layers):
+            wrong = sum(float((frames[n][0][:, k] - exact[n][0][:, k]).square().sum()) for n in exact)
+            told.append(
+                f"{layer}: {100 * (wrong / sum(float(f[:, k].square().sum()) for f, _ in exact.values())) ** 0.5:.3f} %"
+            )
+        print(f"{way:8} error of layer {', '.join(told)}")
+    found = {
+        way: [eers(settings, trials, frames, backend, seed) for backend in args.backends for seed in args.seeds]
+        for way, frames in ways.items()
+    }
+    print(f"\n{'EER in percent':40}" + "".join(f"{way:>10}" for way in ways))
+    for i, cells_of in enumerate(found["float32"]):
+        for name in cells_of:
+            seed = args.seeds[i % len(args.seeds)]
+            print(f"{name + f', seed {seed}':40}" + "".join(f"{found[way][i][name]:10.2f}" for way in ways))
+    table = {way: np.array([list(one.values()) for one in rows]) for way, rows in found.items()}
+    print(f"{'mean':40}" + "".join(f"{values.mean():10.2f}" for values in table.values()))
+    print(
+        f"{'mean difference from float32':40}"
+        + "".join(f"{np.abs(v - table['float32']).mean():10.2f}" for v in table.values())
+    )
     if len(args.seeds) > 1:
-        print(f"seeds of one system differ by {cells[0].std(axis=1, ddof=1).mean():.2f} points (standard deviation)")
+        by_seed = table["float32"].reshape(len(args.backends), len(args.seeds), -1)
+        print(f"standard deviation over seeds, float32, mean of all: {by_seed.std(axis=1, ddof=1).mean():.2f} points")
 
 
 if __name__ == "__main__":

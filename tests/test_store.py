@@ -195,3 +195,31 @@ def test_two_extractions_on_one_store_exclude_each_other(tmp_path: Path) -> None
         pass
     with Store.locked(path):
         pass
+
+
+@given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-6, 4))
+def test_int8_of_what_int8_gives_back_is_the_same_bytes(seed: int, exponent: int) -> None:
+    """So that an exported set comes back as it was."""
+    frames = (np.random.default_rng(seed).normal(size=(3, 5, 4)) * 10.0**exponent).astype(np.float16)
+    steps, scales = store.quantised(frames)
+    again, same = store.quantised((steps * scales).astype(np.float16))
+    np.testing.assert_array_equal(again, steps)
+    np.testing.assert_array_equal(same, scales)
+
+
+def test_a_channel_of_zeros_is_zeros_in_int8() -> None:
+    frames = np.zeros((2, 3, 2), np.float16)
+    frames[1, 2, 1] = -3
+    steps, scales = store.quantised(frames)
+    np.testing.assert_array_equal(steps * scales, frames)
+    assert scales.tolist() == [0, np.float32(3) / np.float32(127)]
+
+
+def test_holes_of_int8_are_nan(tmp_path: Path) -> None:
+    target = Store.create(tmp_path, "dev", dataclasses.replace(SPEC, encoder={**SPEC.encoder, "storage": "int8"}))
+    target.add_arrays(CLEAN, LAYERS)
+    target.write(CLEAN, 1, *blocks(SPEC, 1))
+    group = zarr.open_group(target.path, mode="r")
+    values = group["clean/layer_01"][:] * np.repeat(group["clean/scale_01"][:], SPEC.shard, axis=0)[:10, None]
+    assert np.isnan(values[[0, 1, 2, 3, 8, 9]]).all()
+    assert np.isfinite(values[4:8]).all()
