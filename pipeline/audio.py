@@ -88,7 +88,10 @@ def read(path: Path, *, content: str | None = None) -> Audio:
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the corpus root and the path column")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not data:
         raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
     return data

@@ -272,7 +272,7 @@ def _attributes(file: Path, source: Any, store: Store, view: str) -> dict[str, A
         raise InputError(f"{file}: expected the attributes of {view} as JSON, got {found!r}") from None
     if there not in ({}, told):
         raise InputError(
-            f"{file}: expected {view} as the store has it, {there}, got {told}; export it again from a store of the same"
+            f"{file}: expected {view} as {store.path} has it, {there}, got {told}; move that store away, or export anew"
         )
     return told
 

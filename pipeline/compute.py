@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.contracts import Tap
-from pipeline.errors import InputError, listing
+from pipeline.errors import HopelessError, InputError, listing
 from pipeline.store import FLOAT16_MAX, Block
 from pipeline.windows import Windows
 from pipeline.xlsr import Encoder
@@ -40,9 +41,9 @@ class BatchSize:
             self.now *= 2
 
     def did_not_fit(self, count: int) -> None:
-        """Take fewer than `count` from now on. Raises InputError where not even one fits."""
+        """Take fewer than `count` from now on. Raises HopelessError where not even one fits."""
         if count == 1:
-            raise InputError(
+            raise HopelessError(
                 "not even one utterance fits into the memory of the device; take a shorter window "
                 "(extract.window.samples), lower layers (extract.layers), or another device (extract.device)"
             )
@@ -60,7 +61,7 @@ class Features:
         self._layers = layers
         self._frames: dict[Tap, Tensor] = {}
         self._pooled: dict[Tap, Tensor] = {}
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copies = _copies(device) if device.type == "cuda" else None
         self._peaks = torch.empty(len(layers), len(names), pin_memory=self._copies is not None)
         self._n_frames = torch.empty(len(names), dtype=torch.int64)
 
@@ -68,6 +69,7 @@ class Features:
         """Take over a batch: tap -> (B, T, D), and (B,) on the CPU."""
         self._n_frames[rows] = n_frames
         if self._copies is not None:
+            n_frames = n_frames.pin_memory().to(self._copies.device, non_blocking=True)
             self._copies.wait_stream(torch.cuda.current_stream(self._copies.device))
             for frames in taps.values():
                 frames.record_stream(self._copies)  # the encoder must not have the memory before it is copied
@@ -76,7 +78,7 @@ class Features:
                 frames = taps[layer]
                 stored = frames if self._copies is None else frames.half()  # half as many bytes to copy
                 self._room(self._frames, layer, frames, torch.float16)[rows].copy_(stored, non_blocking=True)
-                pooled = pool(frames, n_frames.to(frames.device))
+                pooled = pool(frames, n_frames)
                 self._room(self._pooled, layer, pooled, torch.float32)[rows].copy_(pooled, non_blocking=True)
                 self._peaks[i, rows].copy_(frames.abs().amax(dim=(1, 2)), non_blocking=True)
 
@@ -98,6 +100,12 @@ class Features:
         return frames, pooled, self._n_frames.numpy()
 
 
+@functools.cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a GPU that copies beside the encoder: always the same, as each keeps memory of its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def compute(
     model: Encoder,
     windows: Callable[[slice], Windows],
@@ -113,7 +121,7 @@ def compute(
         windows: gives some of the n windows. names: the n utterances, for messages.
         batch: how many at once; adapted to what fits. advance: told how many more are done.
 
-    Raises InputError as `windows` does, and where not even one utterance fits into memory.
+    Raises InputError as `windows` does, HopelessError where not even one utterance fits into memory.
     """
     device = next(model.parameters()).device
     found = Features(names, layers, device)
@@ -121,6 +129,8 @@ def compute(
     while done < len(names):
         rows = slice(done, min(done + batch.now, len(names)))
         samples, valid = (torch.from_numpy(array) for array in windows(rows))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # what went before says nothing of this batch
         try:
             found.fill(rows, *model(samples.to(device), valid))  # counts stay here: asking the GPU would wait for it
         except torch.OutOfMemoryError:

@@ -15,8 +15,12 @@ class InputError(Exception):
     """Something the user gave is wrong; the message is all that the user needs to mend it."""
 
 
-class UnreachableError(InputError):
-    """An object store that does not answer, or not to us: nothing can go on."""
+class HopelessError(InputError):
+    """What is wrong with one part of the work, and would be with every other: nothing can go on."""
+
+
+class UnreachableError(HopelessError):
+    """An object store that does not answer, or not to us."""
 
 
 def listing(problems: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ never augmented.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from pipeline.units import MakeEncoder, Unit
 from pipeline.windows import Clip, clip_of
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk for markers, receipts and everybody else
+
+SAY_S = 60  # between two lines about progress where there is no terminal
 
 VERSION_KEY = "views_version"  # in the attributes of an augmented view's group, and in receipts that have one
 
@@ -140,6 +144,8 @@ def extract(
         free = shutil.disk_usage(root).free if is_local(root) else None
         say(describe(target, todo, names, layers, free=free))
         check_disk(target, todo, free=free)
+        if todo:
+            target.sweep()
         for name in names:
             target.add_arrays(name, layers, attributes=_attributes(name))
         if todo:
@@ -163,7 +169,7 @@ def _make(
 
     taps = tuple(layer for layer in params.layers if any(layer in unit.layers for unit in todo))
     total = sum(len(target.spec.rows(unit.shard)) for unit in todo)
-    with tqdm(total=total, unit="utt", disable=None) as bar:
+    with _Progress(total) as bar:
         if params.engine == "dask":
             from pipeline import cluster
 
@@ -176,6 +182,33 @@ def _make(
             f"{len(problems)} of {len(todo)} units cannot be made, the others are complete; mend what is wrong with "
             f"these and run the same command again:\n{listing(problems)}"
         )
+
+
+class _Progress:
+    """A bar in a terminal; elsewhere, as in the log of a cluster's job, a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, unit="utt", disable=None)
+        self._total = total
+        self._done = 0
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def update(self, count: int) -> None:
+        """So many more are done."""
+        self._bar.update(count)
+        self._done += count
+        now = time.monotonic()
+        if self._bar.disable and now - self._said >= SAY_S:
+            self._said = now
+            rate = self._done / (now - self._began)
+            left = timedelta(seconds=round((self._total - self._done) / rate))
+            print(f"{self._done} of {self._total} utterances, {rate:.1f} a second, {left} left", flush=True)  # noqa: T201
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
 
 def check_versions(target: Store, names: Sequence[str]) -> None:

@@ -26,8 +26,10 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
     """Write bytes beside their place, flush them to the disk, rename them there; folders are made.
+
+    own: part of the name beside, where others may write the same file at the same time.
 
     Raises UnreachableError where an object store does not take them, OSError where a disk does not.
     """
@@ -35,8 +37,8 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         with _reaching(path):
             path.write_bytes(bytes(data))
         return
-    # A fixed name: what a killed run leaves behind is overwritten by the next.
-    beside = path.with_name(path.name + ".part")
+    # Else a fixed name: what a killed run leaves behind is overwritten by the next.
+    beside = path.with_name(f"{path.name}{own and '.'}{own}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:

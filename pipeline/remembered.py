@@ -20,29 +20,44 @@ from pipeline.files import read_json, write_text
 SETTLED_S = 2.0  # the coarsest times of a file system in use
 MOST = 100  # checksums that are kept
 
+# Of each file: path as given, path without links, size, inode, times of the last change of content and of any kind (ns)
+Facts = Sequence[tuple[str, str, int, int, int, int]]
 
-def checksum(files: Sequence[Path], *, by: str, compute: Callable[[], str]) -> str:
-    """What `compute` gives, or gave, for these files as they are.
+
+def facts(files: Sequence[Path]) -> Facts:
+    """What is known of files, to be asked before they are read. Empty for none, and where one is not there."""
+    try:
+        return [_facts(file) for file in files]
+    except OSError:
+        return []
+
+
+def checksum(before: Facts, *, by: str, compute: Callable[[], str]) -> str:
+    """What `compute` gives, or gave, for what was read of some files.
 
     Args:
-        files: all that the checksum depends on; none of them: nothing is remembered. by: how it is computed.
+        before: of all that the checksum depends on, from before it was read; nothing is remembered of no files, or
+            where they have changed since. by: how it is computed.
     """
-    facts = [_facts(file) for file in files]
-    if not facts or any(abs(time.time() - when / 1e9) < SETTLED_S or when > time.time_ns() for *_, when in facts):
+    if not before or any(abs(time.time() - when / 1e9) < SETTLED_S or when > time.time_ns() for *_, when in before):
         return compute()
-    key = hashlib.sha256(json.dumps([by, facts]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([by, before]).encode()).hexdigest()
     known = _known()
-    if key not in known:
-        known = dict(list(known.items())[-MOST + 1 :]) | {key: compute()}
+    same = facts([Path(place) for place, *_ in before]) == before
+    if not same or key not in known:
+        found = compute()
+        if not same or facts([Path(place) for place, *_ in before]) != before:
+            return found
+        known = dict(list(known.items())[-MOST + 1 :]) | {key: found}
         with contextlib.suppress(OSError):  # a home that may not be written to: computed again next time
             write_text(_place(), json.dumps(known, indent=1) + "\n")
     return known[key]
 
 
-def _facts(file: Path) -> tuple[str, int, int, int, int]:
-    """Path, size, inode, and the times of the last change of content and of any kind in nanoseconds."""
-    found = file.resolve().stat()
-    return str(file.resolve()), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+def _facts(file: Path) -> tuple[str, str, int, int, int, int]:
+    place = file.resolve()
+    found = place.stat()
+    return str(file.absolute()), str(place), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _known() -> dict[str, str]:

@@ -22,7 +22,9 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -219,6 +221,8 @@ class Store:
         with file as lock:  # released by the kernel, however we end
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not place.exists() or not os.path.samestat(os.fstat(lock.fileno()), place.stat()):
+                    raise BlockingIOError  # it went with its store, by `cache gc`, since we opened it
             except BlockingIOError:
                 raise InputError(f"{path}: another extraction is writing this store; wait for it or stop it") from None
             yield
@@ -281,6 +285,14 @@ class Store:
         """Write those files that are missing, or hold anything else."""
         there = read_files([self.path / name for name in files])
         _write_tree(self.path, {name: data for name, data in files.items() if there.get(self.path / name) != data})
+
+    def sweep(self) -> None:
+        """Remove what killed writers left beside their files. For who has the lock alone."""
+        if is_local(self.path):
+            for folder, _, names in os.walk(self.path):
+                for name in names:
+                    if name.endswith(".part"):
+                        Path(folder, name).unlink(missing_ok=True)
 
     def missing(self, view: str, layers: Sequence[Tap], shard: int) -> tuple[Tap, ...]:
         """The layers that a shard does not have yet, by its marker, or no longer, by its files."""
@@ -359,13 +371,33 @@ class Store:
             arrays[f"{view}/{layer_array(layer)}"] = block, sharded
             arrays[f"{view}/{pooled_array(layer)}"] = pooled[layer], sharded
 
+        marker = self._without(view, shard, arrays)
+
         def put(name: str) -> str:
             block, encode = arrays[name]
             return _put(self.shard_path(name, shard), encode(block).data)
 
         with ThreadPoolExecutor(WRITERS) as pool:  # side by side, as each waits for the disk
-            marker = self.marker(view, shard) | dict(zip(arrays, pool.map(put, arrays), strict=True))
-        write_bytes(self._marker_path(view, shard), _marker_bytes(marker | {MARK: fingerprint(marker)}))
+            marker |= dict(zip(arrays, pool.map(put, arrays), strict=True))
+        self._mark(view, shard, marker)
+
+    def _without(self, view: str, shard: int, arrays: dict[str, tuple[Block, Encode]]) -> dict[str, str]:
+        """The marker without what is about to be replaced: killed on the way, it must not stand for a mixture.
+
+        n_frames is taken out of `arrays` where it is there and the same.
+        """
+        marker = self.marker(view, shard)
+        block, encode = arrays["n_frames"]
+        same = marker.get("n_frames") == hashlib.sha256(encode(block).data).hexdigest()
+        if same and is_there(self.shard_path("n_frames", shard)):
+            del arrays["n_frames"]
+        kept = {name: checksum for name, checksum in marker.items() if name not in arrays}
+        if kept != marker:
+            self._mark(view, shard, kept)
+        return kept
+
+    def _mark(self, view: str, shard: int, marker: Mapping[str, str]) -> None:
+        _put(self._marker_path(view, shard), _marker_bytes({**marker, MARK: fingerprint(marker)}))
 
     def _padded(self, n_frames: Block) -> Block:
         """As Zarr stores the last chunk of an unsharded array: in full."""
@@ -521,8 +553,11 @@ def _marker_bytes(marker: Mapping[str, str]) -> bytes:
 
 
 def _put(path: Path, data: bytes | memoryview) -> str:
-    """Write a file whole and give the sha256 of its bytes."""
-    write_bytes(path, data)
+    """Write a file whole and give the sha256 of its bytes.
+
+    By way of a name of its own: a worker that was given up for dead may still be writing the same file.
+    """
+    write_bytes(path, data, own=uuid.uuid4().hex)
     return hashlib.sha256(data).hexdigest()
 
 

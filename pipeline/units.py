@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import windows
 from pipeline.contracts import Card, Tap
-from pipeline.errors import InputError, UnreachableError
+from pipeline.errors import HopelessError, InputError
 from pipeline.params import EncoderParams, ExtractParams
 from pipeline.store import CLEAN, Store
 from pipeline.windows import Clip
@@ -68,8 +68,8 @@ def make(
     Args:
         tasks: units, each with what gives the utterances of its shard. advance: told how many more are computed.
 
-    Raises InputError where a process that augments died or an object store is out of reach, OSError where the disk is
-    full: then nothing goes on.
+    Raises HopelessError where an object store is out of reach or nothing fits into memory, InputError where a process
+    that augments died, OSError where the disk is full: then nothing goes on.
     """
     from pipeline.compute import BatchSize, compute
 
@@ -98,6 +98,8 @@ def make(
                     names=names,
                     advance=advance,
                 )
+            except HopelessError:
+                raise
             except InputError as error:
                 problems.append(_problem(unit, error))
                 continue
@@ -130,7 +132,7 @@ class _Behind:
         (unit, future), self._last = self._last, None
         try:
             future.result()
-        except UnreachableError:
+        except HopelessError:
             raise
         except InputError as error:
             self.problems.append(_problem(unit, error))

@@ -11,7 +11,7 @@ encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -82,15 +82,15 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
 
     Raises InputError for a source that cannot be loaded or lacks weights of the encoder.
     """
-    files: list[Path] = []
+    before = remembered.facts(_weight_files(params))
     if params.random:
         model = _random(params.random)
     elif Path(params.source).suffix in fairseq.SUFFIXES:
-        model, files = _from_fairseq(Path(params.source)), [Path(params.source)]
+        model = _from_fairseq(Path(params.source))
     else:
-        model, files = _pretrained(params.source, revision=params.revision), _weight_files(params)
+        model = _pretrained(params.source, revision=params.revision)
     model.eval().requires_grad_(False)
-    return model, card_of(model, source=params.source, normalize=params.normalize, files=files)
+    return model, card_of(model, source=params.source, normalize=params.normalize, before=before)
 
 
 def load_deployed(params: EncoderParams, *, weights: Path) -> tuple[Wav2Vec2Model, Card]:
@@ -143,14 +143,18 @@ def write_note(folder: Path, text: str) -> None:
 
 
 def card_of(
-    model: Wav2Vec2Model, *, source: str, normalize: Literal["utterance", "none"], files: Sequence[Path] = ()
+    model: Wav2Vec2Model,
+    *,
+    source: str,
+    normalize: Literal["utterance", "none"],
+    before: remembered.Facts = (),
 ) -> Card:
-    """The card of a model that has all its layers. files: where its weights come from, and unchanged, if anywhere."""
+    """The card of a model that has all its layers. before: of the files that it was read from, before it was."""
     by = f"naming {NAMING}, transformers {transformers.__version__}"
     config = model.config.to_dict()
     return Card(
         source=source,
-        weights_sha256=remembered.checksum(files, by=by, compute=lambda: weights_sha256(model)),
+        weights_sha256=remembered.checksum(before, by=by, compute=lambda: weights_sha256(model)),
         architecture={name: _plain(config[name]) for name in _ARCHITECTURE if name in config},
         normalize=normalize,
     )
@@ -232,14 +236,18 @@ def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
 
 
 def _weight_files(params: EncoderParams) -> list[Path]:
-    """The files that transformers read, in a local folder or its cache of the hub; none where that is not clear."""
+    """The files that weights are read from; of a hub name those in transformers' cache, if they are there already."""
     folder = Path(params.source)
+    if params.random:
+        return []
+    if folder.suffix in fairseq.SUFFIXES:
+        return [folder]
     if not folder.is_dir():
         found = try_to_load_from_cache(params.source, "config.json", revision=params.revision or "main")
         if not isinstance(found, str):
             return []
         folder = Path(found).parent
-    return sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -277,7 +285,9 @@ class Encoder(nn.Module):
             highest = max(int(tap) for tap in taps)
             # transformers needs one layer; with only layer 0 tapped its output is dropped
             model.encoder.layers = model.encoder.layers[: max(highest, 1)]
-        if precision == "bfloat16":  # once, and not by autocast for every batch
+        if precision == "float32":  # on a GPU convolutions take the shorter TF32 unless told not to
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        else:  # once, and not by autocast for every batch
             for part in model.modules():
                 if isinstance(part, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(part):
                     part.bfloat16()
@@ -307,8 +317,8 @@ class Encoder(nn.Module):
 
         Args:
             windows: (B, S) float32 samples at 16 kHz.
-            valid: (B,) int, how many samples of each window are signal; the rest is padding. Best left on the CPU: asking
-                a GPU for it waits for all that it was given before.
+            valid: (B,) int, how many samples of each window are signal; the rest is padding. Best on the CPU: asking a
+                GPU for it waits for all that it was given before.
 
         Returns:
             tap -> (B, T, D) float32, and n_frames (B,), where `valid` is: how many frames of each are signal.
@@ -318,9 +328,11 @@ class Encoder(nn.Module):
         samples = normalized(windows, mask) if self.normalize == "utterance" else windows
         padded = None if whole else mask.long()
         half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
-        with half:
-            output = self.model(samples * mask, attention_mask=padded)
-        caught, self._caught = self._caught, {}
+        try:
+            with half:
+                output = self.model(samples * mask, attention_mask=padded)
+        finally:
+            caught, self._caught = self._caught, {}
         if "final" in self.taps:
             caught["final"] = output.last_hidden_state
         n_frames = self.model._get_feat_extract_output_lengths(valid)

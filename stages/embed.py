@@ -48,7 +48,7 @@ def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> 
     card = runs.card(args.run)
     data = dataset.open_set(receipt, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
     if data.kind != card["kind"]:
-        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; run `dvc repro`")
+        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
     found = embeddings.build(
         folder,
         _shown(scoring.embed(runs.backend(args.run), data), name, len(data)),

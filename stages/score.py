@@ -29,7 +29,7 @@ def main() -> None:
     card = runs.card(args.run)
     data = dataset.open_set(args.features, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
     if data.kind != card["kind"]:
-        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; run `dvc repro`")
+        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
     index = centroids.read(args.index)
     if not index.centroids().same_as(runs.centroids(args.run)):
         raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro flow/index/dvc.yaml`")

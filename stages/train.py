@@ -33,7 +33,7 @@ def main() -> None:
     dev = _opened("dev", args, settings, cell, device=device)
     if train.kind != dev.kind:
         name = settings.train.set
-        raise InputError(f"{name} has features of {train.kind}, dev of {dev.kind}; run `dvc repro extract`")
+        raise InputError(f"{name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
     cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
     labels = dataset.labels(train.trials, cuts)
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")

@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def ask(*files: Path, by: str = "way 1", answer: str = "new") -> str:
-    return remembered.checksum(files, by=by, compute=lambda: answer)
+    return remembered.checksum(remembered.facts(files), by=by, compute=lambda: answer)
 
 
 def test_it_is_computed_once(place: Path, file: Path) -> None:
@@ -84,3 +84,44 @@ def test_the_list_stays_short(place: Path, file: Path, monkeypatch: pytest.Monke
     for i in range(5):
         ask(file, by=str(i), answer=str(i))
     assert list(remembered._known().values()) == ["2", "3", "4"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(place: Path, file: Path) -> None:
+    before = remembered.facts([file])
+    time.sleep(0.02)
+    file.write_text("b")
+    assert remembered.checksum(before, by="way 1", compute=lambda: "of a, or of b") == "of a, or of b"
+    assert ask(file) == "new"
+
+    def change() -> str:
+        time.sleep(0.02)
+        file.write_text("c")
+        return "of b"
+
+    before = remembered.facts([file])
+    assert remembered.checksum(before, by="way 2", compute=change) == "of b"
+    assert ask(file, by="way 2") == "new"
+
+
+def test_what_was_read_before_a_change_is_not_taken_for_what_is_known_since(place: Path, file: Path) -> None:
+    before = remembered.facts([file])
+    time.sleep(0.02)
+    file.write_text("b")
+    ask(file, answer="of b")
+    assert remembered.checksum(before, by="way 1", compute=lambda: "of a") == "of a"
+    assert ask(file) == "of b"
+
+
+def test_a_file_that_is_not_there_is_not_remembered(place: Path, tmp_path: Path) -> None:
+    assert [ask(tmp_path / "none", answer=answer) for answer in "ab"] == ["a", "b"]
+
+
+def test_a_link_that_is_switched_while_it_is_read_is_not_remembered(place: Path, file: Path) -> None:
+    other, link = file.with_name("other"), file.with_name("link")
+    other.write_text("b")
+    link.symlink_to(file)
+    before = remembered.facts([link])
+    link.unlink()
+    link.symlink_to(other)
+    assert remembered.checksum(before, by="way 1", compute=lambda: "of b") == "of b"
+    assert ask(file) == "new"

@@ -1,7 +1,9 @@
 """The store: plain Zarr on disk, equal to zarr-python's bytes, growing by layers, and never quietly wrong."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,81 @@ def test_stores_of_other_specs_and_formats_are_refused(tmp_path: Path) -> None:
         Store.open(tmp_path / "elsewhere.zarr")
 
 
+@pytest.mark.parametrize("shard", [0, -4, 2.5, "4", None])
+def test_a_spec_that_is_none_is_refused(tmp_path: Path, shard: object) -> None:
+    path = filled(tmp_path).path
+    whole = json.loads((path / "zarr.json").read_text())
+    whole["attributes"]["spec"]["shard"] = shard
+    (path / "zarr.json").write_text(json.dumps(whole))
+    with pytest.raises(
+        InputError, match=r"zarr\.json: expected the spec of a feature store, got another; move the store"
+    ):
+        Store.open(path)
+
+
+@pytest.mark.parametrize("mask", [1, 32, 128])
+def test_a_marker_with_any_other_byte_counts_for_nothing(tmp_path: Path, mask: int) -> None:
+    target = filled(tmp_path)
+    path = target.path / "done/clean/00001.json"
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1 :])
+        try:
+            assert target.missing(CLEAN, LAYERS, 1) == LAYERS, i
+            assert target.incomplete(CLEAN, LAYERS) == {1: LAYERS}, i
+        except InputError as error:
+            assert f"{path}: expected a marker, got something that is not JSON; delete it" in str(error)  # noqa: PT017
+    path.write_bytes(whole[:-1])
+    assert target.missing(CLEAN, LAYERS, 1) == LAYERS
+    target.write(CLEAN, 1, *blocks(SPEC, 1))
+    assert path.read_bytes() == whole
+
+
+def test_a_marker_from_before_markers_had_a_checksum_counts(tmp_path: Path) -> None:
+    target = filled(tmp_path)
+    path = target.path / "done/clean/00001.json"
+    older = json.loads(path.read_text())
+    del older["marker"]
+    path.write_text(json.dumps(older, indent=1, sort_keys=True) + "\n")
+    assert target.missing(CLEAN, LAYERS, 1) == ()
+    assert target.digest([CLEAN], LAYERS) == filled(tmp_path / "new").digest([CLEAN], LAYERS)
+
+
+def test_metadata_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
+    target, attributes = filled(tmp_path), {"views_version": 1}
+    target.add_arrays("noise_0", LAYERS, attributes=attributes)
+    before = tree(target.path)
+    files = [name for name in before if name.endswith("zarr.json")]
+    assert len(files) == 3 + 2 * (2 + 4)  # store, n_frames, done; of a view: itself, its markers, its arrays
+    for name in files:
+        (target.path / name).write_bytes(before[name].replace(b'"zarr_format": 3', b'"zarr_format": 2'))
+        assert tree(target.path) != before
+        Store.create(tmp_path, "dev", SPEC)
+        target.add_arrays(CLEAN, LAYERS)
+        target.add_arrays("noise_0", LAYERS, attributes=attributes)
+        assert tree(target.path) == before, name
+    target.add_arrays("noise_0", (2,))
+    assert target.attributes("noise_0") == attributes
+
+
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells no file where it is not the opening of one that fails."""
+    target = filled(tmp_path)
+    before = tree(target.path)
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"No space left on device; make room, .*, and run the same command again"
+    ) as error:
+        target.write(CLEAN, 1, *blocks(SPEC, 1))
+    assert error.value.errno == errno.ENOSPC
+    assert error.value.filename in {str(target.path / name) for name in before}
+    assert {name: data for name, data in tree(target.path).items() if not name.endswith(".part")} == before
+
+
 def test_other_encoders_and_trials_get_other_folders() -> None:
     folders = {
         SPEC.folder("dev"),
@@ -223,3 +300,38 @@ def test_holes_of_int8_are_nan(tmp_path: Path) -> None:
     values = group["clean/layer_01"][:] * np.repeat(group["clean/scale_01"][:], SPEC.shard, axis=0)[:10, None]
     assert np.isnan(values[[0, 1, 2, 3, 8, 9]]).all()
     assert np.isfinite(values[4:8]).all()
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_a_shard_that_is_half_written_again_is_not_complete(
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of it is lost; whoever mends that is killed after the first file: nobody takes it for a shard."""
+    spec = dataclasses.replace(SPEC, encoder={**SPEC.encoder, "storage": storage}) if storage == "int8" else SPEC
+    target = filled(tmp_path, spec)
+    before, digest = tree(target.path), target.digest((CLEAN,), LAYERS)
+    target.shard_path("clean/pooled_01", 1).unlink()
+    assert target.missing(CLEAN, LAYERS, 1) == (1,)
+    features, pooled, n_frames = blocks(spec, 1)
+    whole, written = store.write_bytes, []
+
+    def killed(path: Path, *args: object, **options: object) -> None:
+        if "/c/" in str(path):
+            written.append(path)
+            if len(written) > 1:
+                raise KeyboardInterrupt
+        whole(path, *args, **options)
+
+    monkeypatch.setattr(store, "WRITERS", 1)
+    monkeypatch.setattr(store, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        target.write(CLEAN, 1, {1: features[1] * np.float16(2)}, {1: pooled[1] * 2}, n_frames)
+    monkeypatch.setattr(store, "write_bytes", whole)
+    assert len(written) >= 2
+    target.shard_path("clean/pooled_01", 1).write_bytes(before["clean/pooled_01/c/1/0/0"])  # all files are there again
+    assert target.missing(CLEAN, LAYERS, 1) == (1,)
+    with pytest.raises(InputError, match=r"shard 1 of clean/\w+_01 is missing"):
+        target.digest((CLEAN,), LAYERS)
+    target.write(CLEAN, 1, {1: features[1]}, {1: pooled[1]}, n_frames)
+    assert target.digest((CLEAN,), LAYERS) == digest
+    assert tree(target.path) == before
