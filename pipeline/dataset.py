@@ -22,10 +22,9 @@ from pipeline.reader import Reader
 from pipeline.store import CLEAN, fingerprint, open_receipts
 from pipeline.trials import Trials
 
-# What mends features of two kinds.
-SAME_KIND = (
-    "run `dvc repro extract`, and where it finds nothing to do, write extract.precision out: auto is another one on other "
-    "hardware"
+SAME_KIND = (  # what mends features of two kinds
+    "run `dvc repro extract`, and where it finds nothing to do, write extract.precision out: auto is another one on "
+    "other hardware"
 )
 
 Reads = Literal["pooled", "frames"]

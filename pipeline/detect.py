@@ -5,8 +5,8 @@
     print(system.score("some.wav"))                    # higher means more bona fide
 
 Every step is the one that extraction and scoring take, features of frames are rounded to float16 as the store rounds
-them, and so the scores are those of the flow: the same numbers where batches have the same shape, else within rounding. Of a
-run on features kept in int8, which are rounded shard by shard, the scores are those of features that are not.
+them, and so the scores are those of the flow: the same numbers where batches have the same shape, else within
+rounding. Of a run on features kept in int8, which are rounded shard by shard, they are those of features that are not.
 """
 
 from __future__ import annotations

@@ -139,7 +139,9 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
 def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
     project(tmp_path)
     cache(tmp_path, "eval", encoder="cd")
-    with pytest.raises(InputError, match=r"runs/r: trained on features of \{.*\}, got \{.*\}; run `dvc repro`"):
+    with pytest.raises(
+        InputError, match=r"runs/r: trained on features of \{.*\}, got \{.*\}; run `dvc repro extract`, and"
+    ):
         embed.main(arguments(tmp_path))
 
 
@@ -158,7 +160,7 @@ def test_one_message_and_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stages.embed", *arguments(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == f"error: {tmp_path}/runs/r/run.json: no trained run there; run `dvc repro -f train`\n"
+    assert ended.stderr == f"error: {tmp_path}/runs/r/run.json: no trained run there; run `dvc repro`\n"
 
 
 def test_help_needs_no_torch() -> None:
