@@ -186,7 +186,7 @@ def _need_a_scheduler(address: str) -> None:
 
     try:
         asyncio.run(ask())
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # a TypeError for tls:// without certificates
         raise InputError(
             "extract.scheduler: expected the address of a Dask scheduler that runs (tcp://host:8786), or local:N for N "
             f"workers on this machine, got {address!r}: {error or type(error).__name__}"

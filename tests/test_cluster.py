@@ -300,8 +300,10 @@ def test_an_encoder_that_is_another_one_there_stops_all(
         run(corpus, tmp_path, card, asked(inside.scheduler_address), encoder=recipe(other))
 
 
-def test_a_worker_without_the_file_system_is_told(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+def test_a_worker_without_the_file_system_or_of_other_code_is_told(corpus: Corpus, tmp_path: Path, card: Card) -> None:
     target = Store(tmp_path, specs.spec_of(corpus[1], card, PARAMS))
+    with pytest.raises(InputError, match=r"the worker on .* runs other code than the extraction; restart the workers"):
+        cluster._make(Job(target, make_encoder, (1,), PARAMS, code="another"), Task((), ()), tmp_path)
     with pytest.raises(InputError, match=r"the worker on .* cannot go to .*elsewhere \(No such file or directory\)"):
         cluster._make(Job(target, make_encoder, (1,), PARAMS), Task((), ()), tmp_path / "elsewhere")
 
@@ -318,6 +320,7 @@ def test_a_worker_without_the_file_system_is_told(corpus: Corpus, tmp_path: Path
         ("local:-1", "expected local:N with N workers, such as local:2, got 'local:-1'"),
         ("somewhere", "expected the address of a Dask scheduler that runs (tcp://host:8786), or local:N for N workers"),
         ("foo://x:1", "got 'foo://x:1': unknown address scheme"),
+        ("tls://127.0.0.1:9", "got 'tls://127.0.0.1:9': TLS expects"),
     ],
 )
 def test_an_address_of_nothing_is_refused(
