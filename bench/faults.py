@@ -1,0 +1,135 @@
+"""Faults of extraction and of the feature store through the real commands: a clear refusal, or the same bytes.
+
+    python bench/faults.py [--kills 50] [--seed 0]
+
+Everything of `tests/faults.py`, which says what must come of a fault, on a generated corpus with a tiny random encoder;
+then what needs a file system of its own, which is made where the kernel lets users make one: a disk that is really
+full, and folders that are really read-only; then extractions killed at random calls and at random moments. Every
+command is a process, as in dvc.yaml. One line a fault: what came of it. Ends with exit code 1 where anything was
+neither refused nor as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import faults
+from tests.faults import CACHE, EXTRACT, VERIFY, Ended, Fault, Made, Project, Undisturbed
+
+WIDTH = 250  # of what a line shows of an outcome
+
+
+def run(folder: Path, words: str, hook: str = "") -> Ended:
+    """Run a command line in a process of its own."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if hook:
+        place = folder.with_name("hook") / "sitecustomize.py"  # which Python imports before anything else
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(hook)
+        env["PYTHONPATH"] = str(place.parent)
+    done = subprocess.run(shlex.split(words), cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return Ended(done.returncode, done.stdout + done.stderr)
+
+
+# ---------------------------------------------------------------- with a file system of its own
+
+FILL = """
+        try:
+            with open("data/cache/filler", "wb", 0) as filler:
+                while filler.write(bytes(2**12)):
+                    pass
+        except OSError:
+            pass"""
+TMPFS = f"-t tmpfs -o size=80m none {CACHE}"  # extraction asks for 64 MiB to spare
+READ_ONLY = f"--bind {CACHE} {CACHE} && mount -o remount,bind,ro {CACHE}"
+
+
+def mounted(mount: str, words: str, *, then: str = "true") -> str:
+    """A command line that runs another one where something is mounted that nobody else sees."""
+    script = f"mkdir -p {CACHE} && mount {mount} && {words}; code=$?; {then}; exit $code"
+    return f"unshare --user --map-root-user --mount sh -c {shlex.quote(script)}"
+
+
+def may_mount() -> bool:
+    """Whether this machine lets us."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(Path(folder), mounted(TMPFS, "true")).code == run(Path(folder), mounted(READ_ONLY, "true")).code == 0
+
+
+def full(good: Undisturbed, project: Project, rng: np.random.Generator) -> Made:
+    """A disk that somebody else fills while extraction writes."""
+    project.blank()
+    at = int(rng.choice(faults.calls_of(good, "/c/")[:-1]))
+    kept = mounted(TMPFS, EXTRACT, then=f"rm {CACHE}/filler; cp -a {CACHE} kept")
+    ended = project.run(kept, faults.hook(at, FILL))
+    shutil.rmtree(project.folder / CACHE)
+    (project.folder / "kept").rename(project.folder / CACHE)
+    return Made(project.store, [ended])
+
+
+def read_only(*, todo: bool) -> faults.Make:
+    """A folder of stores that may not be written; todo: and should be."""
+
+    def make(_good: Undisturbed, project: Project, _rng: np.random.Generator) -> Made:
+        if todo:
+            (project.folder / project.store / "done/clean/00001.json").unlink()
+        elif (ended := project.run(mounted(READ_ONLY, VERIFY))).code:
+            raise RuntimeError(ended.said)
+        return Made(project.store, [project.run(mounted(READ_ONLY, EXTRACT))])
+
+    return make
+
+
+MOUNTED = (
+    Fault("a disk that is full", full, heals=True),
+    Fault("a read-only folder, a shard to extract", read_only(todo=True), heals=True),
+    Fault("a read-only folder, all extracted", read_only(todo=False), heals=True),
+)
+
+
+def kills(count: int) -> list[Fault]:
+    """Extractions killed at random calls and, every other one, at random moments."""
+    return [
+        Fault(f"kill {i + 1}, at some moment", faults.killed_by_the_clock, heals=True)
+        if i % 2
+        else Fault(f"kill {i + 1}, at a call", faults.killed(""), heals=True)
+        for i in range(count)
+    ]
+
+
+def main() -> None:
+    """Parse, make every fault, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="extractions to kill")
+    parser.add_argument("--seed", type=int, default=0, help="of which bytes flip, and when what happens")
+    args = parser.parse_args()
+    start, neither = time.perf_counter(), 0
+    every = [*faults.FAULTS, *(MOUNTED if may_mount() else ()), *kills(args.kills)]
+    with tempfile.TemporaryDirectory() as folder:
+        good = {kind: Undisturbed(Path(folder, kind, "project"), run, storage=kind) for kind in ("float16", "int8")}
+        for fault in every:
+            place = Path(folder, "fault")
+            outcome = faults.judge(fault, good[fault.storage], place, seed=args.seed)
+            neither += bool(outcome.wrong)
+            said = str(outcome).replace(folder, "")
+            print(f"{fault.name:52} {said if outcome.wrong else said[:WIDTH]}", flush=True)
+            shutil.rmtree(place)
+    if not set(MOUNTED) <= set(every):
+        print("left out, as users may mount nothing here: " + "; ".join(fault.name for fault in MOUNTED))
+    print(f"{len(every)} faults, {neither} neither refused nor without a trace, {time.perf_counter() - start:.0f} s")
+    raise SystemExit(1 if neither else 0)
+
+
+if __name__ == "__main__":
+    main()
