@@ -51,7 +51,7 @@ def write_params(path: Path, **evaluate: object) -> None:
     """The default parameters with another section `evaluate`, and a set of ASVspoof 5."""
     settings = YAML(typ="safe").load(ROOT / "params.yaml")
     settings["sets"]["five"] = settings["sets"]["eval"] | {"corpus": "asvspoof5"}
-    settings["evaluate"] = {"sets": ["eval", "five"], "bootstrap": 50, "asv": {}} | evaluate
+    settings["evaluate"] = {"sets": ["eval", "five"], "finetuned": [], "bootstrap": 50, "asv": {}} | evaluate
     YAML(typ="safe").dump(settings, path)
 
 

@@ -159,6 +159,13 @@ def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> 
         ("  finetuned: []", "  finetuned: [a, b]", r":{line}: evaluate\.finetuned: .*at most 1 item.*got \['a', 'b'\]"),
         ("  finetuned: []", "  finetuned: [a-b]", r":{line}: evaluate\.finetuned\.0: .*got 'a-b'"),
         ("  finetuned: []", "  # finetuned: []", r"evaluate\.finetuned: missing"),
+        ("  engine: local", "  engine: dask", r":\d+: extract: expected a scheduler with engine: dask, and only then"),
+        (
+            "  engine: local",
+            "  engine: local\n  scheduler: local:2",
+            r":\d+: extract: expected a scheduler with engine: dask, and only then",
+        ),
+        ("  engine: local", "  engine: ray", r":{line}: extract\.engine: expected 'local' or 'dask', got 'ray'"),
         ("train:", "train: [", r":\d+: not valid YAML"),
         (
             "  normalize: utterance",
@@ -190,6 +197,18 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: 
     with pytest.raises(InputError, match=message.replace("{line}", str(at + 1))) as error:
         params.load(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_workers_must_be_told_the_precision(tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text().replace("  engine: local ", "  engine: dask\n  scheduler: local:2 ", 1)
+    path.write_text(text.replace("\n  precision: float32 ", f"\n  precision: {precision} ", 1))
+    if precision == "float32":
+        assert params.load(path).extract.scheduler == "local:2"
+        return
+    with pytest.raises(InputError, match=r"extract: expected precision: float32 or bfloat16 with engine: dask"):
+        params.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
