@@ -14,6 +14,7 @@ package comes with this project: see docs/cluster.md. Run it in the project's fo
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import signal
@@ -46,6 +47,7 @@ def _here(args: argparse.Namespace) -> dict[str, Any]:
         "dashboard_address": "127.0.0.1:0",
         "threads_per_worker": THREADS[args.kind],
         "memory_limit": 0,
+        "silence_logs": logging.ERROR,
     }
 
 
