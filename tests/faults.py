@@ -201,12 +201,12 @@ KILL_HALFWAY = """
                 event("halfway through " + os.path.relpath(self.file.name))
                 os.kill(os.getpid(), signal.SIGKILL)
         real = io.open
-        io.open = lambda file, mode, *how: (Half if "{what}" in str(file) else lambda it: it)(real(file, mode, *how))"""
+        io.open = lambda file, *how: (Half if "{what}" in str(file) else lambda it: it)(real(file, *how))"""
 NO_SPACE = 'raise OSError(errno.ENOSPC, "No space left on device")'  # as fsync does where writing only reserves
 # as the kernel says it, to everything that is written from now on
-FULL = 'real = io.open; io.open = lambda file, mode, *how: real("/dev/full" if "w" in mode else file, mode, *how)'
+FULL = 'real = io.open; io.open = lambda file, mode="r", *how: real("/dev/full" if "w" in mode else file, mode, *how)'
 READ_ONLY = """
-        def denied(file, mode, *how, real=io.open):
+        def denied(file, mode="r", *how, real=io.open):
             if "w" in mode:
                 raise OSError(errno.EROFS, "Read-only file system", str(file))
             return real(file, mode, *how)
@@ -239,13 +239,14 @@ class Fault:
     """Something that happens to a store.
 
     make: does it to a copy of an undisturbed project. storage: of that project. heals: the next extraction has to make
-    it good, and may not refuse it.
+    it good, and may not refuse it. refused: who has to refuse it, whatever the numbers are.
     """
 
     name: str
     make: Make
     storage: str = "float16"
     heals: bool = False
+    refused: tuple[str, ...] = ()
 
 
 KINDS = {
@@ -483,9 +484,15 @@ STAGES = {
 
 TOLD = ("zarr.json of the store", "zarr.json of a view")  # of which version the rest is, only they tell
 
+READERS = ("reading", "verify")
+
 DAMAGE = (
     *(Fault(f"a flipped byte, {kind}", flipped(kind)) for kind in SMALL),
-    *(Fault(f"a flipped byte, {kind}, {within}", flipped(kind, within)) for kind in SHARDS[:2] for within in PARTS),
+    *(
+        Fault(f"a flipped byte, {kind}, {within}", flipped(kind, within), refused=READERS)
+        for kind in SHARDS[:2]
+        for within in PARTS
+    ),
     Fault("a flipped byte, shard of scales", flipped("shard of scales"), storage="int8"),
     *(
         Fault(f"{how}, {kind}", resized(kind, size))
@@ -494,8 +501,8 @@ DAMAGE = (
     ),
     Fault("cut off, shard of scales", resized("shard of scales", SIZES["cut off"]), storage="int8"),
     *(Fault(f"deleted, {kind}", deleted(kind)) for kind in TOLD),
-    Fault("a store of an older format", of_format("zarr.json of the store", -1)),
-    Fault("a store of a newer format", of_format("zarr.json of the store", 1)),
+    Fault("a store of an older format", of_format("zarr.json of the store", -1), refused=(*READERS, "extraction")),
+    Fault("a store of a newer format", of_format("zarr.json of the store", 1), refused=(*READERS, "extraction")),
     Fault("other audio, a shard to extract", other_audio(todo=True)),
 )
 LOSSES = (
@@ -505,9 +512,9 @@ LOSSES = (
     Fault("data without markers", without("done"), heals=True),
     Fault("a view deleted", without(VIEW), heals=True),
     Fault("everything deleted", without("*/"), heals=True),
-    Fault("a receipt of an older format", of_format("receipt", -1), heals=True),
-    Fault("a receipt of a newer format", of_format("receipt", 1), heals=True),
-    Fault("a receipt of other bytes", stale, heals=True),
+    Fault("a receipt of an older format", of_format("receipt", -1), heals=True, refused=READERS),
+    Fault("a receipt of a newer format", of_format("receipt", 1), heals=True, refused=READERS),
+    Fault("a receipt of other bytes", stale, heals=True, refused=READERS),
     Fault("all times long ago", at_time(0), heals=True),
     Fault("all times in the future", at_time(4e9), heals=True),
     Fault("other audio, all extracted", other_audio(todo=False), heals=True),
@@ -571,13 +578,13 @@ REMEDY = r"`dvc repro|run the same command again|move it away|wait for it|run fr
 
 def flaw_of(ended: Ended, made: Made) -> str | None:
     """What a refusal lacks."""
-    errors = re.findall("^error: ", ended.said, flags=re.MULTILINE)
-    if ended.code != 2 or len(errors) != 1 or "Traceback" in ended.said:
-        return f"exit code {ended.code}, {len(errors)} messages"
+    _, *messages = re.split("^error: ", ended.said, flags=re.MULTILINE)
+    if ended.code != 2 or len(messages) != 1 or "Traceback" in ended.said:
+        return f"exit code {ended.code}, {len(messages)} messages"
     near = [] if "/c/" in str(made.where) else [CACHE, RECEIPT.parent]  # of a shard file nothing less than its name
-    if not any(str(path) in ended.said for path in [made.where, *near]):
+    if not any(str(path) in messages[0] for path in [made.where, *near]):
         return f"{made.where} is not named"
-    return None if re.search(REMEDY, ended.said) else "it does not say how to mend it"
+    return None if re.search(REMEDY, messages[0]) else "it does not say how to mend it"
 
 
 def judge(fault: Fault, good: Undisturbed, folder: Path, *, seed: int) -> Outcome:
@@ -586,7 +593,7 @@ def judge(fault: Fault, good: Undisturbed, folder: Path, *, seed: int) -> Outcom
     made = fault.make(good, project, np.random.default_rng((seed, zlib.crc32(fault.name.encode()))))
     outcome = Outcome(made.note)
     for ended in made.said:
-        outcome.refused("the extraction", ended, made, must=True)
+        outcome.refused("the command itself", ended, made, must=True)
     outcome.refused("reading", read(project, good), made)
     outcome.refused("verify", project.run(VERIFY), made)
     again = project.copy(folder / "again")
@@ -594,7 +601,8 @@ def judge(fault: Fault, good: Undisturbed, folder: Path, *, seed: int) -> Outcom
     outcome.identical = ended.code == 0 and again.files() == good.good
     if fault.heals and not outcome.identical:
         outcome.wrong.append(f"another extraction does not make it good: {ended.said.strip()}")
-    outcome.refused("another extraction", ended, made)
+    outcome.refused("extraction", ended, made)
+    outcome.wrong += [f"{who}: expected a refusal, got none" for who in fault.refused if who not in outcome.refusals]
     if ended.code == 0 and not outcome.identical:
         outcome.refused("verify after another extraction", again.run(VERIFY), made, must=True)
     if outcome.identical and (after := read(again, good)).code:
