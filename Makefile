@@ -23,8 +23,9 @@ test: $(VENV)/installed-$(EXTRA)-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@# two processes of one thread each: what tests compute is too small for threads of its own
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@# two processes of one thread each: what tests compute is too small for threads of its own; files by name, as the
+	@# longest would come last where they are sorted by their number of tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
