@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import files
-from pipeline.contracts import member
+from pipeline.core import files
+from pipeline.core.members import member
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backends.md"
@@ -63,7 +63,7 @@ class Counts:
 
 def names() -> list[str]:
     """All backends."""
-    return sorted(path.stem for path in (ROOT / "pipeline" / "backends").glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in (ROOT / "pipeline" / "backends").glob("[!_]*.py"))
 
 
 def make(name: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import params
+from pipeline.core import params_file
 
 # Utterances of the official keys, by corpus and split
 UTTERANCES = {
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--tflops", type=float, default=10.0, help="sustained rate of the GPU (default 10)")
     args = parser.parse_args()
-    settings = params.load(args.recipe)
+    settings = params_file.load(args.recipe)
     taps, samples = settings.extract.layers, settings.extract.window.samples
     highest = max(LAYERS if tap == "final" else tap for tap in taps)
     t = frames(samples)[-1]

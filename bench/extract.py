@@ -30,26 +30,30 @@ import numpy as np
 import torch
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
-from pipeline import extract, prepare, specs, trials, windows, xlsr
-from pipeline.contracts import Card, Tap
+from pipeline.audio import inspection, loader
+from pipeline.audio.loader import Windows
+from pipeline.core import trial_table
+from pipeline.core.contracts import Tap
+from pipeline.core.devices import device_of
+from pipeline.core.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
 from pipeline.corpora import manifest
-from pipeline.devices import device_of
-from pipeline.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
-from pipeline.windows import Windows
+from pipeline.encoder import models, xlsr
+from pipeline.encoder.cards import Card
+from pipeline.extraction import identity, planning
 
 WINDOW = WindowParams(samples=64_600, pad="repeat")
 TODAY = 8  # utterances at most of the slow way
 
 
-def first(table: trials.Trials, count: int) -> trials.Trials:
+def first(table: trial_table.Trials, count: int) -> trial_table.Trials:
     """The first trials of a table."""
-    return trials.Trials(**{name: column[:count] for name, column in vars(table).items()})
+    return trial_table.Trials(**{name: column[:count] for name, column in vars(table).items()})
 
 
 def encoder(layers: int) -> tuple[Wav2Vec2Model, Card]:
     """XLSR-300M's structure, or its first layers."""
     sizes = RandomEncoder(layers=layers, width=1024, heads=16, feedforward=4096, conv_channels=512, seed=0)
-    return xlsr.load(EncoderParams(source="random", random=sizes, normalize="utterance"))
+    return models.load(EncoderParams(source="random", random=sizes, normalize="utterance"))
 
 
 def bare(model: xlsr.Encoder, loaded: Windows, batch: int) -> None:
@@ -62,10 +66,10 @@ def bare(model: xlsr.Encoder, loaded: Windows, batch: int) -> None:
 
 
 @torch.inference_mode()
-def today(model: Wav2Vec2Model, clips: list[windows.Clip], folder: Path, device: torch.device) -> None:
+def today(model: Wav2Vec2Model, clips: list[loader.Clip], folder: Path, device: torch.device) -> None:
     """(c)"""
     for clip in clips:
-        samples, _ = windows.load_window(clip, view="clean", window=WINDOW)
+        samples, _ = loader.load_window(clip, view="clean", window=WINDOW)
         given = torch.from_numpy(samples)[None].to(device)
         normal = xlsr.normalized(given, torch.ones_like(given, dtype=torch.bool))
         states = model(normal, output_hidden_states=True).hidden_states
@@ -95,7 +99,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     table = manifest.trials(args.root, args.manifest, args.split)
-    table = first(prepare.with_contents(table, args.root), args.utterances)
+    table = first(inspection.with_contents(table, args.root), args.utterances)
     params = ExtractParams(
         layers=tuple(args.layers),
         views=tuple(args.views),
@@ -105,7 +109,7 @@ def main() -> None:
         device=args.device,
         precision=args.precision,
     )
-    device, precision = device_of(args.device, key="--device"), specs.precision_of(params)
+    device, precision = device_of(args.device, key="--device"), identity.precision_of(params)
     made, card = encoder(max(args.layers))  # what lies above is cut off by any of (a) and (b)
 
     def make(taps: tuple[Tap, ...]) -> xlsr.Encoder:
@@ -113,16 +117,16 @@ def main() -> None:
 
     model = make(params.layers)
     whole = encoder(24)[0].to(device)
-    clips = [windows.clip_of(table, row, audio_root=args.root) for row in range(len(table))]
-    names = extract.views_of(params)
-    loaded = [windows.load_window(clip, view=name, window=WINDOW) for name in names for clip in clips]
+    clips = [loader.clip_of(table, row, audio_root=args.root) for row in range(len(table))]
+    names = planning.views_of(params)
+    loaded = [loader.load_window(clip, view=name, window=WINDOW) for name in names for clip in clips]
     arrays = np.stack([samples for samples, _ in loaded]), np.array([valid for _, valid in loaded])
     taken: dict[str, list[float]] = {"a": [], "b": [], "c": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def ours() -> None:
-            extract.extract(
+            planning.extract(
                 table,
                 set_name="bench",
                 audio_root=args.root,

@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline import embeddings
+from pipeline.analysis import embedding_index, embeddings, exact_search
 
 T = TypeVar("T")
 Vectors = NDArray[np.float32]
@@ -83,7 +83,7 @@ def peak() -> float:
 
 def build(folder: Path, kind: str, count: int) -> tuple[float, float, float]:
     """Build an index: seconds without drawing, peak GB, the recall of its card."""
-    embeddings.FLAT_UP_TO, embeddings.IVF_UP_TO = LIMITS[kind]
+    embedding_index.FLAT_UP_TO, embedding_index.IVF_UP_TO = LIMITS[kind]
     drawing = 0.0
 
     def batches() -> Iterator[Vectors]:
@@ -98,7 +98,7 @@ def build(folder: Path, kind: str, count: int) -> tuple[float, float, float]:
             yield batch
 
     start = time.perf_counter()
-    found = embeddings.build(folder, batches(), [f"u{i}" for i in range(count)], normalize=True, facts={})
+    found = embedding_index.build(folder, batches(), [f"u{i}" for i in range(count)], normalize=True, facts={})
     seconds = time.perf_counter() - start - drawing
     return seconds, peak(), found.card["recall"]
 
@@ -137,14 +137,14 @@ def by_torch(vectors: torch.Tensor, wanted: torch.Tensor) -> Ids:
 def compare(folder: Path) -> dict[str, list[tuple[float, float]]]:
     """Seconds, of the clock and of the processor, of exact searches that take turns; ends where one finds others."""
     found = embeddings.read(folder)
-    vectors = embeddings.compared(found.vectors, normalize=True)
+    vectors = exact_search.compared(found.vectors, normalize=True)
     raw = queries(COMPARED)
-    wanted = embeddings.compared(raw, normalize=True)
+    wanted = exact_search.compared(raw, normalize=True)
     flat = faiss.IndexFlatL2(WIDTH)
     flat.add(vectors)
     brute = NearestNeighbors(n_neighbors=NEAREST, algorithm="brute").fit(vectors)
     ways: dict[str, Callable[[], Any]] = {
-        "FAISS flat": lambda: embeddings.nearest_ids(flat, wanted, NEAREST),
+        "FAISS flat": lambda: exact_search.nearest_ids(flat, wanted, NEAREST),
         "Embeddings.search": lambda: found.search(raw, NEAREST)[1],
         "torch": lambda: by_torch(torch.from_numpy(vectors), torch.from_numpy(wanted)),
         "scikit-learn": lambda: brute.kneighbors(wanted, return_distance=False),

@@ -30,10 +30,11 @@ import sklearn
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from pipeline import probe
-from pipeline.contracts import Tap
-from pipeline.store import CLEAN, Spec, Store
-from pipeline.trials import Row, from_rows
+from pipeline.analysis import layer_probe
+from pipeline.core.contracts import CLEAN, Tap
+from pipeline.core.trial_table import Row, from_rows
+from pipeline.features.specs import Spec
+from pipeline.features.store import Store
 from stages.layers import Source
 
 T = TypeVar("T")
@@ -96,7 +97,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def measure(layers: int) -> tuple[float, float, float, probe.Findings]:
+def measure(layers: int) -> tuple[float, float, float, layer_probe.Findings]:
     """Probe generated layers: seconds of the clock and of the processor without generating, peak GB, findings."""
     generating = [0.0, 0.0]
 
@@ -109,7 +110,7 @@ def measure(layers: int) -> tuple[float, float, float, probe.Findings]:
 
     labels = {name: classes(name) for name in SIZES}
     start = time.perf_counter(), time.process_time()
-    findings = probe.probe(read, labels, layers=range(layers), evaluation=["eval"])
+    findings = layer_probe.probe(read, labels, layers=range(layers), evaluation=["eval"])
     clock, processor = time.perf_counter() - start[0], time.process_time() - start[1]
     return clock - generating[0], processor - generating[1], peak(), findings
 
@@ -140,24 +141,24 @@ def compare(layer: int) -> str:
     """EERs of the probe's fit, and of a converged one with the same loss, on one layer."""
     labels = {name: classes(name) for name in SIZES}
     start = time.perf_counter()
-    fast = probe.fit(features("train", layer), labels["train"])
+    fast = layer_probe.fit(features("train", layer), labels["train"])
     middle = time.perf_counter()
-    _, z = probe.standardised(probe.flat(features("train", layer)), labels["train"])
+    _, z = layer_probe.standardised(layer_probe.flat(features("train", layer)), labels["train"])
     converged = LogisticRegression(
-        C=1 / (probe.RIDGE * len(z)), class_weight="balanced", solver="newton-cholesky", tol=1e-8, max_iter=100
+        C=1 / (layer_probe.RIDGE * len(z)), class_weight="balanced", solver="newton-cholesky", tol=1e-8, max_iter=100
     ).fit(z.astype(np.float64), labels["train"])
     end = time.perf_counter()
     parts = []
     for name in ("dev", "eval"):
         pooled = features(name, layer)
-        slow = probe.flat(pooled)
+        slow = layer_probe.flat(pooled)
         exact = np.concatenate(
             [
                 fast.standard(slow[i : i + GENERATE]).astype(np.float64) @ converged.coef_[0]
                 for i in range(0, len(slow), GENERATE)
             ]
         )
-        ours, theirs = (probe.eer(s, labels[name]) for s in (fast.scores(pooled)[probe.LOGISTIC], exact))
+        ours, theirs = (layer_probe.eer(s, labels[name]) for s in (fast.scores(pooled)[layer_probe.LOGISTIC], exact))
         noise = 100 * math.sqrt(theirs / 100 * (1 - theirs / 100) / SIZES[name][0])
         parts.append(f"{name} {ours:.3f} % against {theirs:.3f} % converged, standard error {noise:.2f}")
     took = f"{middle - start:.1f} s against {end - middle:.1f} s, generation included"

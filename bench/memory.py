@@ -24,8 +24,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline import audio, extract, prepare, trials
-from pipeline.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.audio import inspection, windowing
+from pipeline.core import trial_table
+from pipeline.core.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.extraction import planning
 
 SAMPLES = 20_000
 ENCODER = EncoderParams(
@@ -43,25 +45,25 @@ PARAMS = ExtractParams(
 )
 
 
-def corpus(root: Path, count: int) -> trials.Trials:
+def corpus(root: Path, count: int) -> trial_table.Trials:
     """Files of noise and their table."""
     rows = []
     for i in range(count):
         noise = np.random.default_rng(i).normal(0, 0.1, SAMPLES).astype(np.float32)
-        soundfile.write(root / f"u{i}.wav", noise, audio.SAMPLE_RATE, subtype="PCM_16")
-        rows.append(trials.Row(f"bench:{i}", f"u{i}", f"u{i}.wav", "spoof" if i % 2 else "bonafide"))
-    return prepare.with_contents(trials.from_rows(rows, source="bench"), root)
+        soundfile.write(root / f"u{i}.wav", noise, windowing.SAMPLE_RATE, subtype="PCM_16")
+        rows.append(trial_table.Row(f"bench:{i}", f"u{i}", f"u{i}.wav", "spoof" if i % 2 else "bonafide"))
+    return inspection.with_contents(trial_table.from_rows(rows, source="bench"), root)
 
 
 def extraction(root: Path) -> dict[str, float]:
     """Extract all of a folder; megabytes before, and at the peak."""
-    from pipeline import xlsr
+    from pipeline.encoder import models, xlsr
 
-    table = trials.read(root / "trials.csv")
-    model, card = xlsr.load(ENCODER)
+    table = trial_table.read(root / "trials.csv")
+    model, card = models.load(ENCODER)
     encoder = xlsr.Encoder(model, taps=(0, 1), normalize="utterance")
     before = _status("VmRSS")
-    receipt = extract.extract(
+    receipt = planning.extract(
         table,
         set_name="bench",
         audio_root=root,
@@ -79,10 +81,10 @@ def training(root: Path) -> dict[str, float]:
     """One epoch over a folder's features by a light backend; megabytes of memory that is no file's."""
     import torch
 
-    from pipeline import dataset, gather
     from pipeline.backends import asp
+    from pipeline.features import dataset, streaming
 
-    table = trials.read(root / "trials.csv")
+    table = trial_table.read(root / "trials.csv")
     opened = dataset.open_set(root / "bench.json", table, root=root / "cache", reads="frames")
     backend = asp.Backend(layers=2, channels=1024, embedding_dim=64, attention_dim=32)
     optimiser = torch.optim.Adam(backend.parameters())
@@ -96,7 +98,7 @@ def training(root: Path) -> dict[str, float]:
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     rows = np.random.default_rng(0).permutation(len(table))
-    for features, n_frames in gather.stream(opened.source, np.array_split(rows, len(rows) // 20)):
+    for features, n_frames in streaming.stream(opened.source, np.array_split(rows, len(rows) // 20)):
         loss = backend(features, n_frames).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -127,7 +129,7 @@ def main() -> None:
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)
-            (root / "trials.csv").write_text(trials.to_csv(corpus(root, count)))
+            (root / "trials.csv").write_text(trial_table.to_csv(corpus(root, count)))
             for what in ("extraction", "training"):
                 command = [sys.executable, __file__, "--do", what, "--root", str(root)]
                 said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

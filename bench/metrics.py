@@ -20,8 +20,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.det import det_points
 from pipeline.metrics.bootstrap import Statistic, intervals, paired
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import equal_rate, official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
 

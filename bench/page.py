@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.det import det_points
-from pipeline.report import curves, leaderboard, page
-from pipeline.report.space import Analysis, Map, Space
+from pipeline.metrics.det import det_points
+from pipeline.report import curves, leaderboard
+from pipeline.report.page import page
+from pipeline.report.page.embedding_space import Analysis, Map, Space
 
 AIM_MB, AIM_MS = 15, 100
 HOVERS = 100

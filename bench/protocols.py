@@ -22,9 +22,9 @@ READ = """
 import resource, sys, time
 import stages
 from pathlib import Path
-from pipeline import contracts
+from pipeline.core import members
 corpus, path, split = sys.argv[1:]
-adapter = contracts.member("corpora", corpus)
+adapter = members.member("corpora", corpus)
 start = time.perf_counter(), time.process_time()
 trials = adapter.trials(Path(), Path(path), split)
 spent = time.perf_counter() - start[0], time.process_time() - start[1]

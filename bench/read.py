@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from train import Case, cached, table
 
-from pipeline import cache
-from pipeline.store import CLEAN
+from pipeline.core.contracts import CLEAN
+from pipeline.extraction import hdf5
 
 BATCH = 64
 Rows = NDArray[np.int64]
@@ -43,7 +43,7 @@ def ways(folder: Path, utterances: int) -> dict[str, Callable[[Rows], Tensor]]:
     """What reads a batch (64, 1, 201, 1024) float16, by name; `FIRST` begins anew with every batch of no rows."""
     opened = cached(Case("asp", utterances, 1, BATCH), folder)
     disk, memory = opened("disk").source, opened("ram").source.tensor  # type: ignore[attr-defined]
-    cache.export(folder / "bench.json", folder / "bench.h5", root=folder, trials=table(utterances))
+    hdf5.export(folder / "bench.json", folder / "bench.h5", root=folder, trials=table(utterances))
     store = next(folder.glob("*/*.zarr"))
     by_zarr = zarr.open_group(store, mode="r")[f"{CLEAN}/layer_01"]
     by_h5py = h5py.File(folder / "bench.h5")[f"{CLEAN}/layer_01"]

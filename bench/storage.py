@@ -20,15 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import cells, centroids, contracts, dataset, fit, params, prepare, scoring, windows, xlsr
-from pipeline.dataset import Dataset
-from pipeline.det import det_points
-from pipeline.devices import Precision
-from pipeline.gather import Held
+from pipeline.audio import inspection, loader
+from pipeline.core import members, params_file
+from pipeline.core.devices import Precision
+from pipeline.core.params import Params
+from pipeline.core.trial_table import Trials
+from pipeline.encoder import models, xlsr
+from pipeline.features import sampling
+from pipeline.features.dataset import Dataset
+from pipeline.features.shard_bytes import quantised
+from pipeline.features.sources import Held
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
-from pipeline.params import Params
-from pipeline.store import quantised
-from pipeline.trials import Trials
+from pipeline.scoring import centroids, scorer
+from pipeline.training import cells, loop
 
 Frames = dict[str, tuple[Tensor, NDArray[np.int32]]]  # set -> (N, L, T, D) float32, n_frames (N,)
 
@@ -37,22 +42,22 @@ def tables(settings: Params) -> dict[str, Trials]:
     """The checked trials of every set."""
     found = {}
     for name, part in settings.sets.items():
-        corpus = contracts.member("corpora", part.corpus)
-        found[name] = prepare.with_contents(corpus.trials(part.folder, Path(part.protocol), part.split), part.folder)
+        corpus = members.member("corpora", part.corpus)
+        found[name] = inspection.with_contents(corpus.trials(part.folder, Path(part.protocol), part.split), part.folder)
     return found
 
 
 def encoded(settings: Params, trials: dict[str, Trials], precision: Precision) -> Frames:
     """Frames of every set as the encoder gives them."""
-    model, card = xlsr.load(settings.encoder)
+    model, card = models.load(settings.encoder)
     encoder = xlsr.Encoder(model, taps=settings.extract.layers, normalize=card.normalize, precision=precision)
     found: Frames = {}
     for name, table in trials.items():
-        clips = [windows.clip_of(table, row, audio_root=settings.sets[name].folder) for row in range(len(table))]
+        clips = [loader.clip_of(table, row, audio_root=settings.sets[name].folder) for row in range(len(table))]
         frames, counts = [], []
         for start in range(0, len(clips), 8):
             loaded = [
-                windows.load_window(clip, view="clean", window=settings.extract.window)
+                loader.load_window(clip, view="clean", window=settings.extract.window)
                 for clip in clips[start : start + 8]
             ]
             taps, n_frames = encoder(
@@ -90,9 +95,9 @@ def eers(settings: Params, trials: dict[str, Trials], frames: Frames, backend: s
         cell = cells.find(
             settings, backend=backend, loss=loss, layers=settings.grid.layers[0], views=settings.grid.views[0]
         )
-        cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
-        labels = dataset.labels(train.trials, cuts)
-        fitted = fit.fit(
+        cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
+        labels = sampling.labels(train.trials, cuts)
+        fitted = loop.fit(
             partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
             partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
             train=train,
@@ -102,7 +107,7 @@ def eers(settings: Params, trials: dict[str, Trials], frames: Frames, backend: s
             seed=seed,
         )
         for name in settings.evaluate.sets:
-            scores = scoring.score_all(fitted.backend, centroids.build(fitted.centroids), data[name]).astype(float)
+            scores = scorer.score_all(fitted.backend, centroids.build(fitted.centroids), data[name]).astype(float)
             bona_fide = data[name].trials.is_bonafide
             error = official_eer(det_points(scores[bona_fide], scores[~bona_fide]))
             found[f"{backend}-{loss} on {name}"] = 100 * error.eer
@@ -116,7 +121,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["asp"], help="that read frames, of the recipe's grid")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
-    settings = params.load(args.recipe)
+    settings = params_file.load(args.recipe)
     trials = tables(settings)
     exact = encoded(settings, trials, "float32")
     ways: dict[str, Frames] = {"float32": exact}

@@ -32,11 +32,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import contracts, dataset, fit, gather, store, trials, xlsr
-from pipeline.contracts import Facts
-from pipeline.dataset import Batch, Dataset
-from pipeline.params import EncoderParams, LearningRates, RandomEncoder, TrainParams
-from pipeline.store import CLEAN, Spec, Store
+from pipeline.core import contracts, members, trial_table
+from pipeline.core.contracts import CLEAN, Facts
+from pipeline.core.params import EncoderParams, LearningRates, RandomEncoder, TrainParams
+from pipeline.encoder import models, xlsr
+from pipeline.features import dataset, sampling, streaming, zarr_metadata
+from pipeline.features.dataset import Batch, Dataset
+from pipeline.features.specs import Spec
+from pipeline.features.store import Store
+from pipeline.training import adam
+from pipeline.training import loop as loop_module
 
 XLSR_300M = RandomEncoder(layers=24, width=1024, heads=16, feedforward=4096, conv_channels=512, seed=0)
 SAMPLES = 64_600
@@ -62,21 +67,21 @@ CASES = (
 SMALL = (Case("linear", 2_000, 2, 64), Case("asp", 200, 2, 20), Case("conformer_tcm", 60, 1, 20))
 
 
-def table(count: int) -> trials.Trials:
+def table(count: int) -> trial_table.Trials:
     """Trials of which a tenth is bona fide, as in the training set of ASVspoof 2019 LA."""
     rows = (
-        trials.Row("bench", f"u{i:05d}", f"{i}.wav", "spoof" if i % 10 else "bonafide", content=f"{i}")
+        trial_table.Row("bench", f"u{i:05d}", f"{i}.wav", "spoof" if i % 10 else "bonafide", content=f"{i}")
         for i in range(count)
     )
-    return trials.from_rows(rows, source="bench")
+    return trial_table.from_rows(rows, source="bench")
 
 
 def cached(case: Case, folder: Path) -> Callable[[dataset.Hold], Dataset]:
     """A store of generated features and its receipt; what opens them."""
-    reads = contracts.member("backends", case.backend).Backend.reads
+    reads = members.member("backends", case.backend).Backend.reads
     frames = FRAMES if reads == "frames" else 1  # what is not read need not be large
     known = table(case.utterances)
-    spec = Spec({"bench": 1}, trials.fingerprint(known), case.utterances, frames, CHANNELS, shard=64)
+    spec = Spec({"bench": 1}, trial_table.fingerprint(known), case.utterances, frames, CHANNELS, shard=64)
     target = Store.create(folder, "bench", spec)
     layers = tuple(range(1, case.layers + 1))
     target.add_arrays(CLEAN, layers)
@@ -86,7 +91,7 @@ def cached(case: Case, folder: Path) -> Callable[[dataset.Hold], Dataset]:
         pooled = {k: rng.standard_normal((n, 2, CHANNELS), np.float32) for k in layers}
         target.write(CLEAN, shard, features, pooled, np.full(n, frames, np.int32))
     facts = {name: value for name, value in dataclasses.asdict(spec).items() if name != "shard"}
-    facts |= {"format": store.FORMAT, "store": spec.folder("bench"), "layers": layers, "views": [CLEAN]}
+    facts |= {"format": zarr_metadata.FORMAT, "store": spec.folder("bench"), "layers": layers, "views": [CLEAN]}
     receipt = folder / "bench.json"
     receipt.write_text(json.dumps(facts | {"digest": target.digest([CLEAN], layers)}))
 
@@ -96,35 +101,35 @@ def cached(case: Case, folder: Path) -> Callable[[dataset.Hold], Dataset]:
     return opened
 
 
-def make_run(case: Case, data: Dataset) -> fit.Run:
+def make_run(case: Case, data: Dataset) -> loop_module.Run:
     """A training at its start; the same weights every time."""
     torch.manual_seed(0)
-    backend = contracts.member("backends", case.backend).Backend(layers=case.layers, channels=CHANNELS)
-    loss = contracts.member("losses", "aoc").Loss(Facts(backend.embedding_dim, 1, 0))
+    backend = members.member("backends", case.backend).Backend(layers=case.layers, channels=CHANNELS)
+    loss = members.member("losses", "aoc").Loss(Facts(backend.embedding_dim, 1, 0))
     rates = LearningRates(backend=1e-4, centroids=1e-4, layers=1e-3)
     params = TrainParams(
         set="train", device="cpu", precision="float32", epochs=1, batch_size=case.batch_size,
         learning_rate=rates, weight_decay=1e-4, patience=1, average_best=1,
     )  # fmt: skip
-    return fit.Run(
+    return loop_module.Run(
         backend=backend,
         loss=loss,
-        optimizer=fit.Adam(fit.groups(backend, loss, rates), weight_decay=1e-4),
+        optimizer=adam.Adam(adam.groups(backend, loss, rates), weight_decay=1e-4),
         train=data,
         dev=data,
-        labels=dataset.labels(data.trials, ()),
+        labels=sampling.labels(data.trials, ()),
         params=params,
         seed=0,
-        augment=dataset.NO_AUGMENT,
+        augment=sampling.NO_AUGMENT,
         device=torch.device("cpu"),
     )
 
 
-def plain_epoch(run: fit.Run, tensor: Tensor, *, reuse: bool) -> float:
+def plain_epoch(run: loop_module.Run, tensor: Tensor, *, reuse: bool) -> float:
     """What `fit.train_epoch` does, from one tensor (N, L, ...) in a plain loop. reuse: of a batch's memory."""
     data = run.train
     torch.manual_seed((run.seed << 20) + 1)
-    order = dataset.batches(data.trials.is_bonafide, size=run.params.batch_size, seed=run.seed, epoch=1)
+    order = sampling.batches(data.trials.is_bonafide, size=run.params.batch_size, seed=run.seed, epoch=1)
     stored = torch.empty((run.params.batch_size + 1, *tensor.shape[1:]), dtype=tensor.dtype)
     features = torch.empty(stored.shape)
 
@@ -135,9 +140,9 @@ def plain_epoch(run: fit.Run, tensor: Tensor, *, reuse: bool) -> float:
                 batch = picked if picked.dtype == torch.float32 else features[: len(rows)].copy_(picked)
             else:
                 batch = tensor[torch.from_numpy(rows)].float()
-            yield (batch, gather.valid_frames(data.source, rows)), dataset.take(run.labels, rows)
+            yield (batch, streaming.valid_frames(data.source, rows)), sampling.take(run.labels, rows)
 
-    return fit.train_on(run, 1, read())
+    return loop_module.train_on(run, 1, read())
 
 
 Seconds = dict[str, list[float]]
@@ -152,8 +157,8 @@ def epochs(case: Case, repeats: int) -> tuple[Seconds, Seconds]:
         ways: dict[str, Callable[[], float]] = {
             "plain": lambda: plain_epoch(make_run(case, disk), tensor, reuse=False),
             "reused": lambda: plain_epoch(make_run(case, disk), tensor, reuse=True),
-            "disk": lambda: fit.train_epoch(make_run(case, disk), 1),
-            "ram": lambda: fit.train_epoch(make_run(case, ram), 1),
+            "disk": lambda: loop_module.train_epoch(make_run(case, disk), 1),
+            "ram": lambda: loop_module.train_epoch(make_run(case, ram), 1),
         }
         clock: Seconds = {name: [] for name in ways}
         processor: Seconds = {name: [] for name in ways}
@@ -171,7 +176,7 @@ def epochs(case: Case, repeats: int) -> tuple[Seconds, Seconds]:
 
 def encoder_seconds(batches: int, size: int) -> float:
     """Seconds an utterance of the encoder's forward pass, 24 layers, float32, in no-grad mode."""
-    model, card = xlsr.load(EncoderParams(source="random", random=XLSR_300M, normalize="utterance"))
+    model, card = models.load(EncoderParams(source="random", random=XLSR_300M, normalize="utterance"))
     encode = xlsr.Encoder(model, taps=("final",), normalize=card.normalize)
     windows = torch.randn(size, SAMPLES)
     encode(windows[:1], torch.tensor([SAMPLES]))

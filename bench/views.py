@@ -25,36 +25,39 @@ import numpy as np
 import soundfile
 import torch
 
-from pipeline import audio, extract, prepare, trials, views, windows, xlsr
-from pipeline.contracts import Tap
-from pipeline.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.audio import inspection, loader, views, windowing
+from pipeline.core import trial_table
+from pipeline.core.contracts import Tap
+from pipeline.core.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.encoder import models, xlsr
+from pipeline.extraction import planning
 
 WINDOW = WindowParams(samples=64_600, pad="repeat")
 ROUNDS = 5
 LOOP_S = 3.0
 
 
-def make_corpus(root: Path, *, count: int, seconds: float) -> trials.Trials:
+def make_corpus(root: Path, *, count: int, seconds: float) -> trial_table.Trials:
     """Files of noise and their table."""
     rows = []
     for i in range(count):
-        noise = np.random.default_rng(i).normal(0, 0.1, int(seconds * audio.SAMPLE_RATE)).astype(np.float32)
-        soundfile.write(root / f"u{i}.flac", noise.clip(-1, 1), audio.SAMPLE_RATE)
-        rows.append(trials.Row(f"bench:{i}", f"u{i}", f"u{i}.flac", "spoof" if i % 2 else "bonafide"))
-    return prepare.with_contents(trials.from_rows(rows, source="bench"), root)
+        noise = np.random.default_rng(i).normal(0, 0.1, int(seconds * windowing.SAMPLE_RATE)).astype(np.float32)
+        soundfile.write(root / f"u{i}.flac", noise.clip(-1, 1), windowing.SAMPLE_RATE)
+        rows.append(trial_table.Row(f"bench:{i}", f"u{i}", f"u{i}.flac", "spoof" if i % 2 else "bonafide"))
+    return inspection.with_contents(trial_table.from_rows(rows, source="bench"), root)
 
 
-def clips_of(table: trials.Trials, root: Path) -> list[windows.Clip]:
+def clips_of(table: trial_table.Trials, root: Path) -> list[loader.Clip]:
     """All of its utterances."""
-    return [windows.clip_of(table, row, audio_root=root) for row in range(len(table))]
+    return [loader.clip_of(table, row, audio_root=root) for row in range(len(table))]
 
 
-def submit(pool: Executor, clips: Sequence[windows.Clip], view: str) -> list[Future[tuple[audio.Samples, int]]]:
+def submit(pool: Executor, clips: Sequence[loader.Clip], view: str) -> list[Future[tuple[windowing.Samples, int]]]:
     """Load them all."""
-    return [pool.submit(windows.load_window, clip, view=view, window=WINDOW) for clip in clips]
+    return [pool.submit(loader.load_window, clip, view=view, window=WINDOW) for clip in clips]
 
 
-def rate(pool: Executor, clips: Sequence[windows.Clip], view: str) -> float:
+def rate(pool: Executor, clips: Sequence[loader.Clip], view: str) -> float:
     """Utterances a second, decoded, augmented, windowed and handed over."""
     start = time.perf_counter()
     for future in submit(pool, clips, view):
@@ -62,12 +65,12 @@ def rate(pool: Executor, clips: Sequence[windows.Clip], view: str) -> float:
     return len(clips) / (time.perf_counter() - start)
 
 
-def rates(clips: Sequence[windows.Clip], view: str) -> dict[str, float]:
+def rates(clips: Sequence[loader.Clip], view: str) -> dict[str, float]:
     """The best rate of every kind of pool."""
     pools = {
         "1 thread": ThreadPoolExecutor(1),
-        f"{windows.DECODERS} threads": ThreadPoolExecutor(windows.DECODERS),
-        f"{windows.workers()} processes": windows.processes(),
+        f"{loader.DECODERS} threads": ThreadPoolExecutor(loader.DECODERS),
+        f"{loader.workers()} processes": loader.processes(),
     }
     best = dict.fromkeys(pools, 0.0)
     for _ in range(1 + ROUNDS):  # the first starts the workers
@@ -88,11 +91,11 @@ def loop() -> float:
     return done / (time.perf_counter() - start)
 
 
-def held_up(clips: Sequence[windows.Clip], view: str) -> dict[str, float]:
+def held_up(clips: Sequence[loader.Clip], view: str) -> dict[str, float]:
     """The speed of the loop as a share of what it is alone, with threads and with processes behind it."""
     kinds: dict[str, Callable[[], Executor]] = {
-        f"{windows.DECODERS} threads": lambda: ThreadPoolExecutor(windows.DECODERS),
-        f"{windows.workers()} processes": windows.processes,
+        f"{loader.DECODERS} threads": lambda: ThreadPoolExecutor(loader.DECODERS),
+        f"{loader.workers()} processes": loader.processes,
     }
     found = {}
     for name, make in kinds.items():
@@ -106,9 +109,9 @@ def held_up(clips: Sequence[windows.Clip], view: str) -> dict[str, float]:
     return found
 
 
-def forward(model: xlsr.Encoder, clips: Sequence[windows.Clip], names: Sequence[str], params: ExtractParams) -> float:
+def forward(model: xlsr.Encoder, clips: Sequence[loader.Clip], names: Sequence[str], params: ExtractParams) -> float:
     """Seconds of the bare forward passes over all windows of the views."""
-    loaded = [windows.load_window(clip, view=name, window=WINDOW) for name in names for clip in clips]
+    loaded = [loader.load_window(clip, view=name, window=WINDOW) for name in names for clip in clips]
     device = next(model.parameters()).device
     start = time.perf_counter()
     for i in range(0, len(loaded), params.first_batch):
@@ -147,10 +150,10 @@ def main() -> None:
             extraction(table, root, args.view, layers=args.layers, device=args.device)
 
 
-def extraction(table: trials.Trials, root: Path, view: str, *, layers: int, device: str) -> None:
+def extraction(table: trial_table.Trials, root: Path, view: str, *, layers: int, device: str) -> None:
     """Part 3."""
     sizes = RandomEncoder(layers=layers, width=1024, heads=16, feedforward=4096, conv_channels=512, seed=0)
-    loaded, card = xlsr.load(EncoderParams(source="random", random=sizes, normalize="utterance"))
+    loaded, card = models.load(EncoderParams(source="random", random=sizes, normalize="utterance"))
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def make(taps: tuple[Tap, ...]) -> xlsr.Encoder:
@@ -159,13 +162,13 @@ def extraction(table: trials.Trials, root: Path, view: str, *, layers: int, devi
     params = ExtractParams(
         layers=(layers,), views=(view,), window=WINDOW, shard=16, batch_size=8, device=where, precision="float32"
     )
-    names = extract.views_of(params)
+    names = planning.views_of(params)
     model = make(params.layers)
     clips = clips_of(table, root)
     forward(model, clips[:8], names, params)  # warm
     bare = forward(model, clips, names, params)
     start = time.perf_counter()
-    extract.extract(
+    planning.extract(
         table,
         set_name="train",
         audio_root=root,

@@ -15,7 +15,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline import analysis, centroids, detect, embeddings, params, scorefile, scoring, trials
+from pipeline import detect
+from pipeline.analysis import embeddings, exact_search, geometry
+from pipeline.core import params_file, trial_table
+from pipeline.metrics import join
+from pipeline.scoring import centroids, scorer
 
 DATA = Path("data")
 ANALYSED = sorted(path.parent.parent.name for path in DATA.glob(f"embeddings/*/*/{embeddings.CARD_FILE}"))
@@ -25,13 +29,13 @@ if not ANALYSED:
         "params.yaml, and run `dvc repro flow/analyse/dvc.yaml`"
     )
 RUN = ANALYSED[0]  # or another of them
-SETTINGS = params.load(Path("params.yaml"))
+SETTINGS = params_file.load(Path("params.yaml"))
 TRAIN, EVAL = SETTINGS.train.set, SETTINGS.evaluate.sets[0]
 
 
-def held(name: str) -> tuple[embeddings.Embeddings, trials.Trials]:
+def held(name: str) -> tuple[embeddings.Embeddings, trial_table.Trials]:
     """The embeddings of a set, and its trials in the same order."""
-    table = trials.read(DATA / "trials" / f"{name}.csv")
+    table = trial_table.read(DATA / "trials" / f"{name}.csv")
     return embeddings.of_run(DATA / "embeddings" / RUN / name, DATA / "runs" / RUN, name, table), table
 
 
@@ -41,18 +45,18 @@ print(f"{RUN}: {len(train)} embeddings of {TRAIN}, {len(found)} of {EVAL}, {foun
 
 # %% A score is what the centroids say of an embedding: the score file again, from the embeddings alone
 index = centroids.read(DATA / "index" / RUN)
-scores = scoring.score(found.vectors, index, names=table.utterance.tolist())
-written = scorefile.read(DATA / "scores" / f"{RUN}-{EVAL}.txt", table)
+scores = scorer.score(found.vectors, index, names=table.utterance.tolist())
+written = join.read(DATA / "scores" / f"{RUN}-{EVAL}.txt", table)
 print(f"largest difference to the score file: {np.abs(scores - written).max():.1e}")
 
 # %% Which centroid is nearest: with QAMO, centroids are levels of quality, 0 the worst
 # A loss that does not normalise has a direction in place of centroids; distances are then to the mean of the training
 # set's bona fide embeddings.
 unknown = np.full(len(train), "")
-trained = analysis.Space(
+trained = geometry.Space(
     train_trials, train.vectors, np.zeros(len(train), np.float32), np.full(len(train), -1), unknown, unknown
 )
-places = analysis.places(index.centroids(), trained)
+places = geometry.places(index.centroids(), trained)
 nearest, away = places.nearest(found.vectors)  # (N,) each; distances are 1 - cosine, or Euclidean
 for k in range(len(places.vectors)):
     mine = nearest == k
@@ -77,7 +81,7 @@ for distance, i in zip(distances[0], ids[0], strict=True):
     print(f"  {distance:.3f}  {train_trials.utterance[i]}, {label}")
 
 # %% The two directions in which the trials differ most (PCA), with the centroids
-queries = embeddings.compared(found.vectors, normalize=places.normalize)  # (N, E)
+queries = exact_search.compared(found.vectors, normalize=places.normalize)  # (N, E)
 mean = queries.mean(axis=0)
 _, spread, axes = np.linalg.svd(queries - mean, full_matrices=False)
 shares = spread**2 / (spread**2).sum()

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import centroids, embeddings, params, runs, trials
-from pipeline.errors import InputError, run_command
-from pipeline.files import folder_beside, replace_folder
-from pipeline.params import Params
+from pipeline.analysis import embeddings
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import folder_beside, replace_folder
+from pipeline.core.params import Params
+from pipeline.scoring import centroids, runs
 
 if TYPE_CHECKING:
-    from pipeline.analysis import Space
-    from pipeline.centroids import CentroidIndex
-    from pipeline.trials import Trials
+    from pipeline.analysis.geometry import Space
+    from pipeline.core.trial_table import Trials
+    from pipeline.scoring.centroids import CentroidIndex
 
 BLOCK = 16_384  # trials that are scored at a time
 DEV = "dev"
@@ -44,15 +46,18 @@ example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Open, analyse, project, save."""
     given = _arguments(argv)
-    from pipeline import analysis, projection  # what they import takes a while: --help goes without
-    from pipeline.report import spaces as pictures
+    from pipeline.analysis import (
+        geometry,
+        projection,  # what they import takes a while: --help goes without
+    )
+    from pipeline.report import analysis_files as pictures
 
-    settings, name = params.load(given.params), given.run.name
+    settings, name = params_file.load(given.params), given.run.name
     index = centroids.read(given.index)
     if not index.centroids().same_as(runs.centroids(given.run)):
         raise InputError(f"{given.index}: not the centroids of {given.run}; run `dvc repro flow/index/dvc.yaml`")
     tables = {
-        key: trials.read(given.trials / f"{key}.csv")
+        key: trial_table.read(given.trials / f"{key}.csv")
         for key in dict.fromkeys((settings.train.set, DEV, *settings.evaluate.sets))
     }
     kept = {key: embeddings.of_run(given.embeddings / key, given.run, key, table) for key, table in tables.items()}
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         key: _space(table, kept[key].vectors, index, cuts, *_origins(given.trials, key, table, settings))
         for key, table in tables.items()
     }
-    report = analysis.analyse(
+    report = geometry.analyse(
         name, spaces, index.centroids(), over_training=runs.path(given.run), search=kept[settings.train.set].search
     )
     chart = projection.build_map(
@@ -102,15 +107,16 @@ def _space(
     audio: NDArray[np.str_],
 ) -> Space:
     """The trials of a set with their scores and quality levels; a run without thresholds knows no levels."""
-    from pipeline import dataset, scoring
-    from pipeline.analysis import Space
+    from pipeline.analysis.geometry import Space
+    from pipeline.features import sampling
+    from pipeline.scoring import scorer
 
     names = table.utterance
     scores = [
-        scoring.score(np.asarray(vectors[rows]), index, names=names[rows].tolist())
+        scorer.score(np.asarray(vectors[rows]), index, names=names[rows].tolist())
         for rows in (slice(start, start + BLOCK) for start in range(0, len(table), BLOCK))
     ]
-    level = dataset.labels(table, cuts).level.numpy() if cuts else np.full(len(table), -1)
+    level = sampling.labels(table, cuts).level.numpy() if cuts else np.full(len(table), -1)
     return Space(table, vectors, np.concatenate(scores), level, corpus, audio)
 
 
@@ -120,7 +126,7 @@ def _origins(tables: Path, name: str, table: Trials, settings: Params) -> tuple[
     Parts of a pool that one adapter reads are told apart by the names of their sets.
     """
     members = settings.members(name)
-    sizes = [len(table)] if len(members) == 1 else [len(trials.read(tables / f"{part}.csv")) for part in members]
+    sizes = [len(table)] if len(members) == 1 else [len(trial_table.read(tables / f"{part}.csv")) for part in members]
     if sum(sizes) != len(table):
         raise InputError(f"{tables / name}.csv: expected the trials of {', '.join(members)}, got others; {REMEDY}")
     adapters = [settings.sets[part].corpus for part in members]

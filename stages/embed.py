@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline import embeddings, params, runs, trials
-from pipeline.errors import InputError, run_command
-from pipeline.files import folder_beside, replace_folder
+from pipeline.analysis import embedding_index, embeddings
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import folder_beside, replace_folder
+from pipeline.scoring import runs
 
 DEV = "dev"
 MARK = f"{DEV}/{embeddings.CARD_FILE}"
@@ -21,7 +23,7 @@ MARK = f"{DEV}/{embeddings.CARD_FILE}"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, open, embed, save."""
     args = _arguments(argv)
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     beside = folder_beside(args.embeddings)
     for name in dict.fromkeys((settings.train.set, DEV, *settings.evaluate.sets)):
         _embed(name, args, beside / name, root=settings.features.folder)
@@ -41,17 +43,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> None:
     """Write the embeddings of a set and their index."""
-    from pipeline import dataset, scoring  # with torch, which takes a while: --help goes without
+    from pipeline.features import dataset
+    from pipeline.scoring import scorer  # with torch, which takes a while: --help goes without
 
-    table = trials.read(args.trials / f"{name}.csv")
+    table = trial_table.read(args.trials / f"{name}.csv")
     receipt = args.features / f"{name}.json"
     card = runs.card(args.run)
     data = dataset.open_set(receipt, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
     if data.kind != card["kind"]:
         raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
-    found = embeddings.build(
+    found = embedding_index.build(
         folder,
-        _shown(scoring.embed(runs.backend(args.run), data), name, len(data)),
+        _shown(scorer.embed(runs.backend(args.run), data), name, len(data)),
         table.utterance.tolist(),
         normalize=runs.centroids(args.run).normalize_query,
         facts=embeddings.identity(args.run, name, table) | {"features": data.digest},

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import dataset, params, trials, xlsr
-from pipeline.contracts import Card
-from pipeline.devices import device_of
-from pipeline.errors import InputError, run_command
-from pipeline.files import folder_beside, replace_folder, write_text
-from pipeline.params import FinetuneParams, Params
+from pipeline.core import params_file, trial_table
+from pipeline.core.devices import device_of
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import folder_beside, replace_folder, write_text
+from pipeline.core.params import FinetuneParams, Params
+from pipeline.encoder import cards, models
+from pipeline.encoder.cards import Card
+from pipeline.features import sampling
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder of the fine-tuned encoder to write")
     parser.add_argument("--card", type=Path, required=True, help="the identity card to write (JSON)")
     args = parser.parse_args()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     if settings.encoder.finetune is None:
         _freeze(settings, args.weights, args.card)
     else:
@@ -38,37 +40,37 @@ def main() -> None:
 
 
 def _freeze(settings: Params, weights: Path, place: Path) -> None:
-    _, card = xlsr.load(settings.encoder)
+    _, card = models.load(settings.encoder)
     beside = folder_beside(weights)
-    xlsr.write_note(beside, f"The encoder is frozen and comes from {card.source}; encoder.finetune would train it.")
-    replace_folder(beside, weights, mark=xlsr.NOTE_FILE)
+    models.write_note(beside, f"The encoder is frozen and comes from {card.source}; encoder.finetune would train it.")
+    replace_folder(beside, weights, mark=models.NOTE_FILE)
     _write_card(place, card)
 
 
 def _finetune(settings: Params, wanted: FinetuneParams, args: argparse.Namespace) -> None:
-    from pipeline import finetune  # takes a second to import, which a frozen encoder need not wait for
+    from pipeline.finetuning import finetune  # takes a second to import, which a frozen encoder need not wait for
 
-    model, source = xlsr.load(settings.encoder)
+    model, source = models.load(settings.encoder)
     cell = finetune.chosen(settings, source)
     train, dev = (
-        finetune.Speech(trials.read(args.trials / f"{name}.csv"), settings.sets[name].folder)
+        finetune.Speech(trial_table.read(args.trials / f"{name}.csv"), settings.sets[name].folder)
         for name in (wanted.set, "dev")
     )
-    cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
+    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
     job = finetune.Job(
         params=wanted,
         extract=settings.extract,
         train=train,
         dev=dev,
-        labels=dataset.labels(train.trials, cuts),
+        labels=sampling.labels(train.trials, cuts),
         device=str(device_of(settings.extract.device, key="extract.device")),
     )
     checkpoint = finetune.Checkpoint.of(args.weights, source, cell=cell, job=job)
     tuned = finetune.finetune(model, source, cell=cell, job=job, place=checkpoint, say=tqdm.write)
-    card = xlsr.card_of(tuned.model, source=str(args.weights), normalize=source.normalize)
+    card = cards.card_of(tuned.model, source=str(args.weights), normalize=source.normalize)
     run = finetune.run_card(tuned, card=card, source=source, cell=cell, job=job, cuts=cuts)
     finetune.save(args.weights, tuned, run=run, source=source.source)
-    _, found = xlsr.load_deployed(settings.encoder, weights=args.weights)
+    _, found = models.load_deployed(settings.encoder, weights=args.weights)
     if found != card:
         raise InputError(f"{args.weights}: read back, the weights are not those written; run `dvc repro -f encoder`")
     _write_card(args.card, card)

@@ -8,29 +8,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import evaluation, files, params, scorefile, trials
-from pipeline.det import Det, det_points
-from pipeline.errors import InputError, run_command
-from pipeline.evaluation import Metrics
-from pipeline.metrics import calibration
+from pipeline.core import files, params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.params import Params
+from pipeline.core.trial_table import Trials
+from pipeline.metrics import calibration, evaluation, join, scorefile
 from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.det import Det, det_points
 from pipeline.metrics.eer import official_eer
+from pipeline.metrics.evaluation import Metrics
 from pipeline.metrics.tdcf import AsvRates
-from pipeline.params import Params
 from pipeline.report import curves, plots
-from pipeline.trials import Trials
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     given = _arguments(argv)
-    settings = params.load(given.params)
+    settings = params_file.load(given.params)
     asv = _asv(settings, given.set)
     remedy = "run `dvc repro -f train`"
     training = files.read_json(given.training, what="training's metrics", keys=["dev_threshold"], remedy=remedy)
     dev_threshold = float(training["dev_threshold"])
-    table = trials.read(given.trials)
-    scores = scorefile.read(given.scores, table)
+    table = trial_table.read(given.trials)
+    scores = join.read(given.scores, table)
     dev, fitted = _calibration(given.dev_scores)
     folds = settings.evaluate.bootstrap
     metrics = evaluation.evaluate(table, scores, asv=asv, threshold=dev_threshold, calibration=fitted, folds=folds)
@@ -56,7 +56,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, as `prepare` wrote it")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of dev, with its key, from `train`")
     add("--training", type=Path, required=True, metavar="FILE", help="metrics of `train`, named as the run")
-    add("--metrics", type=Path, required=True, metavar="FILE", help="JSON to write, see `pipeline.evaluation.evaluate`")
+    add(
+        "--metrics",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON to write, see `pipeline.metrics.evaluation`",
+    )
     add("--plots", type=Path, required=True, metavar="FOLDER", help="folder to write det and histogram to, CSV and PNG")
     return parser.parse_args(argv)
 

@@ -11,12 +11,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from pipeline import contracts, extract, params, trials
-from pipeline.errors import InputError, run_command
-from pipeline.files import read_json, write_text
-from pipeline.params import ExtractParams, Params
-from pipeline.specs import precision_of
-from pipeline.units import Recipe
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import read_json, write_text
+from pipeline.core.params import ExtractParams, Params
+from pipeline.encoder import cards
+from pipeline.extraction import planning
+from pipeline.extraction.identity import precision_of
+from pipeline.extraction.units import Recipe
 
 
 def asked_of(settings: Params, name: str) -> ExtractParams:
@@ -25,7 +27,7 @@ def asked_of(settings: Params, name: str) -> ExtractParams:
     Raises InputError where it names what is no augmented view, saying in which line.
     """
     try:
-        extract.views_of(settings.extract)
+        planning.views_of(settings.extract)
     except InputError as error:
         raise InputError(f"{settings.where('extract', 'views')}: {error}") from None
     trained_on = name in settings.members(settings.train.set)
@@ -42,16 +44,16 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the fine-tuned encoder's folder, from encoder")
     parser.add_argument("--receipt", type=Path, required=True, help="the receipt to write (JSON)")
     args = parser.parse_args()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
-    keys = [field.name for field in dataclasses.fields(contracts.Card)]
+    keys = [field.name for field in dataclasses.fields(cards.Card)]
     found = read_json(args.card, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
-    card = contracts.Card(**{key: found[key] for key in keys})
+    card = cards.Card(**{key: found[key] for key in keys})
     card.check_taps(settings.extract.layers)
     asked = asked_of(settings, args.set)
-    receipt = extract.extract(
-        trials.read(args.trials),
+    receipt = planning.extract(
+        trial_table.read(args.trials),
         set_name=args.set,
         audio_root=settings.sets[args.set].folder,
         root=settings.features.folder,

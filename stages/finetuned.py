@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import centroids, dataset, params, runs, scorefile, scoring, store, trials
-from pipeline.dataset import Dataset
-from pipeline.det import det_points
-from pipeline.errors import InputError, run_command
-from pipeline.files import read_json, write_text
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import read_json, write_text
+from pipeline.core.params import Params
+from pipeline.features import dataset, receipt_files
+from pipeline.features.dataset import Dataset
+from pipeline.metrics import scorefile
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
-from pipeline.params import Params
+from pipeline.scoring import centroids, runs, scorer
 
 KEYS = (*runs.KEYS, "curves", "finetune", "epochs", "parameters")  # of the card of a fine-tuned run
 AS_TRAINED = ("epochs", "parameters")
@@ -30,11 +33,11 @@ REMEDY = "run `dvc repro -f encoder` with encoder.finetune.on: true"
 def main() -> None:
     """Parse, open, score dev, save."""
     args = _arguments()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     tuned = read_json(args.finetuned / runs.CARD_FILE, what="fine-tuned run", keys=KEYS, remedy=REMEDY)
     dev = _opened(args, settings, tuned)
     backend, centres = runs.backend(args.finetuned), runs.centroids(args.finetuned)
-    scores = scoring.score_all(backend, centroids.build(centres), dev)
+    scores = scorer.score_all(backend, centroids.build(centres), dev)
     metrics = _dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED}
     card = tuned | {"train": tuned["finetune"], "kind": dev.kind, "features": {"dev": dev.digest}} | metrics
     weights = {name: tensor.numpy() for name, tensor in backend.state_dict().items()}
@@ -66,7 +69,7 @@ def _arguments() -> argparse.Namespace:
 def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any]) -> Dataset:
     """The dev set as the run reads it. Raises InputError where its features are of other weights."""
     told = read_json(args.card, what="card of an encoder", keys=("weights_sha256",), remedy=REMEDY)["weights_sha256"]
-    for receipt in store.read_receipts(args.features).values():
+    for receipt in receipt_files.read_receipts(args.features).values():
         if (found := receipt["encoder"]["weights_sha256"]) != told:
             raise InputError(
                 f"{args.features}: expected features of the fine-tuned encoder, weights {told[:16]}..., got those of "
@@ -74,7 +77,7 @@ def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any]) -
             )
     return dataset.open_set(
         args.features,
-        trials.read(args.trials),
+        trial_table.read(args.trials),
         root=settings.features.folder,
         reads=tuned["reads"],
         layers=tuned["kind"]["layers"],

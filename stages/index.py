@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import centroids, runs
-from pipeline.errors import run_command
+from pipeline.core.errors import run_command
+from pipeline.scoring import centroids, runs
 
 
 def main() -> None:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import params, probe, trials
-from pipeline.contracts import Tap
-from pipeline.errors import InputError, run_command
-from pipeline.probe import DEV, TRAIN
-from pipeline.report import layers as report
-from pipeline.store import CLEAN, Store, open_receipts
-from pipeline.trials import Trials
+from pipeline.analysis import layer_probe
+from pipeline.analysis.layer_probe import DEV, TRAIN
+from pipeline.core import params_file, trial_table
+from pipeline.core.contracts import CLEAN, Tap
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.trial_table import Trials
+from pipeline.features.receipt_files import open_receipts
+from pipeline.features.store import Store
+from pipeline.report import layer_files as report
 
 EXAMPLE = """\
 what comes out:
@@ -52,7 +54,7 @@ class Source:
         """Means and standard deviations (N, 2, D) of a layer."""
         import torch
 
-        from pipeline.reader import Reader  # with torch, which takes a while: --help goes without
+        from pipeline.features.reader import Reader  # with torch, which takes a while: --help goes without
 
         out = torch.empty((len(self.trials), 1, 2, self.parts[0][0].spec.channels))
         start = 0
@@ -67,7 +69,7 @@ class Source:
 def main(argv: Sequence[str] | None = None) -> None:
     """Open, probe, save."""
     given = _arguments(argv)
-    settings = params.load(given.params)
+    settings = params_file.load(given.params)
     if TRAIN in settings.evaluate.sets:  # it would take the place of train.set
         where = settings.where("evaluate", "sets")
         raise InputError(f"{where}: expected no set named {TRAIN}, as train.set is another; rename it")
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for source in sources.values():
         _check(source, sources[TRAIN])
-    findings = probe.probe(
+    findings = layer_probe.probe(
         lambda name, layer: sources[name].pooled(layer),
         {name: source.trials.is_bonafide for name, source in sources.items()},
         layers=sources[TRAIN].layers,
@@ -111,12 +113,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _open(table: Path, path: Path, *, root: Path) -> Source:
     """A set's trials and features. Raises InputError where either is missing or they do not belong together."""
-    source = Source(trials.read(table), path, tuple(open_receipts(path, root=root).values()))
+    source = Source(trial_table.read(table), path, tuple(open_receipts(path, root=root).values()))
     start = 0
     for _, receipt in source.parts:
         own = source.trials.take(np.arange(len(source.trials))[start : start + receipt["utterances"]])
         start += receipt["utterances"]
-        if receipt["trials"] != trials.fingerprint(own):
+        if receipt["trials"] != trial_table.fingerprint(own):
             raise _other_trials(path)
     if start != len(source.trials):
         raise _other_trials(path)

@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from pipeline import params, store, trials
-from pipeline.errors import InputError, run_command
-from pipeline.files import write_text
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import write_text
+from pipeline.features import receipt_files
 
 
 def main() -> None:
@@ -23,16 +24,16 @@ def main() -> None:
         "--features", type=Path, required=True, help="folder with the receipts, <set>.json; is written to"
     )
     args = parser.parse_args()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     if args.pool not in settings.pools:
         raise InputError(
             f"{args.params}: pools: expected one of {', '.join(settings.pools) or 'none'}, got {args.pool!r}"
         )
     names = settings.members(args.pool)
-    tables = {name: trials.read(args.trials / f"{name}.csv") for name in names}
-    receipts = {name: store.read_receipts(args.features / f"{name}.json")[name] for name in names}
-    table = trials.pool(tables)
-    write_text(args.trials / f"{args.pool}.csv", trials.to_csv(table))
+    tables = {name: trial_table.read(args.trials / f"{name}.csv") for name in names}
+    receipts = {name: receipt_files.read_receipts(args.features / f"{name}.json")[name] for name in names}
+    table = trial_table.pool(tables)
+    write_text(args.trials / f"{args.pool}.csv", trial_table.to_csv(table))
     write_text(args.features / f"{args.pool}.json", json.dumps({"pool": receipts}, indent=2) + "\n")
     print(f"{args.pool}: {len(table)} trials of {', '.join(names)}")
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline import params
-from pipeline.errors import run_command
+from pipeline.core import params_file
+from pipeline.core.errors import run_command
 from pipeline.report import build
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--out", **folder, help="folder for leaderboard.txt, leaderboard.csv, runs.csv, index.html")
     parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="JSON that `dvc metrics` shows")
     args = parser.parse_args()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     text = build.build(
         args.out,
         args.summary,

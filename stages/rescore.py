@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import embeddings, neighbours, params, scorefile, trials
-from pipeline.det import det_points
-from pipeline.errors import run_command
-from pipeline.files import read_json, write_text
+from pipeline.analysis import embedding_scores, embeddings
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import run_command
+from pipeline.core.files import read_json, write_text
+from pipeline.metrics import scorefile
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
 
 DEV = "dev"
@@ -27,19 +29,19 @@ AS_TRAINED = ("epochs", "parameters")  # what the run's own metrics tell of its 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, fit, score, write."""
     args = _arguments(argv)
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     trained = read_json(args.training, what="metrics of a training", keys=AS_TRAINED, remedy="run `dvc repro -f train`")
     table, train = _open(settings.train.set, args)
     chosen = settings.analyse
-    scoring = neighbours.fit(
+    scoring = embedding_scores.fit(
         args.scoring, train, table.is_bonafide, centroids=chosen.centroids, neighbours=chosen.neighbours
     )
     for name in settings.evaluate.sets:
         table, found = _open(name, args)
         layout = scorefile.layout_of(settings.sets[name].corpus)
-        scorefile.write(args.scores / f"{name}.txt", table, neighbours.scores(scoring, found), layout=layout)
+        scorefile.write(args.scores / f"{name}.txt", table, embedding_scores.scores(scoring, found), layout=layout)
     table, found = _open(DEV, args)
-    scores = neighbours.scores(scoring, found)
+    scores = embedding_scores.scores(scoring, found)
     scorefile.write(args.dev_scores, table, scores, layout="2019")
     metrics = _dev_metrics(scores, table.is_bonafide) | {key: trained[key] for key in AS_TRAINED}
     write_text(args.metrics, json.dumps(metrics | {"scoring": args.scoring} | scoring.facts, indent=2) + "\n")
@@ -50,12 +52,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.rescore",
         description=__doc__,
-        epilog=neighbours.__doc__,
+        epilog=embedding_scores.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="has the section `analyse`")
-    add("--scoring", required=True, choices=neighbours.SCORINGS, help="how; see below")
+    add("--scoring", required=True, choices=embedding_scores.SCORINGS, help="how; see below")
     add("--run", type=Path, required=True, metavar="FOLDER", help="the trained run that the embeddings are of")
     add("--training", type=Path, required=True, metavar="FILE", help="the run's own metrics (JSON)")
     add("--trials", type=Path, required=True, metavar="FOLDER", help="with the tables of train.set, dev, evaluate.sets")
@@ -66,8 +68,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _open(name: str, args: argparse.Namespace) -> tuple[trials.Trials, embeddings.Embeddings]:
-    table = trials.read(args.trials / f"{name}.csv")
+def _open(name: str, args: argparse.Namespace) -> tuple[trial_table.Trials, embeddings.Embeddings]:
+    table = trial_table.read(args.trials / f"{name}.csv")
     return table, embeddings.of_run(args.embeddings / name, args.run, name, table)
 
 

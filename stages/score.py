@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import centroids, dataset, params, runs, scorefile, scoring, trials
-from pipeline.errors import InputError, run_command
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, run_command
+from pipeline.features import dataset
+from pipeline.metrics import scorefile
+from pipeline.scoring import centroids, runs, scorer
 
 
 def main() -> None:
@@ -20,12 +23,12 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True, help="the set's receipt")
     parser.add_argument("--scores", type=Path, required=True, help="the score file to write")
     args = parser.parse_args()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
     layout = scorefile.layout_of(settings.sets[args.set].corpus)
     root = settings.features.folder
-    table = trials.read(args.trials)
+    table = trial_table.read(args.trials)
     card = runs.card(args.run)
     data = dataset.open_set(args.features, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
     if data.kind != card["kind"]:
@@ -33,7 +36,7 @@ def main() -> None:
     index = centroids.read(args.index)
     if not index.centroids().same_as(runs.centroids(args.run)):
         raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro flow/index/dvc.yaml`")
-    scores = scoring.score_all(runs.backend(args.run), index, data)
+    scores = scorer.score_all(runs.backend(args.run), index, data)
     scorefile.write(args.scores, table, scores, layout=layout)
     print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
 

@@ -13,20 +13,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import cells, checkpoint, dataset, fit, params, runs, scorefile, trials
-from pipeline.cells import Cell
-from pipeline.dataset import Augment, Dataset
-from pipeline.devices import device_of
-from pipeline.errors import InputError, run_command
-from pipeline.files import write_text
-from pipeline.fit import Fitted
-from pipeline.params import Params
+from pipeline.core import params_file, trial_table
+from pipeline.core.devices import device_of
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import write_text
+from pipeline.core.params import Params
+from pipeline.features import dataset, sampling
+from pipeline.features.dataset import Dataset
+from pipeline.features.sampling import Augment
+from pipeline.metrics import scorefile
+from pipeline.scoring import runs
+from pipeline.training import cells, checkpoints, loop, progress
+from pipeline.training.cells import Cell
+from pipeline.training.loop import Fitted
 
 
 def main() -> None:
     """Parse, open, fit, save."""
     args = _arguments()
-    settings = params.load(args.params)
+    settings = params_file.load(args.params)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
     device = str(device_of(settings.train.device, key="train.device"))
     train = _opened(settings.train.set, args, settings, cell, device=device)
@@ -34,10 +39,10 @@ def main() -> None:
     if train.kind != dev.kind:
         name = settings.train.set
         raise InputError(f"{name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
-    cuts = dataset.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
-    labels = dataset.labels(train.trials, cuts)
+    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
+    labels = sampling.labels(train.trials, cuts)
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
-    fitted = fit.fit(
+    fitted = loop.fit(
         partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
         partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
         train=train,
@@ -51,7 +56,7 @@ def main() -> None:
     scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout="2019")
     card = _card(cell, settings, train, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
     _save(args, fitted, card)
-    checkpoint.delete(unfinished)
+    checkpoints.delete(unfinished)
     seconds = fitted.curves[-1].seconds
     write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)}) + "\n")
     print(f"{args.run.name}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
@@ -81,7 +86,7 @@ def _arguments() -> argparse.Namespace:
 def _opened(name: str, args: argparse.Namespace, settings: Params, cell: Cell, *, device: str) -> Dataset:
     return dataset.open_set(
         args.features / f"{name}.json",
-        trials.read(args.trials / f"{name}.csv"),
+        trial_table.read(args.trials / f"{name}.csv"),
         root=settings.features.folder,
         reads=cell.backend.reads,
         layers=cell.layers,
@@ -115,7 +120,7 @@ def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> Non
     }
     weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, path=fitted.path, card=card | metrics)
-    columns = [field.name for field in dataclasses.fields(fit.Epoch) if field.name != "seconds"]
+    columns = [field.name for field in dataclasses.fields(progress.Epoch) if field.name != "seconds"]
     rows = [f"{epoch.epoch},{epoch.loss:.6g},{epoch.dev_eer:.4f}" for epoch in fitted.curves]
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
     write_text(args.curves, "\n".join([",".join(columns), *rows]) + "\n")

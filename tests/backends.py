@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "pipeline" / "backends").glob("*.py") if path.stem != "__init__")
+NAMES = sorted(path.stem for path in (ROOT / "pipeline" / "backends").glob("[!_]*.py"))
 Arrays = Mapping[str, NDArray[Any]]
 
 

@@ -9,10 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from pipeline import audio, xlsr
-from pipeline.contracts import Card
-from pipeline.params import EncoderParams, RandomEncoder
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.audio import decode
+from pipeline.core.params import EncoderParams, RandomEncoder
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.encoder import models
+from pipeline.encoder.cards import Card
 
 TINY = EncoderParams(
     source="random",
@@ -33,7 +34,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def card() -> Card:
     """The identity of the tiny encoder."""
-    return xlsr.load(TINY)[1]
+    return models.load(TINY)[1]
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def corpus(tmp_path: Path) -> Corpus:
         rng = np.random.default_rng(i)
         samples = 0.1 * rng.normal(size=rng.integers(1_600, 4_800)).cumsum()
         soundfile.write(root / f"u{i}.wav", samples / np.abs(samples).max() / 2, 16_000)
-        content = audio.digest((root / f"u{i}.wav").read_bytes())
+        content = decode.digest((root / f"u{i}.wav").read_bytes())
         label = "bonafide" if i % 2 else "spoof"
         rows.append(
             Row(

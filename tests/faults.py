@@ -27,9 +27,10 @@ import soundfile
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import store, trials
-from pipeline.dataset import open_set
-from pipeline.errors import InputError
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.features import shard_bytes, zarr_metadata
+from pipeline.features.dataset import open_set
 from tests.test_store import tree
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ class Project:
     def read(self) -> list[torch.Tensor]:
         """All that training could read. Raises InputError where it may not."""
         with contextlib.chdir(self.folder):
-            table, found = trials.read(TABLE), []
+            table, found = trial_table.read(TABLE), []
             for reads in ("frames", "pooled"):
                 data = open_set(RECEIPT, table, root=CACHE, reads=reads, views=VIEWS[1:])
                 found += data.features(np.arange(len(VIEWS) * len(data)))
@@ -280,8 +281,8 @@ def part(path: Path, name: str) -> range:
     """Where a part of a shard file lies; of the rows it is the last one."""
     size = path.stat().st_size
     rows = UTTERANCES % SHARD if path.parts[-3] == str(UTTERANCES // SHARD) else SHARD
-    index = size - store.CRC_BYTES - SHARD * store.INDEX_ENTRY_BYTES
-    ends = (index - index // rows, index - store.CRC_BYTES, index, size - store.CRC_BYTES, size)
+    index = size - shard_bytes.CRC_BYTES - SHARD * shard_bytes.INDEX_ENTRY_BYTES
+    ends = (index - index // rows, index - shard_bytes.CRC_BYTES, index, size - shard_bytes.CRC_BYTES, size)
     start = PARTS.index(name)
     return range(ends[start], ends[start + 1])
 
@@ -339,7 +340,7 @@ def of_format(kind: str, step: int) -> Make:
     def make(_good: Undisturbed, project: Project, rng: np.random.Generator) -> Made:
         where = place(kind, project, rng)
         text = (project.folder / where).read_text()
-        other = text.replace(f'"format": {store.FORMAT}', f'"format": {store.FORMAT + step}')
+        other = text.replace(f'"format": {zarr_metadata.FORMAT}', f'"format": {zarr_metadata.FORMAT + step}')
         assert other != text
         (project.folder / where).write_text(other)
         return Made(where)

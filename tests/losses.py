@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import centroids, scoring
-from pipeline.contracts import Labels
+from pipeline.core.contracts import Labels
+from pipeline.scoring import centroids, scorer
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden"
 DTYPES = pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, ""), (torch.float64, "f64/")])
@@ -53,7 +53,7 @@ def softplus(value: float) -> float:
 def scores(loss: Any, x: Tensor) -> NDArray[np.float32]:
     """The deployed scores of embeddings (B, E): centroids, index, score."""
     index = centroids.build(loss.centroids())
-    return scoring.score(x.detach().numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
+    return scorer.score(x.detach().numpy().astype(np.float32), index, names=[str(row) for row in range(len(x))])
 
 
 def meets(got: Tensor | None, want: NDArray[Any], atol: float, key: str = "") -> None:

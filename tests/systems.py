@@ -15,7 +15,8 @@ import soundfile
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import evaluation, trials
+from pipeline.core import trial_table
+from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
 from stages import embed, encoder, extract, index, prepare, score, train
 
@@ -118,7 +119,7 @@ def _train(run: str) -> None:
 
 def _evaluate(run: str, *, threshold: float) -> None:
     """What the stage `evaluate` writes, without its plots."""
-    table = trials.read(Path("data/trials/eval.csv"))
+    table = trial_table.read(Path("data/trials/eval.csv"))
     found = np.array(list(scores(run)))
     metrics = evaluation.evaluate(table, found, threshold=threshold, calibration=Calibration(1.0, 0.0), folds=50)
     Path(f"data/metrics/{run}-eval.json").write_text(json.dumps(metrics))

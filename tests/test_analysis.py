@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import analysis, trials
-from pipeline.analysis import Cloud, Places, Space
-from pipeline.contracts import Centroids
-from pipeline.trials import Row, Trials
+from pipeline.analysis import geometry
+from pipeline.analysis.geometry import Cloud, Places, Space
+from pipeline.core import trial_table
+from pipeline.core.contracts import Centroids
+from pipeline.core.trial_table import Row, Trials
 
 NAN = float("nan")
 
@@ -78,7 +79,7 @@ def brute(spaced: Space, *, normalize: bool) -> Any:
 
 def report_of(spaces: dict[str, Space], made: Centroids, **further: Any) -> dict[str, Any]:
     search = brute(next(iter(spaces.values())), normalize=made.normalize_query)
-    return analysis.analyse("run", spaces, made, search=search, **({"over_training": None} | further))
+    return geometry.analyse("run", spaces, made, search=search, **({"over_training": None} | further))
 
 
 # ---------------------------------------------------------------- places
@@ -101,9 +102,9 @@ def test_the_nearest_place_is_that_of_a_loop(count: int, k: int, normalize: bool
 def test_blocks_change_nothing_and_of_equal_places_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = np.random.default_rng(1).normal(size=(23, 3)).astype(np.float32)
     to = Places(np.random.default_rng(2).normal(size=(5, 3)), normalize=True)
-    whole, cloud = to.nearest(embeddings), analysis.cloud(embeddings, np.arange(23) % 2 == 0, normalize=True)
-    monkeypatch.setattr(analysis, "BLOCK", 7)
-    parts, again = to.nearest(embeddings), analysis.cloud(embeddings, np.arange(23) % 2 == 0, normalize=True)
+    whole, cloud = to.nearest(embeddings), geometry.cloud(embeddings, np.arange(23) % 2 == 0, normalize=True)
+    monkeypatch.setattr(geometry, "BLOCK", 7)
+    parts, again = to.nearest(embeddings), geometry.cloud(embeddings, np.arange(23) % 2 == 0, normalize=True)
     np.testing.assert_array_equal(whole[0], parts[0])
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-12)
     np.testing.assert_allclose(cloud.covariance, again.covariance, atol=1e-12)
@@ -113,18 +114,18 @@ def test_blocks_change_nothing_and_of_equal_places_the_first_is_taken(monkeypatc
 def test_what_is_at_a_centroid_is_no_negative_distance_away() -> None:
     made = np.random.default_rng(3).normal(size=(50, 7))
     assert (Places(made, normalize=True).nearest(made.astype(np.float32))[1] >= 0).all()
-    assert (analysis.between(made, made, normalize=True) >= 0).all()
+    assert (geometry.between(made, made, normalize=True) >= 0).all()
 
 
 def test_a_run_that_does_not_normalise_is_measured_to_the_mean_of_its_training_bona_fide() -> None:
     rows = [("bonafide", "-", "-", NAN), ("spoof", "-", "-", NAN), ("bonafide", "-", "-", NAN)]
     train = space(table(*rows), [[1, 0], [50, 50], [3, 4]])
-    to = analysis.places(centroids([[9, 9]], normalize=False), train)
+    to = geometry.places(centroids([[9, 9]], normalize=False), train)
     assert (to.vectors.tolist(), to.normalize) == ([[2.0, 2.0]], False)
     report = report_of({"train": train}, centroids([[9, 9]], normalize=False))
     assert (report["centroids"], report["distance"]) == (1, "euclidean")
     assert report["distances"]["train"]["spoof"]["mean"] == pytest.approx(np.sqrt(2) * 48, rel=1e-5)
-    own = analysis.places(centroids([[0, 9], [9, 0]]), train)
+    own = geometry.places(centroids([[0, 9], [9, 0]]), train)
     assert (own.vectors.tolist(), own.normalize) == ([[0.0, 9.0], [9.0, 0.0]], True)
 
 
@@ -135,7 +136,7 @@ def test_a_run_that_does_not_normalise_is_measured_to_the_mean_of_its_training_b
 def test_scatter_within_and_between_make_up_that_of_all(bonafide: int, spoof: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(bonafide + spoof, 3)).astype(np.float32)
     kept = np.arange(len(vectors)) < bonafide
-    whole, within, between = analysis.merged([analysis.cloud(vectors, own, normalize=False) for own in (kept, ~kept)])
+    whole, within, between = geometry.merged([geometry.cloud(vectors, own, normalize=False) for own in (kept, ~kept)])
     wide = vectors.astype(np.float64)
     np.testing.assert_allclose(whole.mean, wide.mean(axis=0))
     np.testing.assert_allclose(whole.covariance, np.cov(wide.T, bias=True), atol=1e-12)
@@ -146,8 +147,8 @@ def test_scatter_within_and_between_make_up_that_of_all(bonafide: int, spoof: in
 
 def test_a_cloud_is_of_embeddings_as_they_are_compared() -> None:
     vectors = np.array([[3, 0], [0, 5]], np.float32)
-    assert analysis.cloud(vectors, np.array([True, True]), normalize=True).mean.tolist() == [0.5, 0.5]
-    assert analysis.cloud(vectors, np.array([True, True]), normalize=False).mean.tolist() == [1.5, 2.5]
+    assert geometry.cloud(vectors, np.array([True, True]), normalize=True).mean.tolist() == [0.5, 0.5]
+    assert geometry.cloud(vectors, np.array([True, True]), normalize=False).mean.tolist() == [1.5, 2.5]
 
 
 def test_the_effective_dimension_counts_directions() -> None:
@@ -163,20 +164,20 @@ def test_the_effective_dimension_counts_directions() -> None:
 
 def test_equal_embeddings_have_no_dimension() -> None:
     same = np.full((7, 3), 1 / 3, np.float32)
-    assert analysis.cloud(same, np.ones(7, bool), normalize=True).dimension is None
+    assert geometry.cloud(same, np.ones(7, bool), normalize=True).dimension is None
     rotated = np.random.default_rng(4).normal(size=(30, 5)).astype(np.float32)
     values = np.linalg.eigvalsh(np.cov(rotated.T.astype(np.float64), bias=True))
-    found = analysis.cloud(rotated, np.ones(30, bool), normalize=False).dimension
+    found = geometry.cloud(rotated, np.ones(30, bool), normalize=False).dimension
     assert found == pytest.approx(values.sum() ** 2 / (values**2).sum())
 
 
 def test_purity_by_hand() -> None:
     kept = np.array([True, True, False, False, False])
-    assert analysis.purity(kept, np.array([0, 0, 1, 1, 1])) == 1
-    assert analysis.purity(kept, np.array([0, 1, 1, 1, 0])) == 3 / 5  # a tie at 0, two spoof of three at 1
-    assert analysis.purity(kept, np.array([0, 2, 2, 2, 2])) == 4 / 5  # nobody at 1
-    assert analysis.purity(kept, np.zeros(5, int)) == 3 / 5
-    assert analysis.purity(~kept, np.zeros(5, int)) == 3 / 5
+    assert geometry.purity(kept, np.array([0, 0, 1, 1, 1])) == 1
+    assert geometry.purity(kept, np.array([0, 1, 1, 1, 0])) == 3 / 5  # a tie at 0, two spoof of three at 1
+    assert geometry.purity(kept, np.array([0, 2, 2, 2, 2])) == 4 / 5  # nobody at 1
+    assert geometry.purity(kept, np.zeros(5, int)) == 3 / 5
+    assert geometry.purity(~kept, np.zeros(5, int)) == 3 / 5
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -193,17 +194,17 @@ def test_the_silhouette_is_that_of_a_loop(normalize: bool, monkeypatch: pytest.M
         own[i] = False
         a, b = apart[i, own].mean(), apart[i, other].mean()
         every.append((b - a) / max(a, b))
-    assert analysis.silhouette(made, normalize=normalize) == pytest.approx(np.mean(every), abs=1e-6)
-    monkeypatch.setattr(analysis, "SILHOUETTE_SAMPLE", 9)
-    sampled = analysis.silhouette(made, normalize=normalize)
+    assert geometry.silhouette(made, normalize=normalize) == pytest.approx(np.mean(every), abs=1e-6)
+    monkeypatch.setattr(geometry, "SILHOUETTE_SAMPLE", 9)
+    sampled = geometry.silhouette(made, normalize=normalize)
     assert sampled != pytest.approx(np.mean(every), abs=1e-6)
-    assert sampled == analysis.silhouette(made, normalize=normalize)
+    assert sampled == geometry.silhouette(made, normalize=normalize)
 
 
 def test_one_class_or_two_trials_have_no_silhouette() -> None:
     alone = table(*[("bonafide", "-", "-", NAN)] * 4)
-    assert analysis.silhouette(space(alone, np.eye(4)), normalize=True) is None
-    assert analysis.silhouette(drawn(2), normalize=True) is None
+    assert geometry.silhouette(space(alone, np.eye(4)), normalize=True) is None
+    assert geometry.silhouette(drawn(2), normalize=True) is None
 
 
 # ---------------------------------------------------------------- who is where
@@ -213,7 +214,7 @@ def test_assignments_by_hand() -> None:
     whole = table(
         ("bonafide", "-", "s1", 2.4), ("bonafide", "-", "-", 2.5), ("spoof", "A1", "s1", NAN), ("spoof", "-", "s2", 0.0)
     )
-    found = analysis.assignments(space(whole, np.eye(4), level=[0, 1, -1, 0]), np.array([0, 1, 1, 1]), count=3)
+    found = geometry.assignments(space(whole, np.eye(4), level=[0, 1, -1, 0]), np.array([0, 1, 1, 1]), count=3)
     assert found == {
         "class": {"bonafide": [1, 1, 0], "spoof": [0, 2, 0]},
         "attack": {"A1": [0, 1, 0], "spoof": [0, 1, 0]},
@@ -226,13 +227,13 @@ def test_assignments_by_hand() -> None:
 
 def test_kinds_of_which_nothing_is_known_are_left_out() -> None:
     whole = table(("bonafide", "-", "-", NAN), ("spoof", "-", "-", NAN))
-    found = analysis.assignments(space(whole, np.eye(2)), np.array([0, 0]), count=1)
+    found = geometry.assignments(space(whole, np.eye(2)), np.array([0, 0]), count=1)
     assert found == {"class": {"bonafide": [1], "spoof": [1]}, "corpus": {"demo": [2]}}
 
 
 def test_of_many_speakers_the_most_frequent_are_told() -> None:
     rows = [("spoof", "-", f"s{i:02}", NAN) for i in range(60)] + [("bonafide", "-", "s57", NAN)]
-    found = analysis.assignments(space(table(*rows), np.eye(61)), np.zeros(61, int), count=1)["speaker"]
+    found = geometry.assignments(space(table(*rows), np.eye(61)), np.zeros(61, int), count=1)["speaker"]
     assert list(found) == ["s57", *(f"s{i:02}" for i in range(49))]
     assert found["s57"] == [2]
 
@@ -240,7 +241,7 @@ def test_of_many_speakers_the_most_frequent_are_told() -> None:
 def test_distances_are_told_for_bona_fide_and_every_attack() -> None:
     rows = [("bonafide", "-", "-", NAN)] * 5 + [("spoof", "A2", "-", NAN), ("spoof", "-", "-", NAN)]
     away = np.array([1, 2, 3, 4, 5, 7.5, 9])
-    found = analysis.distances(space(table(*rows), np.zeros((7, 2))), away)
+    found = geometry.distances(space(table(*rows), np.zeros((7, 2))), away)
     assert list(found) == ["bonafide", "A2", "spoof"]
     assert found["bonafide"]["n"] == 5
     assert found["bonafide"]["mean"] == 3
@@ -252,24 +253,24 @@ def test_distances_are_told_for_bona_fide_and_every_attack() -> None:
 
 
 def test_cosines_between_centroids() -> None:
-    found = analysis.similarity(np.array([[2, 0], [3, 3], [0, -1]], np.float32))
+    found = geometry.similarity(np.array([[2, 0], [3, 3], [0, -1]], np.float32))
     np.testing.assert_allclose(found, [[1, 2**-0.5, 0], [2**-0.5, 1, -(2**-0.5)], [0, -(2**-0.5), 1]], atol=1e-7)
 
 
 def test_the_path_by_hand() -> None:
     turning = np.array([[[1, 0]], [[0, 2]], [[0, -3]]], np.float32)  # a quarter, then a half
-    assert analysis.path(turning, normalize=True) == {
+    assert geometry.path(turning, normalize=True) == {
         "epochs": [1, 2, 3],
         "moved": [[None], [1.0], [2.0]],
         "to_last": [[1.0], [2.0], [0.0]],
     }
-    straight = analysis.path(turning, normalize=False)
+    straight = geometry.path(turning, normalize=False)
     assert straight is not None
     assert straight["moved"] == [[None], [pytest.approx(5**0.5)], [5.0]]
     assert straight["to_last"] == [[pytest.approx(10**0.5)], [5.0], [0.0]]
-    two = analysis.path(np.zeros((1, 2, 3), np.float32), normalize=False)
+    two = geometry.path(np.zeros((1, 2, 3), np.float32), normalize=False)
     assert two == {"epochs": [1], "moved": [[None, None]], "to_last": [[0.0, 0.0]]}
-    assert analysis.path(None, normalize=True) is None
+    assert geometry.path(None, normalize=True) is None
 
 
 # ---------------------------------------------------------------- shift
@@ -280,14 +281,14 @@ def test_the_path_by_hand() -> None:
 )
 def test_the_auc_counts_pairs(near: list[int], far: list[int]) -> None:
     pairs = [(f > n) + (f == n) / 2 for n in near for f in far]
-    assert analysis.auc(np.array(near, float), np.array(far, float)) == pytest.approx(np.mean(pairs))
+    assert geometry.auc(np.array(near, float), np.array(far, float)) == pytest.approx(np.mean(pairs))
 
 
 def test_shift_by_hand() -> None:
-    found = analysis.shift(np.array([2.0, 4.0]), np.array([1.0, 2.0]), apart=0.25)
+    found = geometry.shift(np.array([2.0, 4.0]), np.array([1.0, 2.0]), apart=0.25)
     assert found == {"bonafide_to_train": 0.25, "bonafide_distance": 3.0, "ratio": 2.0, "auc": 0.875}
-    assert analysis.shift(np.array([1.0]), np.zeros(2), apart=0.0)["ratio"] is None
-    nothing = analysis.shift(np.zeros(0), np.ones(2), apart=0.0)
+    assert geometry.shift(np.array([1.0]), np.zeros(2), apart=0.0)["ratio"] is None
+    nothing = geometry.shift(np.zeros(0), np.ones(2), apart=0.0)
     assert set(nothing.values()) == {None}
 
 
@@ -311,7 +312,7 @@ def test_the_training_set_is_not_shifted_from_itself_and_another_is() -> None:
 
 def test_the_hardest_are_low_bona_fide_and_high_spoof_with_their_neighbours() -> None:
     train, later = drawn(20), drawn(60, seed=5)
-    found = analysis.hardest("dev", later, training=train.trials, search=brute(train, normalize=True))
+    found = geometry.hardest("dev", later, training=train.trials, search=brute(train, normalize=True))
     kept = later.trials.is_bonafide
     for label, own, sign in (("bonafide", kept, 1), ("spoof", ~kept, -1)):
         told = [trial for trial in found if trial["label"] == label]
@@ -330,7 +331,7 @@ def test_what_the_index_did_not_find_is_no_neighbour() -> None:
     def search(queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         return np.ones((len(queries), 2), np.float32), np.array([[1, -1]] * len(queries))
 
-    found = analysis.hardest("dev", drawn(6), training=drawn(3).trials, search=search)
+    found = geometry.hardest("dev", drawn(6), training=drawn(3).trials, search=search)
     assert len(found) == 6
     assert [[near["utterance"] for near in trial["neighbours"]] for trial in found] == [["u1"]] * 6
 
@@ -382,8 +383,8 @@ def test_columns_of_another_length_are_refused() -> None:
 
 
 def test_from_a_table_that_was_read() -> None:
-    rows = [Row("x", f"u{i}", "p.wav", label, attack="A01" if i else "-") for i, label in enumerate(trials.LABELS)]
-    found = analysis.groups(space(trials.from_rows(rows, source="x"), np.eye(2)))
+    rows = [Row("x", f"u{i}", "p.wav", label, attack="A01" if i else "-") for i, label in enumerate(trial_table.LABELS)]
+    found = geometry.groups(space(trial_table.from_rows(rows, source="x"), np.eye(2)))
     assert {kind: names.tolist() for kind, names in found.items()} == {
         "class": ["bonafide", "spoof"],
         "attack": ["", "A01"],

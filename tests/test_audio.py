@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline import audio
-from pipeline.errors import InputError
+from pipeline.audio import decode, windowing
+from pipeline.core.errors import InputError
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "window.npz"
 
@@ -25,31 +25,31 @@ def test_window_repeats_like_the_reference() -> None:
     with np.load(GOLDEN, allow_pickle=False) as golden:
         for i in range(len(golden["lengths"])):
             for length in (64_600, 66_800):
-                got, valid = audio.window(golden[f"s{i}/x"], length=length, pad="repeat")
+                got, valid = windowing.window(golden[f"s{i}/x"], length=length, pad="repeat")
                 np.testing.assert_array_equal(got, golden[f"s{i}/w{length}"])
                 assert valid == length
 
 
 def test_window_by_hand() -> None:
     x = np.array([1, 2, 3], dtype=np.float32)
-    repeated, valid = audio.window(x, length=7, pad="repeat")
+    repeated, valid = windowing.window(x, length=7, pad="repeat")
     assert (repeated.tolist(), valid) == ([1, 2, 3, 1, 2, 3, 1], 7)
-    zeros, valid = audio.window(x, length=5, pad="zero")
+    zeros, valid = windowing.window(x, length=5, pad="zero")
     assert (zeros.tolist(), valid) == ([1, 2, 3, 0, 0], 3)
-    head, valid = audio.window(x, length=2, pad="zero")
+    head, valid = windowing.window(x, length=2, pad="zero")
     assert (head.tolist(), valid) == ([1, 2], 2)
 
 
 def test_stereo_is_averaged(tmp_path: Path) -> None:
     left, right = tone(16_000), -0.5 * tone(16_000)
     soundfile.write(tmp_path / "x.wav", np.stack([left, right], 1), 16_000, subtype="FLOAT")
-    np.testing.assert_allclose(audio.load(tmp_path / "x.wav"), (left + right) / 2, atol=1e-7)
+    np.testing.assert_allclose(decode.load(tmp_path / "x.wav"), (left + right) / 2, atol=1e-7)
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
 def test_other_rates_become_16_khz(tmp_path: Path, rate: int) -> None:
     soundfile.write(tmp_path / "x.flac", tone(rate), rate)
-    got = audio.load(tmp_path / "x.flac")
+    got = decode.load(tmp_path / "x.flac")
     expected = tone(16_000)
     assert abs(len(got) - len(expected)) <= 1
     middle = slice(1_000, 7_000)  # the resampling filter rings at both ends
@@ -96,24 +96,24 @@ def test_unusable_audio_is_refused_by_name(tmp_path: Path, kind: str, message: s
     path = tmp_path / "bad.audio"
     write_bad(kind, path)
     with pytest.raises(InputError, match=message) as error:
-        audio.load(path)
+        decode.load(path)
     assert str(path) in str(error.value)
 
 
 def test_shortest_usable_audio(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", tone(16_000)[:400], 16_000)
-    assert len(audio.load(tmp_path / "x.wav")) == 400
-    content = audio.read(tmp_path / "x.wav").content
+    assert len(decode.load(tmp_path / "x.wav")) == 400
+    content = decode.read(tmp_path / "x.wav").content
     assert content == hashlib.sha256((tmp_path / "x.wav").read_bytes()).hexdigest()[:16]
-    assert len(audio.load(tmp_path / "x.wav", content=content)) == 400
+    assert len(decode.load(tmp_path / "x.wav", content=content)) == 400
     with pytest.raises(InputError, match=r"expected the bytes that the trial table knows \(digest 0\)"):
-        audio.load(tmp_path / "x.wav", content="0")
+        decode.load(tmp_path / "x.wav", content="0")
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_whole_ogg_is_read(tmp_path: Path, subtype: str) -> None:
     soundfile.write(tmp_path / "x.ogg", tone(16_000, seconds=3), 16_000, format="OGG", subtype=subtype)
-    assert abs(len(audio.load(tmp_path / "x.ogg")) - 48_000) < 400
+    assert abs(len(decode.load(tmp_path / "x.ogg")) - 48_000) < 400
 
 
 # What libsndfile cannot decode, and PyAV does
@@ -195,9 +195,9 @@ def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
 
 
-def heard(path: Path, data: bytes) -> audio.Audio:
+def heard(path: Path, data: bytes) -> decode.Audio:
     path.write_bytes(data)
-    return audio.read(path)
+    return decode.read(path)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
@@ -207,14 +207,14 @@ def test_flac_with_irregular_metadata_is_read_to_the_bit(
     tmp_path: Path, subtype: str, checksum: bool, length: bool
 ) -> None:
     soundfile.write(tmp_path / "x.flac", speech(16_000), 16_000, subtype=subtype)
-    regular = audio.read(tmp_path / "x.flac")
+    regular = decode.read(tmp_path / "x.flac")
     data = irregular_flac(checksum=checksum, length=length, subtype=subtype)
     with pytest.raises(soundfile.LibsndfileError, match="unknown error in flac decoder"):
         soundfile.SoundFile(io.BytesIO(data))
     got = heard(tmp_path / "y.flac", data)
     np.testing.assert_array_equal(got.samples, regular.samples)
     assert (got.decoder, regular.decoder) == ("PyAV", "libsndfile")
-    assert got.content == audio.digest(data)
+    assert got.content == decode.digest(data)
 
 
 def test_flac_that_was_piped_states_no_length(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_channels_of_m4a_are_averaged(tmp_path: Path) -> None:
 def test_full_scale_of_every_type_of_sample() -> None:
     for dtype, low, high in (("u1", 0, 255), ("i2", -(2**15), 2**15 - 1), ("i4", -(2**31), 2**31 - 1)):
         middle = 128 if dtype == "u1" else 0
-        got = audio._full_scale(np.array([[low], [middle], [high]], dtype))
+        got = decode._full_scale(np.array([[low], [middle], [high]], dtype))
         np.testing.assert_allclose(got, [[-1], [0], [1]], atol=2 / 2 ** (8 * np.dtype(dtype).itemsize))
         assert got.dtype == np.float32
 
@@ -350,7 +350,7 @@ def test_damage_is_refused_whoever_decodes(tmp_path: Path, kind: str, message: s
     path = tmp_path / "bad.audio"
     path.write_bytes(damaged(kind))
     with pytest.raises(InputError, match=message) as error:
-        audio.load(path)
+        decode.load(path)
     assert str(path) in str(error.value)
 
 
@@ -376,7 +376,7 @@ def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=r'install PyAV, which may: pip install "bonafide\[av\]"'):
         heard(tmp_path / "x", data)
     soundfile.write(tmp_path / "x.wav", speech(16_000), 16_000)
-    assert audio.read(tmp_path / "x.wav").decoder == "libsndfile"
+    assert decode.read(tmp_path / "x.wav").decoder == "libsndfile"
 
 
 def test_odd_tags_of_a_sound_file_do_no_harm(tmp_path: Path) -> None:
@@ -398,4 +398,4 @@ def test_a_header_that_states_billions_of_samples_allocates_nothing_of_the_sort(
     data[26:42] = bytes(16)  # no checksum, which would prove that all samples are there
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"breaks off or is damaged .*24000 samples, not those that it states"):
-        audio.load(path)
+        decode.load(path)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.backends import aasist
-from pipeline.errors import InputError
-from pipeline.layers import LayerWeights
+from pipeline.backends._shared import LayerWeights
+from pipeline.core.errors import InputError
 from tests.backends import (
     Arrays,
     check_initialisation_follows_the_seed,

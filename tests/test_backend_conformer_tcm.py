@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backends import conformer_tcm
-from pipeline.layers import LayerWeights
+from pipeline.backends._shared import LayerWeights
 from tests.backends import (
     Arrays,
     check_each_utterance_alone,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.layers import LayerWeights, fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, normalise_valid, valid_frames
 from tests.backends import noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backends import mhfa
-from pipeline.layers import LayerWeights
+from pipeline.backends._shared import LayerWeights
 from tests.backends import (
     check_each_utterance_alone,
     check_its_input_is_left_alone,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.backends import mlp
-from pipeline.layers import LayerWeights
+from pipeline.backends._shared import LayerWeights
 from tests.backends import (
     check_initialisation_follows_the_seed,
     noise,

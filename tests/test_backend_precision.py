@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.contracts import member
+from pipeline.core.members import member
 from tests.backends import NAMES, noise, with_padding
 
 pytestmark = pytest.mark.usefixtures("one_thread")

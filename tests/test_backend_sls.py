@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backends import sls
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from tests.backends import (
     check_each_utterance_alone,
     check_its_input_is_left_alone,

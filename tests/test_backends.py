@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.backends import asp, linear
-from pipeline.layers import LayerWeights
+from pipeline.backends._shared import LayerWeights
 from tests.backends import (
     check_each_utterance_alone,
     check_its_input_is_left_alone,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.det import det_points
-from pipeline.report import curves, leaderboard, page, space
+from pipeline.metrics.det import det_points
+from pipeline.report import curves, leaderboard
+from pipeline.report.page import embedding_space, page
 from tests import analysed
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
@@ -59,7 +60,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {(name, "eval"): shares for name, *_ in ROWS},
         {},
     )
-    spaces = space.gather(root, (FIRST, SECOND))
+    spaces = embedding_space.gather(root, (FIRST, SECOND))
     path = root / "data/report/index.html"
     path.parent.mkdir(parents=True)
     path.write_text(page.render(board(), found, spaces=spaces, audio_root="../..", note="<b>a note</b>"))

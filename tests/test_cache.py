@@ -8,10 +8,15 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import cache, cli, trials
+from pipeline import commands
 from pipeline.commands import cache as command
-from pipeline.errors import InputError
-from pipeline.store import CLEAN, FORMAT, Spec, Store
+from pipeline.core import trial_table
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
+from pipeline.extraction import hdf5, housekeeping
+from pipeline.features.specs import Spec
+from pipeline.features.store import Store
+from pipeline.features.zarr_metadata import FORMAT
 from tests.test_gather import VIEWS, Cache, make_cache
 from tests.test_store import tree
 
@@ -46,7 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     sets = {name: make_cache(root, name, seed=seed) for seed, name in enumerate(("train", "dev"))}
     for name, one in sets.items():
         one.receipt.rename(receipts / f"{name}.json")
-        (tmp_path / f"data/trials/{name}.csv").write_text(trials.to_csv(one.trials))
+        (tmp_path / f"data/trials/{name}.csv").write_text(trial_table.to_csv(one.trials))
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     return Project(tmp_path, sets)
@@ -60,7 +65,7 @@ def run(*words: str) -> None:
 
 
 def test_all_stores_are_found_with_what_they_hold(project: Project) -> None:
-    dev, train = cache.look(project.root, project.receipts)
+    dev, train = housekeeping.look(project.root, project.receipts)
     assert (dev.store.path, train.store.path) == (project.store("dev"), project.store("train"))
     assert dev.layers == {CLEAN: LAYERS, "noise_0": LAYERS, "rawboost4_0": LAYERS}
     assert list(dev.layers) == [CLEAN, "noise_0", "rawboost4_0"]
@@ -72,7 +77,7 @@ def test_all_stores_are_found_with_what_they_hold(project: Project) -> None:
 
 def test_a_store_that_lacks_a_shard_is_incomplete(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     Store.open(project.store("dev")).shard_path("noise_0/layer_05", 1).unlink()
-    dev, train = cache.look(project.root, project.receipts)
+    dev, train = housekeeping.look(project.root, project.receipts)
     assert dev.shards == {CLEAN: 3, "noise_0": 2, "rawboost4_0": 3}
     assert (dev.complete, train.complete) == (False, True)
     run("ls")
@@ -206,8 +211,8 @@ def test_what_is_not_there_cannot_be_exported(project: Project) -> None:
         run("export", "dev", "x.h5", "--layers", "3", "5", "9")
     with pytest.raises(InputError, match=r"dev\.json: no view codec; it has clean, rawboost4_0, noise_0"):
         run("export", "dev", "x.h5", "--views", "codec")
-    table = trials.read(Path("data/trials/dev.csv"))
-    Path("data/trials/dev.csv").write_text(trials.to_csv(table.take(np.arange(9))))
+    table = trial_table.read(Path("data/trials/dev.csv"))
+    Path("data/trials/dev.csv").write_text(trial_table.to_csv(table.take(np.arange(9))))
     with pytest.raises(InputError, match=r"dev\.json: not the receipt of these trials"):
         run("export", "dev", "x.h5")
     assert not list(Path().glob("x.h5*"))
@@ -216,7 +221,7 @@ def test_what_is_not_there_cannot_be_exported(project: Project) -> None:
 def test_a_pool_has_no_file_of_its_own(project: Project) -> None:
     receipts = {name: json.loads((project.receipts / f"{name}.json").read_text()) for name in ("train", "dev")}
     (project.receipts / "both.json").write_text(json.dumps({"pool": receipts}))
-    Path("data/trials/both.csv").write_text(trials.to_csv(project.sets["dev"].trials))
+    Path("data/trials/both.csv").write_text(trial_table.to_csv(project.sets["dev"].trials))
     with pytest.raises(InputError, match=r"both\.json: expected the receipt of one set, got a pool of 2"):
         run("export", "both", "x.h5")
 
@@ -255,10 +260,10 @@ def test_what_is_no_file_is_refused(project: Project) -> None:
 
 def test_the_command_is_found_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.dispatch(["cache", "--help"])
+        commands.dispatch(["cache", "--help"])
     assert "bonafide cache export train train.h5 --layers 5 9" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.dispatch(["cache", "export", "train", "x.h5", "--layers", "first"])
+        commands.dispatch(["cache", "export", "train", "x.h5", "--layers", "first"])
     assert "expected the number of a layer or final, got 'first'" in capsys.readouterr().err
 
 
@@ -269,6 +274,6 @@ def test_bytes_are_told_in_units_of_a_thousand() -> None:
 def test_the_spec_is_that_of_the_store(project: Project) -> None:
     run("export", "dev", "dev.h5")
     with h5py.File("dev.h5") as file:
-        spec, name = cache._spec(Path("dev.h5"), file)
+        spec, name = hdf5._spec(Path("dev.h5"), file)
     assert (spec, name) == (Store.open(project.store("dev")).spec, "dev")
     assert isinstance(spec, Spec)

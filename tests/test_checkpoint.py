@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import checkpoint
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.training import checkpoints
 
 TENSORS = {
     "float": torch.tensor([[1.5, float("nan")], [-0.0, 1e-45]]),
@@ -25,8 +25,8 @@ FACTS = {"curves": [[1, 0.1 + 0.2, 1e-300]], "best": [], "name": "ä"}
 def test_what_was_written_comes_back_bit_by_bit(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "c"
     shared = TENSORS | {"shared": TENSORS["float"]}
-    checkpoint.write(path, shared, FACTS, run="r")
-    found = checkpoint.read(path, run="r")
+    checkpoints.write(path, shared, FACTS, run="r")
+    found = checkpoints.read(path, run="r")
     assert found is not None
     tensors, facts = found
     assert facts == FACTS
@@ -38,50 +38,50 @@ def test_what_was_written_comes_back_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_another_run_or_no_file_is_no_checkpoint(tmp_path: Path) -> None:
-    assert checkpoint.read(tmp_path / "c", run="r") is None
-    checkpoint.write(tmp_path / "c", TENSORS, FACTS, run="r")
-    assert checkpoint.read(tmp_path / "c", run="s") is None
+    assert checkpoints.read(tmp_path / "c", run="r") is None
+    checkpoints.write(tmp_path / "c", TENSORS, FACTS, run="r")
+    assert checkpoints.read(tmp_path / "c", run="s") is None
 
 
 @pytest.mark.parametrize("kind", ["empty", "pickle", "cut", "other safetensors", "text"])
 def test_another_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "c"
-    checkpoint.write(path, TENSORS, FACTS, run="r")
+    checkpoints.write(path, TENSORS, FACTS, run="r")
     if kind == "other safetensors":
         save_file({"w": torch.zeros(2)}, path)
     else:
         data = {"empty": b"", "pickle": b"\x80\x04K\x01.", "cut": path.read_bytes()[:-3], "text": b"thesis" * 9}
         path.write_bytes(data[kind])
     with pytest.raises(InputError, match="expected a checkpoint of a training, got another file; delete it"):
-        checkpoint.read(path, run="r")
+        checkpoints.read(path, run="r")
 
 
 def test_delete_takes_what_a_killed_write_left(tmp_path: Path) -> None:
     for name in ("c", "c.part", "other"):
         (tmp_path / name).write_text("")
-    checkpoint.delete(tmp_path / "c")
-    checkpoint.delete(tmp_path / "c")
+    checkpoints.delete(tmp_path / "c")
+    checkpoints.delete(tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_fingerprint_sees_every_bit() -> None:
-    seen = {checkpoint.fingerprint({"a": 1}, TENSORS), checkpoint.fingerprint({"a": 2}, TENSORS)}
+    seen = {checkpoints.fingerprint({"a": 1}, TENSORS), checkpoints.fingerprint({"a": 2}, TENSORS)}
     for name, tensor in TENSORS.items():
         if tensor.numel():
             flat = tensor.flatten()
             flat[0] = ~flat[0] if flat.dtype == torch.bool else flat[0] + 1
             other = flat.reshape(tensor.shape)
-            seen.add(checkpoint.fingerprint({"a": 1}, TENSORS | {name: other}))
+            seen.add(checkpoints.fingerprint({"a": 1}, TENSORS | {name: other}))
     renamed = {f"x{name}": tensor for name, tensor in TENSORS.items()}
     reshaped = TENSORS | {"turned": TENSORS["turned"].reshape(2, 3)}
-    seen |= {checkpoint.fingerprint({"a": 1}, renamed), checkpoint.fingerprint({"a": 1}, reshaped)}
+    seen |= {checkpoints.fingerprint({"a": 1}, renamed), checkpoints.fingerprint({"a": 1}, reshaped)}
     assert len(seen) == 2 + 6 + 2
-    assert checkpoint.fingerprint({"a": 1}, dict(reversed(TENSORS.items()))) in seen
+    assert checkpoints.fingerprint({"a": 1}, dict(reversed(TENSORS.items()))) in seen
 
 
 def test_facts_hold_classes_and_plain_attributes_of_every_part() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.25))
-    facts = checkpoint.facts_of(model)
+    facts = checkpoints.facts_of(model)
     assert facts["classes"] == {
         "": "torch.nn.modules.container.Sequential",
         "0": "torch.nn.modules.linear.Linear",
@@ -89,13 +89,13 @@ def test_facts_hold_classes_and_plain_attributes_of_every_part() -> None:
     }
     assert facts["attributes"]["1"]["p"] == 0.25
     assert (facts["attributes"]["0"]["in_features"], facts["attributes"]["0"]["out_features"]) == (2, 3)
-    assert checkpoint.facts_of(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))) != facts
+    assert checkpoints.facts_of(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))) != facts
     assert len(facts["code"]) == 3
-    assert checkpoint.fingerprint(facts, {}) == checkpoint.fingerprint(checkpoint.facts_of(model), {})
+    assert checkpoints.fingerprint(facts, {}) == checkpoints.fingerprint(checkpoints.facts_of(model), {})
 
 
 def test_code_is_told_apart_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
-    before = checkpoint.code_of(tmp_path / "a.py")
+    before = checkpoints.code_of(tmp_path / "a.py")
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert checkpoint.code_of(tmp_path / "a.py") != before
+    assert checkpoints.code_of(tmp_path / "a.py") != before

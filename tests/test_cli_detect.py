@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline import cli, detect
-from pipeline.errors import InputError
+from pipeline import commands, detect
+from pipeline.core.errors import InputError
 from tests import systems
 from tests.systems import POOLED, ROOT, WINDOW
 
@@ -40,9 +40,9 @@ def here(project: Path) -> Iterator[Path]:
 def run(*arguments: str | Path, code: int = 0) -> None:
     """Run the command; it ends with an exit code."""
     if code == 0:
-        return cli.dispatch([str(part) for part in arguments])
+        return commands.dispatch([str(part) for part in arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.dispatch([str(part) for part in arguments])
+        commands.dispatch([str(part) for part in arguments])
     assert ended.value.code == code
     return None
 
@@ -261,9 +261,9 @@ def test_help_teaches_without_torch() -> None:
     ):
         code = f"""
 import sys
-from pipeline import cli
+from pipeline import commands
 try:
-    cli.dispatch(["{command}", "--help"])
+    commands.dispatch(["{command}", "--help"])
 finally:
     print("torch" in sys.modules, "transformers" in sys.modules)
 """
@@ -279,7 +279,7 @@ def test_a_package_in_the_current_folder_is_refused(here: Path) -> None:
 
 
 def test_a_missing_run_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
-    code = "from pipeline import cli; cli.main()"
+    code = "from pipeline import commands; commands.main()"
     command = [sys.executable, "-c", code, "detect", "some.wav", "--run", "nope"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 2

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, embeddings, trials
-from pipeline.embeddings import Embeddings
-from pipeline.errors import InputError
-from pipeline.trials import Trials
+from pipeline import commands
+from pipeline.analysis import embeddings
+from pipeline.analysis.embeddings import Embeddings
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 from tests import systems
 from tests.systems import FRAMES, POOLED, ROOT
 
@@ -41,7 +43,7 @@ def here(project: Path) -> Iterator[Path]:
 def stored(project: Path) -> tuple[Embeddings, Trials]:
     """What is to be written of eval."""
     data = project / "data"
-    return embeddings.read(data / f"embeddings/{POOLED}/eval"), trials.read(data / "trials/eval.csv")
+    return embeddings.read(data / f"embeddings/{POOLED}/eval"), trial_table.read(data / "trials/eval.csv")
 
 
 def cells(table: Trials) -> dict[str, list]:
@@ -50,7 +52,7 @@ def cells(table: Trials) -> dict[str, list]:
 
 
 def embed(*arguments: str | Path) -> None:
-    cli.dispatch(["embed", *map(str, arguments)])
+    commands.dispatch(["embed", *map(str, arguments)])
 
 
 def test_npz_holds_all_without_pickle(
@@ -162,8 +164,8 @@ def test_a_set_that_is_not_there_is_told_with_those_that_are(here: Path, tmp_pat
 def test_embeddings_of_other_trials_are_refused(project: Path, tmp_path: Path) -> None:
     shutil.copytree(project / "data", tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
     with contextlib.chdir(tmp_path):
-        table = trials.read(Path("data/trials/eval.csv"))
-        Path("data/trials/eval.csv").write_text(trials.to_csv(table.take(np.arange(11))))
+        table = trial_table.read(Path("data/trials/eval.csv"))
+        Path("data/trials/eval.csv").write_text(trial_table.to_csv(table.take(np.arange(11))))
         with pytest.raises(InputError, match=f"data/embeddings/{POOLED}/eval: expected the embeddings of"):
             embed(POOLED, "eval", "--out", "x.npz")
 
@@ -179,9 +181,9 @@ def test_arguments_that_are_none(arguments: list[str], capsys: pytest.CaptureFix
 def test_help_teaches_without_torch() -> None:
     code = """
 import sys
-from pipeline import cli
+from pipeline import commands
 try:
-    cli.dispatch(["embed", "--help"])
+    commands.dispatch(["embed", "--help"])
 finally:
     print("torch" in sys.modules, "pyarrow" in sys.modules)
 """

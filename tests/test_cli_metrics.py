@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import cli, scorefile, trials
+from pipeline import commands
 from pipeline.commands import metrics
-from pipeline.errors import InputError
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.metrics import scorefile
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -59,7 +61,7 @@ def written(folder: Path, table: Trials, layout: scorefile.Layout = "2021", *, s
     """A score file of the trials, and a trial table as their key."""
     values = np.random.default_rng(seed).normal(size=len(table)) + 1.5 * table.is_bonafide
     scorefile.write(folder / f"scores{seed}.txt", table, values, layout=layout)
-    (folder / "key.csv").write_text(trials.to_csv(table))
+    (folder / "key.csv").write_text(trial_table.to_csv(table))
     return folder / f"scores{seed}.txt", folder / "key.csv"
 
 
@@ -394,18 +396,18 @@ def test_words_that_make_no_sense_end_with_usage(
 
 def test_the_entry_point_lists_its_commands_and_knows_no_others(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        cli.dispatch(["--help"])
+        commands.dispatch(["--help"])
     assert "\n  metrics    EER, t-DCF and DCF of score files" in capsys.readouterr().out
     for words in ([], ["metric"], ["__init__"]):
         with pytest.raises(SystemExit, match="2"):
-            cli.dispatch(words)
+            commands.dispatch(words)
     with pytest.raises(SystemExit, match="0"):
-        cli.dispatch(["metrics", "--help"])
+        commands.dispatch(["metrics", "--help"])
     assert "bonafide metrics scores.txt --key" in capsys.readouterr().out
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
-    code = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+    code = [sys.executable, "-c", "from pipeline.commands import main; main()"]
     return subprocess.run([*code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -422,15 +424,13 @@ def test_the_command_as_a_process(tmp_path: Path, table: Trials) -> None:
 
 def test_starting_imports_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "faiss", "zarr", "matplotlib", "scipy", "pydantic")
-    code = (
-        f"import sys, pipeline.cli, pipeline.commands.metrics; print([name for name in {heavy} if name in sys.modules])"
-    )
+    code = f"import sys, pipeline.commands.metrics; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
 def test_a_reader_that_goes_away_is_no_success() -> None:
-    code = "from pipeline.errors import run_command; run_command(lambda: print('x' * 1_000_000, flush=True))"
+    code = "from pipeline.core.errors import run_command; run_command(lambda: print('x' * 1_000_000, flush=True))"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as run:
         assert run.stdout is not None

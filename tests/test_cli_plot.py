@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, trials
-from pipeline.det import det_points
-from pipeline.errors import InputError
+from pipeline import commands
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
-from pipeline.trials import Row
 
 SHARED = Path(__file__).parents[2] / "shared"
 RNG = np.random.default_rng(3)
@@ -26,7 +27,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def systems(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """A key of 30 bona fide and 60 spoof with two attacks and two codecs, and two score files."""
-    table = trials.from_rows(
+    table = trial_table.from_rows(
         [
             Row(
                 "t",
@@ -40,7 +41,7 @@ def systems(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
         ],
         source="t",
     )
-    (tmp_path / "key.csv").write_text(trials.to_csv(table))
+    (tmp_path / "key.csv").write_text(trial_table.to_csv(table))
     scores = {}
     for name, gap in (("good", 2.0), ("poor", 0.5)):
         scores[name] = RNG.normal(size=90) + gap * table.is_bonafide
@@ -57,7 +58,7 @@ def test_every_drawing_and_its_numbers(systems: tuple[Path, dict[str, np.ndarray
     folder, scores = systems
     out = folder / "plots"
     files = [str(folder / f"{name}.txt") for name in scores]
-    cli.dispatch(
+    commands.dispatch(
         ["plot", *files, "--key", str(folder / "key.csv"), "--out", str(out), "--threshold", "1", "--threshold", "0.2"]
     )
     stems = ["det", "eer_attacks", "eer_codecs", "histogram/good", "histogram/poor"]
@@ -88,7 +89,9 @@ def test_without_thresholds_and_codecs_there_is_nothing_of_them(systems: tuple[P
     folder, _ = systems
     key = (folder / "key.csv").read_text().replace(",c0,", ",-,").replace(",c1,", ",-,")
     (folder / "key.csv").write_text(key)
-    cli.dispatch(["plot", str(folder / "good.txt"), "--key", str(folder / "key.csv"), "--out", str(folder / "plots")])
+    commands.dispatch(
+        ["plot", str(folder / "good.txt"), "--key", str(folder / "key.csv"), "--out", str(folder / "plots")]
+    )
     made = {path.name for path in (folder / "plots").iterdir()}
     assert not {name for name in made if name.startswith(("transfer", "eer_codecs", "eer_vocoders"))}
 
@@ -99,7 +102,7 @@ def test_names_that_a_table_or_a_formula_would_trip_over(systems: tuple[Path, di
     (folder / "key.csv").write_text(text)
     (folder / "_x$y{$.txt").write_text((folder / "good.txt").read_text())
     out = folder / "plots"
-    cli.dispatch(["plot", str(folder / "_x$y{$.txt"), "--key", str(folder / "key.csv"), "--out", str(out)])
+    commands.dispatch(["plot", str(folder / "_x$y{$.txt"), "--key", str(folder / "key.csv"), "--out", str(out)])
     (line,) = rows(out / "eer_attacks.csv")
     i = np.arange(90)
     assert float(line["a,b$c{$"]) == pytest.approx(eer(scores["good"], i < 30, (i >= 30) & (i % 2 == 0)), abs=1e-4)
@@ -110,12 +113,12 @@ def test_one_file_twice_is_refused(systems: tuple[Path, dict[str, np.ndarray]]) 
     folder, _ = systems
     file = str(folder / "good.txt")
     with pytest.raises(InputError, match="expected different score files"):
-        cli.dispatch(["plot", file, file, "--key", str(folder / "key.csv"), "--out", str(folder)])
+        commands.dispatch(["plot", file, file, "--key", str(folder / "key.csv"), "--out", str(folder)])
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no published score files beside the project")
 def test_published_scores_give_the_published_eers_by_attack(tmp_path: Path) -> None:
-    cli.dispatch(["plot", str(SHARED / "scores/la19_eval_amsoftmax.txt"), "--out", str(tmp_path)])
+    commands.dispatch(["plot", str(SHARED / "scores/la19_eval_amsoftmax.txt"), "--out", str(tmp_path)])
     (line,) = rows(tmp_path / "eer_attacks.csv")
     published = [".22", ".06", ".02", ".63", ".02", ".53", ".27", ".51", ".69", ".51", "13.45", "4.27", ".86"]
     for number, value in enumerate(published, start=7):

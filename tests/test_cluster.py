@@ -24,14 +24,18 @@ import soundfile
 import torch
 from distributed import Client, Scheduler, SpecCluster, Worker
 
-from pipeline import audio, cluster, errors, extract, specs, xlsr
-from pipeline.cluster import AHEAD, Job, Task
-from pipeline.contracts import Card
-from pipeline.errors import InputError
-from pipeline.params import ExtractParams
-from pipeline.store import CLEAN, Store
-from pipeline.trials import to_csv
-from pipeline.units import Recipe, Unit
+from pipeline.audio import decode
+from pipeline.core import errors
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
+from pipeline.core.params import ExtractParams
+from pipeline.core.trial_table import to_csv
+from pipeline.encoder import xlsr
+from pipeline.encoder.cards import Card
+from pipeline.extraction import cluster, identity, planning, progress
+from pipeline.extraction.cluster import AHEAD, Job, Task
+from pipeline.extraction.units import Recipe, Unit
+from pipeline.features.store import Store
 from tests.conftest import TINY, Corpus
 from tests.test_extract import BOOSTED, PARAMS, boost, make_encoder, run
 from tests.test_store import tree
@@ -86,7 +90,7 @@ def recipe(card: Card) -> Recipe:
 
 def start_of(corpus: Corpus, name: str) -> bytes:
     """The first samples of an utterance, by which an encoder knows it."""
-    return audio.load(corpus[0] / f"{name}.wav")[:8].tobytes()
+    return decode.load(corpus[0] / f"{name}.wav")[:8].tobytes()
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def test_what_is_wrong_with_a_unit_is_told_as_in_one_process(
     """Features that are NaN in the last shard, audio that is silent in the first; the second completes."""
     folder, trials = corpus
     soundfile.write(folder / "u1.wav", np.zeros(1_000), 16_000)
-    contents = [audio.digest((folder / name).read_bytes()) for name in trials.path]
+    contents = [decode.digest((folder / name).read_bytes()) for name in trials.path]
     corpus = folder, replace(trials, content=np.array(contents))
     overflowing = Overflowing(start_of(corpus, "u9"))
     told = []
@@ -237,7 +241,7 @@ def test_what_is_wrong_with_a_unit_is_told_as_in_one_process(
     assert re.search(r"shard 0 of clean: 1 of 4 utterances .*\n.*u1\.wav: the audio is silent", told[0])
     assert re.search(r"shard 2 of clean: utterance u9: expected finite features .* in layer 3, got nan", told[0])
     assert "Traceback" not in told[0]
-    place = Store(tmp_path, specs.spec_of(corpus[1], card, PARAMS)).spec.folder("dev")
+    place = Store(tmp_path, identity.spec_of(corpus[1], card, PARAMS)).spec.folder("dev")
     assert tree(tmp_path / "here" / place) == tree(tmp_path / "there" / place)
 
 
@@ -301,7 +305,7 @@ def test_an_encoder_that_is_another_one_there_stops_all(
 
 
 def test_a_worker_without_the_file_system_or_of_other_code_is_told(corpus: Corpus, tmp_path: Path, card: Card) -> None:
-    target = Store(tmp_path, specs.spec_of(corpus[1], card, PARAMS))
+    target = Store(tmp_path, identity.spec_of(corpus[1], card, PARAMS))
     with pytest.raises(InputError, match=r"the worker on .* runs other code than the extraction; restart the workers"):
         cluster._make(Job(target, make_encoder, (1,), PARAMS, code="another"), Task((), ()), tmp_path)
     with pytest.raises(InputError, match=r"the worker on .* cannot go to .*elsewhere \(No such file or directory\)"):
@@ -391,7 +395,7 @@ def test_a_scheduler_that_goes_is_told_and_what_is_complete_is_kept(
 
     monkeypatch.setattr(Store, "write", write)
     if when == "between":
-        monkeypatch.setattr(extract.tqdm, "update", gone)
+        monkeypatch.setattr(progress.tqdm, "update", gone)
     with pytest.raises(InputError, match=r"^extract\.scheduler: tcp://.* is gone; complete shards are kept: start it"):
         run(corpus, tmp_path, card, params, encoder=make_encoder)
     monkeypatch.undo()
@@ -408,14 +412,14 @@ def test_tasks_are_sent_a_few_ahead_and_workers_that_come_get_some(
     corpus: Corpus, tmp_path: Path, card: Card, inside: SpecCluster
 ) -> None:
     params = asked(inside.scheduler_address).model_copy(update={"shard": 1})
-    target = Store.create(tmp_path, "dev", specs.spec_of(corpus[1], card, params))
+    target = Store.create(tmp_path, "dev", identity.spec_of(corpus[1], card, params))
     target.add_arrays(CLEAN, params.layers)
     sent: list[int] = []
     waiting: list[int] = []
 
     def clips(unit: Unit) -> list:
         sent.append(unit.shard)
-        return [extract.clip_of(corpus[1], unit.shard, audio_root=corpus[0])]
+        return [planning.clip_of(corpus[1], unit.shard, audio_root=corpus[0])]
 
     def advance(count: int) -> None:
         assert count == 1
@@ -425,7 +429,7 @@ def test_tasks_are_sent_a_few_ahead_and_workers_that_come_get_some(
             inside.wait_for_workers(2)
 
     job = Job(target, make_encoder, params.layers, params)
-    assert cluster.make(extract.plan(target, (CLEAN,), params.layers), clips, job=job, advance=advance) == []
+    assert cluster.make(planning.plan(target, (CLEAN,), params.layers), clips, job=job, advance=advance) == []
     assert sent == list(range(10))
     assert waiting == [AHEAD, AHEAD, AHEAD, *[2 * AHEAD] * 4, 3, 2, 1]
     assert not target.incomplete(CLEAN, params.layers)
@@ -472,14 +476,15 @@ class Waiting:
         threading.Event().wait()
 
 if __name__ == "__main__":
-    from pipeline import extract, trials
-    from pipeline.contracts import Card
-    from pipeline.params import ExtractParams
+    from pipeline.core import trial_table
+    from pipeline.extraction import planning
+    from pipeline.encoder.cards import Card
+    from pipeline.core.params import ExtractParams
 
     audio, table, pipe, facts = map(Path, sys.argv[1:])
     card, params = json.loads(facts.read_text())
-    extract.extract(
-        trials.read(table), set_name="dev", audio_root=audio, root=audio.parent / "cache", card=Card(**card),
+    planning.extract(
+        trial_table.read(table), set_name="dev", audio_root=audio, root=audio.parent / "cache", card=Card(**card),
         encoder=Waiting(pipe), params=ExtractParams(**params), say=lambda _: None,
     )
 """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.compute import BatchSize, compute
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.extraction.forward import BatchSize, compute
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.audio.inspection import with_contents
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 from pipeline.corpora import asvspoof2019_la, asvspoof2021_df, asvspoof2021_la, for_norm, in_the_wild
-from pipeline.errors import InputError
-from pipeline.prepare import with_contents
-from pipeline.trials import Trials
 from tests.test_protocols import OFFICIAL, SAMPLES, SPLITS, adapter, write
 
 PROTOCOLS = Path(__file__).parents[2] / "shared" / "protocols"
@@ -186,7 +186,7 @@ def test_an_utterance_that_is_listed_twice_is_named(tmp_path: Path, corpus: str)
 @pytest.mark.parametrize("corpus", OFFICIAL)
 @pytest.mark.parametrize("word", ["real", "fake", "bona fide", "Spoof", "1", "genuine"])
 def test_another_word_for_a_class_is_refused(tmp_path: Path, corpus: str, word: str) -> None:
-    form, lines = adapter(corpus).protocols.FORMATS[corpus], SAMPLES[corpus].splitlines()
+    form, lines = adapter(corpus)._protocols.FORMATS[corpus], SAMPLES[corpus].splitlines()
     mark = "," if form.comma else " "
     cells = lines[-1].split(mark)
     cells[form.columns.index("label")] = word if form.comma else word.replace(" ", "_")

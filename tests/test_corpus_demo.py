@@ -6,10 +6,10 @@ import pytest
 import soundfile
 from scipy import fft
 
-from pipeline import synthesis
+from pipeline.audio import synthesis
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 from pipeline.corpora import demo
-from pipeline.errors import InputError
-from pipeline.trials import Trials
 
 PROTOCOL = Path(demo.__file__)
 

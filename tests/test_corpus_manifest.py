@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 from pipeline.corpora import manifest
-from pipeline.errors import InputError
-from pipeline.trials import Trials
 
 HEADER = "label,codec,note,utterance,vocoder,split,path,speaker,attack,quality"
 

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import dataset, gather
-from pipeline.contracts import Card
-from pipeline.dataset import Augment
-from pipeline.errors import InputError
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.encoder.cards import Card
+from pipeline.features import dataset, sampling, streaming
+from pipeline.features.sampling import Augment
 from tests.conftest import Corpus
 from tests.test_extract import run, store_of
 from tests.test_gather import VIEWS, Cache, make_cache
@@ -98,23 +98,23 @@ def test_a_receipt_that_does_not_fit_its_store_is_refused(
 
 def test_levels_by_hand() -> None:
     trials = table(["1.0", "2.5", "", "4.9"])
-    labels = dataset.labels(trials, (2.5, 4.0))
+    labels = sampling.labels(trials, (2.5, 4.0))
     assert labels.level.tolist() == [0, 1, -1, 2]
     assert labels.is_bonafide.tolist() == [True, True, True, False]
     assert labels.speaker.tolist() == [0, 1, -1, 1]
-    some = dataset.take(labels, np.array([3, 0]))
+    some = sampling.take(labels, np.array([3, 0]))
     assert (some.level.tolist(), some.speaker.tolist(), some.is_bonafide.tolist()) == ([2, 0], [1, 0], [False, True])
 
 
 def test_thresholds_are_given_or_quantiles_of_the_bona_fide() -> None:
     trials = table(["1", "2", "4", "5", "5"])
-    assert dataset.thresholds(trials, levels=2, given=None) == (2.0,)
-    assert dataset.thresholds(trials, levels=2, given=[2.5]) == (2.5,)
-    assert dataset.thresholds(trials, levels=1, given=None) == ()
-    np.testing.assert_allclose(dataset.thresholds(trials, levels=3, given=None), [1 + 2 / 3, 2 + 2 / 3])
-    assert np.bincount(dataset.labels(trials, (2.0,)).level[:3]).tolist() == [1, 2]
+    assert sampling.thresholds(trials, levels=2, given=None) == (2.0,)
+    assert sampling.thresholds(trials, levels=2, given=[2.5]) == (2.5,)
+    assert sampling.thresholds(trials, levels=1, given=None) == ()
+    np.testing.assert_allclose(sampling.thresholds(trials, levels=3, given=None), [1 + 2 / 3, 2 + 2 / 3])
+    assert np.bincount(sampling.labels(trials, (2.0,)).level[:3]).tolist() == [1, 2]
     with pytest.raises(InputError, match="expected a quality"):
-        dataset.thresholds(table(["", "", "", "3"]), levels=2, given=None)
+        sampling.thresholds(table(["", "", "", "3"]), levels=2, given=None)
 
 
 @given(bonafide=st.integers(1, 60), spoof=st.integers(1, 60), size=st.integers(2, 33), epoch=st.integers(0, 3))
@@ -122,7 +122,7 @@ def test_every_batch_has_bona_fide_and_every_utterance_its_turn(
     bonafide: int, spoof: int, size: int, epoch: int
 ) -> None:
     is_bonafide = np.random.default_rng(0).permutation(np.arange(bonafide + spoof) < bonafide)
-    batches = list(dataset.batches(is_bonafide, size=size, seed=3, epoch=epoch))
+    batches = list(sampling.batches(is_bonafide, size=size, seed=3, epoch=epoch))
     assert len(batches) == -(-(bonafide + spoof) // size)
     seen = np.bincount(np.concatenate(batches), minlength=len(is_bonafide))
     assert all(is_bonafide[rows].any() for rows in batches)
@@ -138,7 +138,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     is_bonafide = np.arange(40) < 10
 
     def order(seed: int, epoch: int) -> list[int]:
-        return np.concatenate(list(dataset.batches(is_bonafide, size=8, seed=seed, epoch=epoch))).tolist()
+        return np.concatenate(list(sampling.batches(is_bonafide, size=8, seed=seed, epoch=epoch))).tolist()
 
     assert order(1, 1) == order(1, 1)
     assert len({tuple(order(*key)) for key in ((1, 1), (1, 2), (2, 1))}) == 3
@@ -184,7 +184,7 @@ def test_joined_sets_are_their_sets_one_after_the_other(tmp_path: Path) -> None:
     features, n_frames = joined.features(addresses)
     np.testing.assert_array_equal(features.numpy(), everything[addresses].astype(np.float32))
     np.testing.assert_array_equal(n_frames, addresses % 10 % 5 + 1)
-    for rows, (block, _) in zip([addresses[:7]], gather.stream(joined.source, [addresses[:7]]), strict=True):
+    for rows, (block, _) in zip([addresses[:7]], streaming.stream(joined.source, [addresses[:7]]), strict=True):
         np.testing.assert_array_equal(block.numpy(), everything[rows].astype(np.float32))
     assert joined.groups.tolist() == [0] * 10 + [1] * 10
     assert joined.trials.utterance.tolist() == [f"u{i}" for i in range(20)]
@@ -219,7 +219,7 @@ def test_every_batch_holds_the_corpora_in_equal_shares(sizes: list[tuple[int, in
     kinds = np.array([(g, b) for g, (bona, spoof) in enumerate(sizes) for b in [1] * bona + [0] * spoof])
     groups, is_bonafide = np.random.default_rng(0).permutation(kinds).T
     is_bonafide = is_bonafide.astype(bool)
-    batches = list(dataset.batches(is_bonafide, size=size, seed=3, epoch=1, groups=groups))
+    batches = list(sampling.batches(is_bonafide, size=size, seed=3, epoch=1, groups=groups))
     seen = np.bincount(np.concatenate(batches), minlength=len(groups))
     assert seen.min() >= 1
     largest = max(bona + spoof for bona, spoof in sizes)
@@ -244,14 +244,14 @@ def test_every_batch_holds_the_corpora_in_equal_shares(sizes: list[tuple[int, in
 def test_equal_shares_need_room_for_each_corpus() -> None:
     groups, is_bonafide = np.arange(30) % 5, np.arange(30) % 2 == 0
     with pytest.raises(InputError, match=r"train\.batch_size: expected at least 10 for 5 sets, got 9"):
-        list(dataset.batches(is_bonafide, size=9, seed=0, epoch=1, groups=groups))
+        list(sampling.batches(is_bonafide, size=9, seed=0, epoch=1, groups=groups))
 
 
 def test_order_of_corpora_depends_on_seed_and_epoch_alone() -> None:
     groups, is_bonafide = np.arange(40) // 25, np.arange(40) % 3 == 0
 
     def order(seed: int, epoch: int) -> list[int]:
-        batches = dataset.batches(is_bonafide, size=8, seed=seed, epoch=epoch, groups=groups)
+        batches = sampling.batches(is_bonafide, size=8, seed=seed, epoch=epoch, groups=groups)
         return np.concatenate(list(batches)).tolist()
 
     assert order(1, 1) == order(1, 1)
@@ -261,7 +261,7 @@ def test_order_of_corpora_depends_on_seed_and_epoch_alone() -> None:
 def test_order_without_corpora_is_what_it_was() -> None:
     """The bits of published runs: written down when the sampler was."""
     is_bonafide = np.arange(12) % 4 == 0
-    batches = [rows.tolist() for rows in dataset.batches(is_bonafide, size=5, seed=1, epoch=2)]
+    batches = [rows.tolist() for rows in sampling.batches(is_bonafide, size=5, seed=1, epoch=2)]
     assert batches == [[0, 3, 7, 2], [4, 10, 5, 6], [8, 9, 11, 1]]
 
 

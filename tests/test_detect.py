@@ -23,10 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import detect, embeddings, package, runs, scorefile
-from pipeline.detect import Detection, System, Unreadable
-from pipeline.errors import InputError
-from pipeline.metrics import calibration
+from pipeline import detect
+from pipeline.analysis import embeddings
+from pipeline.audio import decode
+from pipeline.core.errors import InputError
+from pipeline.detect import Detection, System, Unreadable, assembly
+from pipeline.detect import system as detecting
+from pipeline.extraction import forward
+from pipeline.metrics import calibration, scorefile
+from pipeline.scoring import runs
 from tests import systems
 from tests.systems import BATCH, FRAMES, POOLED, WINDOW
 
@@ -236,7 +241,7 @@ def test_a_file_that_may_not_be_read_is_told(system: System, here: Path, monkeyp
     def refuse(path: Path) -> np.ndarray:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(detect.audio, "load", refuse)
+    monkeypatch.setattr(decode, "load", refuse)
     (found,) = system.detect(["audio/eval/0.flac"])
     assert found == Unreadable(Path("audio/eval/0.flac"), "audio/eval/0.flac: Permission denied")
 
@@ -244,14 +249,14 @@ def test_a_file_that_may_not_be_read_is_told(system: System, here: Path, monkeyp
 def test_features_that_are_out_of_range_spoil_no_other_file(
     system: System, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = detect.compute
+    whole = forward.compute
 
     def fussy(*args, names: list[str], **options):
         if any(name.endswith("4.flac") for name in names):
             raise InputError("utterance 4: expected finite features")
         return whole(*args, names=names, **options)
 
-    monkeypatch.setattr(detect, "compute", fussy)
+    monkeypatch.setattr("pipeline.detect.system.compute", fussy)
     found = list(system.detect(systems.audio("eval")))
     assert [i for i, one in enumerate(found) if isinstance(one, Unreadable)] == [4]
     assert found[4].why == "utterance 4: expected finite features"
@@ -279,7 +284,7 @@ def test_files_are_taken_a_few_batches_ahead_and_no_further(system: System, here
 def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path) -> None:
     noise(tmp_path / "long.wav", 20 * WINDOW)
     head = system._head(tmp_path / "long.wav")
-    assert isinstance(head, detect._Head)
+    assert isinstance(head, detecting._Head)
     assert head.samples.base is None
     assert len(head.samples) == WINDOW
 
@@ -288,7 +293,7 @@ def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path
 def test_large_files_are_decoded_one_at_a_time(
     system: System, here: Path, monkeypatch: pytest.MonkeyPatch, largest: int, together: set[int]
 ) -> None:
-    decode, lock, now, most = detect.audio.load, threading.Lock(), 0, 0
+    real, lock, now, most = decode.load, threading.Lock(), 0, 0
 
     def slow(path: Path) -> np.ndarray:
         nonlocal now, most
@@ -298,10 +303,10 @@ def test_large_files_are_decoded_one_at_a_time(
         time.sleep(0.02)
         with lock:
             now -= 1
-        return decode(path)
+        return real(path)
 
-    monkeypatch.setattr(detect, "LARGE", largest)
-    monkeypatch.setattr(detect.audio, "load", slow)
+    monkeypatch.setattr(detecting, "LARGE", largest)
+    monkeypatch.setattr(decode, "load", slow)
     detections(system, systems.audio("eval"))
     assert most in together
 
@@ -327,12 +332,12 @@ def test_no_files_give_nothing(system: System) -> None:
     [(400, [0]), (1_000, [0]), (1_001, [0, 1]), (1_500, [0, 500]), (2_300, [0, 500, 1_000, 1_300])],
 )
 def test_window_starts_by_hand(samples: int, starts: list[int]) -> None:
-    assert detect.window_starts(samples, window=1_000).tolist() == starts
+    assert detecting.window_starts(samples, window=1_000).tolist() == starts
 
 
 @given(samples=st.integers(400, 100_000), window=st.integers(400, 20_000))
 def test_windows_cover_a_file_and_overlap_by_half(samples: int, window: int) -> None:
-    starts = detect.window_starts(samples, window=window)
+    starts = detecting.window_starts(samples, window=window)
     assert starts[0] == 0
     assert starts[-1] == max(samples - window, 0)
     steps = np.diff(starts)
@@ -410,7 +415,7 @@ def test_the_index_of_another_run_is_refused(copied: Path) -> None:
 
 
 def test_features_of_another_version_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "FEATURES_VERSION", detect.FEATURES_VERSION + 1)
+    monkeypatch.setattr(detecting, "FEATURES_VERSION", detecting.FEATURES_VERSION + 1)
     with pytest.raises(InputError, match="features_version 1, got 2"):
         detect.load(POOLED)
 
@@ -418,7 +423,7 @@ def test_features_of_another_version_are_refused(here: Path, monkeypatch: pytest
 def test_a_gpu_that_is_not_there_is_told(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     parts = dataclasses.replace(system.parts, device="cuda")
-    monkeypatch.setattr(package, "find", lambda _run: parts)
+    monkeypatch.setattr(assembly, "find", lambda _run: parts)
     with pytest.raises(InputError, match="expected a GPU that torch can use"):
         detect.load(POOLED)
 
@@ -450,7 +455,7 @@ def test_the_walkthrough_goes_where_scores_cannot_be_calibrated(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(package, "_calibration", lambda _path: None)
+    monkeypatch.setattr(assembly, "_calibration", lambda _path: None)
     shutil.rmtree(f"data/embeddings/{FRAMES}")
     Path(f"data/embeddings/{FRAMES}").mkdir()  # an empty folder is not a run that was analysed
     walked = runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))

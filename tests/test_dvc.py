@@ -11,9 +11,11 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from ruamel.yaml import YAML
 
-from pipeline import params
+from pipeline.core import params_file
 
 ROOT = Path(__file__).parents[1]
+SHELVES = ("backends", "corpora", "losses", "quality")  # a stage depends on the members that it is given, by name
+SHARED = {axis: Path(f"pipeline/{axis}/_shared.py") for axis in ("backends", "losses")}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def members(stage: PipelineStage) -> Iterator[str]:
     """The axis members that a stage finds by name, from its own parameters."""
     kind, _, cell = stage.name.partition("@")
     axes = cell.split("-")
-    settings = params.load(ROOT / "params.yaml")
+    settings = params_file.load(ROOT / "params.yaml")
     tuning = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"]  # a frozen encoder's are not loaded
     if kind == "prepare":
         yield f"pipeline.corpora.{settings.sets[cell].corpus}"
@@ -83,40 +85,34 @@ def test_every_stage_declares_what_its_script_imports(
     for stage in (*stages, *tuned):
         script = f"stages.{stage.name.split('@')[0]}"
         assert f"python -m {script} " in stage.cmd
-        modules = {script, *members(stage), *(rooms_of_corpora(graph) if script == "stages.prepare" else ())}
+        chosen = set(members(stage))
+        modules = {script, *chosen, *(rooms_of_corpora(graph) if script == "stages.prepare" else ())}
         modules |= {found for module in modules for found in graph.find_upstream_modules(module)}
-        needed = {str(file_of(module)) for module in modules if speaks(file_of(module))}
-        needed |= {str(path) for path in templates({name for name in needed if "/report/" in name})}
+        files = {file_of(module) for module in modules if speaks(file_of(module))}
+        # a loss or backend may use what its shelf shares: declared for all of them
+        files |= {SHARED[axis] for axis in SHARED if any(f".{axis}." in module for module in chosen)}
+        files |= {Path("pipeline/losses/_ranks.py")} if any(".losses." in module for module in chosen) else set()
         code = [dep.def_path for dep in stage.deps if dep.def_path.startswith(("pipeline/", "stages/"))]
-        declared = {path for dep in code for path in files_of(dep)}
-        assert declared == needed, f"{stage.name}: {sorted(declared ^ needed)}"
+        assert set(code) == places(files), f"{stage.name}: {sorted(set(code) ^ places(files))}"
 
 
-def files_of(dep: str) -> Iterator[str]:
-    """A declared file, or the modules of a declared folder."""
-    if (ROOT / dep).is_dir():
-        yield from (str(path.relative_to(ROOT)) for path in (ROOT / dep).glob("*.py") if speaks(path))
-    else:
-        yield dep
+def places(files: set[Path]) -> set[str]:
+    """What stands for files in dvc.yaml: a room where more than half of it is used, else single files."""
+    rooms: dict[Path, set[Path]] = {}
+    for path in files:
+        rooms.setdefault(Path(*path.parts[:2]), set()).add(path)
+    found = set()
+    for room, used in rooms.items():
+        whole = [path for path in (ROOT / room).rglob("*.py") if speaks(path.relative_to(ROOT))]
+        is_room = room.parts[0] == "pipeline" and room.name not in SHELVES
+        found |= {str(room)} if is_room and 2 * len(used) > len(whole) else {str(path) for path in used}
+    return found
 
 
 def rooms_of_corpora(graph: grimp.ImportGraph) -> set[str]:
     """What any corpus imports: `prepare` declares it for all of them, as dvc.yaml cannot choose by the name."""
-    found = {room for corpus in graph.find_children("pipeline.corpora") for room in graph.find_upstream_modules(corpus)}
-    return {room for room in found if not room.startswith("pipeline.corpora")}
-
-
-def templates(modules: set[str]) -> Iterator[Path]:
-    """Templates, styles and scripts that lie beside a module that names them, or beside a template that does."""
-    known = [ROOT / module for module in modules]
-    while known:
-        naming = known.pop()
-        text = naming.read_text()
-        beside = [path for path in naming.parent.iterdir() if path.suffix in (".j2", ".css", ".js")]
-        for path in beside:
-            if f'"{path.name}"' in text and path != naming:
-                known.append(path)
-                yield path.relative_to(ROOT)
+    corpora = {name for name in graph.find_children("pipeline.corpora") if not name.rpartition(".")[2].startswith("_")}
+    return {found for name in corpora for found in graph.find_upstream_modules(name)}
 
 
 def test_every_path_on_a_command_line_is_declared(stages: list[PipelineStage], tuned: list[PipelineStage]) -> None:
@@ -144,7 +140,7 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_has_a_stage_for_each_row_and_set(recipe: Path, tmp_path: Path) -> None:
-    settings = params.load(recipe)
+    settings = params_file.load(recipe)
     stages = {stage.name: stage for stage in resolved(tmp_path, YAML(typ="safe").load(recipe))}
     assert {name for name in stages if name.startswith("train@")} == {f"train@{run}" for run in settings.grid.runs}
     rows = {f"evaluate@{run}-{name}" for run in settings.runs for name in settings.evaluate.sets}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.det import Det, det_points
+from pipeline.metrics.det import Det, det_points
 from pipeline.metrics.eer import interpolated_eer, official_eer
 
 SHARED = Path(__file__).parents[1].parent / "shared"

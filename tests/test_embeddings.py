@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import embeddings, runs, scoring, trials
-from pipeline.centroids import build as centroid_index
-from pipeline.contracts import Centroids
-from pipeline.embeddings import Embeddings
-from pipeline.errors import InputError
-from pipeline.trials import Row
+from pipeline.analysis import embedding_index, embeddings, exact_search
+from pipeline.analysis.embeddings import Embeddings
+from pipeline.core import trial_table
+from pipeline.core.contracts import Centroids
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row
+from pipeline.scoring import runs, scorer
+from pipeline.scoring.centroids import build as centroid_index
 
 Vectors = NDArray[np.float32]
 APPROXIMATE = {"ivf": (0, 10**9), "ivfpq": (0, 0)}
@@ -38,7 +40,9 @@ def names(count: int) -> list[str]:
 
 def built(folder: Path, vectors: Vectors, *, normalize: bool = True, batch: int = 7) -> Embeddings:
     batches = (vectors[i : i + batch] for i in range(0, len(vectors), batch))
-    return embeddings.build(folder, batches, names(len(vectors)), normalize=normalize, facts={"run": "r", "set": "s"})
+    return embedding_index.build(
+        folder, batches, names(len(vectors)), normalize=normalize, facts={"run": "r", "set": "s"}
+    )
 
 
 def naive(queries: Vectors, vectors: Vectors, k: int, *, normalize: bool) -> tuple[list[list[float]], list[list[int]]]:
@@ -95,7 +99,7 @@ def test_a_search_gives_what_brute_force_gives(tmp_path_factory: pytest.TempPath
 
 def test_a_neighbour_that_was_not_found_is_infinitely_far() -> None:
     vectors = np.array([[3, 4], [0, 1]], np.float32)
-    away = embeddings.distances(np.zeros((1, 2), np.float32), vectors, np.array([[1, -1, 0]]), normalize=False)
+    away = exact_search.distances(np.zeros((1, 2), np.float32), vectors, np.array([[1, -1, 0]]), normalize=False)
     assert away.tolist() == [[1, np.inf, 5]]
 
 
@@ -121,8 +125,8 @@ def test_what_is_compared_is_what_scoring_compares(*, normalize: bool) -> None:
     vectors[3] = 0
     vectors[4] *= np.float32(1e-3)
     centroids = Centroids(mixture(2, 6, seed=1), normalize, 0.0, "max")
-    scores = scoring.score(vectors, centroid_index(centroids), names=names(50))
-    seen = embeddings.compared(vectors, normalize=normalize)
+    scores = scorer.score(vectors, centroid_index(centroids), names=names(50))
+    seen = exact_search.compared(vectors, normalize=normalize)
     np.testing.assert_allclose((seen @ centroids.vectors.T).max(1), scores, rtol=1e-5, atol=1e-6)
     assert seen.dtype == np.float32
     lengths = np.linalg.norm(seen, axis=1)
@@ -136,21 +140,21 @@ def test_what_is_compared_is_what_scoring_compares(*, normalize: bool) -> None:
 @pytest.fixture(scope="module", params=APPROXIMATE)
 def approximate(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embeddings, "FLAT_UP_TO", APPROXIMATE[request.param][0])
-        patch.setattr(embeddings, "IVF_UP_TO", APPROXIMATE[request.param][1])
-        patch.setattr(embeddings, "BLOCK", 700)
+        patch.setattr(embedding_index, "FLAT_UP_TO", APPROXIMATE[request.param][0])
+        patch.setattr(embedding_index, "IVF_UP_TO", APPROXIMATE[request.param][1])
+        patch.setattr(exact_search, "BLOCK", 700)
         return built(tmp_path_factory.mktemp("e") / "e", mixture(CLUSTERED, 16), batch=500)
 
 
 def test_the_size_says_the_kind() -> None:
-    kinds = {count: embeddings._kind(count) for count in (1, 200_000, 200_001, 2_000_000, 2_000_001)}
+    kinds = {count: embedding_index._kind(count) for count in (1, 200_000, 200_001, 2_000_000, 2_000_001)}
     assert list(kinds.values()) == ["flat", "flat", "ivf", "ivf", "ivfpq"]
 
 
 def test_recall_is_measured_and_told(approximate: Embeddings) -> None:
     """The card's number, again: on the same utterances, each without itself, by brute force."""
     found, k = approximate, 10
-    rows = embeddings._sample(len(found), embeddings.RECALL_QUERIES)
+    rows = embedding_index._sample(len(found), embedding_index.RECALL_QUERIES)
     units = found.vectors / np.linalg.norm(found.vectors, axis=1, keepdims=True)
     hits = []
     for row, ids in zip(rows, found.search(found.vectors[rows], k + 1)[1], strict=True):
@@ -160,7 +164,7 @@ def test_recall_is_measured_and_told(approximate: Embeddings) -> None:
         hits.append(len(set(wanted) & set(got)) / k)
     assert len(rows) == 256
     assert found.card["recall"] == pytest.approx(np.mean(hits), abs=1e-4)
-    assert found.card["recall"] >= embeddings.RECALL_WANTED
+    assert found.card["recall"] >= embedding_index.RECALL_WANTED
     assert 0 < found.index.nprobe < found.index.nlist == 54  # √3000, and not all of them are looked through
 
 
@@ -185,9 +189,9 @@ def test_more_neighbours_than_the_lists_hold_are_found(approximate: Embeddings) 
 def test_lists_are_looked_through_until_the_recall_is_reached(approximate: Embeddings) -> None:
     """With all lists, inverted lists are exact: a recall of 1 asks for the probes that no fewer give."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embeddings, "RECALL_WANTED", 1.1)
+        patch.setattr(embedding_index, "RECALL_WANTED", 1.1)
         before = approximate.index.nprobe
-        recall = embeddings._tuned(approximate)
+        recall = embedding_index._tuned(approximate)
         assert approximate.index.nprobe == approximate.index.nlist
         assert recall == 1.0 if approximate.card["kind"] == "ivf" else recall >= approximate.card["recall"]
         approximate.index.nprobe = before
@@ -209,7 +213,7 @@ def test_vectors_and_index_are_mapped_not_read(approximate: Embeddings, tmp_path
 
 
 def test_the_same_embeddings_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "FLAT_UP_TO", 0)
+    monkeypatch.setattr(embedding_index, "FLAT_UP_TO", 0)
     vectors = mixture(2_000, 8)
     for name, batch in (("a", 300), ("b", 1_999)):
         built(tmp_path / name, vectors, batch=batch)
@@ -279,7 +283,7 @@ def test_an_embedding_that_is_not_finite_is_named(tmp_path: Path, value: float) 
 
 def test_batches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def write(*batches: Vectors) -> None:
-        embeddings.build(tmp_path / "e", iter(batches), names(9), normalize=True, facts={})
+        embedding_index.build(tmp_path / "e", iter(batches), names(9), normalize=True, facts={})
 
     for batches in ([mixture(8, 4)], [mixture(5, 4), mixture(5, 4)], [mixture(5, 4), mixture(4, 3)], []):
         with pytest.raises(ValueError, match=r"expected (9 embeddings|an embedding of each of 9)"):
@@ -290,12 +294,12 @@ def test_batches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("listed", [["a", "b", "a"], ["a", "b c", "d"], ["a", "", "d"], ["a", "b\n", "d"]])
 def test_names_that_cannot_stand_are_refused(tmp_path: Path, listed: list[str]) -> None:
     with pytest.raises(InputError, match="expected each utterance once and without white space, got"):
-        embeddings.build(tmp_path / "e", [mixture(3, 2)], listed, normalize=True, facts={})
+        embedding_index.build(tmp_path / "e", [mixture(3, 2)], listed, normalize=True, facts={})
 
 
 def test_a_set_without_utterances_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected at least one utterance, got none"):
-        embeddings.build(tmp_path / "e", [], [], normalize=True, facts={})
+        embedding_index.build(tmp_path / "e", [], [], normalize=True, facts={})
 
 
 # ---------------------------------------------------------------- changes
@@ -304,17 +308,17 @@ def test_a_set_without_utterances_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])
 def test_added_and_removed_utterances(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind != "flat":
-        monkeypatch.setattr(embeddings, "FLAT_UP_TO", APPROXIMATE[kind][0])
-        monkeypatch.setattr(embeddings, "IVF_UP_TO", APPROXIMATE[kind][1])
+        monkeypatch.setattr(embedding_index, "FLAT_UP_TO", APPROXIMATE[kind][0])
+        monkeypatch.setattr(embedding_index, "IVF_UP_TO", APPROXIMATE[kind][1])
     size = 40 if kind == "flat" else 700
     vectors, more = mixture(size, 6), mixture(5, 6, seed=3)
     first = built(tmp_path / "e", vectors, batch=size)
-    grown = embeddings.add(tmp_path / "e", more, [f"new{i}" for i in range(5)])
+    grown = embedding_index.add(tmp_path / "e", more, [f"new{i}" for i in range(5)])
     assert grown.utterances.tolist() == [*names(size), *(f"new{i}" for i in range(5))]
     np.testing.assert_array_equal(grown.vectors, np.concatenate([vectors, more]))
     assert grown.search(more, 1)[1][:, 0].tolist() == list(range(size, size + 5))
     gone = ["u0", "new2", f"u{size - 1}"]
-    left = embeddings.remove(tmp_path / "e", gone)
+    left = embedding_index.remove(tmp_path / "e", gone)
     keep = [i for i, name in enumerate(grown.utterances.tolist()) if name not in gone]
     assert left.utterances.tolist() == [grown.utterances[i] for i in keep]
     np.testing.assert_array_equal(left.vectors, grown.vectors[keep])
@@ -329,17 +333,17 @@ def test_utterances_that_are_there_or_are_not(tmp_path: Path) -> None:
     built(tmp_path / "e", mixture(4, 3))
     before = {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()}
     with pytest.raises(InputError, match=r"e: expected utterances that are not there, got\n  u3\n"):
-        embeddings.add(tmp_path / "e", mixture(2, 3), ["new", "u3"])
+        embedding_index.add(tmp_path / "e", mixture(2, 3), ["new", "u3"])
     with pytest.raises(InputError, match=r"each utterance once and without white space, got\n  new$"):
-        embeddings.add(tmp_path / "e", mixture(2, 3), ["new", "new"])
+        embedding_index.add(tmp_path / "e", mixture(2, 3), ["new", "new"])
     with pytest.raises(InputError, match=r"e: expected utterances that are there, got\n  u4$"):
-        embeddings.remove(tmp_path / "e", ["u4", "u1"])
+        embedding_index.remove(tmp_path / "e", ["u4", "u1"])
     with pytest.raises(InputError, match="expected at least one utterance, got none"):
-        embeddings.remove(tmp_path / "e", names(4))
+        embedding_index.remove(tmp_path / "e", names(4))
     broken = mixture(1, 3)
     broken[0, 0] = np.nan
     with pytest.raises(InputError, match="utterance new: expected a finite embedding"):
-        embeddings.add(tmp_path / "e", broken, ["new"])
+        embedding_index.add(tmp_path / "e", broken, ["new"])
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()}
 
 
@@ -427,12 +431,12 @@ def test_vectors_of_another_type_or_pickled_are_refused(tmp_path: Path) -> None:
 
 def test_embeddings_of_another_run_set_or_trials_are_refused(tmp_path: Path) -> None:
     rows = [Row("here", f"u{i}", f"{i}.wav", "spoof" if i % 2 else "bonafide", content=f"{i}") for i in range(6)]
-    table = trials.from_rows(rows, source="here")
+    table = trial_table.from_rows(rows, source="here")
     run = saved_run(tmp_path / "run", 1.0)
     facts = embeddings.identity(run, "dev", table)
-    assert facts == {"run": "run", "weights": facts["weights"], "set": "dev", "trials": trials.fingerprint(table)}
+    assert facts == {"run": "run", "weights": facts["weights"], "set": "dev", "trials": trial_table.fingerprint(table)}
     folder = tmp_path / "e"
-    embeddings.build(folder, [mixture(6, 3)], table.utterance.tolist(), normalize=True, facts=facts)
+    embedding_index.build(folder, [mixture(6, 3)], table.utterance.tolist(), normalize=True, facts=facts)
     assert embeddings.of_run(folder, run, "dev", table).utterances.tolist() == table.utterance.tolist()
     others = [
         (saved_run(tmp_path / "two", 1.0), "dev", table),
@@ -449,8 +453,8 @@ def test_embeddings_of_another_run_set_or_trials_are_refused(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"e: expected the embeddings of"):
         embeddings.of_run(folder, run, "dev", table)
     (folder / "utterances.txt").write_text(listed)
-    embeddings.add(folder, mixture(1, 3), ["new"])
-    embeddings.remove(folder, ["new"])
+    embedding_index.add(folder, mixture(1, 3), ["new"])
+    embedding_index.remove(folder, ["new"])
     with pytest.raises(InputError, match="'trials': None"):  # no longer known to be of these trials
         embeddings.of_run(folder, run, "dev", table)
 

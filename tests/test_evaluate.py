@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import scorefile, trials
-from pipeline.det import det_points
-from pipeline.errors import InputError
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials
+from pipeline.metrics import join, scorefile
 from pipeline.metrics.calibration import fit
 from pipeline.metrics.cllr import cllr
 from pipeline.metrics.dcf import act_dcf
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2021
 from pipeline.report import curves
-from pipeline.trials import Row, Trials
 from stages import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def table() -> Trials:
     rows = [Row("here", f"b{i}", f"b{i}.flac", "bonafide") for i in range(BONAFIDE)]
     attacks = ("A02", "A01", "-")
     rows += [Row("here", f"s{i}", f"s{i}.flac", "spoof", attack=attacks[i % 3]) for i in range(SPOOF)]
-    return trials.from_rows(rows, source="a test")
+    return trial_table.from_rows(rows, source="a test")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def write_params(path: Path, **evaluate: object) -> None:
 
 def dev_table() -> Trials:
     rows = [Row("here", f"d{i}", f"d{i}.flac", "spoof" if i % 4 else "bonafide") for i in range(400)]
-    return trials.from_rows(rows, source="a test")
+    return trial_table.from_rows(rows, source="a test")
 
 
 def dev_scores() -> NDArray[np.float32]:
@@ -73,7 +74,7 @@ def write_dev(folder: Path, scores: NDArray[np.floating]) -> None:
 def run(folder: Path, table: Trials, scores: NDArray[np.floating], *, name: str = "eval") -> tuple[Path, Path]:
     """Run the stage on these scores: its metrics file and its plots folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
+    (folder / "trials.csv").write_text(trial_table.to_csv(table), encoding="utf-8")
     (folder / "training.json").write_text('{"dev_eer": 1.0, "dev_threshold": 0.25}')
     if not (folder / "dev.txt").exists():
         write_dev(folder, dev_scores())
@@ -132,10 +133,10 @@ def test_the_costs_before_and_after_calibration_on_dev(
     made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
 ) -> None:
     found = json.loads(made[0].read_text())
-    chosen, dev = dev_table().is_bonafide, scorefile.read(made[1].parent / "dev.txt", dev_table())
+    chosen, dev = dev_table().is_bonafide, join.read(made[1].parent / "dev.txt", dev_table())
     assert (dev == dev_scores().astype(str).astype(np.float64)).all()
     line = fit(dev[chosen], dev[~chosen])
-    own = scorefile.read(made[1].parent / "scores.txt", table)
+    own = join.read(made[1].parent / "scores.txt", table)
     bonafide, spoof = own[table.is_bonafide], own[~table.is_bonafide]
     assert found["calibrated"] == {
         "slope": line.slope,
@@ -241,7 +242,7 @@ def test_the_det_file_holds_true_points_and_the_eer_among_them(
     header, points = rows(made[1] / "det.csv")
     assert header == ["far", "frr", "threshold"]
     assert len(points) <= curves.POINTS
-    values = scorefile.read(made[1].parent / "scores.txt", table)
+    values = join.read(made[1].parent / "scores.txt", table)
     det = det_points(values[table.is_bonafide], values[~table.is_bonafide])
     all_points = set(zip(det.far.tolist(), det.frr.tolist(), det.threshold.tolist(), strict=True))
     assert set(map(tuple, points.tolist())) <= all_points
@@ -292,7 +293,7 @@ def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [Row("here", f"u{i}", f"u{i}.flac", "bonafide" if i < 3 else "spoof") for i in range(5)]
-    run(tmp_path, trials.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
+    run(tmp_path, trial_table.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
     told = capsys.readouterr()  # officially 5/12; interpolated 1/3
     assert told.out.startswith("EER 41.67 % of 3 bona fide and 2 spoof trials; ")
     assert told.err == ""
@@ -353,7 +354,7 @@ def test_what_cannot_be_evaluated_is_named_with_its_place(
 
 def test_scores_of_another_set_are_refused_and_nothing_is_written(tmp_path: Path, table: Trials) -> None:
     write_params(tmp_path / "params.yaml")
-    (tmp_path / "trials.csv").write_text(trials.to_csv(table), encoding="utf-8")
+    (tmp_path / "trials.csv").write_text(trial_table.to_csv(table), encoding="utf-8")
     (tmp_path / "scores.txt").write_text("b0 1.0\nb1 2.0\n")
     (tmp_path / "training.json").write_text('{"dev_threshold": 0.0}')
     write_dev(tmp_path, dev_scores())

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import evaluation, trials
-from pipeline.det import det_points
-from pipeline.errors import InputError
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials
+from pipeline.metrics import evaluation
 from pipeline.metrics.bootstrap import intervals, paired
 from pipeline.metrics.calibration import Calibration, fit
+from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import AsvRates
-from pipeline.trials import Row, Trials
 
 ASV = AsvRates(p_fa=0.02, p_miss=0.03, p_fa_spoof=0.6)
 ATTACKS, VOCODERS, CODECS = ("A2", "A1", "-"), ("neural", "-"), ("mp3", "-", "ogg", "m4a")
@@ -29,7 +30,7 @@ def make(count: int = 600, speakers: int = 12) -> Trials:
         rows.append(
             Row("here", f"u{i}", "-", "spoof" if spoof else "bonafide", speaker=f"S{speaker}", codec=codec, **kinds)
         )
-    return trials.from_rows(rows, source="a test")
+    return trial_table.from_rows(rows, source="a test")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,9 @@ def test_what_was_not_given_is_not_told(table: Trials, scores: NDArray[np.float6
 def test_trials_that_the_calibration_has_seen_are_told() -> None:
     def of(names: str) -> Trials:
         words = ("bonafide", "spoof")
-        return trials.from_rows([Row("t", name, "-", words[i % 2]) for i, name in enumerate(names)], source="a test")
+        return trial_table.from_rows(
+            [Row("t", name, "-", words[i % 2]) for i, name in enumerate(names)], source="a test"
+        )
 
     dev, others, line = of("abc"), of("def"), Calibration(1.0, 0.0)
     assert evaluation.calibration_warnings(line, dev, others) == []
@@ -158,7 +161,7 @@ def test_groups_equal_a_loop_over_their_trials(table: Trials, scores: NDArray[np
 
 def test_a_corpus_that_knows_nothing_has_empty_groups() -> None:
     rows = [Row("here", f"u{i}", "-", "spoof" if i % 2 else "bonafide") for i in range(6)]
-    bare = trials.from_rows(rows, source="a test")
+    bare = trial_table.from_rows(rows, source="a test")
     found = evaluation.evaluate(bare, np.arange(6.0), folds=20) | evaluation.by_speaker(bare, np.arange(6.0))
     assert [found[kind] for kind in ("attacks", "vocoders", "codecs", "speakers")] == [{}, {}, {}, {}]
     assert not [name for name in found if "left_out" in name]
@@ -228,7 +231,7 @@ def test_ties_just_beyond_the_eer_point_are_told() -> None:
     # before the tie, at (0.4 + 0.45) / 2; counted evenly the line from (.4, .45) to (.8, 0) meets at .4 + .4 / 17.
     rows = [Row("t", f"u{i}", f"{i}.wav", "spoof" if i < 20 else "bonafide") for i in range(30)]
     scores = np.array([0.0] * 11 + [1.0] * 9 + [-1.0] * 4 + [1.0] * 4 + [2.0] * 2)
-    found = told(trials.from_rows(rows, source="t"), scores)
+    found = told(trial_table.from_rows(rows, source="t"), scores)
     assert found == [
         "13 trials of both classes share one score near 0.0; the official EER is 42.50 %, with ties counted evenly it "
         "is 42.35 %"
@@ -238,7 +241,7 @@ def test_ties_just_beyond_the_eer_point_are_told() -> None:
 def test_an_eer_above_half_without_ties_is_told_whatever_interpolation_says() -> None:
     # Three bona fide: the official point is (2/3, 1/2), where the line between (1/3, 1/2) and it crosses at 1/2.
     rows = [Row("t", f"u{i}", f"{i}.wav", "bonafide" if i < 3 else "spoof") for i in range(43)]
-    table = trials.from_rows(rows, source="t")
+    table = trial_table.from_rows(rows, source="t")
     scores = np.concatenate(([0.5, 19.5, 41.5], np.arange(40.0)))
     metrics = evaluation.evaluate(table, scores, folds=0)
     assert metrics["eer"] > 50 >= metrics["eer_interpolated"]

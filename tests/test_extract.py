@@ -20,14 +20,18 @@ import soundfile
 import torch
 import zarr
 
-from pipeline import audio, compute, extract, params, prepare, specs, views, windows, xlsr
-from pipeline.contracts import Card
-from pipeline.errors import InputError
-from pipeline.params import ExtractParams, WindowParams
-from pipeline.reader import Reader
-from pipeline.store import CLEAN, Store
-from pipeline.trials import Row, from_rows, to_csv
-from pipeline.units import Unit
+from pipeline.audio import decode, inspection, loader, views, windowing
+from pipeline.core import params_file
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
+from pipeline.core.params import ExtractParams, WindowParams
+from pipeline.core.trial_table import Row, from_rows, to_csv
+from pipeline.encoder import models, xlsr
+from pipeline.encoder.cards import Card
+from pipeline.extraction import forward, identity, planning
+from pipeline.extraction.units import Unit
+from pipeline.features.reader import Reader
+from pipeline.features.store import Store
 from stages import extract as stage
 from tests.conftest import TINY, Corpus
 from tests.test_store import tree
@@ -43,7 +47,7 @@ PARAMS = ExtractParams(
 
 
 def make_encoder(taps: tuple) -> xlsr.Encoder:
-    return xlsr.Encoder(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+    return xlsr.Encoder(models.load(TINY)[0], taps=taps, normalize=TINY.normalize)
 
 
 BOOSTED = PARAMS.model_copy(update={"views": ("rawboost4_0", "narrowband")})
@@ -61,7 +65,7 @@ def run(
     encoder: MAKE = make_encoder,
 ) -> dict:
     folder, trials = corpus
-    return extract.extract(
+    return planning.extract(
         trials, set_name=set_name, audio_root=folder, root=root, card=card, encoder=encoder, params=params, say=say
     )
 
@@ -74,7 +78,7 @@ def boost(corpus: Corpus, root: Path, card: Card, params: ExtractParams = BOOSTE
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Augment in threads, which start sooner, where it does not matter that processes do."""
-    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(loader, "processes", lambda: ThreadPoolExecutor(2))
 
 
 def store_of(root: Path, receipt: dict) -> Path:
@@ -89,7 +93,7 @@ def test_the_store_holds_what_the_encoder_gives(corpus: Corpus, tmp_path: Path, 
     encode = make_encoder((1, 3))
     folder, trials = corpus
     for i, name in enumerate(trials.path):
-        samples, valid = audio.window(audio.load(folder / name), length=3_200, pad=pad)
+        samples, valid = windowing.window(decode.load(folder / name), length=3_200, pad=pad)
         taps, n_frames = encode(torch.from_numpy(samples)[None], torch.tensor([valid]))
         assert group["n_frames"][i] == n_frames.item() == card.frames(valid)
         for layer, features in taps.items():
@@ -115,7 +119,7 @@ def test_growth_by_a_layer_computes_that_layer_alone(corpus: Corpus, tmp_path: P
     said: list[str] = []
     taps: list[tuple] = []
     folder, trials = corpus
-    grown = extract.extract(
+    grown = planning.extract(
         trials,
         set_name="dev",
         audio_root=folder,
@@ -145,7 +149,7 @@ def test_nothing_to_do_needs_no_encoder(corpus: Corpus, tmp_path: Path, card: Ca
         raise AssertionError
 
     said: list[str] = []
-    again = extract.extract(
+    again = planning.extract(
         trials,
         set_name="dev",
         audio_root=folder,
@@ -180,7 +184,8 @@ def test_another_encoder_or_window_makes_a_new_store_and_leaves_the_old(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import files, store, trials, xlsr
+from pipeline.core import trial_table
+from pipeline.encoder import models
 from tests import test_extract
 
 after = int(sys.argv[3])
@@ -195,7 +200,7 @@ def replace(source, target):
 
 os.replace = replace
 root = Path(sys.argv[1])
-test_extract.run((root, trials.read(Path(sys.argv[2]))), root.parent / "cache", xlsr.load(test_extract.TINY)[1])
+test_extract.run((root, trial_table.read(Path(sys.argv[2]))), root.parent / "cache", models.load(test_extract.TINY)[1])
 """
 
 
@@ -223,7 +228,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(
     corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    free = extract.SPARE_BYTES + 15_000  # ten utterances of two layers take 17 kB
+    free = planning.SPARE_BYTES + 15_000  # ten utterances of two layers take 17 kB
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free))
     with pytest.raises(
         InputError, match=r"expected 17\.4 kB of free disk and 67\.1 MB to spare, got 67\.1 MB, 2\.44 kB too little"
@@ -235,7 +240,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_features_that_do_not_fit_name_the_utterance(value: float) -> None:
     frames, n_frames = torch.zeros(3, 2, 4), torch.full((3,), 2)
-    found = compute.Features(["a", "b", "c"], (5, 7), torch.device("cpu"))
+    found = forward.Features(["a", "b", "c"], (5, 7), torch.device("cpu"))
     found.fill(slice(0, 2), {5: frames[:2], 7: frames[:2].clone()}, n_frames[:2])
     last = frames[2:].clone()
     found.fill(slice(2, 3), {5: frames[2:], 7: last}, n_frames[2:])
@@ -260,7 +265,7 @@ def test_other_samples_in_a_file_of_the_same_size_are_other_trials(corpus: Corpu
     size = (folder / "u3.wav").stat().st_size
     soundfile.write(folder / "u3.wav", samples[::-1], 16_000)
     assert (folder / "u3.wav").stat().st_size == size
-    again = prepare.with_contents(trials, folder)
+    again = inspection.with_contents(trials, folder)
     second = run((folder, again), tmp_path / "cache", card)
     assert first["trials"] != second["trials"]
     assert first["digest"] != second["digest"]
@@ -274,7 +279,7 @@ def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, c
     late = np.concatenate([np.zeros(3_200), np.ones(100)])  # sound, but none in the window
     soundfile.write(folder / "u2.wav", late, 16_000)
     soundfile.write(folder / "u3.wav", np.full(1_000, np.nan), 16_000, subtype="FLOAT")
-    contents = [audio.digest((folder / name).read_bytes()) for name in trials.path]
+    contents = [decode.digest((folder / name).read_bytes()) for name in trials.path]
     table = dataclasses.replace(trials, content=np.array(contents))
     with pytest.raises(InputError, match="3 of 4 utterances cannot be used") as error:
         run((folder, table), tmp_path, card, BOOSTED, set_name=set_name)
@@ -285,21 +290,21 @@ def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, c
 
 def test_pool_by_hand() -> None:
     frames = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [4.0], [9.0]]])  # (2, 3, 1)
-    got = compute.pool(frames, torch.tensor([2, 3]))
+    got = forward.pool(frames, torch.tensor([2, 3]))
     expected = [[[2.0], [1.0]], [[5.0], [np.sqrt(26 / 3)]]]
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
 
 
 def test_the_plan_speaks_of_bytes_for_people(tmp_path: Path, card: Card) -> None:
     rows = [Row(f"t:{i}", f"u{i}", f"{i}.wav", "spoof" if i else "bonafide") for i in range(1_000)]
-    spec = specs.spec_of(from_rows(rows, source="t"), card, PARAMS)
+    spec = identity.spec_of(from_rows(rows, source="t"), card, PARAMS)
     target = Store(tmp_path / "x", dataclasses.replace(spec, frames=201, channels=1024, shard=100))
     units = [Unit(shard, CLEAN, (1, 3)) for shard in range(4)]
     # 400 utterances, 2 layers, 201 x 1024 float16 and 2 x 1024 float32 each
-    assert extract.needed(target, units) == 400 * 2 * (411_648 + 20 + 8_192 + 20)
+    assert planning.needed(target, units) == 400 * 2 * (411_648 + 20 + 8_192 + 20)
     units += [Unit(9, "narrowband", (3,))]  # a shard of 100 utterances, one layer
-    assert extract.needed(target, units[-1:]) == 100 * (411_648 + 20 + 8_192 + 20)
-    said = extract.describe(target, units, (CLEAN, "narrowband", "noise_0"), (1, 3), free=10**12)
+    assert planning.needed(target, units[-1:]) == 100 * (411_648 + 20 + 8_192 + 20)
+    said = planning.describe(target, units, (CLEAN, "narrowband", "noise_0"), (1, 3), free=10**12)
     assert said.splitlines() == [
         "1000 utterances, views clean, narrowband, noise_0, layers 1, 3, 201 frames of 1024, computed in float32, "
         "kept in float16",
@@ -319,11 +324,11 @@ def test_numbers_from_a_file_have_not_changed(tmp_path: Path, card: Card) -> Non
     left, right = 0.3 * np.sin(2 * np.pi * 300 * seconds), 0.1 * np.sin(2 * np.pi * 2_100 * seconds**1.1)
     soundfile.write(tmp_path / "x.wav", np.stack([left, right], 1), 48_000, subtype="FLOAT")
     rows = [Row("t:2", "x", "x.wav", "bonafide"), Row("t:3", "y", "x.wav", "spoof")]
-    table = prepare.with_contents(from_rows(rows, source="t"), tmp_path)
+    table = inspection.with_contents(from_rows(rows, source="t"), tmp_path)
     window = WindowParams(samples=6_000, pad="repeat")
     receipt = run((tmp_path, table), tmp_path / "cache", card, PARAMS.model_copy(update={"window": window}))
     pooled = zarr.open_group(store_of(tmp_path / "cache", receipt), mode="r")["clean/pooled_03"][0]  # (2, 32)
-    assert specs.FEATURES_VERSION == 1
+    assert identity.FEATURES_VERSION == 1
     golden = [[-0.20327, 0.76280, -0.19079], [0.30819, 0.20958, 0.19433]]
     np.testing.assert_allclose(pooled[:, [0, 7, 31]], golden, atol=3e-4, err_msg="raise FEATURES_VERSION")
 
@@ -342,9 +347,9 @@ def test_what_cannot_be_used_stops_its_unit_alone(corpus: Corpus, tmp_path: Path
             return taps, n_frames
 
     def make(taps: tuple) -> xlsr.Encoder:
-        return Odd(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+        return Odd(models.load(TINY)[0], taps=taps, normalize=TINY.normalize)
 
-    wanted = torch.from_numpy(audio.window(audio.load(folder / "u5.wav"), length=3_200, pad="repeat")[0])
+    wanted = torch.from_numpy(windowing.window(decode.load(folder / "u5.wav"), length=3_200, pad="repeat")[0])
     if bad == "audio":
         (folder / "u5.wav").write_bytes(whole[:1_000])
     with pytest.raises(
@@ -365,7 +370,7 @@ def test_precision_is_part_of_what_a_store_is(corpus: Corpus, tmp_path: Path, ca
     half = PARAMS.model_copy(update={"precision": "bfloat16"})
 
     def make(taps: tuple) -> xlsr.Encoder:
-        return xlsr.Encoder(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize, precision="bfloat16")
+        return xlsr.Encoder(models.load(TINY)[0], taps=taps, normalize=TINY.normalize, precision="bfloat16")
 
     exact, rough = run(corpus, tmp_path, card), run(corpus, tmp_path, card, half, encoder=make)
     assert (exact["encoder"]["compute_dtype"], rough["encoder"]["compute_dtype"]) == ("float32", "bfloat16")
@@ -379,8 +384,8 @@ def test_auto_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) 
     auto = PARAMS.model_copy(update={"precision": "auto"})
     for able, precision in (({}, "float32"), ({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert specs.precision_of(auto) == precision
-        assert specs.precision_of(PARAMS) == "float32"
+        assert identity.precision_of(auto) == precision
+        assert identity.precision_of(PARAMS) == "float32"
 
 
 def test_int8_is_the_features_to_half_a_step_of_the_channel_in_the_shard(
@@ -434,11 +439,11 @@ def test_a_view_holds_what_the_encoder_gives_for_the_augmented_utterance(
     group = zarr.open_group(store_of(tmp_path, receipt), mode="r")
     encode = make_encoder((1, 3))
     folder, trials = corpus
-    assert {len(audio.load(folder / name)) > 3_200 for name in trials.path} == {True, False}
+    assert {len(decode.load(folder / name)) > 3_200 for name in trials.path} == {True, False}
     for i, (name, utterance) in enumerate(zip(trials.path, trials.utterance.tolist(), strict=True)):
         for view in ("clean", "rawboost4_0", "narrowband"):
-            whole = views.apply(view, audio.load(folder / name), utterance=utterance)
-            samples, valid = audio.window(whole, length=3_200, pad=pad)
+            whole = views.apply(view, decode.load(folder / name), utterance=utterance)
+            samples, valid = windowing.window(whole, length=3_200, pad=pad)
             taps, n_frames = encode(torch.from_numpy(samples)[None], torch.tensor([valid]))
             assert group["n_frames"][i] == n_frames.item() == card.frames(valid)
             for layer, features in taps.items():
@@ -478,7 +483,7 @@ def test_only_what_is_trained_on_is_augmented(tmp_path: Path) -> None:
             .replace("pools: {}", f"pools: {pools}")
             .replace("\n  set: train ", f"\n  set: {trained_on} ")
         )
-        settings = params.load(tmp_path / "params.yaml")
+        settings = params_file.load(tmp_path / "params.yaml")
         asked = {name: stage.asked_of(settings, name).views for name in settings.sets}
         assert asked == {name: ("rawboost4_0",) if name in augmented else () for name in ("train", "dev", "eval")}
 
@@ -496,7 +501,7 @@ def test_growth_by_a_view_computes_that_view_alone(corpus: Corpus, tmp_path: Pat
             return super().forward(samples, valid)
 
     def make(taps: tuple) -> xlsr.Encoder:
-        return Counting(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+        return Counting(models.load(TINY)[0], taps=taps, normalize=TINY.normalize)
 
     grown = boost(corpus, tmp_path, card, say=said.append, encoder=make)
     assert sum(seen) == 10
@@ -588,7 +593,7 @@ def test_the_disk_must_hold_every_view(
     corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=extract.SPARE_BYTES + 52_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=planning.SPARE_BYTES + 52_000))
     with pytest.raises(InputError, match=r"expected 52\.3 kB .* ask for fewer layers or views \(extract\.layers, "):
         boost(corpus, tmp_path, card)
     boost(corpus, tmp_path, card, PARAMS.model_copy(update={"views": ("narrowband",)}))
@@ -599,10 +604,10 @@ def test_any_number_of_processes_gives_the_same_bytes(
 ) -> None:
     trees = []
     for count in (1, 3):
-        monkeypatch.setattr(windows, "workers", lambda count=count: count)
+        monkeypatch.setattr(loader, "workers", lambda count=count: count)
         receipt = boost(corpus, tmp_path / str(count), card)
         trees.append(tree(store_of(tmp_path / str(count), receipt)))
-    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(loader, "processes", lambda: ThreadPoolExecutor(2))
     trees.append(tree(store_of(tmp_path / "threads", boost(corpus, tmp_path / "threads", card))))
     assert trees[0] == trees[1] == trees[2]
 
@@ -622,7 +627,7 @@ def test_a_killed_extraction_of_views_continues_and_ends_byte_identical(
         command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(loader, "processes", lambda: ThreadPoolExecutor(2))
     said: list[str] = []
     continued = boost(corpus, tmp_path / "cache", card, say=said.append)
     done = sum(int(line.split()[1]) for line in said[0].splitlines()[1:4])
@@ -646,13 +651,13 @@ def test_a_worker_that_dies_is_an_error_and_what_is_done_is_kept(
             return super().forward(samples, valid)
 
     def make(taps: tuple) -> xlsr.Encoder:
-        return Deadly(xlsr.load(TINY)[0], taps=taps, normalize=TINY.normalize)
+        return Deadly(models.load(TINY)[0], taps=taps, normalize=TINY.normalize)
 
     with pytest.raises(InputError, match=r"a process that decodes and augments died .* run the same command again"):
         boost(corpus, tmp_path, card, encoder=make)
     assert not multiprocessing.active_children()
     said: list[str] = []
-    monkeypatch.setattr(windows, "processes", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(loader, "processes", lambda: ThreadPoolExecutor(2))
     continued = boost(corpus, tmp_path, card, say=said.append)
     assert 3 <= sum(int(line.split()[1]) for line in said[0].splitlines()[1:4]) < 9
     undisturbed = boost(corpus, tmp_path / "undisturbed", card)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig, WavLMModel
 
-from pipeline import fairseq, xlsr
-from pipeline.errors import InputError
-from pipeline.params import EncoderParams
+from pipeline.core.errors import InputError
+from pipeline.core.params import EncoderParams
+from pipeline.encoder import fairseq, models, xlsr
 from tests.backends import read_golden
 from tests.losses import GOLDEN
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # of the golden numbers
 
 
 def load(path: Path) -> tuple[Any, Any]:
-    return xlsr.load(EncoderParams(source=str(path), normalize="none"))
+    return models.load(EncoderParams(source=str(path), normalize="none"))
 
 
 def encoder(path: Path) -> xlsr.Encoder:

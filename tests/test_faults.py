@@ -19,15 +19,19 @@ from unittest import mock
 import pytest
 from tqdm import tqdm
 
-from pipeline import cli, params, windows
-from pipeline.errors import exit_on_input_error
-from pipeline.params import Params
+from pipeline import commands
+from pipeline.audio import loader
+from pipeline.core import params_file
+from pipeline.core.errors import exit_on_input_error
+from pipeline.core.params import Params
 from tests import faults
 from tests.faults import Ended, Fault, Undisturbed
 
 # A process in which all is imported: those that extractions are killed in are forks of it.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pipeline.compute", "pipeline.xlsr", "stages.extract", "tests.test_faults"])
+FORKS.set_forkserver_preload(
+    ["pipeline.extraction.forward", "pipeline.encoder.xlsr", "stages.extract", "tests.test_faults"]
+)
 
 
 def run(folder: Path, words: str, hook: str = "") -> Ended:
@@ -46,7 +50,7 @@ def run(folder: Path, words: str, hook: str = "") -> Ended:
 def called(words: str) -> Ended:
     """Call the `main` of a command line."""
     argv = words.removeprefix("python -m ").split()
-    main = partial(cli.dispatch, argv[1:]) if argv[0] == "bonafide" else importlib.import_module(argv[0]).main
+    main = partial(commands.dispatch, argv[1:]) if argv[0] == "bonafide" else importlib.import_module(argv[0]).main
     said, code = io.StringIO(), 0
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
@@ -62,7 +66,7 @@ def called(words: str) -> Ended:
 def fork(folder: Path, words: str, hook: str) -> None:
     """What the fork does."""
     os.chdir(folder)
-    windows.processes = in_threads
+    loader.processes = in_threads
     tqdm.set_lock(threading.RLock())  # its own is one of processes, which outlives this one
     with folder.with_name("said").open("w") as said:
         exec(hook, {})  # noqa: S102
@@ -79,15 +83,15 @@ def in_threads() -> ThreadPoolExecutor:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Undisturbed]]:
     """A project for each way to store frames."""
-    whole = params.load
+    whole = params_file.load
     parsed = cache(lambda path, _text: whole(path))  # half of the time would go there
 
     def load(path: Path) -> Params:
         return parsed(path, path.read_text())
 
     with (
-        mock.patch.object(windows, "processes", in_threads),
-        mock.patch.object(params, "load", load),
+        mock.patch.object(loader, "processes", in_threads),
+        mock.patch.object(params_file, "load", load),
         mock.patch.object(os, "fsync", return_value=None),  # here: not in the forks
     ):
         yield {

@@ -17,15 +17,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
-from pipeline import audio, centroids, compute, dataset, extract, finetune, runs, scoring, trials, views, xlsr
-from pipeline.cells import Cell
-from pipeline.contracts import Card, Labels
-from pipeline.det import det_points
-from pipeline.errors import InputError
-from pipeline.finetune import Checkpoint, Epoch, Job, Speech, Tuned, Utterance
+from pipeline.audio import decode, views, windowing
+from pipeline.core import trial_table
+from pipeline.core.contracts import Labels
+from pipeline.core.errors import InputError
+from pipeline.core.params import FinetuneParams, FinetuneRates, LoraParams, Params, ViewsParams, WindowParams
+from pipeline.core.params_file import load
+from pipeline.encoder import cards, xlsr
+from pipeline.encoder import models as models_module
+from pipeline.encoder.cards import Card
+from pipeline.extraction import forward, planning
+from pipeline.features import dataset, sampling
+from pipeline.finetuning import finetune
+from pipeline.finetuning.finetune import Checkpoint, Epoch, Job, Speech, Tuned, Utterance
 from pipeline.losses import samo
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
-from pipeline.params import FinetuneParams, FinetuneRates, LoraParams, Params, ViewsParams, WindowParams, load
+from pipeline.scoring import centroids, runs, scorer
+from pipeline.training.cells import Cell
 from tests.conftest import TINY, Corpus
 
 ROOT = Path(__file__).parents[1]
@@ -71,11 +80,11 @@ def prepared(corpus: Corpus, **changes: Any) -> tuple[Any, Card, Cell, Job]:
     """A fresh model with its card, the cell and the job; the corpus is both training and dev set."""
     root, table = corpus
     chosen = settings(**changes)
-    model, card = xlsr.load(chosen.encoder)
+    model, card = models_module.load(chosen.encoder)
     cell = finetune.chosen(chosen, card)
-    cuts = dataset.thresholds(table, levels=cell.split.levels, given=cell.split.thresholds)
+    cuts = sampling.thresholds(table, levels=cell.split.levels, given=cell.split.thresholds)
     speech = Speech(table, root)
-    job = Job(chosen.encoder.finetune, chosen.extract, speech, speech, dataset.labels(table, cuts), "cpu")
+    job = Job(chosen.encoder.finetune, chosen.extract, speech, speech, sampling.labels(table, cuts), "cpu")
     return model, card, cell, job
 
 
@@ -105,7 +114,7 @@ def gradients(trained: finetune.System, job: Job) -> tuple[float, dict[str, torc
 
 def moved(corpus: Corpus, place: Path, **changes: Any) -> set[str]:
     """Parts of the encoder whose weights all, or (`x?`) partly, differ from the start after an epoch."""
-    before = xlsr.load(TINY)[0].state_dict()
+    before = models_module.load(TINY)[0].state_dict()
     after = tuned(corpus, place, epochs=1, **changes).model.state_dict()
     assert before.keys() == after.keys()
     parts: dict[str, list[bool]] = {}
@@ -161,7 +170,7 @@ def test_lora_trains_low_rank_updates_alone_and_leaves_a_plain_model(corpus: Cor
     model, card, cell, job = prepared(corpus, lora=LORA, freeze_front_end=True, loss="aoc", average_best=1)
     checkpoint = Checkpoint.of(place, card, cell=cell, job=job)
     result = finetune.finetune(model, card, cell=cell, job=job, place=checkpoint, say=lambda _: None)
-    before, after = xlsr.load(TINY)[0].state_dict(), result.model.state_dict()
+    before, after = models_module.load(TINY)[0].state_dict(), result.model.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     maps = [f"encoder.layers.{layer}.attention.{name}" for layer in (0, 1) for name in LORA.targets]
@@ -172,7 +181,9 @@ def test_lora_trains_low_rank_updates_alone_and_leaves_a_plain_model(corpus: Cor
         a, b = (saved[f"encoder.model.{name}.lora_{part}.default.weight"] for part in "AB")
         torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + 2.0 * b @ a, rtol=0, atol=1e-6)
     finetune.save(place, result, run={}, source="random")
-    assert xlsr.load_deployed(settings().encoder, weights=place)[1].weights_sha256 == xlsr.weights_sha256(result.model)
+    assert models_module.load_deployed(settings().encoder, weights=place)[1].weights_sha256 == cards.weights_sha256(
+        result.model
+    )
     assert not list(place.glob("adapter*"))
 
 
@@ -231,7 +242,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(corpus: Corpus) -> None
 def test_gradient_checkpointing_leaves_no_trace(corpus: Corpus, tmp_path: Path) -> None:
     plain = tuned(corpus, tmp_path / "plain", epochs=1, freeze_front_end=True)
     found = tuned(corpus, tmp_path, epochs=1, freeze_front_end=True, gradient_checkpointing=True)
-    assert xlsr.weights_sha256(found.model) == xlsr.weights_sha256(plain.model)
+    assert cards.weights_sha256(found.model) == cards.weights_sha256(plain.model)
     assert not [name for name, module in found.model.named_modules() if "forward" in vars(module)]
 
 
@@ -252,7 +263,7 @@ def test_a_step_is_split_evenly_by_class() -> None:
 def test_pooled_features_are_those_of_the_store() -> None:
     frames = torch.randn(3, 2, 7, 5, generator=torch.Generator().manual_seed(0))
     n_frames = torch.tensor([7, 3, 1])
-    expected = torch.stack([compute.pool(frames[:, layer], n_frames) for layer in range(2)], dim=1)
+    expected = torch.stack([forward.pool(frames[:, layer], n_frames) for layer in range(2)], dim=1)
     torch.testing.assert_close(finetune.pool(frames, n_frames), expected, rtol=1e-5, atol=1e-6)
     one_frame = torch.ones(1, 1, 4, 2, requires_grad=True)
     finetune.pool(one_frame, torch.tensor([1])).sum().backward()
@@ -307,16 +318,16 @@ def test_views_are_drawn_by_seed_epoch_and_utterance() -> None:
 def test_a_drawn_view_is_made_of_the_whole_utterance_and_anew_each_epoch(corpus: Corpus) -> None:
     root, _ = corpus
     *_, job = prepared(corpus, views=ViewsParams(draw=("rawboost5_0",), probability=1.0))
-    samples = audio.load(root / "u4.wav")
+    samples = decode.load(root / "u4.wav")
     expected = views.apply("rawboost5_0", samples, utterance="3 7 u4")
     found = finetune.load_drawn(job, 4, epoch=7)
-    cut, valid = audio.window(expected, length=3_200, pad="zero")
+    cut, valid = windowing.window(expected, length=3_200, pad="zero")
     np.testing.assert_array_equal(found.window, cut)
     assert (found.valid, found.shift) == (valid, -1)
     assert not np.array_equal(finetune.load_drawn(job, 4, epoch=8).window, cut)
     clean = finetune.load_clean(job.train, 4, window=job.window)
     assert clean.shift == 0
-    np.testing.assert_array_equal(clean.window, audio.window(samples, length=3_200, pad="zero")[0])
+    np.testing.assert_array_equal(clean.window, windowing.window(samples, length=3_200, pad="zero")[0])
 
 
 def test_a_view_lowers_a_known_quality_level() -> None:
@@ -363,8 +374,8 @@ def same(first: Tuned, second: Tuned) -> None:
     assert first.curves == second.curves
     assert (first.kept, first.dev_eer, first.dev_threshold) == (second.kept, second.dev_eer, second.dev_threshold)
     assert first.centroids.vectors.tobytes() == second.centroids.vectors.tobytes()
-    assert xlsr.weights_sha256(first.model) == xlsr.weights_sha256(second.model)
-    assert xlsr.weights_sha256(first.backend) == xlsr.weights_sha256(second.backend)
+    assert cards.weights_sha256(first.model) == cards.weights_sha256(second.model)
+    assert cards.weights_sha256(first.backend) == cards.weights_sha256(second.backend)
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +437,8 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import finetune, trials
+from pipeline.core import trial_table
+from pipeline.finetuning import finetune
 from tests import test_finetune
 real = finetune.dev_eer
 calls = []
@@ -437,7 +449,7 @@ def dev_eer(*given):
     return real(*given)
 finetune.dev_eer = dev_eer
 root = Path(sys.argv[1])
-test_finetune.tuned((root, trials.read(Path(sys.argv[2]))), Path(sys.argv[3]), print)
+test_finetune.tuned((root, trial_table.read(Path(sys.argv[2]))), Path(sys.argv[3]), print)
 """
 
 
@@ -445,7 +457,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     uninterrupted: dict[str, Tuned], corpus: Corpus, tmp_path: Path
 ) -> None:
     root, table = corpus
-    (tmp_path / "trials.csv").write_text(trials.to_csv(table))
+    (tmp_path / "trials.csv").write_text(trial_table.to_csv(table))
     command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "trials.csv"), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -477,7 +489,7 @@ def test_a_damaged_checkpoint_is_refused(
 def test_the_seed_decides_everything(corpus: Corpus, tmp_path: Path) -> None:
     first = tuned(corpus, tmp_path / "a", epochs=1)
     other = tuned(corpus, tmp_path / "b", epochs=1, seed=4)
-    assert xlsr.weights_sha256(first.model) != xlsr.weights_sha256(other.model)
+    assert cards.weights_sha256(first.model) != cards.weights_sha256(other.model)
 
 
 def test_other_parameters_or_data_have_another_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
@@ -558,9 +570,9 @@ def test_among_equals_the_later_epoch_is_kept_and_patience_counts_from_the_first
 
 @pytest.mark.parametrize("loss", ["aoc", "qamo", "am_softmax", "oc_softmax", "multi_centre", "samo"])
 def test_every_loss_can_be_fine_tuned_with(corpus: Corpus, tmp_path: Path, loss: str) -> None:
-    before = xlsr.weights_sha256(xlsr.load(TINY)[0])
+    before = cards.weights_sha256(models_module.load(TINY)[0])
     result = tuned(corpus, tmp_path, loss=loss, backend="linear", epochs=1, batch_size=2, accumulate=1)
-    assert xlsr.weights_sha256(result.model) != before
+    assert cards.weights_sha256(result.model) != before
     assert 0 <= result.dev_eer <= 100
 
 
@@ -600,7 +612,7 @@ def embedded(result: Tuned, corpus: Corpus) -> np.ndarray:
     encoder = xlsr.Encoder(result.model, taps=(1, 2), normalize="utterance")
     loaded = [finetune.load_clean(Speech(table, root), i, window=settings().extract.window) for i in range(10)]
     taps, n_frames = encoder(*finetune._batch(loaded, "cpu"))
-    pooled = torch.stack([compute.pool(taps[tap], n_frames) for tap in (1, 2)], dim=1)
+    pooled = torch.stack([forward.pool(taps[tap], n_frames) for tap in (1, 2)], dim=1)
     with torch.no_grad():
         return result.backend(pooled.clone(), n_frames.clone()).numpy()
 
@@ -641,14 +653,14 @@ def test_what_is_written_is_what_was_trained(corpus: Corpus, tmp_path: Path, bac
     model, card, cell, job = prepared(corpus, backend=backend, average_best=1)
     checkpoint = Checkpoint.of(tmp_path / "w", card, cell=cell, job=job)
     result = finetune.finetune(model, card, cell=cell, job=job, place=checkpoint, say=lambda _: None)
-    written = xlsr.card_of(result.model, source=str(tmp_path / "w"), normalize="utterance")
+    written = cards.card_of(result.model, source=str(tmp_path / "w"), normalize="utterance")
     run = finetune.run_card(result, card=written, source=card, cell=cell, job=job, cuts=())
     finetune.save(tmp_path / "w", result, run=run, source="random")
     files = sorted(str(path.relative_to(tmp_path / "w")) for path in (tmp_path / "w").rglob("*") if path.is_file())
     in_run = [f"run/{name}" for name in ("backend.safetensors", "centroids.safetensors", "run.json")]
     assert files == ["README.txt", "config.json", "model.safetensors", *in_run]
 
-    loaded, found = xlsr.load_deployed(settings().encoder, weights=tmp_path / "w")
+    loaded, found = models_module.load_deployed(settings().encoder, weights=tmp_path / "w")
     assert found == written
     assert found.architecture == card.architecture
     assert found.weights_sha256 != card.weights_sha256
@@ -661,7 +673,7 @@ def test_what_is_written_is_what_was_trained(corpus: Corpus, tmp_path: Path, bac
         assert len(plain.encoder.layers) == 3
 
     params = job.extract.model_copy(update={"layers": (1, 2), "shard": 4, "batch_size": 3, "precision": "float32"})
-    receipt = extract.extract(
+    receipt = planning.extract(
         table,
         set_name="dev",
         audio_root=root,
@@ -675,7 +687,7 @@ def test_what_is_written_is_what_was_trained(corpus: Corpus, tmp_path: Path, bac
     data = dataset.open_set(tmp_path / "dev.json", table, root=tmp_path / "cache", reads=run["reads"])
     assert data.kind.items() > runs.card(tmp_path / "w" / "run")["kind"].items()
     index = centroids.build(runs.centroids(tmp_path / "w" / "run"))
-    scores = scoring.score_all(runs.backend(tmp_path / "w" / "run"), index, data).astype(float)
+    scores = scorer.score_all(runs.backend(tmp_path / "w" / "run"), index, data).astype(float)
     error = official_eer(det_points(scores[table.is_bonafide], scores[~table.is_bonafide]))
     assert 100 * error.eer == pytest.approx(result.dev_eer)
     assert error.threshold == pytest.approx(result.dev_threshold, abs=1e-5)
@@ -761,5 +773,5 @@ def test_a_wrong_parameter_is_named_with_its_line(
 
 def test_a_folder_without_weights_is_no_fine_tuned_encoder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"w: no fine-tuned encoder there; run `dvc repro -f encoder`"):
-        xlsr.load_deployed(settings().encoder, weights=tmp_path / "w")
-    assert xlsr.load_deployed(TINY, weights=tmp_path / "w")[1] == xlsr.load(TINY)[1]
+        models_module.load_deployed(settings().encoder, weights=tmp_path / "w")
+    assert models_module.load_deployed(TINY, weights=tmp_path / "w")[1] == models_module.load(TINY)[1]

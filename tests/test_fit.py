@@ -15,18 +15,23 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from pipeline import cells, centroids, checkpoint, dataset, fit, gather, runs, scoring
 from pipeline.backends import asp, linear
-from pipeline.cells import Cell
-from pipeline.contracts import Centroids, Facts
-from pipeline.dataset import Augment, Dataset
-from pipeline.devices import device_of
-from pipeline.errors import InputError
-from pipeline.gather import Held
+from pipeline.core.contracts import Centroids, Facts
+from pipeline.core.devices import device_of
+from pipeline.core.errors import InputError
+from pipeline.core.params import LearningRates, TrainParams
+from pipeline.core.params_file import load
+from pipeline.core.trial_table import Row, from_rows
+from pipeline.features import dataset, sampling, sources
+from pipeline.features.dataset import Dataset
+from pipeline.features.sampling import Augment
+from pipeline.features.sources import Held
 from pipeline.losses import aoc, cross_entropy, qamo
 from pipeline.metrics.eer import Eer
-from pipeline.params import LearningRates, TrainParams, load
-from pipeline.trials import Row, from_rows
+from pipeline.scoring import centroids, runs, scorer
+from pipeline.training import adam, cells, checkpoints, loop, selection
+from pipeline.training import progress as progress_module
+from pipeline.training.cells import Cell
 
 ROOT = Path(__file__).parents[1]
 LOSSES = {"aoc": aoc, "cross_entropy": cross_entropy, "qamo": qamo}
@@ -89,18 +94,18 @@ def fitted(
     views: tuple[str, ...] = (),
     probability: float = 0.0,
     checkpoint: Path | None = None,
-) -> fit.Fitted:
+) -> loop.Fitted:
     chosen = cell(backend, loss)
     train, dev = separable(90, seed=0, distance=distance, views=views), separable(60, seed=1, distance=distance)
-    cuts = dataset.thresholds(train.trials, levels=chosen.split.levels, given=chosen.split.thresholds)
+    cuts = sampling.thresholds(train.trials, levels=chosen.split.levels, given=chosen.split.thresholds)
     if backend == "linear":
         train, dev = (holding(data, pooled(array_of(data))) for data in (train, dev))
-    return fit.fit(
+    return loop.fit(
         partial(chosen.make_backend, layers=2, channels=6),
         partial(chosen.make_loss, speakers=0, layers=2),
         train=train,
         dev=dev,
-        labels=dataset.labels(train.trials, cuts),
+        labels=sampling.labels(train.trials, cuts),
         params=params,
         seed=seed,
         augment=Augment(views, probability),
@@ -147,7 +152,7 @@ def test_adam_is_torchs_adam() -> None:
             model.zero_grad()
         return [p.detach() for p in model.parameters()]
 
-    ours = steps(lambda groups: fit.Adam(groups, weight_decay=0.02))
+    ours = steps(lambda groups: adam.Adam(groups, weight_decay=0.02))
     theirs = steps(lambda groups: torch.optim.Adam([{"params": p, "lr": lr} for p, lr in groups], weight_decay=0.02))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
@@ -156,7 +161,7 @@ def test_adam_is_torchs_adam() -> None:
 def test_learning_rates_go_to_backend_centroids_and_layer_weights() -> None:
     backend, loss = asp.Backend(layers=2, channels=6, embedding_dim=5), qamo.Loss(Facts(5, 2, 0))
     rates = LearningRates(backend=1.0, centroids=2.0, layers=3.0)
-    found = {id(p): rate for parameters, rate in fit.groups(backend, loss, rates) for p in parameters}
+    found = {id(p): rate for parameters, rate in adam.groups(backend, loss, rates) for p in parameters}
     names = dict(backend.named_parameters(prefix="backend")) | dict(loss.named_parameters(prefix="loss"))
     assert len(found) == len(names)
     assert {name: found[id(p)] for name, p in names.items() if found[id(p)] > 1} == {
@@ -188,21 +193,21 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
         weights.append(made.weight.item())
         return Eer(next(script) / 100, 0.5, 0)
 
-    def step(self: fit.Adam) -> None:
+    def step(self: adam.Adam) -> None:
         for parameters, _, _ in self._groups:
             for p in parameters:
                 if p.ndim == 0:
                     p.data += 1
 
-    monkeypatch.setattr(fit, "dev_eer", scripted_eer)
-    monkeypatch.setattr(fit.Adam, "step", step)
+    monkeypatch.setattr(loop, "dev_eer", scripted_eer)
+    monkeypatch.setattr(adam.Adam, "step", step)
     train = separable(30, seed=0)
-    result = fit.fit(
+    result = loop.fit(
         lambda: made,
         partial(cell("asp", "aoc").make_loss, speakers=0, layers=2),
         train=train,
         dev=train,
-        labels=dataset.labels(train.trials, ()),
+        labels=sampling.labels(train.trials, ()),
         params=TRAIN.model_copy(update={"epochs": 20, "patience": 3, "average_best": 3}),
         seed=3,
     )
@@ -216,23 +221,23 @@ ONE_CENTROID = Centroids(np.ones((1, 2), np.float32), normalize_query=True, bias
 
 
 def test_of_equally_good_epochs_the_later_are_kept() -> None:
-    progress = fit.Progress()
+    progress = progress_module.Progress()
     for epoch, error in enumerate([30.0, 20.0, 30.0, 20.0, 30.0], start=1):
-        progress.add(fit.Epoch(epoch, 0.0, error, seconds=0.0), ONE_CENTROID, ({}, {}), keep=3)
+        progress.add(progress_module.Epoch(epoch, 0.0, error, seconds=0.0), ONE_CENTROID, ({}, {}), keep=3)
     assert [(error, epoch) for error, epoch, _ in progress.best] == [(20, 4), (20, 2), (30, 5)]
 
 
 @pytest.mark.parametrize("loss", ["aoc", "qamo", "oc_softmax", "cross_entropy"])
 def test_the_path_is_where_the_centroids_were_after_each_epoch(monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     seen = []
-    real = fit.train_epoch
+    real = loop.train_epoch
 
-    def watched(run: fit.Run, epoch: int) -> float:
+    def watched(run: loop.Run, epoch: int) -> float:
         value = real(run, epoch)
         seen.append(run.loss.centroids().vectors.tolist())
         return value
 
-    monkeypatch.setattr(fit, "train_epoch", watched)
+    monkeypatch.setattr(loop, "train_epoch", watched)
     path = fitted(loss=loss).path
     assert path.dtype == np.float32
     assert path.tolist() == seen
@@ -247,7 +252,7 @@ def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backen
     speakers = np.array([f"s{i % 5}" for i in range(90)])
     trials = replace(frames.trials, speaker=speakers)
     train = replace(holding(frames, pooled(array_of(frames))), trials=trials)
-    labels = dataset.labels(trials, ())
+    labels = sampling.labels(trials, ())
     made = []
 
     def make_loss(**facts: int) -> nn.Module:
@@ -262,7 +267,7 @@ def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backen
 
     calls: list[int] = []
     epochs_started: list[int] = []
-    result = fit.fit(
+    result = loop.fit(
         partial(chosen.make_backend, layers=2, channels=6),
         make_loss,
         train=train,
@@ -288,7 +293,7 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def same(a: fit.Fitted, b: fit.Fitted) -> bool:
+def same(a: loop.Fitted, b: loop.Fitted) -> bool:
     weights = [fitted.backend.state_dict() | {"c": torch.from_numpy(fitted.centroids.vectors)} for fitted in (a, b)]
     equal = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     facts = [(f.path.tobytes(), f.curves, f.kept, f.dev_eer, f.dev_threshold, f.dev_scores.tobytes()) for f in (a, b)]
@@ -303,25 +308,25 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     file = tmp_path / "run.checkpoint"
     how = {"loss": loss, "views": ("noise_0",), "probability": 0.3}
     undisturbed = fitted(**how)
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
-    real_epoch, real_finish, trained = fit.train_epoch, fit._finished, []
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    real_epoch, real_finish, trained = loop.train_epoch, loop._finished, []
 
-    def dying(run: fit.Run, epoch: int) -> float:
+    def dying(run: loop.Run, epoch: int) -> float:
         trained.append(epoch)
         if trained == list(range(1, at + 1)) and at < 7:
             real_epoch(run, epoch)  # killed in the middle: what it did since the checkpoint must not count
             raise KilledError
         return real_epoch(run, epoch)
 
-    def dying_at_the_end(run: fit.Run, progress: fit.Progress) -> fit.Fitted:
+    def dying_at_the_end(run: loop.Run, progress: progress_module.Progress) -> loop.Fitted:
         if at == 7 and len(trained) == 6 and not ended:
             ended.append(True)
             raise KilledError
         return real_finish(run, progress)
 
     ended: list[bool] = []
-    monkeypatch.setattr(fit, "train_epoch", dying)
-    monkeypatch.setattr(fit, "_finished", dying_at_the_end)
+    monkeypatch.setattr(loop, "train_epoch", dying)
+    monkeypatch.setattr(loop, "_finished", dying_at_the_end)
     with pytest.raises(KilledError):
         fitted(checkpoint=file, **how)
     assert file.is_file() == (at > 1)
@@ -332,39 +337,39 @@ def test_a_killed_training_goes_on_to_the_same_bits(
 
 def test_patience_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dev EER of a resumed training is compared with the lowest before the kill, not with infinity."""
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     errors = iter([10.0, 20.0, 20.0, 99.0, 20.0, 99.0])
-    monkeypatch.setattr(fit, "dev_eer", lambda _scores, _dev: Eer(next(errors) / 100, 0.5, 0))
+    monkeypatch.setattr(loop, "dev_eer", lambda _scores, _dev: Eer(next(errors) / 100, 0.5, 0))
     params = TRAIN.model_copy(update={"patience": 3})
-    real = fit.train_epoch
+    real = loop.train_epoch
 
-    def dying(run: fit.Run, epoch: int) -> float:
+    def dying(run: loop.Run, epoch: int) -> float:
         if epoch == 4:
             raise KilledError
         return real(run, epoch)
 
-    monkeypatch.setattr(fit, "train_epoch", dying)
+    monkeypatch.setattr(loop, "train_epoch", dying)
     with pytest.raises(KilledError):
         fitted(params=params, checkpoint=tmp_path / "c")
     next(errors)
-    monkeypatch.setattr(fit, "train_epoch", real)
+    monkeypatch.setattr(loop, "train_epoch", real)
     assert [epoch.dev_eer for epoch in fitted(params=params, checkpoint=tmp_path / "c").curves] == [10, 20, 20, 20]
 
 
 def test_seconds_go_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch takes 35 s here, before and after the kill; the time between the two counts for nothing."""
     clock = [500.0]
-    monkeypatch.setattr(fit.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
-    real = fit.train_epoch
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    real = loop.train_epoch
 
-    def slow(run: fit.Run, epoch: int) -> float:
+    def slow(run: loop.Run, epoch: int) -> float:
         if epoch == 4 and clock[0] < 1000:
             raise KilledError
         clock[0] += 35
         return real(run, epoch)
 
-    monkeypatch.setattr(fit, "train_epoch", slow)
+    monkeypatch.setattr(loop, "train_epoch", slow)
     with pytest.raises(KilledError):
         fitted(checkpoint=tmp_path / "c")
     clock[0] = 9000.0
@@ -375,16 +380,16 @@ def test_seconds_go_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_checkpoints_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     clock = [0.0]
     written: list[float] = []
-    monkeypatch.setattr(fit.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr(checkpoint, "write", lambda *_args, **_more: written.append(clock[0]))
-    real = fit.train_epoch
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(checkpoints, "write", lambda *_args, **_more: written.append(clock[0]))
+    real = loop.train_epoch
 
-    def slow(run: fit.Run, epoch: int) -> float:
+    def slow(run: loop.Run, epoch: int) -> float:
         clock[0] += 35
         return real(run, epoch)
 
-    monkeypatch.setattr(fit, "train_epoch", slow)
+    monkeypatch.setattr(loop, "train_epoch", slow)
     fitted(checkpoint=tmp_path / "c")
     assert written == ([70, 140, 210] if seconds else [35, 70, 105, 140, 175, 210])
 
@@ -404,7 +409,7 @@ def test_a_checkpoint_of_another_run_is_left_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
 ) -> None:
     expected = fitted(**other)
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     fitted(checkpoint=tmp_path / "c")
     assert (tmp_path / "c").is_file()
     assert same(fitted(checkpoint=tmp_path / "c", **other), expected)
@@ -417,32 +422,32 @@ def test_seed_and_views_alone_tell_runs_apart() -> None:
     joined = replace(run, train=replace(run.train, groups=np.arange(12) // 6))
     relabelled = replace(run, labels=replace(run.labels, level=run.labels.level.clamp(max=1)))
     runs = [run, replace(run, seed=6), *augmented, joined, relabelled]
-    assert len({fit._identity(one) for one in runs}) == len(runs)
-    assert fit._identity(replace(run)) == fit._identity(run)
+    assert len({loop._identity(one) for one in runs}) == len(runs)
+    assert loop._identity(replace(run)) == loop._identity(run)
 
 
 def test_hyperparameters_that_are_no_tensors_tell_runs_apart() -> None:
     facts = Facts(5, 2, 0)
-    first = checkpoint.facts_of(qamo.Loss(facts))
-    assert first == checkpoint.facts_of(qamo.Loss(facts))
-    assert first != checkpoint.facts_of(qamo.Loss(facts, alpha=19.0))
-    assert first != checkpoint.facts_of(qamo.Loss(facts, reduce="max"))
+    first = checkpoints.facts_of(qamo.Loss(facts))
+    assert first == checkpoints.facts_of(qamo.Loss(facts))
+    assert first != checkpoints.facts_of(qamo.Loss(facts, alpha=19.0))
+    assert first != checkpoints.facts_of(qamo.Loss(facts, reduce="max"))
 
 
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import fit
+from pipeline.training import loop
 from tests.test_fit import fitted
 
-real = fit.train_epoch
+real = loop.train_epoch
 def dying(run, epoch):
     mean = real(run, epoch)
     if epoch == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return mean
-fit.train_epoch = dying
-fit.CHECKPOINT_SECONDS = 0
+loop.train_epoch = dying
+loop.CHECKPOINT_SECONDS = 0
 fitted(checkpoint=Path(sys.argv[1]))
 """
 
@@ -452,8 +457,8 @@ def test_sigkill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ended = subprocess.run([sys.executable, "-c", SCRIPT, str(file)], cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     trained = []
-    real = fit.train_epoch
-    monkeypatch.setattr(fit, "train_epoch", lambda run, epoch: trained.append(epoch) or real(run, epoch))
+    real = loop.train_epoch
+    monkeypatch.setattr(loop, "train_epoch", lambda run, epoch: trained.append(epoch) or real(run, epoch))
     resumed = fitted(checkpoint=file)
     assert trained == [4, 5, 6]
     assert same(resumed, fitted())
@@ -484,10 +489,10 @@ def test_bfloat16_computes_the_backend_in_it_and_nothing_else(monkeypatch: pytes
 def test_dev_scores_are_those_that_score_would_write() -> None:
     result = fitted()
     dev = separable(60, seed=1)
-    expected = scoring.score_all(result.backend, centroids.build(result.centroids), dev)
+    expected = scorer.score_all(result.backend, centroids.build(result.centroids), dev)
     assert result.dev_scores.dtype == np.float32
     assert result.dev_scores.tobytes() == expected.tobytes()
-    assert 100 * fit.dev_eer(result.dev_scores, dev).eer == result.dev_eer
+    assert 100 * selection.dev_eer(result.dev_scores, dev).eer == result.dev_eer
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,15 +502,15 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         fitted(params=TRAIN.model_copy(update={"device": "cuda"}))
 
 
-def run_of(train: Dataset, *, augment: Augment = dataset.NO_AUGMENT, cuts: tuple[float, ...] = (2.0, 4.0)) -> fit.Run:
+def run_of(train: Dataset, *, augment: Augment = sampling.NO_AUGMENT, cuts: tuple[float, ...] = (2.0, 4.0)) -> loop.Run:
     backend, loss = asp.Backend(layers=2, channels=6, embedding_dim=5), aoc.Loss(Facts(5, 3, 0))
-    return fit.Run(
+    return loop.Run(
         backend=backend,
         loss=loss,
-        optimizer=fit.Adam(fit.groups(backend, loss, TRAIN.learning_rate), weight_decay=0.0),
+        optimizer=adam.Adam(adam.groups(backend, loss, TRAIN.learning_rate), weight_decay=0.0),
         train=train,
         dev=train,
-        labels=dataset.labels(train.trials, cuts),
+        labels=sampling.labels(train.trials, cuts),
         params=TRAIN,
         seed=5,
         augment=augment,
@@ -520,7 +525,7 @@ def test_views_are_drawn_as_often_as_asked_and_lower_the_quality_level() -> None
     trials = replace(trials, quality=np.where(np.arange(n) % 5 == 0, np.nan, trials.quality))
     train = replace(data, trials=trials)
     run = run_of(train, augment=Augment(("narrowband", "noise_0"), 0.4))
-    addresses, labels = fit.drawn(run, 1)
+    addresses, labels = loop.drawn(run, 1)
     np.testing.assert_array_equal(addresses % n, np.arange(n))
     share = np.bincount(addresses // n, minlength=4) / n
     np.testing.assert_allclose(share, [0.6, 0.2, 0.0, 0.2], atol=0.02)  # clean, noise_0, rawboost4_0, narrowband
@@ -530,22 +535,22 @@ def test_views_are_drawn_as_often_as_asked_and_lower_the_quality_level() -> None
         assert after == (before if address < n or before < 0 else max(before - 1, 0))
     assert set(run.labels.level.tolist()) == {-1, 0, 1, 2}
     assert torch.equal(labels.is_bonafide, run.labels.is_bonafide)
-    again, _ = fit.drawn(run, 1)
+    again, _ = loop.drawn(run, 1)
     np.testing.assert_array_equal(addresses, again)
-    for other in (fit.drawn(run, 2)[0], fit.drawn(replace(run, seed=6), 1)[0]):
+    for other in (loop.drawn(run, 2)[0], loop.drawn(replace(run, seed=6), 1)[0]):
         assert 0.3 < np.mean((addresses < n) != (other < n)) < 0.65  # independent: 2 · 0.4 · 0.6
 
 
 def test_clean_training_and_enrolment_see_the_clean_view_alone() -> None:
     train = separable(30, seed=0, views=("noise_0",))
     run = run_of(train)
-    addresses, labels = fit.drawn(run, 1)
+    addresses, labels = loop.drawn(run, 1)
     assert addresses.tolist() == list(range(30))
     assert labels is run.labels
     augmented = replace(run, augment=Augment(("noise_0",), 1.0))
-    assert (fit.drawn(augmented, 1)[0] == np.arange(30, 60)).all()
-    clean = fit._enrolment(run)[0]
-    assert torch.equal(fit._enrolment(augmented)[0], clean)
+    assert (loop.drawn(augmented, 1)[0] == np.arange(30, 60)).all()
+    clean = loop._enrolment(run)[0]
+    assert torch.equal(loop._enrolment(augmented)[0], clean)
     rows = np.flatnonzero(train.trials.is_bonafide)
     with torch.no_grad():
         assert torch.equal(clean, run.backend(*train.features(rows)))
@@ -558,14 +563,14 @@ def test_an_epoch_is_its_steps_by_a_naive_loop() -> None:
     run = run_of(train, augment=Augment(("noise_0", "narrowband"), 0.5))
     torch.manual_seed(0)
     naive = run_of(train)
-    mean = fit.train_epoch(run, 2)
+    mean = loop.train_epoch(run, 2)
     assert torch.initial_seed() == (5 << 20) + 2  # dropout's
-    addresses, labels = fit.drawn(run, 2)
+    addresses, labels = loop.drawn(run, 2)
     torch.manual_seed((5 << 20) + 2)
     losses = []
-    for rows in dataset.batches(train.trials.is_bonafide, size=16, seed=5, epoch=2):
+    for rows in sampling.batches(train.trials.is_bonafide, size=16, seed=5, epoch=2):
         features = torch.from_numpy(array_of(train)[addresses[rows]])
-        losses.append(fit.step(naive, (features, torch.full((len(rows),), 4)), dataset.take(labels, rows)).item())
+        losses.append(loop.step(naive, (features, torch.full((len(rows),), 4)), sampling.take(labels, rows)).item())
     assert mean == sum(losses) / len(losses)
     for name, tensor in run.backend.state_dict().items():
         assert torch.equal(tensor, naive.backend.state_dict()[name])
@@ -575,9 +580,9 @@ def test_joined_sets_are_trained_on_in_equal_shares(monkeypatch: pytest.MonkeyPa
     joined = dataset.join([separable(60, seed=0), separable(15, seed=1)])
     run = run_of(joined)
     seen: list[np.ndarray] = []
-    real = dataset.take
-    monkeypatch.setattr(dataset, "take", lambda labels, rows: seen.append(rows) or real(labels, rows))
-    fit.train_epoch(run, 1)
+    real = sampling.take
+    monkeypatch.setattr(sampling, "take", lambda labels, rows: seen.append(rows) or real(labels, rows))
+    loop.train_epoch(run, 1)
     assert len(seen) == -(-120 // TRAIN.batch_size)
     for rows in seen:
         shares = np.bincount(joined.groups[rows], minlength=2)
@@ -589,7 +594,7 @@ def test_average_by_hand() -> None:
         {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(7)},
         {"w": torch.tensor([3.0, 6.0]), "count": torch.tensor(9)},
     ]
-    mean = fit.average(states)
+    mean = progress_module.average(states)
     assert mean["w"].tolist() == [2.0, 4.0]
     assert mean["count"].item() == 7
 
@@ -611,7 +616,7 @@ def test_a_saved_run_scores_as_it_did(tmp_path: Path, loss: str) -> None:
     runs.save(tmp_path / "run", weights=weights, centroids=result.centroids, card=card)
     centroids.write(centroids.build(runs.centroids(tmp_path / "run")), tmp_path / "index")
     index = centroids.read(tmp_path / "index")
-    scores = scoring.score_all(runs.backend(tmp_path / "run"), index, dev)
+    scores = scorer.score_all(runs.backend(tmp_path / "run"), index, dev)
 
     result.backend.eval()
     with torch.no_grad():
@@ -629,9 +634,9 @@ def test_a_saved_run_scores_as_it_did(tmp_path: Path, loss: str) -> None:
 
 
 def test_embeddings_outlast_the_memory_of_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 1)
     data = separable(150, seed=0)
-    kept = list(scoring.embed(Flat(), data))
+    kept = list(scorer.embed(Flat(), data))
     np.testing.assert_array_equal(np.concatenate(kept), array_of(data).reshape(150, -1))
 
 
@@ -651,7 +656,7 @@ def test_scores_by_a_naive_loop(reduce: str, normalize: bool) -> None:
     embeddings = rng.normal(size=(30, 8)).astype(np.float32)
     embeddings[3] = 0
     index = centroids.build(Centroids(vectors, normalize_query=normalize, bias=0.25, reduce=reduce))
-    got = scoring.score(embeddings, index, names=[str(i) for i in range(30)])
+    got = scorer.score(embeddings, index, names=[str(i) for i in range(30)])
     for x, value in zip(embeddings.astype(float), got, strict=True):
         q = x / max(np.linalg.norm(x), 1e-12) if normalize else x
         s = [float(q @ v) for v in vectors.astype(float)]
@@ -667,7 +672,7 @@ def test_an_embedding_that_is_not_finite_is_never_a_score(value: float, reduce: 
     embeddings = np.ones((3, 4), dtype=np.float32)
     embeddings[1, 2] = value
     with pytest.raises(InputError, match="utterance b: expected a finite embedding"):
-        scoring.score(embeddings, index, names=["a", "b", "c"])
+        scorer.score(embeddings, index, names=["a", "b", "c"])
 
 
 def test_an_index_gives_its_centroids_back(tmp_path: Path) -> None:

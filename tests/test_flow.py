@@ -14,7 +14,9 @@ import pytest
 import soundfile
 from ruamel.yaml import YAML
 
-from pipeline import audio, checkpoint, trials
+from pipeline.audio import decode
+from pipeline.core import trial_table
+from pipeline.training import checkpoints
 from tests.test_audio import write_bad
 from tests.test_store import tree
 
@@ -175,7 +177,7 @@ def test_a_new_loss_is_one_file_and_its_name(project: Project) -> None:
 def test_one_stage_of_one_cell_alone_gives_the_same_bits(project: Project) -> None:
     before = tree(project.folder / "data/runs/linear-qamo-all-clean-1")
     unfinished = project.folder / "data/runs/linear-qamo-all-clean-1.checkpoint"
-    checkpoint.write(unfinished, {}, {}, run="of other parameters")
+    checkpoints.write(unfinished, {}, {}, run="of other parameters")
     assert project.repro("-s", "-f", names("qamo")[0]) == names("qamo")[:1]
     assert tree(project.folder / "data/runs/linear-qamo-all-clean-1") == before
     assert not unfinished.exists()
@@ -285,12 +287,12 @@ def test_a_stage_that_cannot_go_on_says_why_and_ends_with_2(project: Project, co
 def test_audio_that_only_decoding_shows_to_be_bad_ends_extraction_with_2(
     project: Project, kind: str, said: str
 ) -> None:
-    table = trials.read(project.folder / "data/trials/dev.csv")
+    table = trial_table.read(project.folder / "data/trials/dev.csv")
     good = (project.folder / "audio/u33.flac").read_bytes()
     write_bad(kind, project.folder / "audio/u33.flac")
-    damaged = audio.digest((project.folder / "audio/u33.flac").read_bytes())
+    damaged = decode.digest((project.folder / "audio/u33.flac").read_bytes())
     content = np.where(table.utterance == "u33", damaged, table.content)
-    (project.folder / "bad.csv").write_text(trials.to_csv(dataclasses.replace(table, content=content)))
+    (project.folder / "bad.csv").write_text(trial_table.to_csv(dataclasses.replace(table, content=content)))
     command = EXTRACT.format(set="dev", card="data/encoder.json").replace("data/trials/dev.csv", "bad.csv")
     output = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
     (project.folder / "audio/u33.flac").write_bytes(good)

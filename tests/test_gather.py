@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import dataset, gather
-from pipeline import trials as trial_table
-from pipeline.dataset import Dataset
-from pipeline.errors import InputError
-from pipeline.gather import Held
-from pipeline.store import CLEAN, FORMAT, Spec, Store
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.core import trial_table
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.features import dataset, sources, streaming
+from pipeline.features.dataset import Dataset
+from pipeline.features.sources import Held
+from pipeline.features.specs import Spec
+from pipeline.features.store import Store
+from pipeline.features.zarr_metadata import FORMAT
 
 VIEWS = ("rawboost4_0", "noise_0")
 
@@ -86,21 +89,21 @@ def test_every_hold_gives_the_chosen_layers_of_the_chosen_views(cache: Cache, ho
 
 def test_what_does_not_fit_is_refused_before_it_is_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 2 * 10 * 3 * 5 * 4 * 2  # views, utterances, layers, frames, channels, bytes
-    monkeypatch.setattr(gather, "free_bytes", lambda _device: needed)
+    monkeypatch.setattr(sources, "free_bytes", lambda _device: needed)
     assert isinstance(cache.open(views=VIEWS[:1], hold="ram").source, Held)
-    monkeypatch.setattr(gather, "free_bytes", lambda _device: needed - 1)
-    monkeypatch.setattr(gather.OnDisk, "gather", None)
+    monkeypatch.setattr(sources, "free_bytes", lambda _device: needed - 1)
+    monkeypatch.setattr(sources.OnDisk, "gather", None)
     with pytest.raises(InputError, match=r"dataset\.hold: train takes 2,400 bytes \(10 utt.*set it to disk") as error:
         cache.open(views=VIEWS[:1], hold="ram")
     assert "2,399 are free on cpu" in str(error.value)
 
 
 def test_free_bytes_are_those_of_the_machine_or_the_container() -> None:
-    assert 2**20 < gather.free_bytes(torch.device("cpu")) < 2**50
+    assert 2**20 < sources.free_bytes(torch.device("cpu")) < 2**50
 
 
 def test_holding_reads_in_pieces(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 7 * 3 * 5 * 4 * 2)  # seven rows, which do not divide thirty
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 7 * 3 * 5 * 4 * 2)  # seven rows, which do not divide thirty
     held = cache.open(views=VIEWS, hold="ram").source
     np.testing.assert_array_equal(held.tensor.numpy(), cache.frames.reshape(30, 3, 5, 4))
 
@@ -119,11 +122,11 @@ def some_batches(count: int = 23) -> list[np.ndarray]:
 def test_gathering_ahead_changes_no_bit_and_no_order(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, reads: str, hold: str, small_bytes: int, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(gather, "SMALL_BYTES", small_bytes)
-    monkeypatch.setattr(gather, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(streaming, "SMALL_BYTES", small_bytes)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
     data = cache.open(reads=reads, views=VIEWS, hold=hold)
     seen = 0
-    for rows, (features, n_frames) in zip(some_batches(), gather.stream(data.source, some_batches()), strict=True):
+    for rows, (features, n_frames) in zip(some_batches(), streaming.stream(data.source, some_batches()), strict=True):
         expected, frames = data.features(rows)
         assert features.dtype == torch.float32
         assert features.shape == expected.shape
@@ -131,12 +134,12 @@ def test_gathering_ahead_changes_no_bit_and_no_order(
         assert n_frames.tolist() == frames.tolist()
         seen += 1
     assert seen == 23
-    assert list(gather.stream(data.source, [])) == []
+    assert list(streaming.stream(data.source, [])) == []
 
 
 def test_the_thread_is_ahead_of_the_consumer_but_not_far(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "SMALL_BYTES", 0)
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(streaming, "SMALL_BYTES", 0)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 1)
     data = cache.open()
     asked: list[int] = []
 
@@ -145,7 +148,7 @@ def test_the_thread_is_ahead_of_the_consumer_but_not_far(cache: Cache, monkeypat
             asked.append(i)
             yield np.array([i])
 
-    stream = gather.stream(data.source, batches())
+    stream = streaming.stream(data.source, batches())
     for i in range(9):
         next(stream)
         assert len(asked) == min(i + 2, 9)
@@ -174,13 +177,13 @@ class Failing:
 def test_what_fails_in_the_thread_is_raised_here_and_the_thread_ends(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gather, "SMALL_BYTES", 0)
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(streaming, "SMALL_BYTES", 0)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 1)
     whole = cache.open(hold="ram")
     data = dataclasses.replace(whole, source=Failing(whole.source))
     seen = []
     with pytest.raises(InputError, match="the disk is on fire"):
-        seen.extend(n_frames.item() for _, n_frames in gather.stream(data.source, np.arange(10).reshape(10, 1)))
+        seen.extend(n_frames.item() for _, n_frames in streaming.stream(data.source, np.arange(10).reshape(10, 1)))
     assert seen == [1, 2, 3, 4, 5]
     assert not gatherers()
 
@@ -188,21 +191,21 @@ def test_what_fails_in_the_thread_is_raised_here_and_the_thread_ends(
 def test_small_batches_for_a_cpu_are_gathered_when_asked_for(cache: Cache) -> None:
     data = cache.open()
     row = 3 * 5 * 4 * 2
-    for count, threads in ((gather.SMALL_BYTES // row, 0), (gather.SMALL_BYTES // row + 1, 1)):
-        for features, _ in gather.stream(data.source, [np.zeros(count, int), np.zeros(1, int)]):
+    for count, threads in ((streaming.SMALL_BYTES // row, 0), (streaming.SMALL_BYTES // row + 1, 1)):
+        for features, _ in streaming.stream(data.source, [np.zeros(count, int), np.zeros(1, int)]):
             assert len(gatherers()) == threads
             assert torch.equal(features, torch.from_numpy(cache.frames[0, :1]).float().expand_as(features))
     assert not gatherers()
 
 
 def test_a_consumer_that_leaves_takes_the_thread_along(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "SMALL_BYTES", 0)
+    monkeypatch.setattr(streaming, "SMALL_BYTES", 0)
     data = cache.open(views=VIEWS)
-    for _ in gather.stream(data.source, some_batches()):
+    for _ in streaming.stream(data.source, some_batches()):
         assert len(gatherers()) == 1
         break
     assert not gatherers()
-    stream = gather.stream(data.source, some_batches())
+    stream = streaming.stream(data.source, some_batches())
     next(stream)
     with pytest.raises(ZeroDivisionError):
         stream.throw(ZeroDivisionError)  # an error in a generator that hands the batches on

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.contracts import Facts, Labels
-from pipeline.errors import InputError
+from pipeline.core.contracts import Facts, Labels
+from pipeline.core.errors import InputError
 from pipeline.losses import aoc
 from tests.losses import (
     DTYPES,

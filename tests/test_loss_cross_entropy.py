@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.contracts import Facts, Labels
+from pipeline.core.contracts import Facts, Labels
 from pipeline.losses import cross_entropy
 from tests.losses import (
     computes_in_float32_under_autocast,

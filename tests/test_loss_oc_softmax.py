@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.contracts import Facts, Labels
+from pipeline.core.contracts import Facts, Labels
 from pipeline.losses import oc_softmax
 from tests.losses import (
     DTYPES,

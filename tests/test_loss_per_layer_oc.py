@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backends import per_layer
-from pipeline.contracts import Facts, Labels
+from pipeline.core.contracts import Facts, Labels
 from pipeline.losses import oc_softmax, per_layer_oc
 from tests.losses import (
     DTYPES,

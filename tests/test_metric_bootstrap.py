@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.det import det_points, equal_point
 from pipeline.metrics import bootstrap
 from pipeline.metrics.bootstrap import Interval, Paired, Statistic, intervals, paired
+from pipeline.metrics.det import det_points, equal_point
 
 Scores = NDArray[np.float64]
 

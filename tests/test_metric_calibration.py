@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.det import det_points
 from pipeline.metrics import calibration
 from pipeline.metrics.calibration import Calibration, fit
 from pipeline.metrics.cllr import cllr, min_cllr
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
 
 Floats = NDArray[np.float64]

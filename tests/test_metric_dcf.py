@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.det import det_points
 from pipeline.metrics.dcf import BAYES_THRESHOLD, act_dcf, dcf, min_dcf
+from pipeline.metrics.det import det_points
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics.npz"
 SETS = ("plain", "ties", "separated", "inverted", "tiny", "imbalance", "cosine", "cross_ties")

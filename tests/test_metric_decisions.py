@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.det import det_points, equal_point
 from pipeline.metrics.decisions import Decisions, at_threshold
+from pipeline.metrics.det import det_points, equal_point
 
 SCORES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=20)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.det import Det, det_points, equal_point
+from pipeline.metrics.det import Det, det_points, equal_point
 from pipeline.metrics.tdcf import (
     ASVSPOOF5_RATES,
     PRIOR_NONTARGET,

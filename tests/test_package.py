@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import detect, package, runs, store, trials, xlsr
-from pipeline.detect import Detection
-from pipeline.errors import InputError
-from pipeline.params import EncoderParams, RandomEncoder
+from pipeline import detect
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.params import EncoderParams, RandomEncoder
+from pipeline.detect import Detection, assembly, package, package_card
+from pipeline.encoder import models
+from pipeline.features import specs
+from pipeline.scoring import runs
 from tests import systems
 from tests.losses import GOLDEN
 from tests.systems import FRAMES, POOLED, ROOT
@@ -72,7 +76,7 @@ def set_encoder(**changes: object) -> None:
 
 
 def edit(folder: Path, **changes: object) -> None:
-    path = folder / package.CARD_FILE
+    path = folder / package_card.CARD_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -103,7 +107,7 @@ def test_it_holds_just_what_detection_needs(made: Path) -> None:
 
 
 def test_training_trials_tell_labels_and_attacks_alone(made: Path, project: Path) -> None:
-    kept, whole = (trials.read(path) for path in (made / "trials/train.csv", project / "data/trials/train.csv"))
+    kept, whole = (trial_table.read(path) for path in (made / "trials/train.csv", project / "data/trials/train.csv"))
     for name in ("utterance", "is_bonafide", "attack", "content"):
         assert getattr(kept, name).tolist() == getattr(whole, name).tolist()
     for name in ("path", "speaker", "codec", "vocoder"):
@@ -146,12 +150,12 @@ def test_other_weights_behind_the_name_are_refused(spoilt: Path) -> None:
 
 
 def tiny() -> tuple:
-    return xlsr.load(EncoderParams(source="random", random=RANDOM, normalize="utterance"))
+    return models.load(EncoderParams(source="random", random=RANDOM, normalize="utterance"))
 
 
 def test_a_local_folder_is_copied(copied: Path, tmp_path: Path) -> None:
     before = found(POOLED, copied)
-    xlsr.save(tiny()[0], Path("model"))
+    models.save(tiny()[0], Path("model"))
     set_encoder(source=str(copied / "model"), random=None)
     card = package.write(POOLED, tmp_path / "package")
     assert card["encoder"]["source"] == "encoder"
@@ -172,7 +176,7 @@ def test_a_checkpoint_of_fairseqs_is_copied(copied: Path, tmp_path: Path) -> Non
     if not (GOLDEN / "tiny_fairseq.pt").exists():
         pytest.skip("no checkpoint of fairseq's")
     checkpoint = Path(shutil.copy(GOLDEN / "tiny_fairseq.pt", tmp_path / "tiny.pt"))
-    weights = xlsr.load(EncoderParams(source=str(checkpoint), normalize="utterance"))[1].weights_sha256
+    weights = models.load(EncoderParams(source=str(checkpoint), normalize="utterance"))[1].weights_sha256
     _train_on(weights)
     set_encoder(source=str(checkpoint), random=None)
     card = package.write(POOLED, tmp_path / "package")
@@ -180,9 +184,9 @@ def test_a_checkpoint_of_fairseqs_is_copied(copied: Path, tmp_path: Path) -> Non
     for name in ("package.json", "model_card.md", "encoder/config.json"):
         assert str(tmp_path) not in (tmp_path / "package" / name).read_text()
     checkpoint.unlink()
-    there = package.find(tmp_path / "package").encoder
+    there = assembly.find(tmp_path / "package").encoder
     assert there.source == str(tmp_path / "package/encoder")
-    assert xlsr.load(there)[1].weights_sha256 == weights
+    assert models.load(there)[1].weights_sha256 == weights
 
 
 def _train_on(weights: str) -> None:
@@ -190,14 +194,14 @@ def _train_on(weights: str) -> None:
     path, run = Path("data/features/dev.json"), Path(f"data/runs/{POOLED}/run.json")
     receipt, facts = json.loads(path.read_text()), json.loads(run.read_text())
     receipt["encoder"]["weights_sha256"] = weights
-    facts["kind"]["encoder"] = store.fingerprint(receipt["encoder"])
+    facts["kind"]["encoder"] = specs.fingerprint(receipt["encoder"])
     path.write_text(json.dumps(receipt))
     run.write_text(json.dumps(facts))
 
 
 def test_a_fine_tuned_encoder_is_copied(copied: Path, tmp_path: Path) -> None:
     before = found(POOLED, copied)
-    xlsr.save(tiny()[0], Path("data/finetuned"))
+    models.save(tiny()[0], Path("data/finetuned"))
     settings = YAML(typ="safe").load(Path("params.yaml"))
     set_encoder(finetune=settings["encoder"]["finetune"] | {"on": True, "layers": [1, 3]})
     assert found(POOLED, copied) == before
@@ -228,7 +232,7 @@ def test_a_hub_name_is_named_with_its_revision(copied: Path, tmp_path: Path, mon
         asked.append(params)
         return tiny()
 
-    monkeypatch.setattr(xlsr, "load_deployed", loaded)
+    monkeypatch.setattr(models, "load_deployed", loaded)
     set_encoder(source="somebody/xlsr", revision="abc123", random=None)
     package.write(POOLED, tmp_path / "package")
     assert not [name for name in names(tmp_path / "package") if name.startswith("encoder/")]
@@ -272,8 +276,8 @@ def test_the_card_tells_where_it_comes_from(made: Path, project: Path) -> None:
 
 def test_threshold_and_calibration_of_the_card_are_those_of_the_project(made: Path, project: Path) -> None:
     with contextlib.chdir(project):
-        here = package.find(POOLED)
-    there = package.find(made)
+        here = assembly.find(POOLED)
+    there = assembly.find(made)
     assert (there.name, there.train_set, there.threshold) == (here.name, here.train_set, here.threshold)
     assert there.calibration == here.calibration is not None
     assert (there.features, there.batch_size, there.device) == (here.features, here.batch_size, "auto")
@@ -284,7 +288,7 @@ def test_scores_that_cannot_be_calibrated_stay_so(copied: Path, tmp_path: Path) 
     lines = [line.split() for line in path.read_text().splitlines()]
     path.write_text("".join(f"{u} {a} {key} {(key == 'bonafide') * 1e-300}\n" for u, a, key, _ in lines))
     assert package.write(POOLED, tmp_path / "package")["calibration"] is None
-    assert package.find(tmp_path / "package").calibration is None
+    assert assembly.find(tmp_path / "package").calibration is None
     assert "**Calibration** none" in (tmp_path / "package/model_card.md").read_text()
 
 
@@ -362,14 +366,16 @@ def test_what_explanations_need_is_checked_for_explanations(spoilt: Path, name: 
     files = json.loads((spoilt / "package.json").read_text())["files"]
     edit(spoilt, files={listed: digest for listed, digest in files.items() if listed != name})
     with pytest.raises(InputError, match=rf"got none of 1; copy .*:\n  {re.escape(name)}$"):
-        package.find(spoilt).training()
+        assembly.find(spoilt).training()
 
 
 def test_files_are_read_when_they_are_needed_and_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    digest = package._digest
-    monkeypatch.setattr(package, "_digest", lambda path: read.append(path.relative_to(made).parts[0]) or digest(path))
-    parts = package.find(made)
+    digest = package_card.digest
+    monkeypatch.setattr(
+        package_card, "digest", lambda path: read.append(path.relative_to(made).parts[0]) or digest(path)
+    )
+    parts = assembly.find(made)
     assert sorted(set(read)) == ["index", "runs"]
     read.clear()
     assert parts.training() is parts.training()
@@ -464,7 +470,7 @@ def test_a_training_set_that_the_parameters_lost_is_told(copied: Path, tmp_path:
 def test_an_older_package_is_replaced(copied: Path, spoilt: Path) -> None:
     (spoilt / "stray.txt").write_text("old")
     package.write(FRAMES, spoilt)
-    assert package.find(spoilt).name == FRAMES
+    assert assembly.find(spoilt).name == FRAMES
     assert not (spoilt / "stray.txt").exists()
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cells, contracts, finetune, params
-from pipeline.cells import QualitySplit
-from pipeline.errors import InputError
+from pipeline.core import members, params, params_file
+from pipeline.core.errors import InputError
+from pipeline.encoder import cards
+from pipeline.finetuning import finetune
+from pipeline.training import cells
+from pipeline.training.cells import QualitySplit
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -15,7 +18,7 @@ SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
-    loaded = params.load(path)
+    loaded = params_file.load(path)
     for run in loaded.grid.runs:
         backend, loss, layers, views, _ = run.split("-")
         cell = cells.find(loaded, backend=backend, loss=loss, layers=layers, views=views)
@@ -25,11 +28,11 @@ def test_what_is_shipped_loads_with_every_cell_of_its_grid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_what_is_shipped_can_fine_tune_where_it_says_so(path: Path) -> None:
-    loaded = params.load(path)
+    loaded = params_file.load(path)
     tuning = loaded.encoder.finetune
     if tuning is None:
         pytest.skip("the encoder is frozen")
-    card = contracts.Card(loaded.encoder.source, "", {"num_hidden_layers": 24, "hidden_size": 1024}, "none")
+    card = cards.Card(loaded.encoder.source, "", {"num_hidden_layers": 24, "hidden_size": 1024}, "none")
     cell = finetune.chosen(loaded, card)
     backend = cell.make_backend(layers=len(tuning.layers), channels=card.channels)
     loss = cell.make_loss(embedding_dim=backend.embedding_dim, speakers=20, layers=len(tuning.layers))
@@ -60,7 +63,7 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text().replace("  seed: [1]", "  seed: [1, 2]", 1)
     path.write_text(text.replace("scorings: [kmeans, knn, knn_difference, mahalanobis]", "scorings: [knn, kmeans]"))
-    loaded = params.load(path)
+    loaded = params_file.load(path)
     rescored = {
         "linear-qamo-all-clean-1-knn": "linear-qamo-knn",
         "linear-qamo-all-clean-1-kmeans": "linear-qamo-kmeans",
@@ -70,9 +73,9 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
     assert loaded.runs == loaded.grid.runs | rescored
     assert len(loaded.runs) == 12 + 2
     path.write_text(re.sub(r"(analyse:.*\n  backend: )\[linear\]", r"\1[]", path.read_text()))
-    assert params.load(path).runs == loaded.grid.runs
+    assert params_file.load(path).runs == loaded.grid.runs
     path.write_text(path.read_text().replace("loss: [qamo]", "loss: [samo]"))  # nothing of what is analysed
-    assert params.load(path).runs == loaded.grid.runs
+    assert params_file.load(path).runs == loaded.grid.runs
 
 
 def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> None:
@@ -80,16 +83,16 @@ def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> 
     text = (ROOT / "params.yaml").read_text()
     text = text.replace("    on: false", "    on: true", 1).replace("  finetuned: []", "  finetuned: [mine]")
     path.write_text(text)
-    loaded = params.load(path)
+    loaded = params_file.load(path)
     assert loaded.runs == loaded.grid.runs | {"mine": "mine"} | loaded.rescored
     text = text.replace("    layers: [1, 2, 3, 4]", "    layers: [1, final]", 1)
     path.write_text(text)
     line = text.splitlines().index("    layers: [1, final]") + 1
     message = rf"params\.yaml:{line}: encoder\.finetune\.layers\.1: expected one of extract\.layers .*, got 'final'"
     with pytest.raises(InputError, match=message):
-        params.load(path)
+        params_file.load(path)
     path.write_text(text.replace("  finetuned: [mine]", "  finetuned: []"))
-    assert params.load(path).runs == loaded.grid.runs | loaded.rescored  # a run that nothing caches layers for
+    assert params_file.load(path).runs == loaded.grid.runs | loaded.rescored  # a run that nothing caches layers for
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: 
     path = tmp_path / "params.yaml"
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=message.replace("{line}", str(at + 1))) as error:
-        params.load(path)
+        params_file.load(path)
     assert str(path) in str(error.value)
 
 
@@ -205,15 +208,15 @@ def test_workers_must_be_told_the_precision(tmp_path: Path, precision: str) -> N
     text = (ROOT / "params.yaml").read_text().replace("  engine: local ", "  engine: dask\n  scheduler: local:2 ", 1)
     path.write_text(text.replace("\n  precision: float32 ", f"\n  precision: {precision} ", 1))
     if precision == "float32":
-        assert params.load(path).extract.scheduler == "local:2"
+        assert params_file.load(path).extract.scheduler == "local:2"
         return
     with pytest.raises(InputError, match=r"extract: expected precision: float32 or bfloat16 with engine: dask"):
-        params.load(path)
+        params_file.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no parameter file there; run from the project's folder"):
-        params.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -251,14 +254,14 @@ def test_hyperparameters_are_checked_against_the_member(tmp_path: Path, line: st
     at = next(i for i, full in enumerate(lines) if full.split("#")[0].rstrip() == line)
     lines[at] = mistake
     (tmp_path / "params.yaml").write_text("\n".join(lines))
-    loaded = params.load(tmp_path / "params.yaml")
+    loaded = params_file.load(tmp_path / "params.yaml")
     loss = re.match(r"losses\\\.(\w+)", message)
     with pytest.raises(InputError, match=rf"params\.yaml:{at + 1}: {message}"):
         cells.find(loaded, backend="linear", loss=loss[1] if loss else "aoc", layers="all", views="clean")
 
 
 def test_values_the_member_itself_refuses_become_input_errors() -> None:
-    loaded = params.load(ROOT / "params.yaml")
+    loaded = params_file.load(ROOT / "params.yaml")
     changed = loaded.model_copy(update={"losses": {**loaded.losses, "qamo": {"alpha": -1.0}}})
     cell = cells.find(changed, backend="linear", loss="qamo", layers="all", views="clean")
     with pytest.raises(InputError, match=r"losses\.qamo: .*alpha"):
@@ -266,7 +269,7 @@ def test_values_the_member_itself_refuses_become_input_errors() -> None:
 
 
 def test_quality_split_is_taken_from_the_loss_section() -> None:
-    loaded = params.load(ROOT / "params.yaml")
+    loaded = params_file.load(ROOT / "params.yaml")
     sections = {**loaded.losses, "qamo": {"levels": 3, "thresholds": [2.5, 4], "alpha": 10.0}}
     cell = cells.find(
         loaded.model_copy(update={"losses": sections}), backend="linear", loss="qamo", layers="all", views="clean"
@@ -281,14 +284,14 @@ def test_quality_split_is_taken_from_the_loss_section() -> None:
 def test_what_is_no_mapping_of_sections_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml"):
-        params.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 def test_an_unknown_member_lists_those_there_are() -> None:
     with pytest.raises(InputError, match=r"expected losses to be one of .*aoc, cross_entropy, .*qamo.*got 'nope'"):
-        contracts.member("losses", "nope")
+        members.member("losses", "nope")
     with pytest.raises(InputError, match=r"expected backends to be one of .*asp, .*linear"):
-        contracts.member("backends", "../losses/aoc")
+        members.member("backends", "../losses/aoc")
 
 
 def test_what_dvc_does_not_track_is_the_projects_own_in_a_copy_of_it(

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pipeline.det import Det, det_points
+from pipeline.metrics.det import Det, det_points
 from pipeline.report import curves, plots
 
 RNG = np.random.default_rng(1)

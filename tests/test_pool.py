@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import dataset, params, store, trials
-from pipeline.contracts import Card
-from pipeline.errors import InputError
-from pipeline.trials import Row, from_rows
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, from_rows
+from pipeline.encoder.cards import Card
+from pipeline.features import dataset, receipt_files
 from stages import pool
 from tests.conftest import Corpus
 from tests.test_extract import run
@@ -18,13 +19,13 @@ from tests.test_extract import run
 ROOT = Path(__file__).parents[1]
 
 
-def table(names: str) -> trials.Trials:
+def table(names: str) -> trial_table.Trials:
     rows = [Row(f"t:{i}", name, f"{name}.wav", "spoof" if i % 2 else "bonafide") for i, name in enumerate(names)]
     return from_rows(rows, source="t")
 
 
 def test_a_pool_has_the_trials_of_its_sets_in_order() -> None:
-    found = trials.pool({"one": table("ab"), "two": table("dc")})
+    found = trial_table.pool({"one": table("ab"), "two": table("dc")})
     assert found.utterance.tolist() == ["a", "b", "d", "c"]
     assert found.path.tolist() == ["a.wav", "b.wav", "d.wav", "c.wav"]
     assert found.is_bonafide.tolist() == [True, False, True, False]
@@ -32,7 +33,7 @@ def test_a_pool_has_the_trials_of_its_sets_in_order() -> None:
 
 def test_an_utterance_of_two_sets_is_named_with_both() -> None:
     with pytest.raises(InputError, match=r"in one of one, two, got:\n  b: in one and two"):
-        trials.pool({"one": table("ab"), "two": table("bc")})
+        trial_table.pool({"one": table("ab"), "two": table("bc")})
 
 
 def settings(text: str) -> str:
@@ -54,14 +55,14 @@ def settings(text: str) -> str:
 def test_pools_that_cannot_be_are_named_with_their_line(tmp_path: Path, pools: str, message: str) -> None:
     (tmp_path / "params.yaml").write_text(settings(pools))
     with pytest.raises(InputError, match=r"params\.yaml:\d+: " + message):
-        params.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 def test_dev_is_not_trained_on(tmp_path: Path) -> None:
     text = settings("{both: {first: train, second: dev}}").replace("  set: train ", "  set: both ")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=r"train\.set: expected a set or a pool without dev, got 'both'"):
-        params.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("pools", ["{}", "{both: {first: train, second: eval}}"])
@@ -69,13 +70,13 @@ def test_what_is_trained_on_is_not_evaluated_on(tmp_path: Path, pools: str) -> N
     trained_on = "eval" if pools == "{}" else "both"
     (tmp_path / "params.yaml").write_text(settings(pools).replace("\n  set: train ", f"\n  set: {trained_on} "))
     with pytest.raises(InputError, match=r"evaluate\.sets\.0: expected a set that is not trained on, got 'eval'"):
-        params.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 def test_a_pool_of_pools_has_the_sets_of_all(tmp_path: Path) -> None:
     text = settings("{two: {first: eval, second: train}, three: {first: two, second: dev}}")
     (tmp_path / "params.yaml").write_text(text)
-    loaded = params.load(tmp_path / "params.yaml")
+    loaded = params_file.load(tmp_path / "params.yaml")
     assert loaded.members("three") == ("eval", "train", "dev")
     assert loaded.members("dev") == ("dev",)
 
@@ -87,7 +88,7 @@ def pooled(corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.Monke
     (tmp_path / "params.yaml").write_text(settings("{both: {first: eval, second: train}}"))
     for name, rows in (("train", np.arange(4)), ("eval", np.arange(4, 10))):
         part = whole.take(rows)
-        (tmp_path / f"{name}.csv").write_text(trials.to_csv(part))
+        (tmp_path / f"{name}.csv").write_text(trial_table.to_csv(part))
         receipt = run((root, part), tmp_path / "cache", card)
         (tmp_path / f"{name}.json").write_text(json.dumps(receipt))
     monkeypatch.chdir(tmp_path)
@@ -96,8 +97,8 @@ def pooled(corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.Monke
     return tmp_path
 
 
-def opened(folder: Path, name: str, table: trials.Trials | None = None) -> dataset.Dataset:
-    table = trials.read(folder / f"{name}.csv") if table is None else table
+def opened(folder: Path, name: str, table: trial_table.Trials | None = None) -> dataset.Dataset:
+    table = trial_table.read(folder / f"{name}.csv") if table is None else table
     return dataset.open_set(folder / f"{name}.json", table, root=folder / "cache", reads="frames")
 
 
@@ -112,7 +113,7 @@ def test_features_of_a_pool_are_those_of_its_sets(pooled: Path) -> None:
 
 
 def test_a_pool_of_other_trials_is_refused(pooled: Path) -> None:
-    table = trials.read(pooled / "both.csv")
+    table = trial_table.read(pooled / "both.csv")
     for rows in (np.arange(9), np.r_[0:10, 0], np.r_[1, 0, 2:10]):
         with pytest.raises(InputError, match="the trials changed since"):
             opened(pooled, "both", table.take(rows))
@@ -123,8 +124,8 @@ def test_receipts_of_a_pool_are_checked_like_others(pooled: Path) -> None:
     found["pool"]["eval"]["store"] = "../elsewhere"
     (pooled / "both.json").write_text(json.dumps(found))
     with pytest.raises(InputError, match="expected a store below the root of features"):
-        store.read_receipts(pooled / "both.json")
+        receipt_files.read_receipts(pooled / "both.json")
     del found["pool"]["eval"]["digest"]
     (pooled / "both.json").write_text(json.dumps(found))
     with pytest.raises(InputError, match="got JSON without digest"):
-        store.read_receipts(pooled / "both.json")
+        receipt_files.read_receipts(pooled / "both.json")

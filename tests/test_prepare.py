@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline import audio, params, trials
-from pipeline import prepare as prepare_room
+from pipeline.audio import decode
+from pipeline.audio import inspection as prepare_room
+from pipeline.audio.inspection import in_order, with_contents
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError, exit_on_input_error
+from pipeline.core.trial_table import Row, from_rows
 from pipeline.corpora import manifest
-from pipeline.errors import InputError, exit_on_input_error
-from pipeline.prepare import in_order, with_contents
 from pipeline.quality import dnsmos
-from pipeline.trials import Row, from_rows
 from stages import prepare
 from tests.test_audio import irregular_flac, write_bad
 
@@ -67,13 +68,13 @@ def test_a_valid_manifest_becomes_a_table(folder: Path, capsys: pytest.CaptureFi
     lines = ["b,sub/../b.wav,spoof,dev,A1,s1,x", "a,a.wav,bonafide,dev,,,2.5", "c,c.wav,spoof,train,A2,s2,"]
     lines[0] = lines[0].replace(",x", ",")
     assert run(folder, lines, capsys, header=HEADER + ",attack,speaker,quality")[0] == 0
-    table = trials.read(folder / "out.csv")
+    table = trial_table.read(folder / "out.csv")
     assert table.utterance.tolist() == ["b", "a"]  # the manifest's order, this split only
     assert table.path.tolist() == ["b.wav", "a.wav"]
     assert table.is_bonafide.tolist() == [False, True]
     assert (table.attack.tolist(), table.speaker.tolist()) == (["A1", "-"], ["s1", "-"])
     np.testing.assert_array_equal(table.quality, [np.nan, 2.5])
-    assert table.content.tolist() == [audio.digest((folder / name).read_bytes()) for name in table.path]
+    assert table.content.tolist() == [decode.digest((folder / name).read_bytes()) for name in table.path]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_all_problems_are_told_at_once_but_not_more_than_ten(folder: Path, capsy
 def test_missing_audio_is_listed_before_any_is_read(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(audio, "read")
+    monkeypatch.delattr(decode, "read")
     lines = [*GOOD, *(f"m{i:02d},m{i}.wav,spoof,dev" for i in range(12)), "n,elsewhere/n.wav,spoof,dev"]
     code, said = run(folder, lines, capsys)
     assert code == 2
@@ -189,9 +190,9 @@ def test_bad_audio_is_dropped_where_that_is_asked_for(folder: Path, capsys: pyte
     missing, unusable = said.split("these trials are dropped (on_bad_audio: skip)\n")[:2]
     assert f"2 of 6 audio files are missing:\n  utterance m: {folder}/m.wav\n  utterance n: " in missing
     assert f"1 of 4 audio files cannot be used:\n  utterance d: {folder}/d.flac: the audio breaks off" in unusable
-    table = trials.read(folder / "out.csv")
+    table = trial_table.read(folder / "out.csv")
     assert table.utterance.tolist() == ["a", "b", "e"]
-    assert table.content.tolist() == [audio.digest((folder / name).read_bytes()) for name in table.path]
+    assert table.content.tolist() == [decode.digest((folder / name).read_bytes()) for name in table.path]
 
 
 def test_dropping_a_whole_class_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,8 +244,8 @@ def test_the_set_says_who_estimates_quality(
     lines = ["a,a.wav,bonafide,dev,2.5", "b,b.wav,spoof,dev,", "c,c.wav,spoof,dev,3"]
     code, _ = run(folder, lines, capsys, header=HEADER + ",quality")
     assert code == 0
-    expected = [round(1 + len(audio.load(folder / f"{name}.wav")) / 10_000, 4) for name in "abc"]
-    assert trials.read(folder / "out.csv").quality.tolist() == expected
+    expected = [round(1 + len(decode.load(folder / f"{name}.wav")) / 10_000, 4) for name in "abc"]
+    assert trial_table.read(folder / "out.csv").quality.tolist() == expected
     assert (folder / "quality" / "dev.csv").read_text().count(dnsmos.identity()) == 3
     change_set(folder, "quality: nobody")
     code, said = run(folder, lines, capsys)
@@ -305,29 +306,29 @@ def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
         Row("t:3", "u2", 'x/"q".flac', "spoof", attack="A1", content="08"),
     ]
     table = from_rows(rows, source="t")
-    (tmp_path / "t.csv").write_text(trials.to_csv(table))
-    back = trials.read(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(trial_table.to_csv(table))
+    back = trial_table.read(tmp_path / "t.csv")
     for field in fields(table):
         np.testing.assert_array_equal(getattr(back, field.name), getattr(table, field.name))
-    assert trials.fingerprint(back) == trials.fingerprint(table)
+    assert trial_table.fingerprint(back) == trial_table.fingerprint(table)
     with pytest.raises(InputError, match="no trial table there; run `dvc repro prepare`"):
-        trials.read(tmp_path / "none.csv")
+        trial_table.read(tmp_path / "none.csv")
     (tmp_path / "t.csv").write_text("utterance\nx\n")
     with pytest.raises(InputError, match=r"t\.csv:1: expected the columns utterance,path,"):
-        trials.read(tmp_path / "t.csv")
+        trial_table.read(tmp_path / "t.csv")
 
 
 def test_the_fingerprint_sees_order_names_and_contents_alone() -> None:
     rows = [Row("t:2", "u1", "a", "bonafide", content="1"), Row("t:3", "u2", "b", "spoof", content="2")]
-    base = trials.fingerprint(from_rows(rows, source="t"))
+    base = trial_table.fingerprint(from_rows(rows, source="t"))
     moved = [row._replace(path=f"new/{row.path}", quality="3", speaker="s") for row in rows]
-    assert trials.fingerprint(from_rows(moved, source="t")) == base
+    assert trial_table.fingerprint(from_rows(moved, source="t")) == base
     others = [
         rows[::-1],
         [rows[0], rows[1]._replace(content="3")],
         [rows[0], rows[1]._replace(utterance="v")],
     ]
-    assert len({base, *(trials.fingerprint(from_rows(other, source="t")) for other in others)}) == 4
+    assert len({base, *(trial_table.fingerprint(from_rows(other, source="t")) for other in others)}) == 4
 
 
 @pytest.mark.skipif(not SPEECH.exists(), reason="no speech folder beside the project")
@@ -344,6 +345,6 @@ def test_real_corpora_are_read_as_they_are_counted(corpus: str, split: str, bona
 
 
 def test_the_shipped_demo_needs_nothing_from_outside() -> None:
-    for source in params.load(ROOT / "params.yaml").sets.values():
+    for source in params_file.load(ROOT / "params.yaml").sets.values():
         assert (ROOT / source.protocol).is_file()
         assert not Path(source.root).is_absolute()

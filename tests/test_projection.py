@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import projection
-from pipeline.analysis import Space
-from pipeline.contracts import Centroids
-from pipeline.errors import InputError
-from pipeline.trials import Trials
+from pipeline.analysis import projection
+from pipeline.analysis.geometry import Space
+from pipeline.core.contracts import Centroids
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 
 NAN = float("nan")
 

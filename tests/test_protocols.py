@@ -6,9 +6,10 @@ from types import ModuleType
 
 import pytest
 
-from pipeline import contracts, protocols, trials
-from pipeline.errors import InputError
-from pipeline.trials import Row, from_rows
+from pipeline.core import members, trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, from_rows
+from pipeline.corpora import _protocols
 
 # Lines as the official files have them; the first two of each are of different classes.
 SAMPLES = {
@@ -55,7 +56,7 @@ utterance,path,label,split
 u1,a/u1.wav,bonafide,test
 u2,a/u2.wav,spoof,test
 """,
-    "table": trials.to_csv(
+    "table": trial_table.to_csv(
         from_rows([Row("", "u1", "u1.wav", "bonafide"), Row("", "u2", "u2.wav", "spoof")], source="")
     ),
 }
@@ -78,7 +79,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def adapter(corpus: str) -> ModuleType:
-    return contracts.member("corpora", corpus)
+    return members.member("corpora", corpus)
 
 
 def refusal(corpus: str, path: Path) -> str:
@@ -91,9 +92,9 @@ def refusal(corpus: str, path: Path) -> str:
 @pytest.mark.parametrize("corpus", SAMPLES)
 def test_a_file_is_recognised_by_its_first_lines(tmp_path: Path, corpus: str) -> None:
     text = SAMPLES[corpus]
-    assert protocols.recognise(write(tmp_path, text)) == corpus
-    assert protocols.recognise(write(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))) == corpus
-    assert protocols.recognise(write(tmp_path, "\n\n" + text.replace(" ", "\t"))) == corpus
+    assert _protocols.recognise(write(tmp_path, text)) == corpus
+    assert _protocols.recognise(write(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))) == corpus
+    assert _protocols.recognise(write(tmp_path, "\n\n" + text.replace(" ", "\t"))) == corpus
 
 
 @pytest.mark.parametrize(
@@ -115,18 +116,18 @@ def test_a_file_is_recognised_by_its_first_lines(tmp_path: Path, corpus: str) ->
 )
 def test_other_files_are_not_recognised(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
-    assert protocols.recognise(path) is None
+    assert _protocols.recognise(path) is None
     for corpus in OFFICIAL:
-        form = protocols.FORMATS[corpus]
+        form = _protocols.FORMATS[corpus]
         said = refusal(corpus, path)
         assert f"expected lines `{form}` of {corpus}, got " in said
         assert said.endswith(f"; mend the line, or give {form.source}")
 
 
 def test_only_the_first_lines_matter(tmp_path: Path) -> None:
-    assert protocols.recognise(write(tmp_path, SAMPLES["asvspoof5"] + "nonsense\n")) == "asvspoof5"
+    assert _protocols.recognise(write(tmp_path, SAMPLES["asvspoof5"] + "nonsense\n")) == "asvspoof5"
     (tmp_path / "key.txt").write_bytes(SAMPLES["asvspoof5"].encode() * 2 + b"\xff\n")
-    assert protocols.recognise(tmp_path / "key.txt") == "asvspoof5"
+    assert _protocols.recognise(tmp_path / "key.txt") == "asvspoof5"
 
 
 @pytest.mark.parametrize("given", SAMPLES)
@@ -157,20 +158,20 @@ def test_the_message_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("corpus", SPLITS)
 def test_without_being_told_the_split_is_the_evaluations_or_the_only_one(tmp_path: Path, corpus: str) -> None:
     path = write(tmp_path, SAMPLES[corpus])
-    assert protocols.default_split(path, corpus) == SPLITS[corpus]
+    assert _protocols.default_split(path, corpus) == SPLITS[corpus]
 
 
 def test_the_default_split_of_other_files(tmp_path: Path) -> None:
     for letter, split in (("T", "train"), ("D", "dev"), ("E", "eval")):
         key = SAMPLES["asvspoof2019_la"].replace("LA_T_", f"LA_{letter}_")
-        assert protocols.default_split(write(tmp_path, key), "asvspoof2019_la") == split
+        assert _protocols.default_split(write(tmp_path, key), "asvspoof2019_la") == split
         key = SAMPLES["asvspoof5"].replace(" D_", f" {letter}_")
-        assert protocols.default_split(write(tmp_path, key), "asvspoof5") == split
+        assert _protocols.default_split(write(tmp_path, key), "asvspoof5") == split
     path = write(tmp_path, SAMPLES["manifest"] + "\nu3,u3.wav,spoof,dev\n")
     with pytest.raises(InputError, match="expected trials of one split, got dev, test; say which to read"):
-        protocols.default_split(path, "manifest")
+        _protocols.default_split(path, "manifest")
     with pytest.raises(InputError, match="expected trials of one split, got none"):
-        protocols.default_split(write(tmp_path, "utterance,path,label,split\n"), "manifest")
+        _protocols.default_split(write(tmp_path, "utterance,path,label,split\n"), "manifest")
 
 
 @pytest.mark.parametrize("corpus", OFFICIAL)
@@ -201,10 +202,10 @@ def test_lines_that_are_cut_off_or_too_long_are_named(tmp_path: Path, corpus: st
     last = text.splitlines()[-1]
     width, line = last.count(mark) + 1, text.count("\n")
     short = last.rpartition(mark)[0]
-    long = last + (mark + "1") * (2 if protocols.FORMATS[corpus].mos else 1)
+    long = last + (mark + "1") * (2 if _protocols.FORMATS[corpus].mos else 1)
     said = refusal(corpus, write(tmp_path, f"{text}{short}\n{long}\n"))
     path = tmp_path / "key.txt"
-    assert said.startswith(f"2 lines are not `{protocols.FORMATS[corpus]}` like the first; mend or remove them:\n")
+    assert said.startswith(f"2 lines are not `{_protocols.FORMATS[corpus]}` like the first; mend or remove them:\n")
     assert f"{path}:{line + 1}: expected {width} cells, got {width - 1}: " in said
     assert f"{path}:{line + 2}: expected {width} cells, got {long.count(mark) + 1}: " in said
 
@@ -213,12 +214,12 @@ def test_lines_that_are_cut_off_or_too_long_are_named(tmp_path: Path, corpus: st
 def test_a_file_cut_off_in_its_last_line_is_refused_or_reads_as_the_whole(tmp_path: Path, corpus: str) -> None:
     text = SAMPLES[corpus].rstrip("\n")
     split = "hidden" if "2021" in corpus else SPLITS[corpus]  # the phase of the last lines
-    whole = trials.to_csv(adapter(corpus).trials(tmp_path, write(tmp_path, text), split))
+    whole = trial_table.to_csv(adapter(corpus).trials(tmp_path, write(tmp_path, text), split))
     said = []
     for end in range(text.rindex("\n") + 2, len(text)):
         path = write(tmp_path, text[:end])
         try:
-            assert trials.to_csv(adapter(corpus).trials(tmp_path, path, split)) == whole
+            assert trial_table.to_csv(adapter(corpus).trials(tmp_path, path, split)) == whole
         except InputError as error:
             said.append(str(error))
     assert len(said) >= 10
@@ -234,7 +235,7 @@ def test_a_mos_stands_on_every_line_or_on_none(tmp_path: Path, corpus: str) -> N
     table = adapter(corpus).trials(tmp_path, write(tmp_path, "\n".join([first, *body])), SPLITS[corpus])
     assert (table.quality == 3.25).all()
     said = refusal(corpus, write(tmp_path, "\n".join([first, *body, "x" + rest[-1]])))
-    width = len(protocols.FORMATS[corpus].columns)
+    width = len(_protocols.FORMATS[corpus].columns)
     assert f"key.txt:{len(rest) + 2}: expected {width + 1} cells, got {width}: " in said
     said = refusal(corpus, write(tmp_path, "\n".join([first, *body[:-1], body[-1] + "x"])))
     assert f"key.txt:{len(rest) + 1}: " in said
@@ -246,7 +247,7 @@ def test_a_quote_that_stays_open(tmp_path: Path) -> None:
     said = refusal("in_the_wild", write(tmp_path, f"{SAMPLES['in_the_wild']}7.wav,{text}"))
     assert said.startswith(f"{tmp_path}/key.txt:4: not valid CSV: ")
     assert said.endswith("; is a quote left open?")
-    assert protocols.recognise(write(tmp_path, text)) is None
+    assert _protocols.recognise(write(tmp_path, text)) is None
 
 
 def test_a_key_of_600_000_trials_needs_less_than_a_gigabyte(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import audio, contracts, estimate
-from pipeline.errors import InputError
+from pipeline.audio import decode, mos
+from pipeline.core import members
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 from pipeline.quality import dnsmos, scoreq
-from pipeline.trials import Trials
 from tests.conftest import Corpus
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ class Loudness:
 
 def estimated(corpus: Corpus, cache: Path, estimator: object) -> Trials:
     root, table = corpus
-    return estimate.with_quality(table, root, estimator=estimator, cache=cache)
+    return mos.with_quality(table, root, estimator=estimator, cache=cache)
 
 
 def lines(cache: Path) -> list[dict[str, str]]:
@@ -53,11 +54,11 @@ def lines(cache: Path) -> list[dict[str, str]]:
 
 def loudest(corpus: Corpus, version: int = 1) -> list[float]:
     root, table = corpus
-    return [round(version + float(np.abs(audio.load(root / path)).max()), 4) for path in table.path]
+    return [round(version + float(np.abs(decode.load(root / path)).max()), 4) for path in table.path]
 
 
 def test_the_quality_column_of_the_corpus_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:
-    assert estimated(corpus, tmp_path / "q" / "dev.csv", contracts.member("quality", "column")) is corpus[1]
+    assert estimated(corpus, tmp_path / "q" / "dev.csv", members.member("quality", "column")) is corpus[1]
     assert not (tmp_path / "q").exists()
 
 
@@ -83,7 +84,7 @@ def test_the_number_of_workers_changes_no_byte(corpus: Corpus, tmp_path: Path, m
 
     caches = []
     for workers in (1, 2, 7):
-        monkeypatch.setattr(estimate, "WORKERS", workers)
+        monkeypatch.setattr(mos, "WORKERS", workers)
         estimated(corpus, tmp_path / f"{workers}.csv", Uneven())
         caches.append((tmp_path / f"{workers}.csv").read_bytes())
     assert caches[0] == caches[1] == caches[2]
@@ -110,7 +111,7 @@ def test_what_was_estimated_before_a_failure_is_kept(
                 raise RuntimeError("out of memory")
             return super().estimate(samples)
 
-    monkeypatch.setattr(estimate, "WORKERS", 1)
+    monkeypatch.setattr(mos, "WORKERS", 1)
     with pytest.raises(RuntimeError, match="out of memory") as error:
         estimated(corpus, tmp_path / "dev.csv", Failing())
     assert error.value.__notes__ == ["while the quality of utterance u6 was estimated"]
@@ -122,7 +123,7 @@ def test_what_was_estimated_before_a_failure_is_kept(
 KILLED = """
 import pickle, sys, time
 from pathlib import Path
-from pipeline import estimate
+from pipeline.audio import mos
 
 class Slow:
     def identity(self):
@@ -132,7 +133,7 @@ class Slow:
         return 1 + float(abs(samples).max())
 
 root, table = pickle.loads(Path(sys.argv[1]).read_bytes())
-estimate.with_quality(table, root, estimator=Slow(), cache=Path(sys.argv[2]))
+mos.with_quality(table, root, estimator=Slow(), cache=Path(sys.argv[2]))
 """
 
 
@@ -163,7 +164,7 @@ def test_another_version_or_file_is_estimated_anew_and_nothing_is_lost(corpus: C
     data = (root / "u3.wav").read_bytes()
     (root / "u3.wav").write_bytes(data[:-2] + b"\x01\x7f")
     content = table.content.copy()
-    content[3] = audio.digest((root / "u3.wav").read_bytes())
+    content[3] = decode.digest((root / "u3.wav").read_bytes())
     changed = (root, dataclasses.replace(table, content=content))
     assert estimated(changed, cache, old).quality.tolist() == loudest(changed)
     assert old.calls == 11
@@ -183,7 +184,7 @@ def test_problems_name_their_utterances_and_keep_the_rest(
             return {1: float("nan"), 3: 7.5}.get(self.calls, value)
 
     cache, estimator = tmp_path / "dev.csv", Odd()
-    monkeypatch.setattr(estimate, "WORKERS", 1)
+    monkeypatch.setattr(mos, "WORKERS", 1)
     with pytest.raises(InputError, match="the quality of 4 of 10 utterances could not be estimated") as error:
         estimated(corpus, cache, estimator)
     said = str(error.value)
@@ -252,7 +253,7 @@ def test_dnsmos_on_speech_is_near_the_published_column() -> None:
     with (SPEECH / "digits" / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))[:560:280]
     for row in rows:  # the column is of one window alone, to two decimals
-        assert dnsmos.estimate(audio.load(SPEECH / "digits" / row["path"])) == pytest.approx(
+        assert dnsmos.estimate(decode.load(SPEECH / "digits" / row["path"])) == pytest.approx(
             float(row["quality"]), abs=0.1
         )
 
@@ -296,7 +297,7 @@ def test_scoreq_is_given_samples_and_made_once(corpus: Corpus, tmp_path: Path, m
     fake_scoreq(monkeypatch, made)
     table = estimated(corpus, tmp_path / "dev.csv", scoreq)
     root, _ = corpus
-    expected = [round(2 + float(audio.load(root / path).max()), 4) for path in table.path]
+    expected = [round(2 + float(decode.load(root / path).max()), 4) for path in table.path]
     assert table.quality.tolist() == expected
     assert made == [("natural", "nr", True)]
     assert {line["estimator"] for line in lines(tmp_path / "dev.csv")} == {"scoreq-1.0.1-natural"}

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import ranks
+from pipeline.losses import _ranks
 from tests.two_ranks import CASES, RUNS, STEPS, State, train
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def test_two_ranks_train_as_one_process(both: Ranks, case: str, dtype: torch.dty
 
 
 def test_every_loss_is_among_the_cases() -> None:
-    files = {path.stem for path in (ROOT / "pipeline/losses").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "pipeline/losses").glob("[!_]*.py")}
     assert {name for name, _ in CASES.values()} == files
 
 
@@ -97,14 +97,14 @@ class Peer:
 
 def test_in_a_single_process_nothing_changes() -> None:
     x = torch.tensor(0.1, requires_grad=True)
-    assert ranks.total(x) is x
-    assert ranks.joint_part(x, 3) is x
+    assert _ranks.total(x) is x
+    assert _ranks.joint_part(x, 3) is x
 
 
 def test_total_adds_the_other_rank_outside_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     Peer(monkeypatch, 2.0)
     x = torch.tensor([1.0, 5.0], requires_grad=True)
-    found = ranks.total(x)
+    found = _ranks.total(x)
     assert found.tolist() == [3.0, 7.0]
     assert not found.requires_grad
     assert x.tolist() == [1.0, 5.0]
@@ -126,7 +126,7 @@ def test_parts_derived_by_hand(
 ) -> None:
     Peer(monkeypatch, other)
     value = torch.tensor(mean, requires_grad=True)
-    found = ranks.joint_part(value, weight)
+    found = _ranks.joint_part(value, weight)
     found.backward()
     assert value.grad is not None
     assert (float(found.detach()), float(value.grad)) == pytest.approx((part, slope), abs=1e-6)
@@ -136,4 +136,4 @@ def test_without_gradients_no_rank_waits_for_another(monkeypatch: pytest.MonkeyP
     Peer(monkeypatch)  # a call would find no part
     mean = torch.tensor(4.0)
     with torch.no_grad():
-        assert ranks.joint_part(mean, 3) is mean
+        assert _ranks.joint_part(mean, 3) is mean

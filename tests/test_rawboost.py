@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import rawboost
+from pipeline.audio import rawboost
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "rawboost.npz"
 ATOL = 1e-12

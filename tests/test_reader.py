@@ -10,11 +10,11 @@ import pytest
 import torch
 import zarr
 
-from pipeline import maps, store
-from pipeline import reader as reading
-from pipeline.errors import InputError
-from pipeline.reader import Reader
-from pipeline.store import CLEAN
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
+from pipeline.features import mapped, shard_bytes
+from pipeline.features import reader as reading
+from pipeline.features.reader import Reader
 from tests.test_store import LAYERS, SPEC, blocks, filled
 
 
@@ -70,7 +70,7 @@ def test_reading_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, dama
     if damage == "missing":
         path.unlink()
     elif damage == "rows":
-        path.write_bytes(store.encode_shard(blocks(SPEC, 1)[0][1][:2], shard=SPEC.shard))
+        path.write_bytes(shard_bytes.encode_shard(blocks(SPEC, 1)[0][1][:2], shard=SPEC.shard))
     elif damage == "index":
         data[-10] ^= 1
         path.write_bytes(data)
@@ -106,7 +106,7 @@ def test_a_damaged_row_is_refused_when_it_is_first_read_and_no_other(tmp_path: P
 def test_a_row_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(filled(tmp_path), views=(CLEAN,), layers=LAYERS, pooled=False)
     checked: list[int] = []
-    monkeypatch.setattr(reading, "crc32c", lambda data: checked.append(len(data)) or store.crc32c(data))
+    monkeypatch.setattr(reading, "crc32c", lambda data: checked.append(len(data)) or shard_bytes.crc32c(data))
     for rows in ([1, 5, 1], [5, 9], [1, 5, 9]):
         reader.gather(np.array(rows))
     row = SPEC.frames * SPEC.channels * 2
@@ -151,14 +151,14 @@ def test_where_the_kernel_allows_no_more_maps_the_old_ones_go(tmp_path: Path, mo
     reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
     whole = reader.gather(np.arange(10))
     reader = Reader(target, views=(CLEAN,), layers=LAYERS, pooled=False)
-    real, room = maps.put, 2 * len(LAYERS)
+    real, room = mapped.put, 2 * len(LAYERS)
 
     def full(path: Path, at: np.ndarray) -> int:
         if maps_of(target.path) >= room:
-            raise maps.NoMoreMapsError("no more")
+            raise mapped.NoMoreMapsError("no more")
         return real(path, at)
 
-    monkeypatch.setattr(maps, "put", full)
+    monkeypatch.setattr(mapped, "put", full)
     for rows in ([0, 4], [8, 0], [5, 6], [9]):
         assert torch.equal(reader.gather(np.array(rows)), whole[rows])
     with pytest.raises(InputError, match=r"zarr: no more; read fewer layers at once, set dataset\.hold to ram"):
@@ -170,8 +170,8 @@ def test_where_the_kernel_allows_no_more_maps_the_old_ones_go(tmp_path: Path, mo
 def test_a_limit_of_addresses_is_told(tmp_path: Path) -> None:
     filled(tmp_path)
     code = (
-        "import resource, sys; from pathlib import Path; from pipeline.errors import InputError\n"
-        "from pipeline.maps import reserve\n"
+        "import resource, sys; from pathlib import Path; from pipeline.core.errors import InputError\n"
+        "from pipeline.features.mapped import reserve\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))\n"
         "try: reserve(2**40)\n"
         "except InputError as error: print(error)\n"

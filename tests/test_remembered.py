@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import remembered
+from pipeline.encoder import checksums
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(remembered, "SETTLED_S", 0)
+    monkeypatch.setattr(checksums, "SETTLED_S", 0)
     return tmp_path / "bonafide" / "checksums.json"
 
 
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def ask(*files: Path, by: str = "way 1", answer: str = "new") -> str:
-    return remembered.checksum(remembered.facts(files), by=by, compute=lambda: answer)
+    return checksums.checksum(checksums.facts(files), by=by, compute=lambda: answer)
 
 
 def test_it_is_computed_once(place: Path, file: Path) -> None:
@@ -55,11 +55,11 @@ def test_another_file_and_a_copy_in_its_place_are_computed_again(place: Path, fi
 
 
 def test_what_changed_moments_ago_is_not_remembered(place: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "SETTLED_S", 60)
+    monkeypatch.setattr(checksums, "SETTLED_S", 60)
     assert [ask(file, answer=answer) for answer in "ab"] == ["a", "b"]
-    monkeypatch.setattr(remembered, "SETTLED_S", 0)
-    monkeypatch.setattr(remembered.time, "time", lambda: 0.0)  # the clock was set back
-    monkeypatch.setattr(remembered.time, "time_ns", lambda: 0)
+    monkeypatch.setattr(checksums, "SETTLED_S", 0)
+    monkeypatch.setattr(checksums.time, "time", lambda: 0.0)  # the clock was set back
+    monkeypatch.setattr(checksums.time, "time_ns", lambda: 0)
     assert [ask(file, answer=answer) for answer in "ab"] == ["a", "b"]
     assert not place.exists()
 
@@ -80,17 +80,17 @@ def test_a_damaged_list_or_a_home_that_cannot_be_written_costs_time_alone(
 
 
 def test_the_list_stays_short(place: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "MOST", 3)
+    monkeypatch.setattr(checksums, "MOST", 3)
     for i in range(5):
         ask(file, by=str(i), answer=str(i))
-    assert list(remembered._known().values()) == ["2", "3", "4"]
+    assert list(checksums._known().values()) == ["2", "3", "4"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(place: Path, file: Path) -> None:
-    before = remembered.facts([file])
+    before = checksums.facts([file])
     time.sleep(0.02)
     file.write_text("b")
-    assert remembered.checksum(before, by="way 1", compute=lambda: "of a, or of b") == "of a, or of b"
+    assert checksums.checksum(before, by="way 1", compute=lambda: "of a, or of b") == "of a, or of b"
     assert ask(file) == "new"
 
     def change() -> str:
@@ -98,17 +98,17 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(place: Path, fil
         file.write_text("c")
         return "of b"
 
-    before = remembered.facts([file])
-    assert remembered.checksum(before, by="way 2", compute=change) == "of b"
+    before = checksums.facts([file])
+    assert checksums.checksum(before, by="way 2", compute=change) == "of b"
     assert ask(file, by="way 2") == "new"
 
 
 def test_what_was_read_before_a_change_is_not_taken_for_what_is_known_since(place: Path, file: Path) -> None:
-    before = remembered.facts([file])
+    before = checksums.facts([file])
     time.sleep(0.02)
     file.write_text("b")
     ask(file, answer="of b")
-    assert remembered.checksum(before, by="way 1", compute=lambda: "of a") == "of a"
+    assert checksums.checksum(before, by="way 1", compute=lambda: "of a") == "of a"
     assert ask(file) == "of b"
 
 
@@ -120,8 +120,8 @@ def test_a_link_that_is_switched_while_it_is_read_is_not_remembered(place: Path,
     other, link = file.with_name("other"), file.with_name("link")
     other.write_text("b")
     link.symlink_to(file)
-    before = remembered.facts([link])
+    before = checksums.facts([link])
     link.unlink()
     link.symlink_to(other)
-    assert remembered.checksum(before, by="way 1", compute=lambda: "of b") == "of b"
+    assert checksums.checksum(before, by="way 1", compute=lambda: "of b") == "of b"
     assert ask(file) == "new"

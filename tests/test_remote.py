@@ -26,17 +26,23 @@ from s3fs import S3FileSystem
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
-from pipeline import cache as stores
-from pipeline import cells, dataset, errors, fit, gather, params, xlsr
-from pipeline import reader as reading
 from pipeline.commands import cache as command
-from pipeline.contracts import Card
-from pipeline.dataset import Augment
-from pipeline.errors import InputError, UnreachableError
-from pipeline.files import folder_of, is_local, is_there, read_files, sizes_below
-from pipeline.params import ExtractParams
-from pipeline.reader import Reader
-from pipeline.store import CLEAN, Store, open_receipts
+from pipeline.core import errors, params, params_file
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError, UnreachableError
+from pipeline.core.files import folder_of
+from pipeline.core.object_store import is_local, is_there, read_files, sizes_below
+from pipeline.core.params import ExtractParams
+from pipeline.encoder import xlsr
+from pipeline.encoder.cards import Card
+from pipeline.extraction import housekeeping as stores
+from pipeline.features import dataset, sampling, sources, streaming
+from pipeline.features import reader as reading
+from pipeline.features.reader import Reader
+from pipeline.features.receipt_files import open_receipts
+from pipeline.features.sampling import Augment
+from pipeline.features.store import Store
+from pipeline.training import cells, loop
 from tests import test_fit
 from tests.conftest import Corpus
 from tests.test_cache import Project, project
@@ -223,7 +229,9 @@ def test_batches_are_those_of_a_disk(cached: Cache, tmp_path: Path, reads: str, 
     assert torch.equal(features, expected)
     assert torch.equal(n_frames, expected_frames)
     assert there.features(ADDRESSES[:0])[0].shape == (0, *there.source.row)
-    streamed = zip(gather.stream(there.source, some_batches()), gather.stream(here.source, some_batches()), strict=True)
+    streamed = zip(
+        streaming.stream(there.source, some_batches()), streaming.stream(here.source, some_batches()), strict=True
+    )
     assert all(torch.equal(a, b) and torch.equal(n, m) for (a, n), (b, m) in streamed)
 
 
@@ -306,11 +314,11 @@ def test_a_thread_reads_ahead_of_a_store_that_is_not_at_hand(
     memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even batches that are small enough to be gathered from a disk when they are asked for."""
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 1)
     for place, threads in ((memory, 1), (tmp_path, 0)):
         source = make_cache(place, "train").open().source
         drawn: list[int] = []
-        stream = gather.stream(source, (drawn.append(i) or np.array([i]) for i in range(9)))
+        stream = streaming.stream(source, (drawn.append(i) or np.array([i]) for i in range(9)))
         for i in range(9):
             next(stream)
             assert len(gatherers()) == threads
@@ -318,16 +326,16 @@ def test_a_thread_reads_ahead_of_a_store_that_is_not_at_hand(
         stream.close()
 
 
-def fitted(sets: dict[str, Cache], hold: str) -> fit.Fitted:
+def fitted(sets: dict[str, Cache], hold: str) -> loop.Fitted:
     """A short training on frames and views, from a store."""
     train, dev = sets["train"].open(views=VIEWS, hold=hold), sets["dev"].open(hold=hold)
-    cell = cells.find(params.load(ROOT / "params.yaml"), backend="asp", loss="aoc", layers="all", views="clean")
-    return fit.fit(
+    cell = cells.find(params_file.load(ROOT / "params.yaml"), backend="asp", loss="aoc", layers="all", views="clean")
+    return loop.fit(
         partial(cell.make_backend, layers=3, channels=4),
         partial(cell.make_loss, speakers=0, layers=3),
         train=train,
         dev=dev,
-        labels=dataset.labels(train.trials, ()),
+        labels=sampling.labels(train.trials, ()),
         params=test_fit.TRAIN.model_copy(update={"batch_size": 4, "epochs": 3}),
         seed=1,
         augment=Augment(VIEWS, 0.5),
@@ -409,7 +417,7 @@ def test_a_server_that_goes_while_it_is_read_is_told(on_s3: dict[str, Cache], mo
         leaving.stop()
         leaving._server.server_close()
         with pytest.raises(UnreachableError, match=r"s3://.*/clean/layer_02/c/0/0/0: .* run the same command again"):
-            list(gather.stream(gather.OnDisk(reader), [np.arange(3)]))
+            list(streaming.stream(sources.OnDisk(reader), [np.arange(3)]))
     assert not gatherers()
 
 
@@ -477,7 +485,7 @@ def test_the_root_of_the_parameters_may_be_an_address(
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("  root: data/cache ", f"  root: {bucket} "))
     monkeypatch.setenv("DVC_ROOT", "/project")  # an experiment in a copy of the project uses the same store
-    found = params.load(tmp_path / "params.yaml").features.folder
+    found = params_file.load(tmp_path / "params.yaml").features.folder
     assert (str(found), is_local(found)) == (str(bucket), False)
     assert params.FeaturesParams(root="file:///disk/cache").folder == Path("/disk/cache")
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.det import det_points
-from pipeline.errors import InputError
-from pipeline.report import build, charts, curves, layer_curve, leaderboard, page
+from pipeline.core.errors import InputError
+from pipeline.metrics.det import det_points
+from pipeline.report import build, curves, leaderboard, leaderboard_files
+from pipeline.report.page import charts, layer_curve, page
 from tests import analysed
 
 SETS = ("dev", "eval")
@@ -102,7 +103,7 @@ def run(
 
 def gathered(inputs: Path, runs: dict[str, str], sets: Sequence[str], sort_by: str) -> leaderboard.Leaderboard:
     seconds = inputs / "seconds"
-    return leaderboard.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by, seconds=seconds)
+    return leaderboard_files.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by, seconds=seconds)
 
 
 VOID = ("meta", "path", "circle", "rect", "input")  # never closed, or closed at once

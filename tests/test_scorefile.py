@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import scorefile
-from pipeline.errors import InputError
-from pipeline.scorefile import Layout
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.metrics import join, scorefile
+from pipeline.metrics.scorefile import Layout
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=12)
 WRITTEN: list[Layout] = ["2019", "2021", "asvspoof5"]
@@ -56,7 +56,7 @@ def test_float32_scores_come_back_exactly_in_the_order_of_the_trials(
         path = Path(folder) / "scores.txt"
         scorefile.write(path, trials.take(np.array(order)), values[order], layout=layout)
         assert scorefile.parse(path).layout == layout
-        found = scorefile.read(path, trials)
+        found = join.read(path, trials)
     assert found.dtype == np.float64
     assert found.astype(np.float32).tobytes() == values.tobytes()
 
@@ -73,7 +73,7 @@ def test_float64_scores_come_back_exactly(scores: list[float], layout: Layout) -
             write_csv(path, ["utterance", "score"], zip(trials.utterance.tolist(), scores, strict=True))
         else:
             scorefile.write(path, trials, np.array(scores), layout=layout)
-        assert scorefile.read(path, trials).tolist() == scores
+        assert join.read(path, trials).tolist() == scores
         assert scorefile.parse(path, layout).score.tolist() == scores
 
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_faulty_line_is_named(file: Callable[[str], Path], line: str, message: str) -> None:
     path = file(f"a 1\n\n{line}\nc 3\n")
     with pytest.raises(InputError) as raised:
-        scorefile.read(path, table("a", "b", "c"))
+        join.read(path, table("a", "b", "c"))
     assert str(raised.value) == f"1 lines cannot be used; mend or remove them:\n  {path}:3: {message}"
 
 
@@ -227,7 +227,7 @@ def test_an_open_quote_in_csv(file: Callable[[str], Path]) -> None:
 def test_missing_and_surplus_utterances_are_counted_and_named(file: Callable[[str], Path]) -> None:
     path = file("a 1\nx 2\ny 3\n")
     with pytest.raises(InputError) as raised:
-        scorefile.read(path, table("a", "b", "c", "d"))
+        join.read(path, table("a", "b", "c", "d"))
     assert str(raised.value) == (
         f"{path}: 3 of 4 trials have no score:\n  b\n  c\n  d\n2 scores belong to no trial:\n  x\n  y\n"
         "the file was made for another set or an older trial table; run `dvc repro flow/score/dvc.yaml` to make it anew"
@@ -237,37 +237,37 @@ def test_missing_and_surplus_utterances_are_counted_and_named(file: Callable[[st
 def test_surplus_scores_are_an_error_of_read_and_told_by_join(file: Callable[[str], Path]) -> None:
     path = file("c 3\na 1\nx 4\nb 2\n")
     with pytest.raises(InputError, match=r"(?s)^(?!.*have no score).*2 scores belong to no trial:\n  c\n  x\n"):
-        scorefile.read(path, table("a", "b"))
-    joined = scorefile.join(scorefile.parse(path), table("a", "b"), remedy="")
+        join.read(path, table("a", "b"))
+    joined = join.join(scorefile.parse(path), table("a", "b"), remedy="")
     assert (joined.scores.tolist(), joined.surplus) == ([1.0, 2.0], ["c", "x"])
 
 
 def test_join_advises_what_its_caller_says(file: Callable[[str], Path]) -> None:
     found = scorefile.parse(file("a 1\nx 2\n"))
     with pytest.raises(InputError, match=r"(?s)1 of 2 trials have no score:\n  b\n.*\n  x\ndo this$"):
-        scorefile.join(found, table("a", "b"), remedy="do this")
+        join.join(found, table("a", "b"), remedy="do this")
 
 
 def test_many_missing_are_cut_short(file: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match=r"(?s)29 of 30 trials.*\.\.\. and 19 more"):
-        scorefile.read(file("u0 1\n"), table(*[f"u{i}" for i in range(30)]))
+        join.read(file("u0 1\n"), table(*[f"u{i}" for i in range(30)]))
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".wav"])
 def test_names_that_differ_by_a_suffix_alone_are_no_match_but_a_hint(file: Callable[[str], Path], suffix: str) -> None:
     with pytest.raises(InputError, match=rf"names of the scores end in {suffix}, those of the trials do not"):
-        scorefile.read(file(f"a{suffix} 1\nb{suffix} 2\n"), table("a", "b"))
+        join.read(file(f"a{suffix} 1\nb{suffix} 2\n"), table("a", "b"))
     with pytest.raises(InputError, match=rf"names of the trials end in {suffix}, those of the scores do not"):
-        scorefile.read(file("a 1\nb 2\n"), table(f"a{suffix}", f"b{suffix}"))
+        join.read(file("a 1\nb 2\n"), table(f"a{suffix}", f"b{suffix}"))
     with pytest.raises(InputError, match=r"^(?!.* end in )"):
-        scorefile.read(file("a 1\nx 2\n"), table("a", "b"))
+        join.read(file("a 1\nx 2\n"), table("a", "b"))
 
 
 def test_a_2019_file_that_contradicts_the_key_is_refused_by_line(file: Callable[[str], Path]) -> None:
     path = file("c A2 bonafide 3\nb A3 spoof 2\nx A1 spoof 0\na - bonafide 1\nd - spoof 4\n")
     found = scorefile.parse(path)
     with pytest.raises(InputError) as raised:
-        scorefile.join(found, table("a", "b", "c", "d"), remedy="")
+        join.join(found, table("a", "b", "c", "d"), remedy="")
     assert str(raised.value) == (
         "2 scores contradict the key; is it the key of this set?\n"
         f"  {path}:2: utterance b: the file says A3 spoof, the key A1 spoof\n"
@@ -288,7 +288,7 @@ def test_a_2019_file_carries_its_own_key(file: Callable[[str], Path]) -> None:
 
 def test_no_file_and_no_text(tmp_path: Path, file: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match=r"no score file there; run `dvc repro flow/score/dvc.yaml`"):
-        scorefile.read(tmp_path / "none.txt", table("a", "b"))
+        join.read(tmp_path / "none.txt", table("a", "b"))
     with pytest.raises(InputError, match=r"none\.txt: no score file there$"):
         scorefile.parse(tmp_path / "none.txt")
     with pytest.raises(InputError, match=r"expected scores, got an empty file"):
@@ -296,4 +296,4 @@ def test_no_file_and_no_text(tmp_path: Path, file: Callable[[str], Path]) -> Non
     path = tmp_path / "scores.txt"
     path.write_bytes(b"a 1\n\xff 2\n")
     with pytest.raises(InputError, match=r"expected UTF-8 text"):
-        scorefile.read(path, table("a", "b"))
+        join.read(path, table("a", "b"))

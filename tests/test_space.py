@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import analysis, projection
-from pipeline.contracts import Centroids
-from pipeline.errors import InputError
-from pipeline.report import space
-from pipeline.trials import Row, from_rows
+from pipeline.analysis import geometry, projection
+from pipeline.core.contracts import Centroids
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, from_rows
+from pipeline.report.page import embedding_space
 from tests import analysed
 
 RUN = "linear-qamo-all-clean-1"
 VALUES = st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner))
 
 
-def made(name: str, *, trials: int = 30) -> analysis.Space:
+def made(name: str, *, trials: int = 30) -> geometry.Space:
     """A set as `analyse` opens it: noise around one place for bona fide and one for spoof."""
     rng = np.random.default_rng(len(name))
     rows = [
@@ -34,7 +34,7 @@ def made(name: str, *, trials: int = 30) -> analysis.Space:
     vectors = (rng.normal(size=(trials, 4)) + np.where(table.is_bonafide, 2, -2)[:, None]).astype(np.float32)
     names = np.full(trials, "demo")
     scores = vectors[:, 0]
-    return analysis.Space(table, vectors, scores, np.full(trials, -1), names, np.full(trials, "data/x.flac"))
+    return geometry.Space(table, vectors, scores, np.full(trials, -1), names, np.full(trials, "data/x.flac"))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -43,31 +43,31 @@ def test_what_analyse_writes_is_what_the_page_reads(tmp_path: Path, normalize: b
     vectors = np.eye(4, dtype=np.float32)[: 2 if normalize else 1]
     centroids = Centroids(vectors, normalize_query=normalize, bias=0.0, reduce="max")
     course = np.stack([vectors + 0.1 * epoch for epoch in range(3)])
-    facts = analysis.analyse(
+    facts = geometry.analyse(
         RUN, spaces, centroids, over_training=course,
         search=lambda queries, k: (np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)),
     )  # fmt: skip
     points = projection.build_map(RUN, spaces, centroids, count=40, wanted=["pca"])
     analysed.write(tmp_path, RUN, facts=facts, points=points)
-    found = space.read(tmp_path / RUN)
+    found = embedding_space.read(tmp_path / RUN)
     assert found.run == RUN
     assert found.analysis.model_dump(mode="json") == facts
     assert found.map.model_dump(mode="json") == points
     assert len(found.path_charts) == 2
 
 
-def read(tmp_path: Path, *, facts: Any = None, points: Any = None) -> space.Space:
+def read(tmp_path: Path, *, facts: Any = None, points: Any = None) -> embedding_space.Space:
     analysed.write(tmp_path, RUN, facts=facts, points=points)
-    return space.read(tmp_path / RUN)
+    return embedding_space.read(tmp_path / RUN)
 
 
 def test_runs_are_gathered_in_the_order_asked_for_and_all_of_them(tmp_path: Path) -> None:
-    assert space.gather(tmp_path / "nowhere", []) == ()
+    assert embedding_space.gather(tmp_path / "nowhere", []) == ()
     for name in ("a", "b", "stale"):
         analysed.write(tmp_path, name)
-    assert [found.run for found in space.gather(tmp_path, ["b", "a"])] == ["b", "a"]
+    assert [found.run for found in embedding_space.gather(tmp_path, ["b", "a"])] == ["b", "a"]
     with pytest.raises(InputError, match=r"absent/analysis\.json: no such file; run `dvc repro -f flow/analyse"):
-        space.gather(tmp_path, ["b", "absent", "a"])
+        embedding_space.gather(tmp_path, ["b", "absent", "a"])
 
 
 def test_assignments_are_turned_to_kinds_and_hardest_trials_to_sets(tmp_path: Path) -> None:
@@ -159,15 +159,15 @@ def test_missing_files_and_other_files_are_named(tmp_path: Path, name: str) -> N
     analysed.write(tmp_path, RUN)
     (tmp_path / RUN / name).write_text("no JSON")
     with pytest.raises(InputError, match=rf"{name}: expected what `analyse` writes, got\n  file: Invalid JSON"):
-        space.read(tmp_path / RUN)
+        embedding_space.read(tmp_path / RUN)
     (tmp_path / RUN / name).unlink()
     with pytest.raises(InputError, match=rf"{name}: no such file; run `dvc repro"):
-        space.read(tmp_path / RUN)
+        embedding_space.read(tmp_path / RUN)
 
 
 @given(VALUES)
 def test_json_comes_back_and_cannot_end_its_element(value: Any) -> None:
-    text = space.to_json(value)
+    text = embedding_space.to_json(value)
     assert json.loads(text) == value
     assert text.isascii()
     assert not set("<>&\n") & set(text)
@@ -176,7 +176,7 @@ def test_json_comes_back_and_cannot_end_its_element(value: Any) -> None:
 def test_columns_that_runs_share_are_there_once(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         analysed.write(tmp_path, name, points=analysed.chart(name, seed=seed))
-    data = space.map_data(space.gather(tmp_path, ["a", "b"]), root="../..")
+    data = embedding_space.map_data(embedding_space.gather(tmp_path, ["a", "b"]), root="../..")
     index = json.loads(data.index)
     columns = {name: json.loads(text) for name, text in data.columns.items()}
     assert index["root"] == "../.."
@@ -197,6 +197,6 @@ def test_full_paths_of_audio_become_relative_to_the_project(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path / "project")
     points = analysed.chart(RUN)
     points["audio"][:3] = ["", f"{tmp_path}/corpus/a.flac", "../near/b.flac"]
-    data = space.map_data([read(tmp_path, points=points)], root="../..")
+    data = embedding_space.map_data([read(tmp_path, points=points)], root="../..")
     audio = json.loads(data.columns[json.loads(data.index)["maps"][0]["audio"]])
     assert audio[:4] == ["", "../corpus/a.flac", "../near/b.flac", "audio/u3.flac"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.report import spaces
+from pipeline.report import analysis_files, analysis_pictures
 
 
 def report(*, k: int = 2, path: bool = True, groups: int = 1, distance: str = "cosine") -> dict[str, Any]:
@@ -91,7 +91,7 @@ def words(path: Path) -> list[str]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, kept in place of files."""
     kept: list[Figure] = []
-    monkeypatch.setattr(spaces, "save", lambda figure, _: kept.append(figure))
+    monkeypatch.setattr(analysis_pictures, "save", lambda figure, _: kept.append(figure))
     return kept
 
 
@@ -99,7 +99,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def test_a_folder_holds_json_tables_and_pictures(tmp_path: Path) -> None:
-    spaces.write(tmp_path, report(), chart())
+    analysis_files.write(tmp_path, report(), chart())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "analysis.json",
         "assignments.csv",
@@ -121,20 +121,20 @@ def test_a_folder_holds_json_tables_and_pictures(tmp_path: Path) -> None:
 
 
 def test_what_there_is_not_is_not_drawn(tmp_path: Path) -> None:
-    spaces.write(tmp_path, report(k=1, path=False), chart())
+    analysis_files.write(tmp_path, report(k=1, path=False), chart())
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["distances.png", "pca.png", "tsne.png"]
     assert (tmp_path / "path.csv").read_text() == "epoch,centroid,moved,to_last\n"
 
 
 def test_the_same_analysis_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        spaces.write(tmp_path / name, report(), chart(centroids=[[9, 9], [4000, 100]]))
+        analysis_files.write(tmp_path / name, report(), chart(centroids=[[9, 9], [4000, 100]]))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
 def test_tables_hold_what_the_report_holds(tmp_path: Path) -> None:
-    spaces.write(tmp_path, report(), chart())
+    analysis_files.write(tmp_path, report(), chart())
     rows = {path.stem: list(csv.reader(path.read_text().splitlines())) for path in tmp_path.glob("*.csv")}
     assert rows["assignments"] == [
         ["set", "kind", "group", "centroid", "count"],
@@ -171,7 +171,7 @@ def test_tables_hold_what_the_report_holds(tmp_path: Path) -> None:
 
 
 def test_the_summary_tells_what_is_essential() -> None:
-    assert spaces.summary(report()).splitlines() == [
+    assert analysis_files.summary(report()).splitlines() == [
         "linear_$run$: 2 centroids, embeddings of width 64; cosines between centroids 0.25 to 0.25",
         "train: silhouette of the classes unknown, purity 0.90, effective dimension 3.25, bona fide 1.00 times as far "
         "from the centroids as in train",
@@ -179,15 +179,15 @@ def test_the_summary_tells_what_is_essential() -> None:
         "from the centroids as in train",
         "dev: the spoof d1 (A02) scores 0.875",
     ]
-    assert spaces.summary(report(k=1)).splitlines()[0] == "linear_$run$: 1 centroid, embeddings of width 64"
+    assert analysis_files.summary(report(k=1)).splitlines()[0] == "linear_$run$: 1 centroid, embeddings of width 64"
 
 
 # ---------------------------------------------------------------- pictures
 
 
 def test_a_projection_has_a_panel_for_each_thing_that_is_known(drawn: list[Figure]) -> None:
-    spaces.draw_projection(Path("x"), chart(centroids=[[9, 9], [4000, 100]]), 0)
-    spaces.draw_projection(Path("x"), chart(mos=False), 1)
+    analysis_pictures.draw_projection(Path("x"), chart(centroids=[[9, 9], [4000, 100]]), 0)
+    analysis_pictures.draw_projection(Path("x"), chart(mos=False), 1)
     titles = [[axes.get_title() for axes in figure.axes] for figure in drawn]
     assert titles == [["class", "attack", "centroid", "quality level", "MOS"], ["class", "attack", "quality level"]]
     crosses = [line for line in drawn[0].axes[0].lines if line.get_marker() == "x"]
@@ -198,12 +198,12 @@ def test_a_projection_has_a_panel_for_each_thing_that_is_known(drawn: list[Figur
 
 def test_points_have_the_colour_of_their_name(drawn: list[Figure]) -> None:
     given = chart()
-    spaces.draw_projection(Path("x"), given, 0)
+    analysis_pictures.draw_projection(Path("x"), given, 0)
     axes = drawn[0].axes[0]
     legend = axes.get_legend()
     labels = [text.get_text() for text in legend.get_texts()]
     named = dict(zip(labels, (line.get_color() for line in legend.get_lines()), strict=True))
-    assert named == {"bona fide": spaces.BONAFIDE_COLOUR, "spoof": spaces.SPOOF_COLOUR}
+    assert named == {"bona fide": analysis_pictures.BONAFIDE_COLOUR, "spoof": analysis_pictures.SPOOF_COLOUR}
     points = axes.collections[0]
     place = dict(zip(map(tuple, points.get_offsets().tolist()), points.get_facecolors().tolist(), strict=True))
     wide = [tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)) for colour in named.values()]
@@ -213,29 +213,29 @@ def test_points_have_the_colour_of_their_name(drawn: list[Figure]) -> None:
 
 
 def test_many_attacks_share_the_colour_of_the_rest(drawn: list[Figure]) -> None:
-    spaces.draw_projection(Path("x"), chart(attacks=9), 0)
-    spaces.draw_projection(Path("x"), chart(attacks=30), 0)
+    analysis_pictures.draw_projection(Path("x"), chart(attacks=9), 0)
+    analysis_pictures.draw_projection(Path("x"), chart(attacks=30), 0)
     few, many = ([text.get_text() for text in figure.axes[1].get_legend().get_texts()] for figure in drawn)
     assert few == ["bona fide", *(f"A{i:02}" for i in range(9))]
     assert many == ["bona fide", *(f"A{i:02}" for i in range(8)), "22 others"]
 
 
 def test_quality_levels_are_named_and_the_unknown_pale(drawn: list[Figure]) -> None:
-    spaces.draw_projection(Path("x"), chart(), 0)
+    analysis_pictures.draw_projection(Path("x"), chart(), 0)
     legend = drawn[0].axes[2].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["0", "1", "unknown"]
-    assert legend.get_lines()[2].get_color() == spaces.PALE_COLOUR
+    assert legend.get_lines()[2].get_color() == analysis_pictures.PALE_COLOUR
 
 
 def test_points_without_a_number_are_pale(drawn: list[Figure]) -> None:
-    spaces.draw_projection(Path("x"), chart(), 0)
+    analysis_pictures.draw_projection(Path("x"), chart(), 0)
     pale, known = drawn[0].axes[3].collections
     assert len(pale.get_offsets()) == 1
     assert known.get_array().tolist() == pytest.approx(np.linspace(1, 5, 59))
 
 
 def test_boxes_are_the_quantiles(drawn: list[Figure]) -> None:
-    spaces.draw_distances(Path("x"), report())
+    analysis_pictures.draw_distances(Path("x"), report())
     train, dev = drawn[0].axes
     assert [label.get_text() for label in train.get_yticklabels()] == ["bona fide  1,234", "A01  4"]
     assert sorted(set(train.patches[0].get_path().vertices[:4, 0])) == [0.2, 0.6]
@@ -243,12 +243,12 @@ def test_boxes_are_the_quantiles(drawn: list[Figure]) -> None:
     assert ends == {0.1, 0.2, 0.4, 0.5, 0.6, 1.5}
     assert (train.get_title(loc="left"), dev.get_title(loc="left")) == ("train", "dev")
     assert dev.get_xlabel() == "cosine distance to the nearest centroid"
-    spaces.draw_distances(Path("x"), report(distance="euclidean"))
+    analysis_pictures.draw_distances(Path("x"), report(distance="euclidean"))
     assert drawn[1].axes[1].get_xlabel() == "Euclidean distance to the centroid"
 
 
 def test_of_many_groups_the_largest_are_drawn(drawn: list[Figure]) -> None:
-    spaces.draw_distances(Path("x"), report(groups=40))
+    analysis_pictures.draw_distances(Path("x"), report(groups=40))
     dev = drawn[0].axes[1]
     labels = [label.get_text() for label in dev.get_yticklabels()]
     assert labels == ["bona fide  3", *(f"A{i:02}  {100 + i}" for i in range(17, 40))]
@@ -256,7 +256,7 @@ def test_of_many_groups_the_largest_are_drawn(drawn: list[Figure]) -> None:
 
 
 def test_the_path_is_a_line_a_centroid(drawn: list[Figure]) -> None:
-    spaces.draw_path(Path("x"), report())
+    analysis_pictures.draw_path(Path("x"), report())
     moved, to_last = drawn[0].axes
     for axes, wanted in ((moved, [np.nan, 0.5]), (to_last, [0.5, np.nan])):  # a scale of logarithms has no 0
         assert len(axes.lines) == 2
@@ -268,19 +268,19 @@ def test_the_path_is_a_line_a_centroid(drawn: list[Figure]) -> None:
 def test_a_path_that_never_moves_and_one_of_many_centroids_can_be_drawn(drawn: list[Figure]) -> None:
     still = report(k=11)
     still["path"] = {"epochs": [1], "moved": [[None] * 11], "to_last": [[0.0] * 11]}
-    spaces.draw_path(Path("x"), still)
+    analysis_pictures.draw_path(Path("x"), still)
     assert drawn[0].axes[1].get_yscale() == "linear"
     assert drawn[0].axes[0].get_legend() is None
 
 
 def test_a_similarity_is_written_into_its_cell_unless_there_are_many(drawn: list[Figure]) -> None:
     for k in (2, 13):
-        spaces.draw_similarity(Path("x"), report(k=k))
+        analysis_pictures.draw_similarity(Path("x"), report(k=k))
     few, many = ([text.get_text() for text in figure.axes[0].texts] for figure in drawn)
     assert few == ["1.00", "0.25", "0.25", "1.00"]
     assert many == []
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    spaces.draw_distances(tmp_path / "d.svg", report())
+    analysis_pictures.draw_distances(tmp_path / "d.svg", report())
     assert "linear_$run$" in words(tmp_path / "d.svg")

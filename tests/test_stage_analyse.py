@@ -14,10 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import centroids, embeddings, runs, scoring, trials
-from pipeline.contracts import Centroids
-from pipeline.errors import InputError
-from pipeline.trials import Row, Trials
+from pipeline.analysis import embedding_index, embeddings
+from pipeline.core import trial_table
+from pipeline.core.contracts import Centroids
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials
+from pipeline.scoring import centroids, runs, scorer
 from stages import analyse
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def table(name: str) -> Trials:
         )
         for i in range(SIZES[name])
     ]
-    return trials.from_rows(rows, source=name)
+    return trial_table.from_rows(rows, source=name)
 
 
 def vectors(name: str) -> NDArray[np.float32]:
@@ -66,7 +68,7 @@ def project(folder: Path, *, normalize: bool = True, made: NDArray[np.float32] =
     centroids.write(centroids.build(run), folder / "index")
     (folder / "trials").mkdir()
     for name in SIZES:
-        (folder / f"trials/{name}.csv").write_text(trials.to_csv(table(name)))
+        (folder / f"trials/{name}.csv").write_text(trial_table.to_csv(table(name)))
         embed(folder, name, table(name), vectors(name), normalize=normalize)
     configure(folder)
     return folder
@@ -75,7 +77,7 @@ def project(folder: Path, *, normalize: bool = True, made: NDArray[np.float32] =
 def embed(folder: Path, name: str, whole: Trials, made: NDArray[np.float32], *, normalize: bool = True) -> None:
     facts = embeddings.identity(folder / "runs" / RUN, name, whole)
     names = whole.utterance.tolist()
-    embeddings.build(folder / "embeddings" / name, [made], names, normalize=normalize, facts=facts)
+    embedding_index.build(folder / "embeddings" / name, [made], names, normalize=normalize, facts=facts)
 
 
 def configure(folder: Path, **changed: Any) -> None:
@@ -127,7 +129,7 @@ def test_assignments_are_those_of_a_loop(made: Path) -> None:
 
 def test_scores_are_those_that_scoring_gives(made: Path) -> None:
     index = centroids.read(made / "index")
-    scores = scoring.score(vectors("eval"), index, names=table("eval").utterance.tolist())
+    scores = scorer.score(vectors("eval"), index, names=table("eval").utterance.tolist())
     told = {trial["utterance"]: trial["score"] for trial in read(made, "analysis.json")["hardest"]}
     lowest = np.flatnonzero(table("eval").is_bonafide)[np.argmin(scores[table("eval").is_bonafide])]
     assert told[f"eval{lowest}"] == pytest.approx(float(scores[lowest]), rel=1e-5)
@@ -198,10 +200,10 @@ def test_trials_of_a_pool_are_told_by_where_they_came_from(tmp_path: Path, adapt
     parts = {"first": "train", "more": "eval"}  # their tables, under names of other sets
     sets = {}
     for (name, own), adapter in zip(parts.items(), adapters.split(), strict=True):
-        (tmp_path / f"trials/{name}.csv").write_text(trials.to_csv(table(own)))
+        (tmp_path / f"trials/{name}.csv").write_text(trial_table.to_csv(table(own)))
         sets[name] = {"corpus": adapter, "protocol": "p", "root": f"/data/{name}", "split": "x", "quality": "column"}
-    whole = trials.pool({name: table(own) for name, own in parts.items()})
-    (tmp_path / "trials/both.csv").write_text(trials.to_csv(whole))
+    whole = trial_table.pool({name: table(own) for name, own in parts.items()})
+    (tmp_path / "trials/both.csv").write_text(trial_table.to_csv(whole))
     embed(tmp_path, "both", whole, np.concatenate([vectors(own) for own in parts.values()]))
     configure(tmp_path, sets=sets, pools={"both": {"first": "first", "second": "more"}}, train={"set": "both"})
     analyse.main(arguments(tmp_path))
@@ -216,7 +218,7 @@ def test_trials_of_a_pool_are_told_by_where_they_came_from(tmp_path: Path, adapt
         "/data/first/flac/29.wav",
         "/data/more/flac/0.wav",
     )
-    (tmp_path / "trials/more.csv").write_text(trials.to_csv(table("dev")))
+    (tmp_path / "trials/more.csv").write_text(trial_table.to_csv(table("dev")))
     with pytest.raises(InputError, match=r"both\.csv: expected the trials of first, more, got others; run `dvc repro"):
         analyse.main(arguments(tmp_path))
 
@@ -235,7 +237,7 @@ def test_an_index_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_embeddings_of_other_trials_are_refused(tmp_path: Path) -> None:
     project(tmp_path)
-    (tmp_path / "trials/dev.csv").write_text(trials.to_csv(table("eval")))
+    (tmp_path / "trials/dev.csv").write_text(trial_table.to_csv(table("eval")))
     with pytest.raises(InputError, match=r"embeddings/dev: expected the embeddings of .* run `dvc repro"):
         analyse.main(arguments(tmp_path))
 

@@ -13,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import embeddings, runs, trials
+from pipeline.analysis import embeddings
 from pipeline.backends.linear import Backend
-from pipeline.contracts import Centroids
-from pipeline.errors import InputError
-from pipeline.store import CLEAN, FORMAT, Spec, Store, fingerprint
-from pipeline.trials import Row, Trials
+from pipeline.core import trial_table
+from pipeline.core.contracts import CLEAN, Centroids
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials
+from pipeline.features.specs import Spec, fingerprint
+from pipeline.features.store import Store
+from pipeline.features.zarr_metadata import FORMAT
+from pipeline.scoring import runs
 from stages import embed
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +35,7 @@ def table(name: str) -> Trials:
         Row(name, f"{name}{i}", f"{i}.wav", "spoof" if i % 3 else "bonafide", content=f"{i}")
         for i in range(SIZES[name])
     ]
-    return trials.from_rows(rows, source=name)
+    return trial_table.from_rows(rows, source=name)
 
 
 def features(name: str) -> NDArray[np.float32]:
@@ -42,7 +46,7 @@ def features(name: str) -> NDArray[np.float32]:
 
 def cache(folder: Path, name: str, *, encoder: str = "ab") -> dict[str, str]:
     """A store of a set, its receipt and its trials; the encoder's card."""
-    print_of_trials = trials.fingerprint(table(name))
+    print_of_trials = trial_table.fingerprint(table(name))
     spec = Spec({"weights_sha256": encoder}, print_of_trials, SIZES[name], frames=1, channels=CHANNELS, shard=SHARD)
     store = Store.create(folder / "cache", name, spec)
     store.add_arrays(CLEAN, LAYERS)
@@ -55,7 +59,7 @@ def cache(folder: Path, name: str, *, encoder: str = "ab") -> dict[str, str]:
     receipt |= {"utterances": SIZES[name], "frames": 1, "channels": CHANNELS, "layers": list(LAYERS), "views": [CLEAN]}
     for path, text in {
         f"features/{name}.json": json.dumps(receipt | {"digest": store.digest([CLEAN], LAYERS)}),
-        f"trials/{name}.csv": trials.to_csv(table(name)),
+        f"trials/{name}.csv": trial_table.to_csv(table(name)),
     }.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
@@ -105,7 +109,7 @@ def test_every_set_is_embedded_in_the_order_of_its_trials(
         assert found.normalize is normalize
         receipt = json.loads((tmp_path / f"features/{name}.json").read_text())
         told = {key: found.card[key] for key in ("run", "set", "trials", "features", "kind", "count")}
-        facts = {"run": "r", "set": name, "trials": trials.fingerprint(table(name)), "features": receipt["digest"]}
+        facts = {"run": "r", "set": name, "trials": trial_table.fingerprint(table(name)), "features": receipt["digest"]}
         assert told == facts | {"kind": "flat", "count": size}
     assert capsys.readouterr().out.splitlines()[0] == "r: 70 embeddings of train, flat index, recall 1.000"
 

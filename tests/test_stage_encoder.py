@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
-from pipeline import params, trials, xlsr
-from pipeline.errors import InputError
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError
+from pipeline.encoder import cards, models
 from stages import encoder
 from tests.conftest import TINY, Corpus
 
@@ -113,7 +114,7 @@ def tables(place: Path, corpus: Corpus) -> str:
     root, table = corpus
     (place / "data" / "trials").mkdir(parents=True)
     for name in ("train", "dev"):
-        (place / "data" / "trials" / f"{name}.csv").write_text(trials.to_csv(table))
+        (place / "data" / "trials" / f"{name}.csv").write_text(trial_table.to_csv(table))
     return str(root)
 
 
@@ -127,8 +128,8 @@ def test_a_frozen_encoder_has_the_card_it_had_before_there_was_fine_tuning(
     settings = parameters(tmp_path / "params.yaml", DEMO + line)
     run(monkeypatch, tmp_path, settings)
     found = (tmp_path / "data" / "encoder.json").read_text()
-    model, _ = xlsr.load(params.load(settings).encoder)
-    assert found == DEMO_CARD.replace("SHA256", xlsr.weights_sha256(model))
+    model, _ = models.load(params_file.load(settings).encoder)
+    assert found == DEMO_CARD.replace("SHA256", cards.weights_sha256(model))
     (note,) = (tmp_path / "data" / "finetuned").iterdir()
     assert note.name == "README.txt"
     assert note.read_text() == "The encoder is frozen and comes from random; encoder.finetune would train it.\n"
@@ -144,12 +145,12 @@ def test_fine_tuning_and_back(
     assert "10 utterances to train on, 10 to select on" in said
     assert "mean of 1, 2: dev EER " in said
     card = json.loads((tmp_path / "data" / "encoder.json").read_text())
-    loaded, found = xlsr.load_deployed(params.load(settings).encoder, weights=Path("data/finetuned"))
+    loaded, found = models.load_deployed(params_file.load(settings).encoder, weights=Path("data/finetuned"))
     assert card == vars(found)
     assert (card["source"], card["normalize"]) == ("data/finetuned", "utterance")
-    assert card["architecture"] == xlsr.load(TINY)[1].architecture
-    assert card["weights_sha256"] == xlsr.weights_sha256(Wav2Vec2Model.from_pretrained("data/finetuned"))
-    before = xlsr.load(TINY)[0].state_dict()
+    assert card["architecture"] == models.load(TINY)[1].architecture
+    assert card["weights_sha256"] == cards.weights_sha256(Wav2Vec2Model.from_pretrained("data/finetuned"))
+    before = models.load(TINY)[0].state_dict()
     moved = [name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])]
     assert moved
     assert not [name for name in moved if name.startswith(("feature_extractor", "encoder.layers.2"))]

@@ -12,10 +12,14 @@ import pytest
 import soundfile
 from ruamel.yaml import YAML
 
-from pipeline import audio, detect, runs, scorefile, trials
-from pipeline.errors import InputError
-from pipeline.store import fingerprint
-from pipeline.trials import Row
+from pipeline import detect
+from pipeline.audio import decode
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row
+from pipeline.features.specs import fingerprint
+from pipeline.metrics import scorefile
+from pipeline.scoring import runs
 from stages import encoder, evaluate, extract, finetuned, index, score
 from tests.conftest import Corpus
 from tests.test_stage_encoder import FINETUNE, parameters, tables
@@ -51,10 +55,10 @@ def noise(root: Path) -> Corpus:
         rng = np.random.default_rng(i)
         samples = np.convolve(rng.normal(size=rng.integers(1_600, 4_800)), [1, 0.9 * (i % 2)])
         soundfile.write(root / f"{i}.wav", 0.1 * samples, 16_000)
-        content = audio.digest((root / f"{i}.wav").read_bytes())
+        content = decode.digest((root / f"{i}.wav").read_bytes())
         label = "spoof" if i % 2 else "bonafide"
         rows.append(Row(f"{i}", f"u{i}", f"{i}.wav", label, quality=f"{1 + i / 3}", content=content))
-    return root, trials.from_rows(rows, source="noise")
+    return root, trial_table.from_rows(rows, source="noise")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_dev_is_scored_as_its_audio_is(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    table = trials.read(Path("data/trials/dev.csv"))
+    table = trial_table.read(Path("data/trials/dev.csv"))
     told = scorefile.parse(Path("data/dev_scores/mine.txt"))
     assert scorefile.own_key(told).is_bonafide.tolist() == table.is_bonafide.tolist()
     root = YAML(typ="safe").load(Path("params.yaml"))["sets"]["dev"]["root"]

@@ -14,12 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import probe, trials
-from pipeline.contracts import Tap
-from pipeline.errors import InputError
-from pipeline.report import layers as report
-from pipeline.store import CLEAN, FORMAT, Spec, Store
-from pipeline.trials import Row, Trials
+from pipeline.analysis import layer_probe
+from pipeline.core import trial_table
+from pipeline.core.contracts import CLEAN, Tap
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials
+from pipeline.features.specs import Spec
+from pipeline.features.store import Store
+from pipeline.features.zarr_metadata import FORMAT
+from pipeline.report import layer_files as report
 from stages import layers
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +34,7 @@ OUTPUTS = {"--csv": "layers.csv", "--plot": "layers.png", "--chosen": "layers.js
 
 def table(name: str) -> Trials:
     rows = [Row(name, f"{name}{i}", f"{i}.wav", "spoof" if i % 3 else "bonafide") for i in range(SIZES[name])]
-    return trials.from_rows(rows, source=name)
+    return trial_table.from_rows(rows, source=name)
 
 
 def features(name: str, layer: Tap) -> NDArray[np.float32]:
@@ -47,7 +50,7 @@ def cache(folder: Path, name: str, *, taps: tuple[Tap, ...] = LAYERS, encoder: s
 
 
 def write(folder: Path, name: str, receipt: dict) -> None:
-    texts = {f"features/{name}.json": json.dumps(receipt), f"trials/{name}.csv": trials.to_csv(table(name))}
+    texts = {f"features/{name}.json": json.dumps(receipt), f"trials/{name}.csv": trial_table.to_csv(table(name))}
     for path, text in texts.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
@@ -57,7 +60,7 @@ def stored(
     folder: Path, name: str, rows: NDArray[np.intp], *, taps: tuple[Tap, ...] = LAYERS, encoder: str = "ab"
 ) -> dict:
     """A store of some rows of a set: its receipt."""
-    fingerprint = trials.fingerprint(table(name).take(rows))
+    fingerprint = trial_table.fingerprint(table(name).take(rows))
     spec = Spec({"weights_sha256": encoder}, fingerprint, len(rows), frames=1, channels=CHANNELS, shard=SHARD)
     store = Store.create(folder / "cache", name, spec)
     store.add_arrays(CLEAN, taps)
@@ -96,12 +99,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected() -> probe.Findings:
+def expected() -> layer_probe.Findings:
     is_bonafide = {name: table(name).is_bonafide for name in SIZES}
-    return probe.probe(features, is_bonafide, layers=LAYERS, evaluation=["eval"])
+    return layer_probe.probe(features, is_bonafide, layers=LAYERS, evaluation=["eval"])
 
 
-def test_the_csv_holds_every_eer(made: Path, expected: probe.Findings) -> None:
+def test_the_csv_holds_every_eer(made: Path, expected: layer_probe.Findings) -> None:
     with (made / "layers.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["layer", "method", "set", "eer"]
@@ -114,7 +117,7 @@ def test_the_csv_holds_every_eer(made: Path, expected: probe.Findings) -> None:
     assert rows == wanted
 
 
-def test_the_json_tells_the_choice_and_what_it_rests_on(made: Path, expected: probe.Findings) -> None:
+def test_the_json_tells_the_choice_and_what_it_rests_on(made: Path, expected: layer_probe.Findings) -> None:
     found = json.loads((made / "layers.json").read_text())
     assert list(found) == ["chosen", "steps", "layers"]
     assert found["chosen"] == [step["layer"] for step in found["steps"]] == list(expected.chosen)
@@ -126,7 +129,7 @@ def test_the_json_tells_the_choice_and_what_it_rests_on(made: Path, expected: pr
     assert found["layers"]["final"]["centroid"]["eval"] == round(expected.layers["final"]["centroid"]["eval"], 5)
 
 
-def test_it_says_what_it_chose(made: Path, expected: probe.Findings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_it_chose(made: Path, expected: layer_probe.Findings, capsys: pytest.CaptureFixture[str]) -> None:
     layers.main(arguments(made))
     chosen = ", ".join(map(str, expected.chosen))
     assert capsys.readouterr().out == f"chosen of 3 layers: {chosen}; dev EER {expected.steps[-1].eer['dev']:.2f} %\n"
@@ -139,7 +142,7 @@ def test_the_same_features_give_the_same_files(made: Path) -> None:
     assert before == {name: (made / name).read_bytes() for name in OUTPUTS.values()}
 
 
-def test_the_drawing_names_layers_sets_and_methods(tmp_path: Path, expected: probe.Findings) -> None:
+def test_the_drawing_names_layers_sets_and_methods(tmp_path: Path, expected: layer_probe.Findings) -> None:
     report.draw(tmp_path / "l.svg", expected)
     tree = ElementTree.fromstring((tmp_path / "l.svg").read_text())  # noqa: S314  # our own file
     said = ["".join(node.itertext()) for node in tree.iter("{http://www.w3.org/2000/svg}text")]
@@ -210,7 +213,7 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
 def test_features_of_other_trials_are_refused(tmp_path: Path) -> None:
     project(tmp_path)
     listed = table("eval").take(np.arange(16))
-    (tmp_path / "trials/eval.csv").write_text(trials.to_csv(listed))
+    (tmp_path / "trials/eval.csv").write_text(trial_table.to_csv(listed))
     with pytest.raises(InputError, match=r"eval\.json: the trials changed .* run `dvc repro extract`"):
         layers.main(arguments(tmp_path))
 

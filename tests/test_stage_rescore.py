@@ -13,12 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import embeddings, neighbours, runs, scorefile, trials
-from pipeline.contracts import Centroids
-from pipeline.det import det_points
-from pipeline.errors import InputError
+from pipeline.analysis import embedding_index, embedding_scores, embeddings, exact_search
+from pipeline.core import trial_table
+from pipeline.core.contracts import Centroids
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials
+from pipeline.metrics import join, scorefile
+from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
-from pipeline.trials import Row, Trials
+from pipeline.scoring import runs
 from stages import rescore
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +34,7 @@ def table(name: str) -> Trials:
         Row(name, f"{name}{i}", f"{i}.wav", "spoof" if i % 3 else "bonafide", attack="A01" if i % 3 else "-")
         for i in range(SIZES[name])
     ]
-    return trials.from_rows(rows, source=name)
+    return trial_table.from_rows(rows, source=name)
 
 
 def vectors(name: str) -> NDArray[np.float32]:
@@ -47,7 +50,7 @@ def project(folder: Path, **analyse: object) -> Path:
     runs.save(folder / "runs/r", weights={"w": np.ones(1, np.float32)}, centroids=centroids, card=card)
     (folder / "trials").mkdir()
     for name in SIZES:
-        (folder / f"trials/{name}.csv").write_text(trials.to_csv(table(name)))
+        (folder / f"trials/{name}.csv").write_text(trial_table.to_csv(table(name)))
         stored(folder, name, table(name), vectors(name))
     (folder / "metrics").mkdir()
     trained = {"dev_eer": 1.5, "dev_threshold": 0.25, "epochs": 12, "parameters": 345}
@@ -62,7 +65,7 @@ def project(folder: Path, **analyse: object) -> Path:
 
 def stored(folder: Path, name: str, of: Trials, rows: NDArray[np.float32]) -> None:
     facts = embeddings.identity(folder / "runs/r", name, of)
-    embeddings.build(folder / "embeddings/r" / name, [rows], of.utterance.tolist(), normalize=True, facts=facts)
+    embedding_index.build(folder / "embeddings/r" / name, [rows], of.utterance.tolist(), normalize=True, facts=facts)
 
 
 def arguments(folder: Path, scoring: str = "knn") -> list[str]:
@@ -82,15 +85,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected(made: Path, scoring: str, name: str) -> NDArray[np.float32]:
     train, found = (embeddings.read(made / "embeddings/r" / which) for which in ("train", name))
-    fitted = neighbours.fit(scoring, train, table("train").is_bonafide, centroids=None, neighbours=3)
-    return neighbours.scores(fitted, found)
+    fitted = embedding_scores.fit(scoring, train, table("train").is_bonafide, centroids=None, neighbours=3)
+    return embedding_scores.scores(fitted, found)
 
 
 def test_every_set_has_a_score_file_in_its_layout(made: Path) -> None:
     for name, layout in (("eval", "2021"), ("other", "asvspoof5")):
         file = scorefile.parse(made / f"rescored/r/{name}.txt")
         assert file.layout == layout
-        np.testing.assert_array_equal(np.float32(scorefile.read(file.path, table(name))), expected(made, "knn", name))
+        np.testing.assert_array_equal(np.float32(join.read(file.path, table(name))), expected(made, "knn", name))
     assert sorted(path.name for path in (made / "rescored/r").iterdir()) == ["eval.txt", "other.txt"]
 
 
@@ -99,7 +102,7 @@ def test_knn_by_a_naive_loop(made: Path) -> None:
     units = {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in units.items()}
     bonafide = units["train"][table("train").is_bonafide]
     wanted = [-np.sort([np.linalg.norm(row - other) for other in bonafide])[:3].mean() for row in units["eval"]]
-    got = scorefile.read(made / "rescored/r/eval.txt", table("eval"))
+    got = join.read(made / "rescored/r/eval.txt", table("eval"))
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
@@ -120,18 +123,18 @@ def test_dev_scores_carry_their_key_and_give_the_metrics(made: Path) -> None:
     assert told["dev_threshold"] in file.score  # the very number of the score file
 
 
-@pytest.mark.parametrize("scoring", neighbours.SCORINGS)
+@pytest.mark.parametrize("scoring", embedding_scores.SCORINGS)
 def test_each_scoring_is_its_own(tmp_path: Path, scoring: str, capsys: pytest.CaptureFixture[str]) -> None:
     project(tmp_path)
     rescore.main(arguments(tmp_path, scoring))
     np.testing.assert_array_equal(
-        np.float32(scorefile.read(tmp_path / "rescored/r/eval.txt", table("eval"))),
+        np.float32(join.read(tmp_path / "rescored/r/eval.txt", table("eval"))),
         expected(tmp_path, scoring, "eval"),
     )
     told = json.loads((tmp_path / "metrics/r-new.json").read_text())
     assert told["scoring"] == scoring
-    units = embeddings.compared(vectors("train")[table("train").is_bonafide], normalize=True)
-    wanted = {"kmeans": {"centroids": neighbours.chosen_centroids(units, normalize=True)}, "mahalanobis": {}}
+    units = exact_search.compared(vectors("train")[table("train").is_bonafide], normalize=True)
+    wanted = {"kmeans": {"centroids": embedding_scores.chosen_centroids(units, normalize=True)}, "mahalanobis": {}}
     own = {key: value for key, value in told.items() if key in ("centroids", "neighbours")}
     assert own == wanted.get(scoring, {"neighbours": 3})
     assert capsys.readouterr().out.startswith(f"r-{scoring}: dev EER {told['dev_eer']:.2f} % -> ")
@@ -220,5 +223,5 @@ def test_it_runs_without_torch(tmp_path: Path) -> None:
 def test_help_says_what_each_scoring_is() -> None:
     command = [sys.executable, "-m", "stages.rescore", "--help"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in neighbours.SCORINGS:
+    for name in embedding_scores.SCORINGS:
         assert f"\n    {name} " in ended.stdout

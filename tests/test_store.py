@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from pipeline import store
-from pipeline.errors import InputError
-from pipeline.store import CLEAN, Spec, Store
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
+from pipeline.features import shard_bytes, store, zarr_metadata
+from pipeline.features.specs import Spec
+from pipeline.features.store import Store
 
 SPEC = Spec(encoder={"weights_sha256": "ab"}, trials="t", utterances=10, frames=3, channels=4, shard=4)
 LAYERS = (1, "final")
@@ -59,7 +61,7 @@ def test_shard_bytes_are_those_of_zarr_python(n: int, shard: int, width: int, dt
         filters=None,
     )
     array[:] = block
-    assert store.encode_shard(block, shard=shard).tobytes() == memory["c/0/0/0"].to_bytes()
+    assert shard_bytes.encode_shard(block, shard=shard).tobytes() == memory["c/0/0/0"].to_bytes()
 
 
 def test_plain_zarr_reads_it(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_bytes_written_are_the_bytes_estimated(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, utterances=8)  # whole shards: their indexes are estimated a row
     target = filled(tmp_path, spec)
     shards = sum(p.stat().st_size for p in (target.path / "clean").rglob("c/*/*/*") if p.is_file())
-    index_checksums = store.CRC_BYTES * spec.shards * 2 * len(LAYERS)
+    index_checksums = shard_bytes.CRC_BYTES * spec.shards * 2 * len(LAYERS)
     assert shards == spec.bytes_of(len(LAYERS)) + index_checksums
 
 
@@ -167,9 +169,11 @@ def test_stores_of_other_specs_and_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shard: the store has 4, the parameters say 5"):
         Store.create(tmp_path, "dev", dataclasses.replace(SPEC, shard=5))
     attributes = json.loads((target.path / "zarr.json").read_text())
-    attributes["attributes"]["format"] = store.FORMAT - 1
+    attributes["attributes"]["format"] = zarr_metadata.FORMAT - 1
     (target.path / "zarr.json").write_text(json.dumps(attributes))
-    with pytest.raises(InputError, match=f"expected store format {store.FORMAT}, got {store.FORMAT - 1}"):
+    with pytest.raises(
+        InputError, match=f"expected store format {zarr_metadata.FORMAT}, got {zarr_metadata.FORMAT - 1}"
+    ):
         Store.create(tmp_path, "dev", SPEC)
     (target.path / "zarr.json").write_text("{")
     with pytest.raises(InputError, match="not JSON; move the store away"):
@@ -278,8 +282,8 @@ def test_two_extractions_on_one_store_exclude_each_other(tmp_path: Path) -> None
 def test_int8_of_what_int8_gives_back_is_the_same_bytes(seed: int, exponent: int) -> None:
     """So that an exported set comes back as it was."""
     frames = (np.random.default_rng(seed).normal(size=(3, 5, 4)) * 10.0**exponent).astype(np.float16)
-    steps, scales = store.quantised(frames)
-    again, same = store.quantised((steps * scales).astype(np.float16))
+    steps, scales = shard_bytes.quantised(frames)
+    again, same = shard_bytes.quantised((steps * scales).astype(np.float16))
     np.testing.assert_array_equal(again, steps)
     np.testing.assert_array_equal(same, scales)
 
@@ -287,7 +291,7 @@ def test_int8_of_what_int8_gives_back_is_the_same_bytes(seed: int, exponent: int
 def test_a_channel_of_zeros_is_zeros_in_int8() -> None:
     frames = np.zeros((2, 3, 2), np.float16)
     frames[1, 2, 1] = -3
-    steps, scales = store.quantised(frames)
+    steps, scales = shard_bytes.quantised(frames)
     np.testing.assert_array_equal(steps * scales, frames)
     assert scales.tolist() == [0, np.float32(3) / np.float32(127)]
 

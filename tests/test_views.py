@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import rawboost, views
-from pipeline.audio import Samples
-from pipeline.errors import InputError
-from pipeline.views import View
+from pipeline.audio import rawboost, views
+from pipeline.audio.views import View
+from pipeline.audio.windowing import Samples
+from pipeline.core.errors import InputError
+from pipeline.features import sampling
 
 AUGMENTED = ["rawboost4_0", "rawboost8_12", "noise_0", "narrowband"]
 
@@ -33,7 +34,7 @@ def samples() -> Samples:
 )
 def test_names(name: str, view: View) -> None:
     assert views.parse(name) == view
-    assert views.level_shift(name) == (0 if name == "clean" else -1)
+    assert sampling.level_shift(name) == (0 if name == "clean" else -1)
 
 
 WRONG = ["", "Clean", "clean_0", "done", "noise", "noise_-1", "narrowband_0", "rawboost", "rawboost4", "rawboost4_00"]
@@ -43,7 +44,7 @@ WRONG += ["rawboost0_0", "rawboost9_0", "rawboost4_100", "rawboost4_0 ", "rawboo
 @pytest.mark.parametrize("name", WRONG)
 def test_any_other_name_is_an_error_that_says_which_there_are(name: str, samples: Samples) -> None:
     message = f"expected a view (clean, rawboost1_0 to rawboost8_99, noise_0 to noise_99, narrowband), got {name!r}"
-    for call in (views.parse, views.level_shift, lambda name: views.apply(name, samples, utterance="u")):
+    for call in (views.parse, lambda name: views.apply(name, samples, utterance="u")):
         with pytest.raises(InputError, match=re.escape(message)):
             call(name)
 
@@ -89,7 +90,7 @@ def test_no_two_utterances_and_names_share_a_seed_by_their_spelling() -> None:
 OTHER_ORDER = """
 import sys
 import numpy as np
-from pipeline import views
+from pipeline.audio import views
 
 samples = np.random.default_rng(2).normal(0, 0.1, 16_000).astype(np.float32)
 np.random.default_rng(0).normal(size=99)

@@ -12,10 +12,10 @@ from transformers.models.hubert.modeling_hubert import HubertModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from transformers.models.wavlm.modeling_wavlm import WavLMModel
 
-from pipeline import remembered, xlsr
-from pipeline.errors import InputError
-from pipeline.params import EncoderParams
-from pipeline.specs import FEATURES_VERSION
+from pipeline.core.errors import InputError
+from pipeline.core.params import EncoderParams
+from pipeline.encoder import cards, checksums, models, xlsr
+from pipeline.extraction.identity import FEATURES_VERSION
 from tests.conftest import TINY
 
 SAMPLES = 3_200
@@ -31,7 +31,7 @@ def full(n: int, samples: int = SAMPLES) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def model() -> Wav2Vec2Model:
-    return xlsr.load(TINY)[0]
+    return models.load(TINY)[0]
 
 
 def encoder(
@@ -95,15 +95,15 @@ def test_normalisation_is_transformers_own() -> None:
     expected = Wav2Vec2FeatureExtractor(do_normalize=True)(list(windows.numpy()), sampling_rate=16_000).input_values
     got = xlsr.normalized(windows, torch.ones(3, SAMPLES, dtype=torch.bool))
     np.testing.assert_allclose(got.numpy(), np.stack(expected), atol=2e-4)
-    unnormalised = encoder(xlsr.load(TINY)[0], 1, normalize="none")
+    unnormalised = encoder(models.load(TINY)[0], 1, normalize="none")
     assert (
-        unnormalised(windows, full(3))[0][1] - encoder(xlsr.load(TINY)[0], 1)(windows, full(3))[0][1]
+        unnormalised(windows, full(3))[0][1] - encoder(models.load(TINY)[0], 1)(windows, full(3))[0][1]
     ).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 64_600, 66_800])
 def test_frames_by_the_card(samples: int) -> None:
-    card = xlsr.load(TINY)[1]
+    card = models.load(TINY)[1]
     published = {400: 1, 719: 1, 720: 2, 16_000: 49, 64_600: 201, 66_800: 208}
     assert card.frames(samples) == published[samples]
     assert card.frames(399) == 0
@@ -122,13 +122,13 @@ def test_eval_mode_without_anything_random(model: Wav2Vec2Model) -> None:
 
 def test_random_weights_come_from_their_own_seed() -> None:
     torch.manual_seed(1)
-    first = xlsr.load(TINY)[1]
+    first = models.load(TINY)[1]
     after = torch.rand(1)
     torch.manual_seed(1)
     assert torch.rand(1) == after  # the global generator was left alone
-    assert xlsr.load(TINY)[1] == first
+    assert models.load(TINY)[1] == first
     other = TINY.model_copy(update={"random": TINY.random.model_copy(update={"seed": 6})})
-    assert xlsr.load(other)[1].weights_sha256 != first.weights_sha256
+    assert models.load(other)[1].weights_sha256 != first.weights_sha256
 
 
 def folder_params(folder: Path) -> EncoderParams:
@@ -137,9 +137,9 @@ def folder_params(folder: Path) -> EncoderParams:
 
 def test_a_local_folder_is_the_same_encoder(model: Wav2Vec2Model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    loaded, card = xlsr.load(folder_params(tmp_path))
-    assert card.weights_sha256 == xlsr.load(TINY)[1].weights_sha256
-    assert card.architecture == xlsr.load(TINY)[1].architecture
+    loaded, card = models.load(folder_params(tmp_path))
+    assert card.weights_sha256 == models.load(TINY)[1].weights_sha256
+    assert card.architecture == models.load(TINY)[1].architecture
     torch.testing.assert_close(
         encoder(loaded, 2)(noise(2), full(2))[0][2], encoder(model, 2)(noise(2), full(2))[0][2], rtol=0, atol=0
     )
@@ -151,20 +151,20 @@ def test_missing_weights_are_refused_not_invented(model: Wav2Vec2Model, tmp_path
     del weights["encoder.layers.1.attention.k_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lacks 1 weights.*encoder\.layers\.1\.attention\.k_proj\.weight"):
-        xlsr.load(folder_params(tmp_path))
+        models.load(folder_params(tmp_path))
 
 
 def test_a_source_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"encoder\.source: expected a hub name or a folder"):
-        xlsr.load(folder_params(tmp_path))
+        models.load(folder_params(tmp_path))
 
 
 def test_numbers_have_not_changed() -> None:
     """Golden numbers of this project's own; if they must change, raise FEATURES_VERSION and write the new ones here."""
     seconds = torch.arange(SAMPLES) / 16_000
     wave = (0.1 * torch.sin(2 * torch.pi * 200 * seconds) + 0.05 * torch.sin(2 * torch.pi * 1_370 * seconds))[None]
-    taps, _ = encoder(xlsr.load(TINY)[0], 0, 2, "final")(wave, full(1))
+    taps, _ = encoder(models.load(TINY)[0], 0, 2, "final")(wave, full(1))
     found = {
         tap: [round(v, 4) for v in (x.mean().item(), x.std().item(), x[0, 4, 7].item())] for tap, x in taps.items()
     }
@@ -198,10 +198,10 @@ def test_bfloat16_computes_in_it_and_stays_close(model: Wav2Vec2Model, kind: typ
 
 def test_weights_are_hashed_once(model: Wav2Vec2Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model.save_pretrained(tmp_path / "encoder")
-    monkeypatch.setattr(remembered, "SETTLED_S", 0)
-    first = xlsr.load(folder_params(tmp_path / "encoder"))[1]
-    monkeypatch.setattr(xlsr, "weights_sha256", None)
-    assert xlsr.load(folder_params(tmp_path / "encoder"))[1] == first
+    monkeypatch.setattr(checksums, "SETTLED_S", 0)
+    first = models.load(folder_params(tmp_path / "encoder"))[1]
+    monkeypatch.setattr(cards, "weights_sha256", None)
+    assert models.load(folder_params(tmp_path / "encoder"))[1] == first
     (tmp_path / "encoder" / "model.safetensors").touch()
     with pytest.raises(TypeError, match="not callable"):
-        xlsr.load(folder_params(tmp_path / "encoder"))
+        models.load(folder_params(tmp_path / "encoder"))

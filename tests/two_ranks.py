@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.contracts import Enrols, Facts, Labels, member
-from pipeline.errors import InputError
+from pipeline.core.contracts import Enrols, Facts, Labels
+from pipeline.core.errors import InputError
+from pipeline.core.members import member
 
 CHANNELS, WIDTH, SPEAKERS = 5, 6, 4
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

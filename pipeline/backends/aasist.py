@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import InputError
-from pipeline.layers import LayerWeights, fill_padding, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, valid_frames
+from pipeline.core.errors import InputError
 
 HEIGHT = 128  # channels that the input is narrowed to: the height of the image
 POOL = 3  # frames, and narrowed channels, of one field of the max pooling

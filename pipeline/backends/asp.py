@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.layers import LayerWeights, fill_padding, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, valid_frames
 
 VARIANCE_FLOOR = 1e-8  # of frames at unit scale; the square root's gradient is infinite at 0, where one frame lands
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.layers import LayerWeights, fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, normalise_valid, valid_frames
 
 FEEDFORWARD = 4  # width of a feed-forward module's hidden layer, in embeddings
 EXPANSION = 2  # width of a convolution module's hidden layer, in embeddings

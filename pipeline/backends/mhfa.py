@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.layers import LayerWeights, fill_padding, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, valid_frames
 
 
 class Backend(nn.Module):

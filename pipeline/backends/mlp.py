@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from pipeline.layers import LayerWeights
+from pipeline.backends._shared import LayerWeights
 
 
 class Backend(nn.Module):

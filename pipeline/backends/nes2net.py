@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.layers import LayerWeights, fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, normalise_valid, valid_frames
 
 KERNEL = 3  # frames that one convolution sees, `dilation` apart
 BOTTLENECK = 128  # width of the attention in the pooling astp

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import InputError
-from pipeline.layers import fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import fill_padding, normalise_valid, valid_frames
+from pipeline.core.errors import InputError
 
 POOL = 3  # frames, and channels, of one field of the max pooling
 

@@ -1,1 +1,43 @@
-"""The commands of `bonafide`: one file a command, each with `main(argv)`; its docstring's first line is its help."""
+"""The command `bonafide`: one file a command, each with `main(argv)`; its docstring's first line is its help."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core import members
+from pipeline.core.errors import collect_garbage_seldom, run_command
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    """Run `bonafide` as the whole process."""
+    collect_garbage_seldom()
+    run_command(lambda: dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Run one command with its arguments. Raises SystemExit for a name that is none, InputError where it does."""
+    commands = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if not path.stem.startswith("_")}
+    parser = argparse.ArgumentParser(
+        prog="bonafide",
+        description="Tools for research on audio deepfake detection.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:10} {_purpose(path)}" for name, path in commands.items())
+        + "\n\n`bonafide COMMAND --help` says how to use one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="bonafide COMMAND ...",
+    )
+    parser.add_argument("command", choices=commands, metavar="COMMAND", help="one of the commands below")
+    name = parser.parse_args(argv[:1]).command  # what follows is the command's own
+    members.member("commands", name).main(argv[1:])
+
+
+def _purpose(path: Path) -> str:
+    """The first line of a module's docstring, without importing what the module needs."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]

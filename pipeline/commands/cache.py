@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import params, store, trials
-from pipeline.cache import Found, bring_back, export, leftovers, look, remove
-from pipeline.contracts import Tap
-from pipeline.errors import InputError
+from pipeline.core import params_file, trial_table
+from pipeline.core.contracts import Tap
+from pipeline.core.errors import InputError
+from pipeline.extraction.hdf5 import bring_back, export
+from pipeline.extraction.housekeeping import Found, leftovers, look, remove
+from pipeline.features import receipt_files
 
 FEATURES, TRIALS = Path("data/features"), Path("data/trials")
 EXAMPLES = """\
@@ -29,7 +31,7 @@ with the same features.root are not known here: what gc deletes of theirs, they 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for stores and files that cannot be used."""
     given = _arguments(argv)
-    root = params.load(given.params).features.folder
+    root = params_file.load(given.params).features.folder
     if given.what == "ls":
         _list(look(root, FEATURES))
     elif given.what == "verify":
@@ -98,7 +100,7 @@ def _verify(receipts: Sequence[Path], root: Path) -> None:
     if not receipts:
         raise InputError(f"{FEATURES}: expected receipts of features, got none; run from the project's folder")
     for path in receipts:
-        opened = store.open_receipts(path, root=root).values()
+        opened = receipt_files.open_receipts(path, root=root).values()
         files = sum(target.verify(receipt["views"], receipt["layers"]) for target, receipt in opened)
         print(f"{path}: {files} shard files, all as they were written")
 
@@ -114,7 +116,7 @@ def _clean(root: Path, *, delete: bool) -> None:
 
 
 def _export(given: argparse.Namespace, root: Path) -> None:
-    table = trials.read(TRIALS / f"{given.set}.csv")
+    table = trial_table.read(TRIALS / f"{given.set}.csv")
     receipt = FEATURES / f"{given.set}.json"
     size = export(receipt, given.file, root=root, trials=table, layers=given.layers, views=given.views)
     print(f"{receipt} -> {given.file}, {_bytes(size)}")

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import audio, files, keys, package
-from pipeline.errors import InputError, listing
+from pipeline.audio import decode
+from pipeline.commands import _score_arguments
+from pipeline.core import files
+from pipeline.core.errors import InputError, listing
 
 if TYPE_CHECKING:  # importing torch takes seconds, and --help needs none of it
     from pipeline.detect import Detection, System, Timeline, Unreadable
@@ -66,11 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources, closed = _sources(given.files)
     if given.timeline:
         _check_distinct(sources)
-    parts = package.find(given.run)
+    from pipeline import detect  # with torch, which takes seconds: --help goes without
+    from pipeline.detect import assembly
+
+    parts = assembly.find(given.run)
     if given.explain:
         parts.training()  # so that it is told before seconds have gone by
-    from pipeline import detect
-
     system = detect.of_parts(parts, threshold=given.threshold)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((source.path for source in sources), explain=given.explain)
@@ -108,7 +111,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="FILE", help="audio files, and folders of them")
     add("--run", required=True, metavar="RUN", help="name of a run of this project, or folder of a package")
-    add("--threshold", type=keys.finite, metavar="X", help="decide at X (--threshold=-1e-3 below 0), not as on dev")
+    add(
+        "--threshold",
+        type=_score_arguments.finite,
+        metavar="X",
+        help="decide at X (--threshold=-1e-3 below 0), not as on dev",
+    )
     add("--explain", action="store_true", help="show the nearest training utterances")
     add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file there, CSV and PNG")
     add("--json", action="store_true", help="print one JSON object a line")
@@ -129,7 +137,9 @@ def _sources(given: Sequence[Path]) -> tuple[list[Source], dict[Path, str]]:
         before = len(closed)
         found = list(_below(path, closed)) if path.is_dir() else [Source(path, Path(path.name))]
         if not found and len(closed) == before:
-            raise InputError(f"{path}: expected a folder of audio ({' '.join(sorted(audio.SUFFIXES))}), got none there")
+            raise InputError(
+                f"{path}: expected a folder of audio ({' '.join(sorted(decode.SUFFIXES))}), got none there"
+            )
         sources += found
     return sources, closed
 
@@ -144,7 +154,7 @@ def _below(folder: Path, closed: dict[Path, str]) -> Iterator[Source]:
     for place, subfolders, names in os.walk(folder, onerror=tell):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            if Path(name).suffix.lower() in audio.SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in decode.SUFFIXES and not name.startswith("."):
                 path = Path(place, name)
                 yield Source(path, above / path.relative_to(folder))
 

@@ -15,11 +15,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import embeddings, trials
-from pipeline.embeddings import Embeddings
-from pipeline.errors import InputError
-from pipeline.files import write_text
-from pipeline.trials import LABELS, Trials
+from pipeline.analysis import embeddings
+from pipeline.analysis.embeddings import Embeddings
+from pipeline.core import trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.files import write_text
+from pipeline.core.trial_table import LABELS, Trials
 
 DATA = Path("data")  # of the project in the current folder
 BLOCK = 16_384  # rows that are written at a time
@@ -86,7 +87,7 @@ def _read(run: str, name: str) -> tuple[Embeddings, Trials]:
             f"{folder}: no embeddings there; there are {', '.join(there) or 'none'}; name the run in the section "
             "`analyse` of params.yaml and run `dvc repro flow/analyse/dvc.yaml`"
         )
-    table = trials.read(DATA / "trials" / f"{name}.csv")
+    table = trial_table.read(DATA / "trials" / f"{name}.csv")
     return embeddings.of_run(folder, DATA / "runs" / run, name, table), table
 
 

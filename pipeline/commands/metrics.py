@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluation, keys, scorefile
-from pipeline.errors import SHOWN
-from pipeline.keys import Key
+from pipeline.commands import _score_arguments
+from pipeline.core.errors import SHOWN
+from pipeline.core.trial_table import Trials
+from pipeline.metrics import asv_scores, evaluation, join, keys
+from pipeline.metrics.join import Joined
+from pipeline.metrics.keys import Key
+from pipeline.metrics.scorefile import ScoreFile
 from pipeline.metrics.tdcf import AsvRates, asv_rates
-from pipeline.report.systems import to_text
-from pipeline.scorefile import Joined, ScoreFile
-from pipeline.trials import Trials
+from pipeline.report.metrics_table import to_text
 
 FOLDS = 1000
 EXAMPLES = """\
@@ -42,7 +44,7 @@ Report = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for files that cannot be used."""
     given = _arguments(argv)
-    files = keys.score_files(given)
+    files = _score_arguments.score_files(given)
     key = keys.read(given.key, given.split, files[0])
     report = _report(files, key, _asv(given, key), given.threshold, folds=given.folds)
     print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) if given.json else to_text(report))
@@ -59,7 +61,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    keys.add_arguments(parser, threshold="tell decisions at X; once for each of SCORES, --threshold=-1e-3 below 0")
+    _score_arguments.add_arguments(
+        parser, threshold="tell decisions at X; once for each of SCORES, --threshold=-1e-3 below 0"
+    )
     asv = parser.add_mutually_exclusive_group()
     asv.add_argument("--asv", type=Path, help="scores of the ASV, for the t-DCF: lines `source kind score`")
     asv.add_argument(
@@ -73,7 +77,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--folds", type=_count, default=FOLDS, metavar="N", help=f"resamples of the intervals, 0: none; default {FOLDS}"
     )
     add("--json", action="store_true", help="print one JSON object, speakers one by one")
-    return keys.parse_arguments(parser, argv)
+    return _score_arguments.parse_arguments(parser, argv)
 
 
 def _count(text: str) -> int:
@@ -85,7 +89,7 @@ def _count(text: str) -> int:
 def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
     """The rates of the ASV: measured on its scores, given, or those of the ASVspoof 5 package for its keys."""
     if given.asv:
-        measured = asv_rates(*scorefile.read_asv(given.asv))
+        measured = asv_rates(*asv_scores.read_asv(given.asv))
         return evaluation.checked_asv(measured, where=str(given.asv))
     if given.asv_rates:
         rates = dict(zip(("p_fa", "p_miss", "p_fa_spoof"), given.asv_rates, strict=True))
@@ -97,7 +101,7 @@ def _report(
     files: Sequence[ScoreFile], key: Key, asv: AsvRates | None, thresholds: Sequence[float | None] | None, *, folds: int
 ) -> Report:
     """The object that --json prints."""
-    joined = [scorefile.join(file, key.trials, remedy=keys.MISSING) for file in files]
+    joined = [join.join(file, key.trials, remedy=keys.MISSING) for file in files]
     given = thresholds or [None for _ in files]
     names = keys.short_names([file.path for file in files])
     systems = [

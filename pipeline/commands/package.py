@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import package
-
 EXAMPLES = """\
 writes FOLDER, which goes to any machine that has bonafide installed, without the project:
   package.json    card: parameters, digests of receipts and files, metrics of the sets, threshold, calibration, versions
@@ -30,6 +28,8 @@ example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for a run that is not there or not whole."""
     given = _arguments(argv)
+    from pipeline.detect import package  # with torch, which takes seconds: --help goes without
+
     card = package.write(given.run, given.out)
     size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     print(f"{card['name']} -> {given.out}, {len(card['files'])} files, {size / 1e6:.1f} MB")

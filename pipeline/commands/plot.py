@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import evaluation, keys, scorefile
-from pipeline.det import Det, det_points
-from pipeline.evaluation import Metrics, Scores
+from pipeline.commands import _score_arguments
+from pipeline.core.trial_table import Trials
+from pipeline.metrics import evaluation, join, keys
+from pipeline.metrics.det import Det, det_points
 from pipeline.metrics.eer import official_eer
+from pipeline.metrics.evaluation import Metrics, Scores
 from pipeline.report import curves, plots
-from pipeline.trials import Trials
 
 SUFFIXES = (".png", ".svg")
 EXAMPLES = """\
@@ -37,11 +38,11 @@ example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for files that cannot be used."""
     given = _arguments(argv)
-    files = keys.score_files(given)
+    files = _score_arguments.score_files(given)
     table = keys.read(given.key, given.split, files[0]).trials
     names = keys.short_names(given.scores)
     systems = {
-        name: scorefile.join(file, table, remedy=keys.MISSING).scores for name, file in zip(names, files, strict=True)
+        name: join.join(file, table, remedy=keys.MISSING).scores for name, file in zip(names, files, strict=True)
     }
     _dets(given.out, table, systems, thresholds=dict(zip(names, given.threshold or [], strict=False)))
     _histograms(given.out, table, systems)
@@ -57,9 +58,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    keys.add_arguments(parser, threshold="a threshold from dev; once for each of SCORES, --threshold=-1e-3 below 0")
+    _score_arguments.add_arguments(
+        parser, threshold="a threshold from dev; once for each of SCORES, --threshold=-1e-3 below 0"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
-    return keys.parse_arguments(parser, argv)
+    return _score_arguments.parse_arguments(parser, argv)
 
 
 def _dets(folder: Path, table: Trials, systems: Mapping[str, Scores], *, thresholds: Mapping[str, float]) -> None:

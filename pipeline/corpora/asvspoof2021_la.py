@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import protocols
-from pipeline.trials import UNKNOWN, Row, Trials, from_rows
+from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _protocols
 
 CORPUS = "asvspoof2021_la"
 
@@ -36,17 +36,17 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of one phase of the key `protocol`, or of `all`; paths relative to `root`.
 
     Raises InputError, with file and line, for another corpus's protocol, an unknown phase, a line that is cut off, and
-    whatever `pipeline.trials.from_rows` refuses.
+    whatever `pipeline.core.trial_table.from_rows` refuses.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    protocols.check_split(protocol, CORPUS, split)
+    _protocols.check_split(protocol, CORPUS, split)
     return from_rows(_rows(protocol, split), source=f"{protocol} (phase {split})")
 
 
 def _rows(protocol: Path, split: str) -> Iterator[Row]:
     file = str(protocol)
-    for number, (speaker, utterance, codec, _, attack, label, _, phase) in protocols.lines(protocol, CORPUS):
+    for number, (speaker, utterance, codec, _, attack, label, _, phase) in _protocols.lines(protocol, CORPUS):
         where = f"{file}:{number}"
-        if protocols.in_phase(where, phase, split):
+        if _protocols.in_phase(where, phase, split):
             attack = UNKNOWN if attack == "bonafide" else attack
             yield Row(where, utterance, f"flac/{utterance}.flac", label, speaker, attack, "", "", codec)

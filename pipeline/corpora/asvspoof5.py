@@ -27,8 +27,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import protocols
-from pipeline.trials import UNKNOWN, Row, Trials, from_rows
+from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _protocols
 
 CORPUS = "asvspoof5"
 UNCODED = "none"  # the word of ASVspoof 2021 LA
@@ -40,19 +40,19 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
     Raises InputError, with file and line, for another corpus's protocol, an utterance of another split, a line that is
-    cut off, and whatever `pipeline.trials.from_rows` refuses.
+    cut off, and whatever `pipeline.core.trial_table.from_rows` refuses.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    protocols.check_split(protocol, CORPUS, split)
+    _protocols.check_split(protocol, CORPUS, split)
     return from_rows(_rows(protocol, split), source=f"{protocol} (split {split})")
 
 
 def _rows(protocol: Path, split: str) -> Iterator[Row]:
     file, folder, names = str(protocol), FOLDERS[split], NAMES[split]
-    for number, (speaker, utterance, _, codec, _, _, _, attack, label, _) in protocols.lines(protocol, CORPUS):
+    for number, (speaker, utterance, _, codec, _, _, _, attack, label, _) in _protocols.lines(protocol, CORPUS):
         where = f"{file}:{number}"
         if not utterance.startswith(names):
-            raise protocols.other_split(where, utterance, split)
+            raise _protocols.other_split(where, utterance, split)
         attack = UNKNOWN if attack == "bonafide" else attack
         codec = UNCODED if codec == UNKNOWN else codec
         yield Row(where, utterance, f"{folder}/{utterance}.flac", label, speaker, attack, "", "", codec)

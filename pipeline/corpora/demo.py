@@ -40,11 +40,11 @@ import soundfile
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
-from pipeline import synthesis
-from pipeline.audio import SAMPLE_RATE
-from pipeline.errors import InputError
-from pipeline.synthesis import Array, noise, rms, stretch
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.audio import synthesis
+from pipeline.audio.synthesis import Array, noise, rms, stretch
+from pipeline.audio.windowing import SAMPLE_RATE
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
 
 SEED = 20_211_105
 LENGTH_RANGE_S, MARGIN_RANGE_S = (2.0, 3.0), (0.08, 0.25)

@@ -28,9 +28,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import protocols
-from pipeline.errors import InputError
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.corpora import _protocols
 
 CORPUS = "for_norm"
 LABELS = {"bona-fide": "bonafide", "spoof": "spoof"}
@@ -41,15 +41,15 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of the protocol file, paths relative to `root`; the only split is `eval`.
 
     Raises InputError, with file and line, for another corpus's protocol, a label that contradicts the folder, a line
-    that is cut off, and whatever `pipeline.trials.from_rows` refuses.
+    that is cut off, and whatever `pipeline.core.trial_table.from_rows` refuses.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    protocols.check_split(protocol, CORPUS, split)
+    _protocols.check_split(protocol, CORPUS, split)
     return from_rows(_rows(protocol), source=str(protocol))
 
 
 def _rows(protocol: Path) -> Iterator[Row]:
-    for number, (file, label) in protocols.lines(protocol, CORPUS):
+    for number, (file, label) in _protocols.lines(protocol, CORPUS):
         where = f"{protocol}:{number}"
         if label in FOLDERS and not file.startswith(FOLDERS[label]):
             raise InputError(f"{where}: expected a file below {FOLDERS[label]} for {label}, got {file}; mend the line")

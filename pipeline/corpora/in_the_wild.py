@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import protocols
-from pipeline.trials import UNKNOWN, Row, Trials, from_rows
+from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _protocols
 
 CORPUS = "in_the_wild"
 LABELS = {"bona-fide": "bonafide", "spoof": "spoof"}
@@ -35,13 +35,13 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of the protocol file, paths relative to `root`; the only split is `eval`.
 
     Raises InputError, with file and line, for another corpus's protocol, a line that is cut off, and whatever
-    `pipeline.trials.from_rows` refuses.
+    `pipeline.core.trial_table.from_rows` refuses.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    protocols.check_split(protocol, CORPUS, split)
+    _protocols.check_split(protocol, CORPUS, split)
     return from_rows(_rows(protocol), source=str(protocol))
 
 
 def _rows(protocol: Path) -> Iterator[Row]:
-    for number, (file, speaker, label, mos) in protocols.lines(protocol, CORPUS):
+    for number, (file, speaker, label, mos) in _protocols.lines(protocol, CORPUS):
         yield Row(f"{protocol}:{number}", file, file, LABELS.get(label, label), speaker, UNKNOWN, mos)

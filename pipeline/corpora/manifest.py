@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 
-from pipeline import protocols
-from pipeline.errors import InputError
-from pipeline.protocols import MANIFEST, MANIFEST_COLUMNS
-from pipeline.trials import Row, Trials, from_rows
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.corpora import _protocols
+from pipeline.corpora._protocols import MANIFEST, MANIFEST_COLUMNS
 
 READ = ("split", "utterance", "path", "label", "speaker", "attack", "quality", "codec", "vocoder")
 
@@ -31,12 +31,12 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of one split of the CSV file `protocol`, paths relative to `root`.
 
     Raises InputError, with file and line, for a missing file, column or cell, a split without trials, and whatever
-    `pipeline.trials.from_rows` refuses.
+    `pipeline.core.trial_table.from_rows` refuses.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
     if not protocol.is_file():
         raise InputError(f"{protocol}: no such manifest; check `protocol` in the set's parameters")
-    numbered = protocols.csv_cells(protocol)
+    numbered = _protocols.csv_cells(protocol)
     columns = _columns(*next(numbered, (1, [])), protocol)
     rows, seen = _rows(numbered, columns, protocol, split)
     if not rows:
@@ -51,7 +51,7 @@ def _columns(number: int, columns: list[str], protocol: Path) -> list[str]:
     if missing := [name for name in MANIFEST_COLUMNS if name not in columns]:
         raise InputError(
             f"{protocol}:{number}: expected the columns {', '.join(MANIFEST_COLUMNS)}; {', '.join(missing)} not in "
-            f"{columns}; {protocols.remedy(protocol, MANIFEST)}"
+            f"{columns}; {_protocols.remedy(protocol, MANIFEST)}"
         )
     if len(set(columns)) < len(columns):
         raise InputError(f"{protocol}:{number}: expected every column once, got {', '.join(columns)}")

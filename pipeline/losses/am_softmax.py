@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
+from pipeline.core.contracts import Centroids, Facts, Labels
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
 
@@ -62,7 +63,7 @@ class Loss(nn.Module):
             target = torch.where(labels.is_bonafide, BONAFIDE, SPOOF)  # (B,)
             own = functional.one_hot(target, 2).bool()  # (B, 2)
             logits = self.scale * torch.where(own, cosines - self.margin, cosines)  # (B, 2)
-            return ranks.joint_part(functional.cross_entropy(logits, target), len(x))
+            return _ranks.joint_part(functional.cross_entropy(logits, target), len(x))
 
     def centroids(self) -> Centroids:
         """The single vector unit(w_bonafide) − unit(w_spoof), of any norm, times the query at unit length."""

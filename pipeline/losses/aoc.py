@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
-from pipeline.errors import InputError
+from pipeline.core.contracts import Centroids, Facts, Labels
+from pipeline.core.errors import InputError
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 
 class Loss(nn.Module):
@@ -83,8 +84,8 @@ class Loss(nn.Module):
 
     def _move(self, x: Tensor, is_bonafide: Tensor) -> None:
         x = functional.normalize(x, dim=1) if self.normalize else x
-        total = ranks.total(torch.where(is_bonafide[:, None], x, 0).sum(0))  # (E,), s·E
-        seen = ranks.total(is_bonafide.sum())  # s
+        total = _ranks.total(torch.where(is_bonafide[:, None], x, 0).sum(0))  # (E,), s·E
+        seen = _ranks.total(is_bonafide.sum())  # s
         self.count.add_(seen)
         if self.momentum is None:
             # C + (s·E − s·C) / n rather than (n·C + s·E) / n: the sum n·C would lose digits as n grows.
@@ -98,4 +99,4 @@ class Loss(nn.Module):
 def _class_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values (B,) over mask (B,), 0 where the mask is empty; always part of the graph."""
     count = mask.sum()
-    return ranks.joint_part(torch.where(mask, values, 0).sum() / count.clamp(min=1), count)
+    return _ranks.joint_part(torch.where(mask, values, 0).sum() / count.clamp(min=1), count)

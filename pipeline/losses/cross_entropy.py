@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
+from pipeline.core.contracts import Centroids, Facts, Labels
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
 
@@ -57,7 +58,7 @@ class Loss(nn.Module):
             target = labels.is_bonafide.long()  # (B,)
             weights = self._class_weights(logits)  # (2,)
             mean = functional.cross_entropy(logits, target, weight=weights)
-            return ranks.joint_part(mean, len(target) if weights is None else weights[target].sum())
+            return _ranks.joint_part(mean, len(target) if weights is None else weights[target].sum())
 
     def centroids(self) -> Centroids:
         """The single vector w_bonafide − w_spoof with the bias b_bonafide − b_spoof: the score is the log-odds."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, Reduce, at_least_float32
+from pipeline.core.contracts import Centroids, Facts, Labels, Reduce
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 
 class Loss(nn.Module):
@@ -73,7 +74,7 @@ class Loss(nn.Module):
             cosines = x @ functional.normalize(self.centres, dim=1).T  # (B, K)
             nearest = cosines.max(dim=1).values  # (B,), t
             excess = torch.where(labels.is_bonafide, self.margin_bonafide - nearest, nearest - self.margin_spoof)
-            return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
 
     def centroids(self) -> Centroids:
         """The K unit centres, scored by cosine."""

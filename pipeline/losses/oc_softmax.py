@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
+from pipeline.core.contracts import Centroids, Facts, Labels
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 
 class Loss(nn.Module):
@@ -64,7 +65,7 @@ class Loss(nn.Module):
             x = functional.normalize(at_least_float32(embeddings), dim=1)  # (B, E)
             cosines = (x @ functional.normalize(self.centre, dim=1).T)[:, 0]  # (B,)
             excess = torch.where(labels.is_bonafide, self.margin_bonafide - cosines, cosines - self.margin_spoof)
-            return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
 
     def centroids(self) -> Centroids:
         """The one unit centre, scored by cosine."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
+from pipeline.core.contracts import Centroids, Facts, Labels
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 
 class Loss(nn.Module):
@@ -64,7 +65,7 @@ class Loss(nn.Module):
             cosines = (functional.normalize(x, dim=2) * functional.normalize(self.centres, dim=1)).sum(2)  # (B, L)
             is_bonafide = labels.is_bonafide[:, None]  # (B, 1)
             excess = torch.where(is_bonafide, self.margin_bonafide - cosines, cosines - self.margin_spoof)  # (B, L)
-            return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
 
     def centroids(self) -> Centroids:
         """The L unit centres in one unit vector, scored by cosine.

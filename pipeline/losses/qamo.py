@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, Reduce, at_least_float32
+from pipeline.core.contracts import Centroids, Facts, Labels, Reduce
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 UNKNOWN = -1
 IGNORED = -100  # the target that cross_entropy leaves out
@@ -99,7 +100,7 @@ class Loss(nn.Module):
         own = cosines.gather(1, labels.level.long().clamp(min=0)[:, None])[:, 0]  # (B,)
         own = torch.where(labels.level == UNKNOWN, nearest, own)
         excess = torch.where(labels.is_bonafide, self.margin_bonafide - own, nearest - self.margin_spoof)  # (B,), u
-        return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(cosines))
+        return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(cosines))
 
     def quality_term(self, cosines: Tensor, labels: Labels) -> Tensor:
         """Mean margin cross-entropy over the bona fide of known level, from cosines (B, K); 0 without any."""
@@ -110,7 +111,7 @@ class Loss(nn.Module):
         target = torch.where(graded, level, IGNORED)
         total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
         count = graded.sum()
-        return ranks.joint_part(total / count.clamp(min=1), count)
+        return _ranks.joint_part(total / count.clamp(min=1), count)
 
     def centroids(self) -> Centroids:
         """The K unit centroids, scored by cosine."""

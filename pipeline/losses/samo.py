@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import ranks
-from pipeline.contracts import Centroids, Facts, Labels, at_least_float32
-from pipeline.errors import InputError
+from pipeline.core.contracts import Centroids, Facts, Labels
+from pipeline.core.errors import InputError
+from pipeline.losses import _ranks
+from pipeline.losses._shared import at_least_float32
 
 UNKNOWN = -1
 
@@ -85,7 +86,7 @@ class Loss(nn.Module):
             nearest = cosines.masked_fill(~self.enrolled, -math.inf).max(dim=1).values  # (B,), n
             own = self._own(cosines, nearest, labels.speaker.long())  # (B,), t
             excess = torch.where(labels.is_bonafide, self.margin_bonafide - own, nearest - self.margin_spoof)
-            return ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
 
     def start_epoch(self, epoch: int, enrolment: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Enrol the training speakers anew where that is due: before epochs 1 + update_interval · k, k = 1, 2, ...
@@ -117,7 +118,7 @@ class Loss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             x = at_least_float32(embeddings)[known]  # (M', E)
             member = functional.one_hot(speaker[known].long(), len(self.centres)).to(x.dtype)  # (M', S)
-            sums, counts = ranks.total(member.T @ x), ranks.total(member.sum(0))  # (S, E), (S,)
+            sums, counts = _ranks.total(member.T @ x), _ranks.total(member.sum(0))  # (S, E), (S,)
         if not counts.any():
             raise InputError(
                 "no bona fide training utterance has a known speaker, so the samo loss has no centres; fill the "

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import checked
+from pipeline.metrics.det import checked
 
 MOST_THREADS = 8  # each holds up to 20 bytes a trial
 LARGE = 64  # trials, from where on one binomial draw takes less time than one draw a trial

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import checked
+from pipeline.metrics.det import checked
 
 GREATEST = 1e100  # of a score and of a slope: their product stays a number
 CLOSE = 1e-6  # relative, what the last step may move a log-likelihood ratio by; Newton's method squares the error

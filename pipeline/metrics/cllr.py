@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import checked
+from pipeline.metrics.det import checked
 
 
 def cllr(bonafide: ArrayLike, spoof: ArrayLike) -> float:

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import Det, checked
+from pipeline.metrics.det import Det, checked
 
 PRIOR_SPOOF = 0.05
 COST_MISS = 1.0  # a bona fide trial rejected

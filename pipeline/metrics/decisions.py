@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.det import checked
+from pipeline.metrics.det import checked
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.det import Det, equal_point
+from pipeline.metrics.det import Det, equal_point
 
 
 @dataclass(frozen=True)

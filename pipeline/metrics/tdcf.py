@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.det import Det, checked, det_points, equal_point
+from pipeline.metrics.det import Det, checked, det_points, equal_point
 
 # The cost model of ASVspoof 2019, 2021 and 5: priors of what comes, costs of what goes wrong. The 2019 form prices
 # the countermeasure's errors apart from the ASV's, but at the same cost.

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
+
 
 VERSION = 1  # raise it when the same samples and model give another MOS
 SAMPLE_RATE = 16_000  # Hz

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 DOMAIN = "natural"  # speech of people, recorded and transmitted; the package also has `synthetic`
 

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import files
-from pipeline.report import curves, layer_curve, leaderboard, page, space
+from pipeline.core import files
+from pipeline.report import curves, leaderboard, leaderboard_files
+from pipeline.report.page import embedding_space, layer_curve, page
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def build(
 
     Raises InputError where a file is missing or malformed, or runs were evaluated on different trials.
     """
-    board = leaderboard.gather(
+    board = leaderboard_files.gather(
         inputs.metrics,
         runs=runs,
         sets=sets,
@@ -65,12 +66,12 @@ def build(
         audio_root=_way(out),
         note=note,
     )
-    text = leaderboard.to_text(board)
-    files.write_text(out / "leaderboard.csv", leaderboard.to_csv(board))
+    text = leaderboard_files.to_text(board)
+    files.write_text(out / "leaderboard.csv", leaderboard_files.to_csv(board))
     files.write_text(out / "leaderboard.txt", text)
-    files.write_text(out / "runs.csv", leaderboard.runs_to_csv(board))
+    files.write_text(out / "runs.csv", leaderboard_files.runs_to_csv(board))
     files.write_text(out / "index.html", html)
-    files.write_text(summary, leaderboard.to_json(board))
+    files.write_text(summary, leaderboard_files.to_json(board))
     return text
 
 
@@ -86,12 +87,14 @@ def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
     return page.Curves(dets, histograms, trainings)
 
 
-def _spaces(board: leaderboard.Leaderboard, inputs: Inputs, analysed: Collection[str]) -> tuple[space.Space, ...]:
+def _spaces(
+    board: leaderboard.Leaderboard, inputs: Inputs, analysed: Collection[str]
+) -> tuple[embedding_space.Space, ...]:
     """The analysed runs, those of the best systems first."""
     if inputs.analysis is None:
         return ()
     in_order = [run for system in board.systems for run in board.runs[system]]
-    return space.gather(inputs.analysis, [run for run in in_order if run in analysed])
+    return embedding_space.gather(inputs.analysis, [run for run in in_order if run in analysed])
 
 
 def _way(out: Path) -> str:

@@ -15,11 +15,11 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files
-from pipeline.det import Det
-from pipeline.errors import InputError
+from pipeline.core import files
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import UNKNOWN
+from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
-from pipeline.trials import UNKNOWN
 
 POINTS = 500  # of a DET curve: more than a plot can show
 BINS = 60  # of a histogram

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files
-from pipeline.det import Det
+from pipeline.core import files
+from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
 from pipeline.report.curves import DET_TICKS, Histogram, beyond_frame, det_limits, probit
 

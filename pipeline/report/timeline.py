@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files
+from pipeline.core import files
 
 SPOOF_COLOUR, LINE_COLOUR = "#d1603d", "#333333"
 DOTS_PER_INCH = 144

@@ -1,0 +1,1 @@
+"""What the embeddings of a run and the layers of an encoder show."""

@@ -1,0 +1,215 @@
+"""The FAISS index of the embeddings of a set: flat, IVF or IVF-PQ, tuned to a wanted recall."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.analysis.embeddings import (
+    CARD_FILE,
+    INDEX_FILE,
+    KEYS,
+    UTTERANCES_FILE,
+    VECTORS_FILE,
+    Embeddings,
+    mapped,
+    read,
+)
+from pipeline.analysis.exact_search import BLOCK, SEED, Ids, Vectors, compared, distances, nearest_ids, one_thread
+from pipeline.core.errors import InputError, listing
+from pipeline.core.files import folder_beside, replace_folder
+
+FLAT_UP_TO = 200_000  # utterances that an exact search looks through
+IVF_UP_TO = 2_000_000  # utterances whose index holds the embeddings themselves
+TRAINED_ON = 64  # embeddings that each list's centroid, and each of the 256 codes of a product quantiser, is trained on
+RECALL_AT, RECALL_QUERIES = 10, 256  # neighbours, and the utterances whose neighbours are looked for
+RECALL_WANTED = 0.95  # lists are looked through, twice as many each time, until a search finds this share
+FIRST_PROBES = 4  # lists
+TOLERANCE = 1e-5  # by which two ways to round a distance differ, as a share of it
+CODES = 256  # of each byte of a product-quantised vector
+
+Kind = Literal["flat", "ivf", "ivfpq"]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def build(
+    folder: Path, batches: Iterable[Vectors], utterances: Sequence[str], *, normalize: bool, facts: dict[str, Any]
+) -> Embeddings:
+    """Write embeddings, index and card into a folder that appears only when it is whole, and read it.
+
+    Args:
+        batches: embeddings (B, E) float32 at a time, in the order of the utterances; no more is held in memory than
+            one of them and the index. facts: what else the card is to tell, JSON-ready.
+
+    Raises InputError for an embedding that is not finite, an utterance named twice or with white space, or none;
+    ValueError where the batches do not fit together or are of another number than the utterances.
+    """
+    names = _checked(folder, utterances)
+    beside = folder_beside(folder)
+    _write_vectors(beside / VECTORS_FILE, batches, names)
+    (beside / UTTERANCES_FILE).write_text("\n".join([*names, ""]), encoding="utf-8")
+    vectors = mapped(beside / VECTORS_FILE)
+    kind = _kind(len(names))
+    index = _index(vectors, kind, normalize=normalize)
+    recall = 1.0
+    if kind != "flat":
+        recall = _tuned(Embeddings(np.array(names), vectors, normalize, index, {"kind": kind}))
+    faiss.write_index(index, str(beside / INDEX_FILE))
+    sizes = {name: (beside / name).stat().st_size for name in (VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE)}
+    card = {"count": len(names), "embedding_dim": vectors.shape[1], "normalize": normalize, "kind": kind}
+    card |= {"recall": round(recall, 4), "bytes": sizes}
+    (beside / CARD_FILE).write_text(json.dumps(facts | card, indent=2) + "\n")
+    replace_folder(beside, folder, mark=CARD_FILE)
+    return read(folder)
+
+
+def add(folder: Path, vectors: Vectors, utterances: Sequence[str]) -> Embeddings:
+    """Put embeddings (M, E) of M further utterances at the end; the folder is written anew.
+
+    Its card no longer names the trials of a set. Raises InputError for an utterance that is there already, and where
+    `build` does.
+    """
+    old = read(folder)
+    known = old.utterances.tolist()
+    if there := sorted(set(known) & set(utterances)):
+        raise InputError(f"{folder}: expected utterances that are not there, got\n{listing(there)}\nremove them first")
+    batches = itertools.chain(_blocks(old.vectors), [vectors])
+    return build(folder, batches, [*known, *utterances], normalize=old.normalize, facts=_facts_of_a_part(old))
+
+
+def remove(folder: Path, utterances: Sequence[str]) -> Embeddings:
+    """Take utterances out; the folder is written anew, and the ids of those behind them move up.
+
+    Its card no longer names the trials of a set. Raises InputError for an utterance that is not there, or where none
+    would be left.
+    """
+    old = read(folder)
+    if missing := sorted(set(utterances) - set(old.utterances.tolist())):
+        raise InputError(f"{folder}: expected utterances that are there, got\n{listing(missing)}")
+    stay = np.flatnonzero(~np.isin(old.utterances, list(utterances)))
+    batches = (old.vectors[rows] for rows in _blocks(stay))
+    return build(folder, batches, old.utterances[stay].tolist(), normalize=old.normalize, facts=_facts_of_a_part(old))
+
+
+def _facts_of_a_part(old: Embeddings) -> dict[str, Any]:
+    return {key: value for key, value in old.card.items() if key not in KEYS} | {"trials": None}
+
+
+def _checked(folder: Path, utterances: Sequence[str]) -> list[str]:
+    names = [str(name) for name in utterances]
+    if not names:
+        raise InputError(f"{folder}: expected at least one utterance, got none; remove the folder instead")
+    if wrong := [name for name, times in Counter(names).items() if times > 1 or name.split() != [name]]:
+        raise InputError(f"{folder}: expected each utterance once and without white space, got\n{listing(wrong)}")
+    return names
+
+
+def _write_vectors(path: Path, batches: Iterable[Vectors], names: Sequence[str]) -> None:
+    done = width = 0
+    with path.open("wb") as file:
+        for batch in batches:
+            rows = np.ascontiguousarray(batch, dtype="<f4")
+            if not width:
+                width = rows.shape[1]
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), width)}
+                np.lib.format.write_array_header_1_0(file, header)
+            if rows.shape[1:] != (width,) or done + len(rows) > len(names):
+                raise ValueError(f"expected {len(names)} embeddings of width {width}, got {rows.shape} after {done}")
+            _check_finite(rows, names[done : done + len(rows)])
+            file.write(rows.data)
+            done += len(rows)
+    if done != len(names):
+        raise ValueError(f"expected an embedding of each of {len(names)} utterances, got {done}")
+
+
+def _check_finite(rows: Vectors, names: Sequence[str]) -> None:
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"utterance {names[int(np.argmax(bad))]}: expected a finite embedding, got NaN or infinity; the training "
+            "diverged (lower train.learning_rate) or the features are damaged (bonafide cache verify)"
+        )
+
+
+# ---------------------------------------------------------------- index
+
+
+def _kind(count: int) -> Kind:
+    if count <= FLAT_UP_TO:
+        return "flat"
+    return "ivf" if count <= IVF_UP_TO else "ivfpq"
+
+
+def _index(vectors: Vectors, kind: Kind, *, normalize: bool) -> Any:
+    """An index of vectors (N, E), built on the CPU: the same with and without a GPU."""
+    count, width = vectors.shape
+    lists = math.isqrt(count)
+    codes = next(m for m in range(max(1, width // 8), 0, -1) if width % m == 0)  # bytes of a product-quantised vector
+    # np: without polysemous training, which takes minutes and which no search here makes use of
+    factories = {"flat": "Flat", "ivf": f"IVF{lists},Flat", "ivfpq": f"IVF{lists},PQ{codes}np"}
+    index: Any = faiss.index_factory(width, factories[kind])
+    if kind != "flat":
+        sample = _sample(count, TRAINED_ON * max(lists, CODES))
+        if kind == "ivfpq":
+            index.pq.cp.max_points_per_centroid = TRAINED_ON
+        with one_thread():
+            index.train(compared(vectors[sample], normalize=normalize))
+    for block in _blocks(vectors):
+        index.add(compared(block, normalize=normalize))
+    return index
+
+
+def _tuned(found: Embeddings) -> float:
+    """Set how many lists a search looks through, and tell the recall that it comes to."""
+    rows = _sample(len(found), RECALL_QUERIES)
+    k = min(RECALL_AT, len(found) - 1)
+    farthest = _others(*_searched_exactly(found, rows, k + 1), rows, k)[:, -1:]  # (M, 1), of the k nearest others
+    for doublings in itertools.count():
+        found.index.nprobe = min(FIRST_PROBES << doublings, found.index.nlist)
+        # a new record, as each keeps the copy of its index that is on the GPU
+        again = Embeddings(found.utterances, found.vectors, found.normalize, found.index, found.card)
+        near = _others(*again.search(found.vectors[rows], k + 1), rows, k)
+        recall = float((near <= farthest * (1 + TOLERANCE)).mean())
+        if recall >= RECALL_WANTED or found.index.nprobe == found.index.nlist:
+            break
+    return recall
+
+
+def _others(away: Vectors, ids: Ids, rows: NDArray[np.intp], k: int) -> Vectors:
+    """The k smallest distances (M, k) of distances (M, k + 1), leaving out that of each row to itself."""
+    return np.sort(np.where(ids == rows[:, None], np.inf, away), axis=1)[:, :k]
+
+
+def _searched_exactly(found: Embeddings, rows: NDArray[np.intp], k: int) -> tuple[Vectors, Ids]:
+    """Distances and ids (M, k) of the k nearest of some rows (M,), by looking at all vectors, block after block."""
+    queries = compared(found.vectors[rows], normalize=found.normalize)
+    near, ids = np.zeros((len(rows), 0), np.float32), np.zeros((len(rows), 0), np.int64)
+    for start, block in zip(range(0, len(found), BLOCK), _blocks(found.vectors), strict=True):
+        flat = faiss.IndexFlatL2(queries.shape[1])
+        flat.add(compared(block, normalize=found.normalize))
+        own = nearest_ids(flat, queries, min(k, len(block)))
+        away = distances(queries, block, own, normalize=found.normalize)
+        near, ids = np.concatenate([near, away], axis=1), np.concatenate([ids, start + own], axis=1)
+        order = np.argsort(near, axis=1, kind="stable")[:, :k]
+        near, ids = np.take_along_axis(near, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    return near, ids
+
+
+def _sample(count: int, size: int) -> NDArray[np.intp]:
+    """Up to `size` of `count` rows in rising order, the same ones every time."""
+    return np.sort(np.random.default_rng((SEED, count)).choice(count, size=min(size, count), replace=False))
+
+
+def _blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))

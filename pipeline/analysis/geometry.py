@@ -1,0 +1,403 @@
+"""What the embeddings of a trained run tell of its centroids: who lies near which, how far, and how that was trained.
+
+Everything is measured on embeddings as scoring compares them (`embeddings.compared`), to the nearest centroid:
+
+    cosine       1 − cos(x, c_k), where scoring puts embeddings at unit length
+    euclidean    ‖x − c‖ elsewhere (cross-entropy). There the run's vector is a direction, w_bonafide − w_spoof, and no
+                 place: c is the mean of the training set's bona fide embeddings instead, the only one, K = 1. The
+                 similarity matrix and the path over training are still those of the run's own vectors.
+
+Means and scatter are exact over all trials, in float64 and a block at a time; the silhouette is of a seeded sample.
+Numbers are told to six significant digits; what cannot be told of so few trials is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.analysis.exact_search import NORM_FLOOR, compared
+from pipeline.core.contracts import Centroids
+from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
+
+BONAFIDE, SPOOF = LABELS
+BLOCK = 16_384  # trials that are read at a time
+SILHOUETTE_SAMPLE = 2_000  # trials; all distances between them are computed
+SPEAKERS = 50  # the most frequent, that are told one by one
+MOS_BIN = 0.5
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+HARDEST, NEIGHBOURS = 10, 5
+DIGITS = 6  # significant, of a number in a file
+NO_SPREAD = 1e-20  # of a mean's squared length: a variance below is what rounding left of none
+SEED = 1
+
+Floats = NDArray[np.float64]
+Names = NDArray[np.str_]
+Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The N trials of a set, and where a run puts them.
+
+    vectors: (N, E) float32 as the backend gives them, may be memory-mapped. scores: (N,). level: (N,) int, quality
+    level, -1 unknown. corpus: (N,) str, where each trial came from. audio: (N,) str, its file from the project's root,
+    empty where unknown.
+    """
+
+    trials: Trials
+    vectors: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    level: NDArray[np.int64]
+    corpus: Names
+    audio: Names
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(part) for name, part in vars(self).items()}
+        if len(set(lengths.values())) != 1 or self.vectors.ndim != 2:
+            raise ValueError(f"expected (N, E) vectors and columns of one length, got {self.vectors.shape}, {lengths}")
+
+    @property
+    def condition(self) -> Names:
+        """The groups (N,) that distances are told of: bonafide, the attack of a spoof, spoof where that is unknown."""
+        attack = np.where(self.trials.attack == UNKNOWN, SPOOF, self.trials.attack)
+        return np.where(self.trials.is_bonafide, BONAFIDE, attack)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What distances are measured to: vectors (K, E) float64, and whether embeddings are put at unit length."""
+
+    vectors: Floats
+    normalize: bool
+
+    def nearest(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.int64], Floats]:
+        """The nearest place (N,) of embeddings (N, E), of several the first one, and the distance to it (N,)."""
+        index, distance = np.empty(len(embeddings), np.int64), np.empty(len(embeddings))
+        for rows, block in _blocks(embeddings, normalize=self.normalize):
+            if self.normalize:
+                apart = 1 - block @ unit(self.vectors).T  # (B, K)
+            else:
+                apart = np.stack([np.linalg.norm(block - vector, axis=1) for vector in self.vectors], axis=1)
+            index[rows] = apart.argmin(axis=1)
+            distance[rows] = np.maximum(apart.min(axis=1), 0.0)
+        return index, distance
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Some embeddings summed up: how many, their mean (E,), and their covariance (E, E) about it, divided by count."""
+
+    count: int
+    mean: Floats
+    covariance: Floats
+
+    @property
+    def scatter(self) -> float:
+        """The trace of the covariance: the mean squared distance to the mean."""
+        return float(np.trace(self.covariance))
+
+    @property
+    def dimension(self) -> float | None:
+        """The participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ: how many directions share the variance.
+
+        From 1 to E; None where there is no variance. The sums are traces: Σ λ = tr C, Σ λ² = tr C².
+        """
+        if self.count < 2 or self.scatter <= NO_SPREAD * float(self.mean @ self.mean):
+            return None
+        return self.scatter**2 / float(np.square(self.covariance).sum())
+
+
+def between(one: Floats, other: Floats, *, normalize: bool) -> Floats:
+    """The distances (...) of vectors (..., E) to others (..., E), cosine or Euclidean as those to the places."""
+    cosine = (unit(one) * unit(other)).sum(axis=-1)
+    apart: Floats = np.maximum(1 - cosine, 0.0) if normalize else np.linalg.norm(one - other, axis=-1)
+    return apart
+
+
+def places(centroids: Centroids, train: Space) -> Places:
+    """What distances are measured to: the run's centroids, or the mean of the training set's bona fide embeddings."""
+    if centroids.normalize_query:
+        return Places(centroids.vectors.astype(np.float64), normalize=True)
+    return Places(cloud(train.vectors, train.trials.is_bonafide, normalize=False).mean[None], normalize=False)
+
+
+def cloud(vectors: NDArray[np.float32], chosen: NDArray[np.bool_], *, normalize: bool) -> Cloud:
+    """The chosen of embeddings (N, E) summed up, as scoring compares them; zeros where none is chosen."""
+    count, width = int(chosen.sum()), vectors.shape[1]
+    total, products = np.zeros(width), np.zeros((width, width))
+    for rows, block in _blocks(vectors, normalize=normalize):
+        total += block[chosen[rows]].sum(axis=0)
+    mean = total / max(count, 1)
+    for rows, block in _blocks(vectors, normalize=normalize):  # about the mean: squares of what is far lose digits
+        apart = block[chosen[rows]] - mean
+        products += apart.T @ apart
+    return Cloud(count, mean, products / max(count, 1))
+
+
+def merged(clouds: Sequence[Cloud]) -> tuple[Cloud, float, float]:
+    """Classes as one cloud, and what of its scatter lies within and between them.
+
+    within = Σ n_c/n tr C_c      between = Σ n_c/n ‖m_c − m‖²      within + between = tr C
+    """
+    count = sum(each.count for each in clouds)
+    weights = [each.count / count for each in clouds]
+    mean = np.sum([weight * each.mean for weight, each in zip(weights, clouds, strict=True)], axis=0)
+    apart = [each.mean - mean for each in clouds]
+    covariance = np.sum(
+        [w * (each.covariance + np.outer(d, d)) for w, each, d in zip(weights, clouds, apart, strict=True)], axis=0
+    )
+    within = sum(weight * each.scatter for weight, each in zip(weights, clouds, strict=True))
+    between = sum(weight * float(d @ d) for weight, d in zip(weights, apart, strict=True))
+    return Cloud(count, mean, covariance), within, between
+
+
+def groups(space: Space) -> dict[str, Names]:
+    """The group (N,) of each trial by kind, "" where unknown; a kind of which nothing is known is left out."""
+    table = space.trials
+    attack = np.where(table.is_bonafide, "", space.condition)
+    bins = np.floor(np.nan_to_num(table.quality, nan=-1.0) / MOS_BIN).astype(np.int64)
+    bands = {step: f"{step * MOS_BIN:.1f}-{(step + 1) * MOS_BIN:.1f}" for step in range(int(bins.max()) + 1)}
+    levels = {level: str(level) for level in range(int(space.level.max()) + 1)}  # none where all are -1
+    found = {
+        "class": np.where(table.is_bonafide, BONAFIDE, SPOOF),
+        "attack": attack if set(attack.tolist()) - {"", SPOOF} else np.full(len(table), ""),
+        "quality_level": _named(space.level, levels),
+        "mos": _named(bins, bands),
+        "speaker": np.where(table.speaker == UNKNOWN, "", table.speaker),
+        "corpus": space.corpus,
+    }
+    return {kind: names for kind, names in found.items() if (names != "").any()}
+
+
+def _named(codes: NDArray[np.int64], names: Mapping[int, str]) -> Names:
+    return np.array([names.get(code, "") for code in codes.tolist()])
+
+
+def assignments(space: Space, nearest: NDArray[np.int64], *, count: int) -> Report:
+    """How many trials of each group lie nearest to each of `count` centroids: kind -> group -> counts.
+
+    Of speakers the most frequent are told, those first.
+    """
+    found = {}
+    for kind, members in groups(space).items():
+        names, codes = np.unique(members, return_inverse=True)
+        table = np.bincount(codes * count + nearest, minlength=len(names) * count).reshape(-1, count)
+        told = {str(name): counts.tolist() for name, counts in zip(names, table, strict=True) if name}
+        if kind == "speaker":
+            told = dict(sorted(told.items(), key=lambda item: -sum(item[1]))[:SPEAKERS])
+        found[kind] = told
+    return found
+
+
+def distances(space: Space, distance: Floats) -> Report:
+    """How far the trials of each condition lie from the nearest centroid: group -> n, mean, quantiles."""
+    condition = space.condition
+    return {
+        str(name): {"n": len(own), "mean": own.mean(), "quantiles": np.quantile(own, QUANTILES).tolist()}
+        for name in sorted(set(condition.tolist()), key=lambda name: (name != BONAFIDE, name))
+        for own in [distance[condition == name]]
+    }
+
+
+def path(vectors: NDArray[np.float32] | None, *, normalize: bool) -> Report | None:
+    """How far centroids (epochs, K, E) moved in each epoch, and how far they are from those of the last one.
+
+    Each is measured to itself, by cosine or Euclidean distance; None before the first epoch, which has none before it.
+    """
+    if vectors is None or not len(vectors):
+        return None
+    way = vectors.astype(np.float64)
+    nothing: list[list[float | None]] = [[None] * way.shape[1]]
+    return {
+        "epochs": list(range(1, len(way) + 1)),
+        "moved": nothing + between(way[1:], way[:-1], normalize=normalize).tolist(),
+        "to_last": between(way, way[-1:], normalize=normalize).tolist(),
+    }
+
+
+def similarity(vectors: NDArray[np.float32]) -> list[list[float]]:
+    """The cosines between centroids (K, E)."""
+    units = unit(vectors.astype(np.float64))
+    cosines: list[list[float]] = (units @ units.T).clip(-1, 1).tolist()
+    return cosines
+
+
+def purity(is_bonafide: NDArray[np.bool_], nearest: NDArray[np.int64]) -> float:
+    """The share of trials that are of the same class as most trials with the same nearest centroid.
+
+    1: every centroid has one class near it. With one centroid it is the share of the larger class, the least there is.
+    """
+    spoof = np.bincount(nearest[~is_bonafide], minlength=nearest.max() + 1)
+    bonafide = np.bincount(nearest[is_bonafide], minlength=nearest.max() + 1)
+    return float(np.maximum(spoof, bonafide).sum() / len(nearest))
+
+
+def silhouette(space: Space, *, normalize: bool) -> float | None:
+    """The mean silhouette of the classes, -1 to 1, on a seeded sample; None where that is of one class or all alone.
+
+    Of a trial it is (b − a) / max(a, b), with the mean distances a to its own class and b to the other (Rousseeuw,
+    1987), by cosine or Euclidean distance.
+    """
+    from sklearn.metrics import silhouette_score
+
+    order = np.random.default_rng(SEED).permutation(len(space.trials))
+    rows = np.sort(order[:SILHOUETTE_SAMPLE])
+    classes = space.trials.is_bonafide[rows]
+    if len(rows) < 3 or classes.all() or not classes.any():
+        return None
+    vectors = compared(space.vectors[rows], normalize=normalize).astype(np.float64)
+    return float(silhouette_score(vectors, classes, metric=_metric(normalize)))
+
+
+def auc(near: Floats, far: Floats) -> float:
+    """The probability that a number of `far` is above one of `near`, ties counting half."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate((near, far)))[len(near) :]
+    return float((ranks.sum() - len(far) * (len(far) + 1) / 2) / (len(near) * len(far)))
+
+
+def hardest(name: str, space: Space, *, training: Trials, search: Search) -> list[Report]:
+    """The bona fide that score lowest and the spoof that score highest, each with its nearest training utterances.
+
+    `search` is that of the training set's embeddings: its distances are Euclidean between embeddings as scoring
+    compares them, whatever the distance to centroids is.
+    """
+    bonafide, spoof = (np.flatnonzero(own) for own in (space.trials.is_bonafide, ~space.trials.is_bonafide))
+    lowest = bonafide[np.argsort(space.scores[bonafide], kind="stable")][:HARDEST]
+    highest = spoof[np.argsort(-space.scores[spoof], kind="stable")][:HARDEST]
+    rows = np.concatenate((lowest, highest))
+    apart, ids = search(np.asarray(space.vectors[rows]), NEIGHBOURS)
+    return [
+        {"set": name}
+        | _trial(space.trials, row)
+        | {"score": float(space.scores[row])}
+        | {"neighbours": [_trial(training, i) | {"distance": float(d)} for d, i in zip(*near, strict=True) if i >= 0]}
+        for row, *near in zip(rows.tolist(), apart.tolist(), ids.tolist(), strict=True)
+    ]
+
+
+def _trial(table: Trials, row: int) -> Report:
+    label = BONAFIDE if table.is_bonafide[row] else SPOOF
+    return {"utterance": str(table.utterance[row]), "label": label, "attack": str(table.attack[row])}
+
+
+def analyse(
+    run: str,
+    spaces: Mapping[str, Space],
+    centroids: Centroids,
+    *,
+    over_training: NDArray[np.float32] | None,
+    search: Search,
+) -> Report:
+    """The analysis of a run, ready for JSON.
+
+    Args:
+        spaces: set -> its trials and embeddings; the first one is the training set.
+        over_training: (epochs, K, E), the centroids after each epoch, where they were kept.
+        search: finds the nearest of the training set's embeddings, as `Embeddings.search` does.
+    """
+    train, *others = spaces
+    to = places(centroids, spaces[train])
+    near = {name: to.nearest(space.vectors) for name, space in spaces.items()}
+    clouds = {name: _clouds(space, normalize=to.normalize) for name, space in spaces.items()}
+    report = {
+        "run": run,
+        "centroids": len(to.vectors),
+        "embedding_dim": int(to.vectors.shape[1]),
+        "distance": _metric(to.normalize),
+        "train": train,
+        "sets": list(spaces),
+        "similarity": similarity(centroids.vectors),
+        "assignments": {
+            name: assignments(space, near[name][0], count=len(to.vectors)) for name, space in spaces.items()
+        },
+        "distances": {name: distances(space, near[name][1]) for name, space in spaces.items()},
+        "path": path(over_training, normalize=to.normalize),
+        "geometry": {name: _geometry(space, near[name][0], clouds[name], to) for name, space in spaces.items()},
+        "shift": {
+            name: shift(
+                near[name][1][space.trials.is_bonafide],
+                near[train][1][spaces[train].trials.is_bonafide],
+                apart=float(between(clouds[name][0].mean, clouds[train][0].mean, normalize=to.normalize)),
+            )
+            for name, space in spaces.items()
+        },
+        "hardest": [
+            trial
+            for name in others
+            for trial in hardest(name, spaces[name], training=spaces[train].trials, search=search)
+        ],
+    }
+    rounded: Report = _rounded(report)
+    return rounded
+
+
+def _clouds(space: Space, *, normalize: bool) -> tuple[Cloud, Cloud]:
+    """Bona fide and spoof."""
+    kept = space.trials.is_bonafide
+    return cloud(space.vectors, kept, normalize=normalize), cloud(space.vectors, ~kept, normalize=normalize)
+
+
+def _geometry(space: Space, nearest: NDArray[np.int64], clouds: tuple[Cloud, Cloud], to: Places) -> Report:
+    whole, within, between = merged(clouds)
+    dimensions = zip(("all", BONAFIDE, SPOOF), (whole, *clouds), strict=True)
+    return {
+        "purity": purity(space.trials.is_bonafide, nearest),
+        "silhouette": silhouette(space, normalize=to.normalize),
+        "within": within,
+        "between": between,
+        "effective_dimension": {name: each.dimension for name, each in dimensions},
+    }
+
+
+def shift(distance: Floats, in_training: Floats, *, apart: float) -> Report:
+    """How much farther the bona fide of a set lie from the nearest centroid than those of the training set.
+
+    Args:
+        distance, in_training: of bona fide trials, of the set and of the training set. apart: of the two means.
+    """
+    if not len(distance) or not len(in_training):
+        return {"bonafide_to_train": None, "bonafide_distance": None, "ratio": None, "auc": None}
+    mean, usual = float(distance.mean()), float(in_training.mean())
+    return {
+        "bonafide_to_train": apart,
+        "bonafide_distance": mean,
+        "ratio": mean / usual if usual > 0 else None,
+        "auc": auc(in_training, distance),
+    }
+
+
+def _metric(normalize: bool) -> str:
+    return "cosine" if normalize else "euclidean"
+
+
+def unit(vectors: Floats) -> Floats:
+    """Vectors (..., E) at unit length; zeros stay zeros."""
+    units: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), NORM_FLOOR)
+    return units
+
+
+def _blocks(vectors: NDArray[np.float32], *, normalize: bool) -> Iterator[tuple[slice, Floats]]:
+    """Embeddings (N, E) as scoring compares them, (B, E) float64 at a time, and the rows that they are of."""
+    for start in range(0, len(vectors), BLOCK):
+        rows = slice(start, start + BLOCK)
+        yield rows, compared(np.asarray(vectors[rows]), normalize=normalize).astype(np.float64)
+
+
+def _rounded(node: Any) -> Any:
+    """A report with its numbers to a few digits; what is not finite, as in an epoch that diverged, is None."""
+    if isinstance(node, dict):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_rounded(value) for value in node]
+    if isinstance(node, float):
+        return float(f"{node:.{DIGITS}g}") if math.isfinite(node) else None
+    return node

@@ -1,0 +1,1 @@
+"""From a file to the window of samples that the encoder hears."""

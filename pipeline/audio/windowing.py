@@ -1,0 +1,30 @@
+"""The window that the encoder hears: the first samples of an utterance; a shorter one is repeated or zero-padded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000  # Hz
+MIN_SAMPLES = 400  # at 16 kHz: 25 ms, the receptive field of one wav2vec 2.0 frame
+
+Pad = Literal["repeat", "zero"]
+Samples = NDArray[np.float32]
+
+
+# Windows
+
+
+def window(samples: Samples, *, length: int, pad: Pad) -> tuple[Samples, int]:
+    """The first `length` samples, (length,), and how many of them are valid.
+
+    A shorter signal is repeated from its start (`repeat`: all samples are valid, as in the public countermeasures) or
+    followed by zeros (`zero`: only its own samples are valid).
+    """
+    if len(samples) >= length:
+        return samples[:length], length
+    if pad == "repeat":
+        return np.resize(samples, length), length
+    return np.pad(samples, (0, length - len(samples))), len(samples)

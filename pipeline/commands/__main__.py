@@ -1,0 +1,5 @@
+"""`python -m pipeline.commands`: the same as `bonafide`."""
+
+from pipeline.commands import main
+
+main()

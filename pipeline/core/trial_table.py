@@ -1,0 +1,233 @@
+"""The trial table: which utterances a set holds and what is known of each.
+
+A table is a frozen record of NumPy columns, one row a trial, in the order of the protocol. `from_rows` makes it and
+checks everything that can be checked without opening audio.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.errors import InputError, listing
+
+LABELS = ("bonafide", "spoof")
+COLUMNS = ("utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality", "content")
+UNKNOWN = "-"
+MOS_RANGE = (0.0, 6.0)  # wider than the scale's 1..5: published estimates reach from 0.51 to 5.07
+PLAIN_PATH = re.compile(r"(?!\.)[^/\\:]+(/(?!\.)[^/\\:]+)*").fullmatch  # most paths: no dots ahead, nothing doubled
+
+
+class Row(NamedTuple):
+    """One trial as an adapter read it; `where` names its file and line for error messages."""
+
+    where: str
+    utterance: str
+    path: str
+    label: str
+    speaker: str = UNKNOWN
+    attack: str = UNKNOWN
+    quality: str = ""
+    content: str = ""
+    codec: str = UNKNOWN
+    vocoder: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Trials:
+    """N trials, column by column.
+
+    utterance, path, speaker, attack, codec, vocoder: (N,) str, "-" where unknown or not applicable; attack and vocoder
+    say how a spoof was made. `path` is relative to the corpus root, with forward slashes.
+    is_bonafide: (N,) bool. quality: (N,) float64, MOS on the scale 1..5, nan where unknown.
+    content: (N,) str, digest of the audio file's bytes; empty until `prepare` has read it.
+    """
+
+    utterance: NDArray[np.str_]
+    path: NDArray[np.str_]
+    speaker: NDArray[np.str_]
+    is_bonafide: NDArray[np.bool_]
+    attack: NDArray[np.str_]
+    codec: NDArray[np.str_]
+    vocoder: NDArray[np.str_]
+    quality: NDArray[np.float64]
+    content: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.utterance)
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Trials:
+        """The trials of the given rows, in their order."""
+        return Trials(**{name: column[rows] for name, column in vars(self).items()})
+
+
+def pool(tables: Mapping[str, Trials]) -> Trials:
+    """The trials of several sets as one table, in the order of the sets.
+
+    Raises InputError where two sets name one utterance.
+    """
+    sets: dict[str, str] = {}
+    twice = [
+        f"{utterance}: in {sets[utterance]} and {name}"
+        for name, table in tables.items()
+        for utterance in table.utterance.tolist()
+        if sets.setdefault(utterance, name) != name
+    ]
+    if twice:
+        raise InputError(f"expected every utterance in one of {', '.join(tables)}, got:\n{listing(twice)}")
+    columns = [vars(table) for table in tables.values()]
+    return Trials(**{name: np.concatenate([column[name] for column in columns]) for name in columns[0]})
+
+
+def _mos(text: str) -> float:
+    """MOS from a cell; empty is unknown (nan). Raises ValueError where it is no MOS."""
+    if text in ("", UNKNOWN, "nan"):
+        return float("nan")
+    value = float(text)
+    if not MOS_RANGE[0] <= value <= MOS_RANGE[1]:
+        raise ValueError
+    return value
+
+
+def _clean(path: str) -> str:
+    """A path below the corpus root in its plain form; empty where it is none.
+
+    Lexical on purpose: a link below the root is the user's own doing, a manifest may come from anywhere.
+    """
+    if PLAIN_PATH(path):
+        return path
+    clean = posixpath.normpath(path.replace("\\", "/"))
+    outside = not path or clean in (".", "..") or clean.startswith(("/", "../")) or clean[1:2] == ":"
+    return "" if outside else clean
+
+
+def _problem(row: Row) -> str | None:
+    """What is wrong with one row, or None."""
+    if row.utterance.split() != [row.utterance]:
+        return f"expected an utterance name without white space, got {row.utterance!r}"
+    if row.label not in LABELS:
+        return f"utterance {row.utterance}: expected label bonafide or spoof, got {row.label!r}"
+    if not _clean(row.path):
+        return f"utterance {row.utterance}: expected a path below the corpus root, got {row.path!r}"
+    try:
+        _mos(row.quality)
+    except ValueError:
+        return f"utterance {row.utterance}: expected a quality (MOS) from 0 to 6 or nothing, got {row.quality!r}"
+    return None
+
+
+def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
+    """Check rows and gather them into a table.
+
+    Raises InputError, with all problems by file and line, for a label, path, name or quality that is not valid, an
+    utterance listed twice, no trials at all, or only one of the two classes.
+    """
+    kept = list(rows)
+    names = [row.utterance for row in kept]
+    paths = [_clean(row.path) for row in kept]
+    try:
+        quality = [_mos(row.quality) for row in kept]
+    except ValueError:
+        quality = []
+    whole = len(set(names)) == len(names) == len("\n".join(names).split()) == len(quality)
+    if not (whole and all(paths) and {row.label for row in kept} <= set(LABELS)):
+        raise InputError(_problems(kept))
+    found = {row.label for row in kept}
+    if found != set(LABELS):
+        have = f"only {found.pop()}" if found else "no trials"
+        raise InputError(
+            f"{source}: expected bona fide and spoof trials, got {have}; check the split and the label column"
+        )
+    return Trials(
+        utterance=np.array(names),
+        path=np.array(paths),
+        speaker=np.array([row.speaker or UNKNOWN for row in kept]),
+        is_bonafide=np.array([row.label == LABELS[0] for row in kept]),
+        attack=np.array([row.attack or UNKNOWN for row in kept]),
+        codec=np.array([row.codec or UNKNOWN for row in kept]),
+        vocoder=np.array([row.vocoder or UNKNOWN for row in kept]),
+        quality=np.array(quality),
+        content=np.array([row.content for row in kept]),
+    )
+
+
+def _problems(rows: Sequence[Row]) -> str:
+    """What is wrong with rows that cannot all be used, by file and line."""
+    problems: list[str] = []
+    first: dict[str, str] = {}
+    for row in rows:
+        problem = _problem(row)
+        if problem is None and row.utterance in first:
+            problem = f"utterance {row.utterance} is listed twice, first at {first[row.utterance]}"
+        if problem is not None:
+            problems.append(f"{row.where}: {problem}")
+        first.setdefault(row.utterance, row.where)
+    return f"{len(problems)} of {len(rows)} trials cannot be used; mend or remove them:\n{listing(problems)}"
+
+
+def to_csv(trials: Trials) -> str:
+    """The table as CSV text with the header `COLUMNS`; the same table gives the same bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    columns = {name: column.tolist() for name, column in vars(trials).items()}
+    columns["label"] = [LABELS[0] if bonafide else LABELS[1] for bonafide in columns["is_bonafide"]]
+    columns["quality"] = ["" if math.isnan(mos) else repr(mos) for mos in columns["quality"]]
+    writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
+    return text.getvalue()
+
+
+def read(path: Path) -> Trials:
+    """Read a table that `to_csv` made. Raises InputError, with the line, where it is not one."""
+    if not path.is_file():
+        raise InputError(f"{path}: no trial table there; run `dvc repro prepare`")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if tuple(header) != COLUMNS:
+                expected = ",".join(COLUMNS)
+                raise InputError(f"{path}:1: expected the columns {expected}, got {','.join(header)}; run `dvc repro`")
+            return from_rows(_rows(path, reader), source=str(path))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a trial table as CSV in UTF-8; {error}; run `dvc repro prepare`") from None
+
+
+def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[Row]:
+    name = str(path)
+    for number, cells in enumerate(reader, start=2):
+        if len(cells) != len(COLUMNS):
+            raise InputError(
+                f"{path}:{number}: expected {len(COLUMNS)} cells, got {len(cells)}; run `dvc repro prepare`"
+            )
+        utterance, file, speaker, label, attack, codec, vocoder, quality, content = cells
+        where = f"{name}:{number}"
+        yield Row(where, utterance, file, label, speaker, attack, quality, content, codec, vocoder)
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 text of a table, whoever wrote it. Raises InputError for other bytes."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path}: expected UTF-8 text, got byte {byte:#x}; save it as UTF-8") from None
+
+
+def fingerprint(trials: Trials) -> str:
+    """Sixteen hex digits over the ordered utterances and the bytes of their files; labels do not change features."""
+    digest = hashlib.sha256()
+    for utterance, content in zip(trials.utterance, trials.content, strict=True):
+        digest.update(f"{utterance}\t{content}\n".encode())
+    return digest.hexdigest()[:16]

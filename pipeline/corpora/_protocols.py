@@ -1,0 +1,290 @@
+"""Protocol and key files of the public corpora: which corpus one belongs to, and the cells of its lines.
+
+A protocol lists trials and their class; a key is the protocol of an evaluation. A file is recognised by its first lines
+alone, so a key can be read without its audio, and one that is given for another corpus is named.
+
+corpus            a line; [MOS] stands in some files only
+asvspoof2019_la   LA_0079 LA_T_1138215 - - bonafide [MOS]
+asvspoof2021_la   LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval
+asvspoof2021_df   LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim progress traditional_vocoder - - - -
+asvspoof5         E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -
+in_the_wild       0.wav,Alec Guinness,spoof[,MOS]           the header file,speaker,label stands in some files only
+for_norm          fake/file1848.wav_16k.wav_norm.wav_mono.wav_silence,spoof                  header file,label
+manifest          any CSV file whose header has the columns utterance, path, label, split
+table             what `prepare` writes, see `pipeline.core.trial_table`
+
+Sources: the files themselves, or the documents that the adapters in `pipeline/corpora/` name.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from pipeline.core.errors import InputError, listing
+from pipeline.core.trial_table import COLUMNS
+
+TABLE, MANIFEST = "table", "manifest"
+MANIFEST_COLUMNS = ("utterance", "path", "label", "split")
+SPLIT_OF = {"T": "train", "D": "dev", "E": "eval"}  # the letter in the names of ASVspoof utterances
+PHASES = ("eval", "progress", "hidden")  # the words of the ASVspoof 2021 keys
+ALL = "all"
+SHOWN = 100  # characters of a line in a message
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the lines of a corpus look like.
+
+    cells: what a line holds, in order; a MOS may follow where `mos`. name: the cell that tells the corpora apart, and
+    pattern: what it looks like. words: the labels. splits: what `split` may be, the default first. source: where the
+    file is found. comma: a CSV file, with or without its header; else white space parts the cells.
+    """
+
+    cells: str
+    name: str
+    pattern: str
+    words: tuple[str, ...]
+    splits: tuple[str, ...]
+    source: str
+    mos: bool = False
+    comma: bool = False
+
+    def __str__(self) -> str:
+        line = self.cells + (" [MOS]" if self.mos else "")
+        return line.replace(" ", ",") if self.comma else line
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the cells."""
+        return self.cells.split()
+
+    def is_header(self, cells: Sequence[str]) -> bool:
+        """Whether cells are the header of a CSV file."""
+        return self.comma and list(cells[: len(self.columns)]) == self.columns
+
+    def fits(self, cells: Sequence[str]) -> bool:
+        """Whether cells are a trial of this corpus."""
+        if len(cells) - len(self.columns) not in ((0, 1) if self.mos else (0,)):
+            return False
+        name, label = cells[self.columns.index(self.name)], cells[self.columns.index("label")]
+        return bool(re.fullmatch(self.pattern, name)) and label in self.words
+
+
+FORMATS = {
+    "asvspoof2019_la": Format(
+        cells="speaker utterance - attack label",
+        mos=True,
+        name="utterance",
+        pattern="LA_[TDE]_[0-9]+",
+        words=("bonafide", "spoof"),
+        splits=("train", "dev", "eval"),
+        source="a file ASVspoof2019.LA.cm.*.txt of ASVspoof2019_LA_cm_protocols",
+    ),
+    "asvspoof2021_la": Format(
+        cells="speaker utterance codec transmission attack label trim phase",
+        name="utterance",
+        pattern="LA_E_[0-9]+",
+        words=("bonafide", "spoof"),
+        splits=(*PHASES, ALL),
+        source="keys/LA/CM/trial_metadata.txt of LA-keys-full.tar.gz",
+    ),
+    "asvspoof2021_df": Format(
+        cells="speaker utterance codec source attack label trim phase vocoder task team gender language",
+        name="utterance",
+        pattern="DF_E_[0-9]+",
+        words=("bonafide", "spoof"),
+        splits=(*PHASES, ALL),
+        source="keys/DF/CM/trial_metadata.txt of DF-keys-full.tar.gz",
+    ),
+    "asvspoof5": Format(
+        cells="speaker utterance gender codec codec_q codec_seed attack_tag attack label -",
+        name="utterance",
+        pattern="[TDE]_[0-9]+",
+        words=("bonafide", "spoof"),
+        splits=("train", "dev", "eval"),
+        source="ASVspoof5.train.tsv, ASVspoof5.dev.track_1.tsv or ASVspoof5.eval.track_1.tsv",
+    ),
+    "in_the_wild": Format(
+        cells="file speaker label",
+        mos=True,
+        comma=True,
+        name="file",
+        pattern=r"[0-9]+\.wav",
+        words=("bona-fide", "spoof"),
+        splits=("eval",),
+        source="meta.csv of release_in_the_wild",
+    ),
+    "for_norm": Format(
+        cells="file label",
+        comma=True,
+        name="file",
+        pattern="(fake|real)/.+",
+        words=("bona-fide", "spoof"),
+        splits=("eval",),
+        source="a list of for-norm/testing (`pipeline/corpora/for_norm.py` says how to make one)",
+    ),
+}
+
+
+def recognise(path: Path) -> str | None:
+    """Name of the corpus that a protocol belongs to, `manifest`, `table`, or None.
+
+    It looks at the first two lines only. Raises InputError where there is no file, or no UTF-8 text.
+    """
+    head = list(islice((line for line in _lines(path) if not line.isspace()), 2))
+    for corpus, form in FORMATS.items():
+        cells = [_commas(line) if form.comma else line.split() for line in head]
+        body = cells[1:] if cells and form.is_header(cells[0]) else cells
+        if body and form.fits(body[0]):
+            return corpus
+    columns = _commas(head[0]) if head else []
+    if tuple(columns) == COLUMNS:
+        return TABLE
+    return MANIFEST if set(MANIFEST_COLUMNS) <= set(columns) else None
+
+
+def _commas(line: str) -> list[str]:
+    """The cells of a line of a CSV file, none where it is not of one."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
+def default_split(path: Path, corpus: str) -> str:
+    """The split of a protocol whose reader was not told one.
+
+    Phase `eval` for the keys of ASVspoof 2021, which nobody means to pool; what the names of the utterances say for
+    ASVspoof 2019 and 5; the only one for others. Raises InputError for a manifest of several splits.
+    """
+    if corpus == MANIFEST:
+        return _only_split(path)
+    splits = FORMATS[corpus].splits
+    if set(splits) != set(SPLIT_OF.values()):
+        return splits[0]
+    _, (_, utterance, *_) = next(lines(path, corpus))
+    return SPLIT_OF[utterance.rpartition("_")[0][-1:]]
+
+
+def _only_split(path: Path) -> str:
+    """The split of a manifest that has no other."""
+    numbered = csv_cells(path)
+    at = next(numbered)[1].index("split")
+    found = sorted({cells[at] for _, cells in numbered if len(cells) > at})
+    if len(found) != 1:
+        raise InputError(f"{path}: expected trials of one split, got {', '.join(found) or 'none'}; say which to read")
+    return found[0]
+
+
+def check_split(path: Path, corpus: str, split: str) -> None:
+    """Raise InputError for a split that a corpus does not have."""
+    splits = FORMATS[corpus].splits
+    if split not in splits:
+        kind = "phase" if ALL in splits else "split"
+        raise InputError(
+            f"{path}: expected the {kind} {', '.join(splits)} of {corpus}, got {split!r}; set `split` to one of these"
+        )
+
+
+def other_split(where: str, utterance: str, split: str) -> InputError:
+    """The error for an utterance whose name says that it is not of a split."""
+    found = SPLIT_OF.get(utterance.rpartition("_")[0][-1:])
+    mend = f"give the protocol of {split}" + (f", or set `split: {found}`" if found else "")
+    return InputError(f"{where}: expected an utterance of split {split}, got {utterance}; {mend}")
+
+
+def in_phase(where: str, phase: str, split: str) -> bool:
+    """Whether a trial of an ASVspoof 2021 key is of the phase asked for. Raises InputError for an unknown phase."""
+    if phase not in PHASES:
+        raise InputError(f"{where}: expected the phase {', '.join(PHASES)}, got {phase!r}; mend the line")
+    return split in (phase, ALL)
+
+
+def lines(path: Path, corpus: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every trial; a MOS that the file does not have comes as a last, empty cell.
+
+    Blank lines are skipped. Raises InputError with file and line where there is no file, no UTF-8 text or another
+    corpus's protocol, which is named; and, after the last line, for all lines that are cut off or too long.
+    """
+    form = FORMATS[corpus]
+    numbered = _cells(path, form)
+    head = list(islice(numbered, 2))
+    body = head[1:] if head and form.is_header(head[0][1]) else head
+    if not body or not form.fits(body[0][1]):
+        raise _mismatch(path, corpus, *(body[0] if body else (len(head) + 1, [])))
+    width = len(body[0][1])
+    without_mos = form.mos and width == len(form.columns)
+    problems: list[str] = []
+    for number, cells in chain(body, numbered):
+        if len(cells) != width:
+            problems.append(f"{path}:{number}: expected {width} cells, got {len(cells)}: {' '.join(cells)[:SHOWN]!r}")
+            continue
+        if without_mos:
+            cells.append("")
+        yield number, cells
+    if problems:
+        raise InputError(
+            f"{len(problems)} lines are not `{form}` like the first; mend or remove them:\n{listing(problems)}"
+        )
+
+
+def _mismatch(path: Path, corpus: str, number: int, cells: Sequence[str]) -> InputError:
+    """The error for a line that is no trial of a corpus."""
+    got = repr(" ".join(cells)[:SHOWN]) if cells else "the end of the file"
+    return InputError(
+        f"{path}:{number}: expected lines `{FORMATS[corpus]}` of {corpus}, got {got}; {remedy(path, corpus)}"
+    )
+
+
+def remedy(path: Path, corpus: str) -> str:
+    """What to do about a file that is no protocol of a corpus; it names the corpus that the file is of."""
+    other = recognise(path)
+    source = "a CSV file with these columns" if corpus == MANIFEST else FORMATS[corpus].source
+    if other == TABLE:
+        return f"this is a trial table, which `prepare` makes; give {source}"
+    if other and other != corpus:
+        return f"this looks like a protocol of {other}: set `corpus: {other}`"
+    return f"mend the line, or give {source}"
+
+
+def _cells(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every line that is not blank."""
+    if form.comma:
+        yield from csv_cells(path)
+        return
+    for number, line in enumerate(_lines(path), start=1):
+        if cells := line.split():
+            yield number, cells
+
+
+def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every line of a CSV file that is not blank, the header among them.
+
+    Raises InputError with file and line where there is no file, no UTF-8 text, or no CSV.
+    """
+    reader = csv.reader(_lines(path))
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not valid CSV: {error}; is a quote left open?") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with or without a byte order mark."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such protocol or key; check the path")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"{line[error.start]:#x}"
+                raise InputError(f"{path}:{number}: expected UTF-8 text, got byte {byte}; save it as UTF-8") from None
+            yield text.removeprefix("\ufeff")

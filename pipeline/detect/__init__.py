@@ -1,0 +1,5 @@
+"""From an audio file to a verdict, with a run of a project or a package."""
+
+from pipeline.detect.system import Detection, System, Timeline, Unreadable, load, of_parts
+
+__all__ = ["Detection", "System", "Timeline", "Unreadable", "load", "of_parts"]

@@ -1,0 +1,173 @@
+"""The parts of a trained system, found in a project or in a package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.analysis import embeddings
+from pipeline.analysis.embeddings import Embeddings
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.params import EncoderParams, Params
+from pipeline.core.trial_table import Trials
+from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, check, read
+from pipeline.features import receipt_files, specs
+from pipeline.metrics import calibration, scorefile
+from pipeline.metrics.calibration import Calibration
+from pipeline.scoring import centroids, runs
+from pipeline.scoring.centroids import CentroidIndex
+
+PARAMS = Path("params.yaml")  # of the project, in the current folder
+DATA = Path("data")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trained system is made of, and where that lies.
+
+    root: data/ of the project, or the package. train_set: what the run was trained on. encoder: where the encoder comes
+    from; weights: the folder of the fine-tuned one. features: what the features that the run was trained on depend on,
+    the encoder's digest and the window among it. threshold: of the EER on dev; scores above it are accepted.
+    calibration: of scores, by those on dev; None where these cannot be calibrated. explaining: of a package, the sha256
+    of the files that explanations alone need, by name; None in a project.
+    """
+
+    name: str
+    root: Path
+    train_set: str
+    encoder: EncoderParams
+    weights: Path
+    features: dict[str, Any]
+    batch_size: int
+    device: Literal["auto", "cpu", "cuda"]
+    threshold: float
+    calibration: Calibration | None
+    explaining: Mapping[str, str] | None = None
+
+    @property
+    def run(self) -> Path:
+        """The folder of the trained run."""
+        return self.root / "runs" / self.name
+
+    @property
+    def index(self) -> Path:
+        """The folder of its centroid index."""
+        return self.root / "index" / self.name
+
+    @property
+    def embeddings(self) -> Path:
+        """The folder of the training set's embeddings, which is there for analysed runs alone."""
+        return self.root / "embeddings" / self.name / self.train_set
+
+    @property
+    def trials(self) -> Path:
+        """The trial table of the training set."""
+        return self.root / "trials" / f"{self.train_set}.csv"
+
+    def centroid_index(self) -> CentroidIndex:
+        """The centroid index. Raises InputError where its centroids are not the run's."""
+        found = centroids.read(self.index)
+        if not found.centroids().same_as(runs.centroids(self.run)):
+            raise InputError(f"{self.index}: not the centroids of {self.run}; run `dvc repro flow/index/dvc.yaml`")
+        return found
+
+    def training(self) -> tuple[Embeddings, Trials]:
+        """The embeddings of the training set and its trials, read once.
+
+        Raises InputError where the run was not analysed, or files of a package are not those that it lists.
+        """
+        return self._training
+
+    @cached_property
+    def _training(self) -> tuple[Embeddings, Trials]:
+        if not self.embeddings.is_dir():
+            raise InputError(
+                f"{self.embeddings}: no embeddings of the training set there, which explanations need; name the run in "
+                "the section `analyse` of params.yaml, run `dvc repro flow/analyse/dvc.yaml`, and make a package anew"
+            )
+        if self.explaining is not None:
+            needed = [*(self.embeddings / name for name in EMBEDDED), self.trials]
+            check(self.root, self.explaining, needed=[path.relative_to(self.root).as_posix() for path in needed])
+        table = trial_table.read(self.trials)
+        return embeddings.of_run(self.embeddings, self.run, self.train_set, table), table
+
+
+def find(run: str | Path) -> Parts:
+    """The parts of a run of the project in the current folder, by its name, or of the package in a folder.
+
+    Raises InputError where there is neither, where a part is missing, or where parts do not belong together.
+    """
+    folder = Path(run)
+    if (folder / CARD_FILE).is_file():
+        return _of_package(folder)
+    there = sorted(path.parent.name for path in (DATA / "runs").glob(f"*/{runs.CARD_FILE}"))
+    if str(run) not in there:
+        known = f"data/runs has {', '.join(there)}" if there else "there is no data/runs with runs in this folder"
+        raise InputError(
+            f"{run}: expected the name of a run of the project in the current folder, or the folder of a package "
+            f"(with {CARD_FILE}); {known}"
+        )
+    return _of_project(str(run), params_file.load(PARAMS))
+
+
+def _of_project(name: str, settings: Params) -> Parts:
+    run = DATA / "runs" / name
+    facts = runs.card(run)
+    receipt = receipt_files.read_receipts(DATA / "features" / "dev.json")["dev"]
+    if receipt["digest"] != facts["features"]["dev"] or specs.fingerprint(receipt["encoder"]) != _trained_on(facts):
+        raise InputError(f"{run}: trained on other features than data/features/dev.json tells of; run `dvc repro`")
+    return Parts(
+        name=name,
+        root=DATA,
+        train_set=facts["train"]["set"],
+        encoder=settings.encoder,
+        weights=DATA / "finetuned",
+        features=receipt["encoder"],
+        batch_size=settings.extract.first_batch,
+        device=settings.extract.device,
+        threshold=float(facts["dev_threshold"]),
+        calibration=_calibration(DATA / "dev_scores" / f"{name}.txt"),
+    )
+
+
+def _trained_on(facts: dict[str, Any]) -> Any:
+    """The fingerprint of the encoder and window that a run was trained with."""
+    return facts["kind"]["encoder"]
+
+
+def _calibration(path: Path) -> Calibration | None:
+    """The calibration by a score file that carries its key; None where its scores cannot be calibrated."""
+    if not path.is_file():
+        raise InputError(f"{path}: no score file there; run `dvc repro -f train`")
+    found = scorefile.parse(path)
+    dev = scorefile.own_key(found)
+    try:
+        return calibration.fit(found.score[dev.is_bonafide], found.score[~dev.is_bonafide])
+    except ValueError:
+        return None
+
+
+def _of_package(folder: Path) -> Parts:
+    card, explaining = read(folder)
+    encoder, features = card.encoder, card.features.model_dump()
+    if specs.fingerprint(features) != _trained_on(runs.card(folder / "runs" / card.name)):
+        raise InputError(f"{folder / CARD_FILE}: the run was trained on other features than the card tells; {AGAIN}")
+    if encoder.source == ENCODER:
+        encoder = encoder.model_copy(update={"source": str(folder / ENCODER)})
+    return Parts(
+        name=card.name,
+        root=folder,
+        train_set=card.train_set,
+        encoder=encoder,
+        weights=folder / ENCODER,
+        features=features,
+        batch_size=card.batch_size,
+        device="auto",
+        threshold=card.threshold,
+        calibration=card.calibration,
+        explaining=explaining,
+    )

@@ -1,0 +1,102 @@
+"""A trained system with all that detection needs: found in a project, or in a package, one folder that goes anywhere.
+
+    package.json             the card: what the system is, where it comes from, what it got right; digests of the files
+    model_card.md            the card for people
+    runs/<run>/              backend weights, centroids and parameters, as below data/ of the project
+    index/<run>/             the centroid index
+    embeddings/<run>/<set>/  of the training set, where the run was analysed, and
+    trials/<set>.csv         its trial table, which tells labels and attacks alone
+    encoder/                 config.json and model.safetensors, where no hub name and no seed gives the same weights
+
+Weights are safetensors; nothing is pickled. An encoder that is only named is held against its sha256 when it is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import params_file, trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
+from pipeline.core.params import EncoderParams
+from pipeline.core.trial_table import UNKNOWN, Trials
+from pipeline.detect.assembly import PARAMS, Parts, find
+from pipeline.detect.model_card import card_of, is_local, model_card
+from pipeline.detect.package_card import CARD_FILE, ENCODER, MODEL_CARD_FILE, digest
+from pipeline.scoring import runs
+
+# ---------------------------------------------------------------- writing one
+
+
+def write(run: str, folder: Path) -> dict[str, Any]:
+    """Write a run of the project in the current folder as a package, and give its card; `folder` is whole or not there.
+
+    An older package there is replaced. Raises InputError where the run or a part of it is missing, index, metrics or
+    encoder are not the run's, or a folder of other things is in the way.
+    """
+    if (Path(run) / CARD_FILE).is_file():
+        raise InputError(f"{run}: expected the name of a run of this project, got a package; copy its folder")
+    parts, settings = find(run), params_file.load(PARAMS)
+    check_place(folder, mark=CARD_FILE)
+    parts.centroid_index()
+    beside = folder_beside(folder)
+    there = dataclasses.replace(parts, root=beside)
+    there.run.mkdir(parents=True)
+    for name in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE):
+        shutil.copyfile(parts.run / name, there.run / name)
+    shutil.copytree(parts.index, there.index)
+    if parts.embeddings.is_dir():
+        _, table = parts.training()
+        shutil.copytree(parts.embeddings, there.embeddings)
+        write_text(there.trials, trial_table.to_csv(_labels_alone(table)))
+    named = _write_encoder(parts, settings.encoder, beside / ENCODER)
+    card = card_of(parts, settings, named) | {"files": _digests(beside)}
+    write_text(beside / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_text(beside / MODEL_CARD_FILE, model_card(card))
+    replace_folder(beside, folder, mark=CARD_FILE)
+    return card
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    """Every file of a package but its cards, and the sha256 of its bytes.
+
+    The weights of the encoder are left out: they are read once, and have a digest of their own.
+    """
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    apart = (CARD_FILE, MODEL_CARD_FILE, f"{ENCODER}/model.safetensors")
+    return {name: digest(folder / name) for name in names if name not in apart}
+
+
+def _write_encoder(parts: Parts, source: EncoderParams, folder: Path) -> EncoderParams:
+    """Where a package's encoder comes from; its weights are copied where nothing else brings them along.
+
+    Raises InputError where they are not those that the run was trained with.
+    """
+    from pipeline.encoder import models  # takes seconds to import
+
+    model, card = models.load_deployed(source, weights=parts.weights)
+    if card.weights_sha256 != parts.features["weights_sha256"]:
+        raise InputError(
+            f"{parts.name}: trained on an encoder with weights {parts.features['weights_sha256'][:16]}..., got "
+            f"{card.source} with {card.weights_sha256[:16]}...; run `dvc repro`"
+        )
+    if source.finetune is None and not is_local(source):
+        return source
+    models.save(model, folder)
+    copied = EncoderParams(source=str(folder), normalize=source.normalize)
+    if models.load(copied)[1].weights_sha256 != card.weights_sha256:
+        raise InputError(f"{folder}: read back, the weights of the encoder are not those written; try again")
+    return EncoderParams(source=ENCODER, normalize=source.normalize)
+
+
+def _labels_alone(table: Trials) -> Trials:
+    """A trial table without what a package does not show: speakers, paths, codecs, MOS."""
+    blank = np.full(len(table), UNKNOWN)
+    unknown = dict.fromkeys(("path", "speaker", "codec", "vocoder"), blank)
+    return dataclasses.replace(table, quality=np.full(len(table), np.nan), **unknown)

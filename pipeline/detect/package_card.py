@@ -1,0 +1,107 @@
+"""A package's card `package.json`: what it must hold, read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.analysis import embeddings
+from pipeline.core.errors import InputError, listing
+from pipeline.core.files import read_json
+from pipeline.core.params import EncoderParams, Name, Positive, WindowParams
+from pipeline.metrics.calibration import Calibration
+from pipeline.scoring import centroids, runs
+
+FORMAT = 1  # raised when older packages can no longer be read
+CARD_FILE, MODEL_CARD_FILE = "package.json", "model_card.md"
+ENCODER = "encoder"  # the folder of weights that are copied
+EMBEDDED = (embeddings.VECTORS_FILE, embeddings.INDEX_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
+EXPLAINING = ("embeddings/", "trials/")  # files that explanations alone need
+AGAIN = "copy the package again, or make it anew with `bonafide package`"
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*((-[a-z][a-z0-9_]*){3}-[0-9]+)?$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]  # no ".."
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _carried(encoder: EncoderParams) -> EncoderParams:
+    """An encoder that a package may name. Raises ValueError for a path."""
+    if encoder.finetune is not None or not HUB_NAME.fullmatch(encoder.source):
+        raise ValueError(f"expected {ENCODER!r}, 'random' or a hub name as the source, got {encoder.source!r}")
+    return encoder
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Features(_Section, extra="allow"):
+    """What features depend on; of that, what detection cannot do without."""
+
+    window: WindowParams
+
+
+class _Card(_Section):
+    """What is read again of the card; the rest is for people. Names of files are below the package, never outside."""
+
+    name: RunName
+    train_set: Name
+    encoder: Annotated[EncoderParams, AfterValidator(_carried)]
+    features: _Features
+    batch_size: Positive
+    threshold: float
+    calibration: Calibration | None
+    files: dict[FileName, Digest]
+
+    @property
+    def needed(self) -> list[str]:
+        """The files that detection needs."""
+        run = [f"runs/{self.name}/{file}" for file in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE)]
+        index = [f"index/{self.name}/{file}" for file in (centroids.CARD_FILE, centroids.INDEX_FILE)]
+        encoder = [f"{ENCODER}/config.json"] if self.encoder.source == ENCODER else []
+        return [*run, *index, *encoder]
+
+
+def read(folder: Path) -> tuple[_Card, dict[str, str]]:
+    """The card of a package, and the digests of files that explanations alone need; the others are checked.
+
+    Raises InputError for another card, and naming the files that are not those that it lists.
+    """
+    path = folder / CARD_FILE
+    told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN)
+    if told["format"] != FORMAT:
+        raise InputError(f"{path}: expected format {FORMAT} of packages, got {told['format']!r}; {AGAIN}")
+    try:
+        card = _Card.model_validate_json(json.dumps(told))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}" for problem in error.errors()]
+        raise InputError(f"{path}: not the card of a package; {AGAIN}:\n{listing(problems)}") from None
+    explaining = {name: digest for name, digest in card.files.items() if name.startswith(EXPLAINING)}
+    check(folder, {name: card.files[name] for name in card.files if name not in explaining}, needed=card.needed)
+    return card, explaining
+
+
+def check(folder: Path, files: Mapping[str, str], *, needed: Iterable[str]) -> None:
+    """Raise InputError where files are not as their digests say, or needed ones have none."""
+    if unlisted := [name for name in needed if name not in files]:
+        raise InputError(
+            f"{folder / CARD_FILE}: expected the digests of all files that are needed, got none of {len(unlisted)}; "
+            f"{AGAIN}:\n{listing(unlisted)}"
+        )
+    if wrong := [name for name, wanted in files.items() if digest(folder / name) != wanted]:
+        raise InputError(f"{folder}: {len(wrong)} files are missing or damaged; {AGAIN}:\n{listing(wrong)}")
+
+
+def digest(path: Path) -> str | None:
+    """The sha256 of a file's bytes; None where there is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

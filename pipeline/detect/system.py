@@ -1,0 +1,327 @@
+"""Audio files to scores, the whole chain: decode, window, encode, embed, compare with the centroids.
+
+    from pipeline import detect
+    system = detect.load("linear-qamo-all-clean-1")    # a run of this project, or the folder of a package
+    print(system.score("some.wav"))                    # higher means more bona fide
+
+Every step is the one that extraction and scoring take, features of frames are rounded to float16 as the store rounds
+them, and so the scores are those of the flow: the same numbers where batches have the same shape, else within
+rounding. Of a run on features kept in int8, which are rounded shard by shard, they are those of features that are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.analysis.embeddings import Embeddings
+from pipeline.audio import decode, windowing
+from pipeline.audio.loader import DECODERS, Windows
+from pipeline.audio.windowing import SAMPLE_RATE, Samples
+from pipeline.core import devices
+from pipeline.core.contracts import Tap
+from pipeline.core.devices import Precision
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import LABELS, Trials
+from pipeline.detect import assembly
+from pipeline.detect.assembly import Parts
+from pipeline.encoder import models, xlsr
+from pipeline.extraction.forward import BatchSize, compute
+from pipeline.extraction.identity import FEATURES_VERSION
+from pipeline.features.dataset import Reads
+from pipeline.scoring import runs, scorer
+from pipeline.scoring.centroids import CentroidIndex
+
+NEIGHBOURS = 5  # utterances that explain a detection
+LARGE = 8 * 2**20  # bytes of a file that is decoded by itself: ten minutes of MP3, and 200 MB when decoded
+_ONE_LARGE = threading.Lock()
+
+
+class Neighbour(NamedTuple):
+    """A training utterance near an embedding; distance as scoring compares (see `pipeline.analysis.embeddings`)."""
+
+    utterance: str
+    label: str
+    attack: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a system says of the first window of a file.
+
+    probability: of bona fide where half of all speech is; None where the scores of dev could not be calibrated.
+    centroid: the one most similar to the embedding, from 0. neighbours: nearest first; empty unless asked for.
+    """
+
+    path: Path
+    score: float
+    is_bonafide: bool
+    probability: float | None
+    centroid: int
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+class Unreadable(NamedTuple):
+    """A file that has no score, and why."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Scores over time of W windows, each starting half a window after the one before; the last one ends with the file.
+
+    start, end: (W,) seconds; padding is not counted. score: (W,) float32, nan where the window is silent.
+    """
+
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    score: NDArray[np.float32]
+
+    @property
+    def lowest(self) -> int | None:
+        """The window that is least bona fide; None where all are silent."""
+        return None if np.isnan(self.score).all() else int(np.nanargmin(self.score))
+
+
+class _Head(NamedTuple):
+    """The first window of a file: (S,) samples, and how many of them are valid."""
+
+    path: Path
+    samples: Samples
+    valid: int
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A trained system, ready to score files. threshold: scores above it are accepted as bona fide."""
+
+    parts: Parts
+    encoder: xlsr.Encoder
+    backend: nn.Module
+    index: CentroidIndex
+    layers: tuple[Tap, ...]
+    reads: Reads
+    threshold: float
+
+    @property
+    def window(self) -> int:
+        """Samples at 16 kHz that the encoder sees at once."""
+        return int(self.parts.features["window"]["samples"])
+
+    @cached_property
+    def training(self) -> tuple[Embeddings, Trials]:
+        """Embeddings of the training set, and its trials. Raises InputError where the run was not analysed."""
+        return self.parts.training()
+
+    def score(self, path: str | Path) -> float:
+        """The score of the first window of a file. Raises InputError for a file that cannot be scored."""
+        (found,) = self.detect([path])
+        if isinstance(found, Unreadable):
+            raise InputError(found.why)
+        return found.score
+
+    def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
+        """What the system says of the first window of every file, in order, a batch of files at a time.
+
+        The next batches are decoded while this one is computed on; memory does not grow with the number of files.
+        Raises InputError, before any file is read, where explanations are asked for and there are none.
+        """
+        explained = self.training if explain else None
+        files = (Path(path) for path in paths)
+        with contextlib.closing(_ahead(files, self._head, size=self.parts.batch_size)) as batches:
+            for batch in batches:
+                found = iter(self._tried([head for head in batch if isinstance(head, _Head)], explained))
+                yield from (next(found) if isinstance(head, _Head) else head for head in batch)
+
+    def _head(self, path: Path) -> _Head | Unreadable:
+        try:
+            samples, valid = self._cut(_decoded(path))
+        except InputError as error:
+            return Unreadable(path, str(error))
+        if np.ptp(samples[:valid]) == 0:
+            return Unreadable(path, f"{path}: the first {valid} samples at 16 kHz are silent; cut them off")
+        return _Head(path, samples.copy(), valid)  # a view would keep all of a long file
+
+    def _cut(self, samples: Samples) -> tuple[Samples, int]:
+        return windowing.window(samples, length=self.window, pad=self.parts.features["window"]["pad"])
+
+    def _tried(
+        self, heads: Sequence[_Head], explained: tuple[Embeddings, Trials] | None
+    ) -> Iterable[Detection | Unreadable]:
+        """The detections of a batch; where one of it spoils the batch, each by itself."""
+        try:
+            return self._detections(heads, explained)
+        except InputError as error:
+            if len(heads) == 1:
+                return [Unreadable(heads[0].path, str(error))]
+            return [found for head in heads for found in self._tried([head], explained)]
+
+    def _detections(self, heads: Sequence[_Head], explained: tuple[Embeddings, Trials] | None) -> list[Detection]:
+        if not heads:
+            return []
+        names = [str(head.path) for head in heads]
+        windows = np.stack([head.samples for head in heads]), np.array([head.valid for head in heads])
+        embedded = self.embed(windows, names=names)
+        # float32 as a score file has it, whose digits the threshold has too
+        scores = [float(str(score)) for score in scorer.score(embedded, self.index, names=names)]
+        nearest = self._nearest_centroids(embedded)
+        neighbours = _neighbours(embedded, *explained) if explained else [() for _ in heads]
+        return [
+            Detection(head.path, score, score > self.threshold, self.probability(score), centroid, near)
+            for head, score, centroid, near in zip(heads, scores, nearest, neighbours, strict=True)
+        ]
+
+    def embed(self, windows: Windows, *, names: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (n, E) of n windows: (n, S) samples at 16 kHz and (n,) valid counts.
+
+        Raises InputError naming the window, one of `names`, whose features are not finite or beyond float16.
+        """
+        batch = BatchSize(self.parts.batch_size, grows=False)
+        found = compute(
+            self.encoder, lambda rows: (windows[0][rows], windows[1][rows]), self.layers, batch=batch, names=names
+        )
+        frames, pooled, n_frames = found.blocks()
+        stored = pooled if self.reads == "pooled" else frames
+        features = np.stack([stored[layer] for layer in self.layers], axis=1).astype(np.float32)  # (n, L, T or 2, D)
+        with torch.inference_mode():
+            embedded = self.backend(torch.from_numpy(features), torch.from_numpy(n_frames.astype(np.int64)))
+        return np.asarray(embedded.float().numpy(), dtype=np.float32)
+
+    def _nearest_centroids(self, embedded: NDArray[np.float32]) -> list[int]:
+        similarities = embedded @ self.index.centroids().vectors.T  # (n, K); lengths do not change which is largest
+        nearest: list[int] = similarities.argmax(axis=1).tolist()
+        return nearest
+
+    def probability(self, score: float) -> float | None:
+        """The calibrated probability of bona fide at a prior of one half; None without a calibration."""
+        if self.parts.calibration is None:
+            return None
+        return 0.5 + 0.5 * math.tanh(float(self.parts.calibration.apply(score)) / 2)
+
+    def timeline(self, path: str | Path) -> Timeline:
+        """The scores of a whole file in overlapping windows. Raises InputError for a file that cannot be decoded."""
+        samples = _decoded(Path(path))
+        starts = window_starts(len(samples), window=self.window)
+        scores = np.full(len(starts), np.nan, np.float32)
+        for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // self.parts.batch_size)):
+            cuts = [self._cut(samples[start : start + self.window]) for start in starts[rows]]
+            sounding = [i for i, (cut, valid) in enumerate(cuts) if np.ptp(cut[:valid]) > 0]
+            if sounding:
+                windows = np.stack([cuts[i][0] for i in sounding]), np.array([cuts[i][1] for i in sounding])
+                names = [f"{path} at {starts[rows[i]] / SAMPLE_RATE:.2f} s" for i in sounding]
+                scores[rows[sounding]] = scorer.score(self.embed(windows, names=names), self.index, names=names)
+        end = np.minimum(starts + self.window, len(samples))
+        return Timeline(starts / SAMPLE_RATE, end / SAMPLE_RATE, scores)
+
+
+def load(run: str | Path, *, threshold: float | None = None) -> System:
+    """The system of a run of the project in the current folder, by its name, or of the package in a folder.
+
+    Args:
+        threshold: in place of that of the EER on dev.
+
+    Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
+    """
+    return of_parts(assembly.find(run), threshold=threshold)
+
+
+def of_parts(parts: Parts, *, threshold: float | None = None) -> System:
+    """The system that consists of some parts; see `load`."""
+    facts = runs.card(parts.run)
+    layers = tuple(facts["kind"]["layers"])
+    return System(
+        parts=parts,
+        encoder=_encoder(parts, layers),
+        backend=runs.backend(parts.run),
+        index=parts.centroid_index(),
+        layers=layers,
+        reads=facts["reads"],
+        threshold=parts.threshold if threshold is None else threshold,
+    )
+
+
+def window_starts(samples: int, *, window: int) -> NDArray[np.int64]:
+    """Where overlapping windows start: every half window, and one that ends with the last sample."""
+    last = max(samples - window, 0)
+    return np.unique(np.append(np.arange(0, last + 1, window // 2), last))
+
+
+def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
+    """The encoder on its device. Raises InputError where it is not the one that the run was trained with."""
+    model, card = models.load_deployed(parts.encoder, weights=parts.weights)
+    precision: Precision = "bfloat16" if parts.features.get("compute_dtype") == "bfloat16" else "float32"
+    found = {
+        "weights_sha256": card.weights_sha256,
+        "architecture": card.architecture,
+        "normalize": card.normalize,
+        "compute_dtype": precision,
+        "features_version": FEATURES_VERSION,
+    }
+    if wrong := [key for key in found if found[key] != parts.features.get(key)]:
+        told = ", ".join(f"{key} {parts.features.get(key)}, got {found[key]}" for key in wrong)
+        raise InputError(
+            f"{parts.name}: encoder {card.source}: expected what the run was trained with, {told}; run `dvc repro` in "
+            "the project, or take the encoder and the version of bonafide that the run was made with"
+        )
+    device = devices.device_of(parts.device, key="extract.device")
+    return xlsr.Encoder(model, taps=taps, normalize=card.normalize, precision=precision).to(device)
+
+
+def _decoded(path: Path) -> Samples:
+    """All samples of a file; of large ones, one at a time. Raises InputError for whatever is wrong with it."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        with _ONE_LARGE if path.stat().st_size > LARGE else contextlib.nullcontext():
+            return decode.load(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _ahead(
+    paths: Iterable[Path], load: Callable[[Path], _Head | Unreadable], *, size: int
+) -> Generator[list[_Head | Unreadable]]:
+    """Files loaded by threads, `size` at a time, in order; the next ones are loaded while these are worked on."""
+    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+    waiting: deque[Future[_Head | Unreadable]] = deque()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(load, path))
+            if len(waiting) == 2 * size:
+                yield [waiting.popleft().result() for _ in range(size)]
+        while waiting:
+            yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _neighbours(embedded: NDArray[np.float32], known: Embeddings, table: Trials) -> list[tuple[Neighbour, ...]]:
+    distances, ids = known.search(embedded, NEIGHBOURS)
+    return [
+        tuple(
+            Neighbour(
+                utterance=str(table.utterance[i]),
+                label=LABELS[0] if table.is_bonafide[i] else LABELS[1],
+                attack=str(table.attack[i]),
+                distance=distance,
+            )
+            for distance, i in zip(row, near, strict=True)
+        )
+        for row, near in zip(distances.tolist(), ids.tolist(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""XLSR and its kin: from windows of samples to layer features."""

@@ -1,0 +1,106 @@
+"""The encoder's identity card: source, architecture, normalisation and the sha256 of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import transformers
+from torch import nn
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+
+from pipeline.core.contracts import Tap
+from pipeline.core.errors import InputError
+from pipeline.encoder import checksums
+
+
+@dataclass(frozen=True)
+class Card:
+    """The identity of an encoder: where it came from, what it is, and a sha256 over its weights."""
+
+    source: str
+    weights_sha256: str
+    architecture: dict[str, Any]
+    normalize: Literal["utterance", "none"]
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return int(self.architecture["num_hidden_layers"])
+
+    @property
+    def channels(self) -> int:
+        """Width D of every layer."""
+        return int(self.architecture["hidden_size"])
+
+    def frames(self, samples: int) -> int:
+        """Number of frames that `samples` samples give."""
+        for kernel, stride in zip(self.architecture["conv_kernel"], self.architecture["conv_stride"], strict=True):
+            samples = (samples - kernel) // stride + 1
+        return max(samples, 0)
+
+    def check_taps(self, taps: Sequence[Tap]) -> None:
+        """Raise InputError for a layer that the encoder does not have."""
+        for tap in taps:
+            if tap != "final" and not 0 <= tap <= self.layers:
+                raise InputError(f"extract.layers: expected 0 to {self.layers} or final, got {tap!r}")
+
+
+NAMING = 1  # raise it when loading a file gives its tensors other names or bytes
+
+# What the weights' shapes do not tell of the arithmetic.
+_ARCHITECTURE = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "do_stable_layer_norm",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "conv_bias",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+    # of one kind alone
+    "feat_proj_layer_norm",
+    "num_buckets",
+    "max_bucket_distance",
+)
+
+
+def card_of(
+    model: Wav2Vec2Model,
+    *,
+    source: str,
+    normalize: Literal["utterance", "none"],
+    before: checksums.Facts = (),
+) -> Card:
+    """The card of a model that has all its layers. before: of the files that it was read from, before it was."""
+    by = f"naming {NAMING}, transformers {transformers.__version__}"
+    config = model.config.to_dict()
+    return Card(
+        source=source,
+        weights_sha256=checksums.checksum(before, by=by, compute=lambda: weights_sha256(model)),
+        architecture={name: _plain(config[name]) for name in _ARCHITECTURE if name in config},
+        normalize=normalize,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 over the names, shapes and float32 bytes of all weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""XLSR: windows of samples to the features of chosen layers.
+
+Loads wav2vec 2.0 and its kin of the same structure (HuBERT, WavLM) by hub name or from a local folder through
+transformers, or from a checkpoint of fairseq's, or builds a small one with random weights. Whatever the source, the
+weights are named by a sha256 over their tensors.
+
+Layer k is the output after k transformer layers, 0 is the input of the first: the residual stream, without the
+encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+
+from pipeline.core.contracts import Tap
+from pipeline.core.devices import Precision
+
+Device = Literal["auto", "cpu", "cuda"]
+# Of a group of a convolution: on CPUs with AMX, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums below this,
+# off by more than the sums themselves. XLSR has 64; encoders for tests have fewer than 16.
+FEW_CHANNELS = 16
+NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
+
+
+class Encoder(nn.Module):
+    """An encoder cut above its highest tap.
+
+    Takes windows and gives the features of each tap; nothing above the highest tap is kept or computed. In bfloat16
+    linear maps and convolutions compute, and their weights are kept so. Normalisations, the residual stream between the
+    layers, which grows large, and convolutions of few channels a group stay float32.
+    """
+
+    def __init__(
+        self,
+        model: Wav2Vec2Model,
+        *,
+        taps: tuple[Tap, ...],
+        normalize: Literal["utterance", "none"],
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = taps
+        self.normalize = normalize
+        self.precision = precision
+        self._caught: dict[Tap, Tensor] = {}
+        if "final" not in taps:
+            highest = max(int(tap) for tap in taps)
+            # transformers needs one layer; with only layer 0 tapped its output is dropped
+            model.encoder.layers = model.encoder.layers[: max(highest, 1)]
+        if precision == "float32":  # on a GPU convolutions take the shorter TF32 unless told not to
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        else:  # once, and not by autocast for every batch
+            for part in model.modules():
+                if isinstance(part, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(part):
+                    part.bfloat16()
+        for part in model.modules():
+            if isinstance(part, nn.Conv1d) and part.groups > 1 and part.in_channels < FEW_CHANNELS * part.groups:
+                part.register_forward_pre_hook(_enter_float32)
+                part.register_forward_hook(_leave_float32, always_call=True)
+        model.encoder.layers[0].register_forward_pre_hook(_widen)
+        for tap in taps:
+            if tap == 0:
+                model.encoder.layers[0].register_forward_pre_hook(self._catch_input)
+            elif tap != "final":
+                model.encoder.layers[int(tap) - 1].register_forward_hook(self._catch_output(tap))
+
+    def _catch_input(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._caught[0] = inputs[0]
+
+    def _catch_output(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._caught[tap] = output[0] if isinstance(output, tuple) else output
+
+        return catch
+
+    @torch.inference_mode()
+    def forward(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
+        """Features of every tap for a batch of windows, outside any graph. See `features`."""
+        return self.features(windows, valid)
+
+    def features(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
+        """Features of every tap for a batch of windows; differentiable where the weights are.
+
+        Args:
+            windows: (B, S) float32 samples at 16 kHz.
+            valid: (B,) int, how many samples of each window are signal; the rest is padding. Best on the CPU: asking a
+                GPU for it waits for all that it was given before.
+
+        Returns:
+            tap -> (B, T, D) float32, and n_frames (B,), where `valid` is: how many frames of each are signal.
+        """
+        whole = bool((valid >= windows.shape[1]).all())
+        mask = torch.arange(windows.shape[1], device=windows.device) < valid.to(windows.device)[:, None]  # (B, S)
+        samples = normalized(windows, mask) if self.normalize == "utterance" else windows
+        padded = None if whole else mask.long()
+        half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        try:
+            with half:
+                output = self.model(samples * mask, attention_mask=padded)
+        finally:
+            caught, self._caught = self._caught, {}
+        if "final" in self.taps:
+            caught["final"] = output.last_hidden_state
+        n_frames = self.model._get_feat_extract_output_lengths(valid)
+        return {tap: caught[tap] for tap in self.taps}, n_frames
+
+
+def _widen(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The input of the first layer as float32; sums with what layers give, in whatever precision, then stay it."""
+    return inputs[0].float(), *inputs[1:]
+
+
+def _enter_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    outside = torch.autocast(inputs[0].device.type, enabled=False)
+    outside.__enter__()  # type: ignore[no-untyped-call]
+    module.__dict__.setdefault("outside", []).append(outside)  # a model may be wrapped twice
+    return tuple(x.float() for x in inputs)
+
+
+def _leave_float32(module: nn.Module, _inputs: tuple[Tensor, ...], _output: Any) -> None:
+    module.__dict__["outside"].pop().__exit__(None, None, None)
+
+
+def normalized(windows: Tensor, mask: Tensor) -> Tensor:
+    """Each window (B, S) to zero mean and unit variance over its valid samples."""
+    count = mask.sum(1, keepdim=True)  # (B, 1)
+    mean = (windows * mask).sum(1, keepdim=True) / count
+    centred = (windows - mean) * mask
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / (variance + NORMALIZE_EPS).sqrt()

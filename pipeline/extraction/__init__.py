@@ -1,0 +1,1 @@
+"""Stage one: making feature stores, and looking after them."""

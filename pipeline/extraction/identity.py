@@ -1,0 +1,47 @@
+"""What the parameters ask for, as the spec of a feature store: all that its numbers depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core import trial_table
+from pipeline.core.params import ExtractParams
+from pipeline.core.trial_table import Trials
+from pipeline.encoder.cards import Card
+from pipeline.features.specs import STORAGE, Spec
+
+if TYPE_CHECKING:
+    from pipeline.core.devices import Precision
+
+
+FEATURES_VERSION = 1  # raise it when the same audio and encoder give other numbers
+
+
+def spec_of(trials: Trials, card: Card, params: ExtractParams) -> Spec:
+    """The spec of the store that these parameters ask for."""
+    storage = {} if params.storage == "float16" else {STORAGE: params.storage}
+    return Spec(
+        encoder={
+            "weights_sha256": card.weights_sha256,
+            "architecture": card.architecture,
+            "normalize": card.normalize,
+            "window": params.window.model_dump(),
+            "compute_dtype": precision_of(params),
+            "features_version": FEATURES_VERSION,
+            **storage,
+        },
+        trials=trial_table.fingerprint(trials),
+        utterances=len(trials),
+        frames=card.frames(params.window.samples),
+        channels=card.channels,
+        shard=params.shard,
+    )
+
+
+def precision_of(params: ExtractParams) -> Precision:
+    """What the encoder computes in. Raises InputError where the device is a GPU and there is none."""
+    if params.precision != "auto":
+        return params.precision
+    from pipeline.core import devices  # with torch, which takes a second
+
+    return devices.precision_on(devices.device_of(params.device, key="extract.device"))

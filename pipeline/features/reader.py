@@ -1,0 +1,276 @@
+"""Reading the feature store: the rows of a batch by their addresses.
+
+A shard file is rows of equal length and a tail (`pipeline.features.store`). All shards of an array but the last have
+one size, so a row's place follows from its number. On a disk of this machine the reader reserves addresses for all
+shards of an array side by side, puts a map of each shard file at its place when it is first needed, and gathers the
+rows of a batch by one `torch.index_select` a layer. On an object store it asks for the bytes of all rows of a batch at
+once. A row is held against its checksum when it is first read, on a disk once for each reader: damage is an error,
+never a number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.core.contracts import Tap
+from pipeline.core.errors import InputError
+from pipeline.core.object_store import is_local, read_files, read_ranges
+from pipeline.features import mapped
+from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES, Block, crc32c
+from pipeline.features.specs import layer_array, pooled_array, scale_array
+from pipeline.features.store import REPAIR, Store
+
+# Files a reader maps before it forgets them all. The kernel allows 65,530 maps a process; a file takes up to two, as it
+# parts the reserved addresses around it, and training has two readers or, with pools, more.
+MOST_MAPS = 10_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shard files of one array: rows of a shape and dtype, `shard` of them in every file but the last."""
+
+    row: tuple[int, ...]
+    dtype: str
+    shard: int
+
+    @property
+    def length(self) -> int:
+        """Bytes from one row to the next."""
+        return math.prod(self.row) * np.dtype(self.dtype).itemsize + CRC_BYTES
+
+    @property
+    def tail(self) -> int:
+        """Bytes of a file's index and its checksum."""
+        return self.shard * INDEX_ENTRY_BYTES + CRC_BYTES
+
+    @property
+    def stride(self) -> int:
+        """Bytes of addresses that a file needs, in whole pages."""
+        return -(-(self.shard * self.length + self.tail) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    def check(self, path: Path, data: NDArray[np.uint8], *, rows: int) -> None:
+        """Raises InputError where the bytes of a file are not `rows` rows of this layout with a sound index."""
+        size, index = rows * self.length + self.tail, data[-self.tail : -CRC_BYTES]
+        if len(data) != size or crc32c(index).tobytes() != data[-CRC_BYTES:].tobytes():
+            raise InputError(
+                f"{path}: expected {size} bytes with a sound index, got {len(data)}; "
+                f"the shard is cut off or damaged; {REPAIR}"
+            )
+        entries = np.ascontiguousarray(index).view("<u8").reshape(self.shard, 2)[:rows]
+        if (entries[:, 0] != np.arange(rows) * self.length).any() or (entries[:, 1] != self.length).any():
+            raise InputError(f"{path}: not a shard that this project wrote; {REPAIR}")
+
+
+class Reader:
+    """Rows of chosen layers and views of a complete store, straight into a batch.
+
+    Utterance i of the v-th view has the address v · N + i: the first view's addresses are the utterances' numbers.
+    Frames are given as float16 and means and standard deviations as float32, however they are stored. at_hand says
+    whether a row is a copy in memory away, and not a round trip.
+    """
+
+    def __init__(self, store: Store, *, views: Sequence[str], layers: Sequence[Tap], pooled: bool) -> None:
+        spec = store.spec
+        self.spec = spec
+        names = [pooled_array(layer) if pooled else layer_array(layer) for layer in layers]
+        arrays = [[f"{view}/{name}" for name in names] for view in views]  # view -> layer -> array
+        self.row: tuple[int, ...] = (len(names), 2 if pooled else spec.frames, spec.channels)
+        self.dtype = torch.float32 if pooled else torch.float16
+        self.n_frames = _read_frames(store)
+        self.at_hand = is_local(store.path)
+        layout = Layout(self.row[1:], "float32" if pooled else spec.storage, spec.shard)
+        self._files: _Files = (_Maps if self.at_hand else _Ranges)(store, arrays, layout)
+        self._stored: torch.dtype = getattr(torch, layout.dtype)
+        self._scales = None if self._stored == self.dtype else torch.from_numpy(_read_scales(store, views, layers))
+
+    def gather(self, addresses: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
+        """Rows (B,) of all layers in one tensor (B, L, T, D) float16, or (B, L, 2, D) float32, made or given as `out`.
+
+        Raises InputError where a shard file is missing or not what the store's spec says.
+        """
+        if out is None:
+            out = torch.empty((len(addresses), *self.row), dtype=self.dtype)
+        views, rows = np.divmod(addresses, self.spec.utterances)
+        shards, places = np.divmod(rows, self.spec.shard)
+        slots = views * self.spec.shards + shards
+        if self._scales is None:
+            self._files.take(slots, places, out)
+            return out
+        steps = torch.empty((len(addresses), *self.row), dtype=self._stored)
+        self._files.take(slots, places, steps)
+        scales = self._scales[torch.from_numpy(slots)]  # (B, L, D)
+        for layer in range(self.row[0]):
+            out[:, layer] = steps[:, layer] * scales[:, layer, None]
+        return out
+
+
+class _Files(Protocol):
+    """Shard files of some arrays; a slot is a shard of a view: view · shards + shard."""
+
+    def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
+        """Fill out (B, L, ...) with the rows at places (B,) of the shards of slots (B,)."""
+
+
+class _Maps:
+    """Shard files of a disk of this machine, mapped side by side."""
+
+    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
+        self._store = store
+        self._arrays = arrays
+        self._layout = layout
+        self._mapped = np.zeros(len(arrays) * store.spec.shards, bool)  # of each slot, for all layers at once
+        self._sound = np.zeros((len(self._mapped), layout.shard), bool)  # of each row, likewise
+        self._lock = threading.Lock()  # maps are forgotten while nobody reads
+        self._bytes = mapped.reserve(len(arrays[0]) * len(self._mapped) * layout.stride)
+        self._layers = self._rows_of_layers()
+
+    def _rows_of_layers(self) -> list[Tensor]:
+        """Of each layer, what indexing gives the row that begins with the given element: a view that overlaps."""
+        row = self._layout.row
+        elements = torch.from_numpy(self._bytes).view(getattr(torch, self._layout.dtype))
+        layers = len(self._arrays[0])
+        reach = len(elements) // layers
+        size = (reach - math.prod(row) + 1, *row)
+        strides = (1, row[1], 1)
+        return [torch.as_strided(elements, size, strides, layer * reach) for layer in range(layers)]
+
+    def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
+        begins = (slots * self._layout.stride + places * self._layout.length) // out.dtype.itemsize
+        with self._lock:
+            self._need(slots)
+            if not (sound := self._sound[slots, places]).all():
+                self._check(slots[~sound], places[~sound])
+            for layer, rows_of_layer in enumerate(self._layers):
+                torch.index_select(rows_of_layer, 0, torch.from_numpy(begins), out=out[:, layer])
+
+    def _check(self, slots: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Hold rows of mapped shards against their checksums. Raises InputError for one that is damaged."""
+        length, stride = self._layout.length, self._layout.stride
+        for slot, place in zip(slots.tolist(), places.tolist(), strict=True):
+            for layer in range(len(self._layers)):
+                begin = (layer * len(self._mapped) + slot) * stride + place * length
+                row = self._bytes[begin : begin + length]
+                if crc32c(row[:-CRC_BYTES]).tobytes() != row[-CRC_BYTES:].tobytes():
+                    view, shard = divmod(slot, self._store.spec.shards)
+                    path = self._store.shard_path(self._arrays[view][layer], shard)
+                    raise InputError(f"{path}: row {place} of it is damaged; {REPAIR}")
+        self._sound[slots, places] = True
+
+    def _need(self, slots: NDArray[np.int64]) -> None:
+        """Map the shards that are not yet, after forgetting all others where there would be too many."""
+        there = self._mapped[slots]
+        if there.all():
+            return None
+        new = np.unique(slots[~there])
+        if (self._mapped.sum() + len(new)) * len(self._layers) <= MOST_MAPS:
+            with contextlib.suppress(mapped.NoMoreMapsError):
+                return self._map_all(new)
+        mapped.forget(self._bytes)
+        self._mapped[:] = False
+        try:
+            self._map_all(np.unique(slots))
+        except mapped.NoMoreMapsError as error:
+            raise InputError(
+                f"{self._store.path}: {error}; read fewer layers at once, set dataset.hold to ram, or raise "
+                "vm.max_map_count"
+            ) from None
+
+    def _map_all(self, slots: NDArray[np.int64]) -> None:
+        for slot in slots.tolist():
+            self._map(slot)
+            self._mapped[slot] = True
+
+    def _map(self, slot: int) -> None:
+        """Put one shard of one view at its place, all layers of it."""
+        layout, spec = self._layout, self._store.spec
+        view, shard = divmod(slot, spec.shards)
+        for layer, array in enumerate(self._arrays[view]):
+            path = self._store.shard_path(array, shard)
+            begin = (layer * len(self._mapped) + slot) * layout.stride
+            size = mapped.put(path, self._bytes[begin : begin + layout.stride])
+            layout.check(path, self._bytes[begin : begin + size], rows=len(spec.rows(shard)))
+
+
+class _Ranges:
+    """Shard files of an object store, of which ranges of bytes are asked for: rows that follow each other as one range.
+
+    Each row is held against its checksum.
+    """
+
+    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
+        self._store = store
+        self._arrays = arrays
+        self._layout = layout
+
+    def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
+        shards, length, rows = self._store.spec.shards, self._layout.length, out.numpy()
+        breaks = np.flatnonzero((np.diff(slots) != 0) | (np.diff(places) != 1)) + 1
+        runs = [run for run in np.split(np.arange(len(slots)), breaks) if len(run)]
+        wanted = [
+            (slice(run[0], run[-1] + 1), layer, self._store.shard_name(array, int(slots[run[0]] % shards)))
+            for run in runs
+            for layer, array in enumerate(self._arrays[slots[run[0]] // shards])
+        ]
+        found = read_ranges(
+            self._store.path,
+            [name for _, _, name in wanted],
+            [int(places[run.start] * length) for run, _, _ in wanted],
+            [int((places[run.stop - 1] + 1) * length) for run, _, _ in wanted],
+        )
+        for (run, layer, name), data in zip(wanted, found, strict=True):
+            rows[run, layer] = self._checked(name, data, count=run.stop - run.start)
+
+    def _checked(self, name: str, data: bytes | None, *, count: int) -> Block:
+        """Rows (count, ...) from their bytes."""
+        if data is None:
+            raise InputError(f"{self._store.path / name}: the shard is missing; {REPAIR}")
+        row = self._layout.length - CRC_BYTES
+        chunks = np.frombuffer(data, np.uint8)
+        if len(chunks) == count * self._layout.length:
+            chunks = chunks.reshape(count, -1)
+            if all(crc32c(chunk[:row]).tobytes() == chunk[row:].tobytes() for chunk in chunks):
+                values = np.ascontiguousarray(chunks[:, :row]).view(self._layout.dtype)
+                return values.reshape(count, *self._layout.row)
+        raise InputError(f"{self._store.path / name}: rows of it are cut off or damaged; {REPAIR}")
+
+
+def _read_frames(store: Store) -> NDArray[np.int32]:
+    """n_frames (N,) of a complete store, its checksums compared."""
+    spec = store.spec
+    paths = [store.shard_path("n_frames", shard) for shard in range(spec.shards)]
+    chunks = _read_chunks(paths, "<i4", spec.shard)
+    return np.concatenate([chunk[: len(spec.rows(shard))] for shard, chunk in enumerate(chunks)])
+
+
+def _read_scales(store: Store, views: Sequence[str], layers: Sequence[Tap]) -> NDArray[np.float32]:
+    """What the int8 values of a complete store are multiplied with: (views · shards, L, D), checksums compared."""
+    spec = store.spec
+    arrays = [f"{view}/{scale_array(layer)}" for view in views for layer in layers]
+    paths = [store.shard_path(array, shard) for array in arrays for shard in range(spec.shards)]
+    chunks = np.stack(_read_chunks(paths, "<f4", spec.channels))
+    by_view = chunks.reshape(len(views), len(layers), spec.shards, spec.channels)
+    return np.ascontiguousarray(by_view.swapaxes(1, 2)).reshape(-1, len(layers), spec.channels)
+
+
+def _read_chunks(paths: Sequence[Path], dtype: str, count: int) -> list[Block]:
+    """Chunks of `count` values each. Raises InputError for one that is missing or damaged."""
+    found, chunks = read_files(paths), []
+    for path in paths:
+        data = np.frombuffer(found.get(path, b""), np.uint8)
+        values, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
+        if len(values) != count * np.dtype(dtype).itemsize or crc32c(values).tobytes() != crc.tobytes():
+            raise InputError(f"{path}: the shard is missing or damaged; {REPAIR}")
+        chunks.append(values.view(dtype))
+    return chunks

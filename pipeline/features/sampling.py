@@ -1,0 +1,128 @@
+"""What training draws: views, quality levels and stratified batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.core import trial_table
+from pipeline.core.contracts import CLEAN, Labels
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
+
+# ---------------------------------------------------------------- labels, augmentation, order
+
+
+@dataclass(frozen=True)
+class Augment:
+    """With which probability training takes one of the augmented views, each as likely, instead of the clean one."""
+
+    views: tuple[str, ...]
+    probability: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1 or (self.probability > 0 and not self.views):
+            raise ValueError(f"expected views and a probability from 0 to 1, got {self}")
+
+
+NO_AUGMENT = Augment((), 0.0)
+
+
+def level_shift(view: str) -> int:
+    """How many quality levels a view lies above the clean utterance: every augmented one is a level lower.
+
+    A level never falls below 0. Truong et al. (QAMO), arXiv 2509.20679.
+    """
+    return 0 if view == CLEAN else -1
+
+
+def thresholds(trials: Trials, *, levels: int, given: Sequence[float] | None) -> tuple[float, ...]:
+    """The MOS at which quality levels part: as given, or the quantiles that split the bona fide evenly.
+
+    Raises InputError where there are levels to make and no bona fide utterance has a quality.
+    """
+    if given is not None:
+        return tuple(given)
+    known = trials.quality[trials.is_bonafide & ~np.isnan(trials.quality)]
+    if levels > 1 and not len(known):
+        raise InputError(
+            f"expected a quality (MOS) of some bona fide trials to make {levels} levels from, got none; "
+            "fill the quality column of the training set, or set levels: 1"
+        )
+    return tuple(float(q) for q in np.quantile(known, np.arange(1, levels) / levels)) if levels > 1 else ()
+
+
+def labels(trials: Trials, cuts: Sequence[float]) -> Labels:
+    """Labels of all N trials; a MOS equal to a threshold belongs to the level above it, an unknown one is level -1."""
+    level = np.where(np.isnan(trials.quality), -1, np.digitize(trials.quality, np.asarray(cuts, dtype=np.float64)))
+    names = {name: i for i, name in enumerate(sorted(set(trials.speaker.tolist()) - {trial_table.UNKNOWN}))}
+    return Labels(
+        is_bonafide=torch.from_numpy(trials.is_bonafide),
+        level=torch.from_numpy(level.astype(np.int64)),
+        speaker=torch.tensor([names.get(name, -1) for name in trials.speaker.tolist()]),
+    )
+
+
+def take(whole: Labels, rows: NDArray[np.int64]) -> Labels:
+    """The labels of some rows."""
+    index = torch.from_numpy(rows)
+    return Labels(whole.is_bonafide[index], whole.level[index], whole.speaker[index])
+
+
+def batches(
+    is_bonafide: NDArray[np.bool_], *, size: int, seed: int, epoch: int, groups: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of each batch of an epoch, the classes spread evenly over the batches of `size`, give or take one.
+
+    Every utterance comes once, but every batch holds bona fide: where there are fewer than batches, they come again.
+
+    With groups (N,), the corpora that utterances are of, every batch has as many of each corpus, give or take one, and
+    bona fide of each that has any: the largest corpus comes once, utterances of the others come again. Raises
+    InputError for a batch too small for that.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    count = -(-len(is_bonafide) // size)
+    if groups is not None:
+        yield from _balanced(is_bonafide, groups, size=size, rng=rng)
+        return
+    bonafide = rng.permutation(np.flatnonzero(is_bonafide))
+    spoof = rng.permutation(np.flatnonzero(~is_bonafide))
+    if len(bonafide) < count:
+        bonafide = np.resize(bonafide, count)
+    # the longer parts of one class meet the shorter parts of the other
+    for some, others in zip(np.array_split(bonafide, count), reversed(np.array_split(spoof, count)), strict=True):
+        yield np.concatenate([some, others])
+
+
+def _balanced(
+    is_bonafide: NDArray[np.bool_], groups: NDArray[np.int64], *, size: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    corpora = [(np.flatnonzero((groups == g) & is_bonafide), np.flatnonzero((groups == g) & ~is_bonafide))
+               for g in np.unique(groups)]  # fmt: skip
+    if size < 2 * len(corpora):
+        raise InputError(f"train.batch_size: expected at least {2 * len(corpora)} for {len(corpora)} sets, got {size}")
+    count = -(-len(corpora) * max(len(bonafide) + len(spoof) for bonafide, spoof in corpora) // size)
+    # every corpus comes to the length of the longest, once each of its batches has bona fide
+    length = max(max(len(bonafide), count if len(bonafide) else 0) + len(spoof) for bonafide, spoof in corpora)
+    parts: list[list[NDArray[np.int64]]] = []
+    for i, (bonafide, spoof) in enumerate(corpora):
+        share = round(length * len(bonafide) / (len(bonafide) + len(spoof)))
+        share = max(share, count) if len(bonafide) else 0
+        share = share if len(spoof) else length
+        some = np.array_split(_repeated(bonafide, share, rng), count)
+        others = np.array_split(_repeated(spoof, length - share, rng), count)[::-1]
+        turn = -1 if i % 2 else 1  # the longer batches of one corpus meet the shorter ones of the next
+        parts += [some[::turn], others[::turn]]
+    for batch in zip(*parts, strict=True):
+        yield np.concatenate(batch)
+
+
+def _repeated(rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`length` of some rows in random order, all of them before any comes again."""
+    if not len(rows):
+        return rows
+    return np.concatenate([rng.permutation(rows) for _ in range(-(-length // len(rows)))] or [rows])[:length]

@@ -1,0 +1,125 @@
+"""The spec of a feature store: all that its numbers depend on, and its fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.contracts import Tap
+from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES
+
+if TYPE_CHECKING:
+    pass
+
+
+STORAGE = "storage"  # key of the encoder's facts; absent for float16, which all stores once were
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a store holds, except for its layers and views, which may grow.
+
+    encoder: everything that the numbers depend on (card, window, dtype, version), JSON-ready.
+    trials: fingerprint of the ordered utterances. utterances N, frames T, channels D, shard: utterances a shard.
+    """
+
+    encoder: dict[str, Any]
+    trials: str
+    utterances: int
+    frames: int
+    channels: int
+    shard: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards, the last of which may be short."""
+        return -(-self.utterances // self.shard)
+
+    def rows(self, shard: int) -> range:
+        """The utterances of one shard."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, self.utterances))
+
+    def folder(self, set_name: str) -> str:
+        """Where the store of this spec lies below the root."""
+        return f"{fingerprint(self.encoder)}/{set_name}-{self.trials}.zarr"
+
+    @property
+    def storage(self) -> str:
+        """How frames are kept: float16 or int8."""
+        return str(self.encoder.get(STORAGE, "float16"))
+
+    def bytes_of(self, layers: int, *, rows: int | None = None) -> int:
+        """Bytes on disk of `layers` layers of one view with their pooled arrays, for all or `rows` utterances."""
+        rows = self.utterances if rows is None else rows
+        frames = self.frames * self.channels * np.dtype(self.storage).itemsize + CRC_BYTES + INDEX_ENTRY_BYTES
+        pooled = 2 * self.channels * 4 + CRC_BYTES + INDEX_ENTRY_BYTES
+        scales = -(-rows // self.shard) * (self.channels * 4 + CRC_BYTES) if self.storage == "int8" else 0
+        return layers * ((frames + pooled) * rows + scales)
+
+    def arrays(self, layer: Tap) -> tuple[Array, ...]:
+        """What a view holds of one layer."""
+        frames = Array(layer_array(layer), (self.utterances, self.frames, self.channels), self.storage)
+        pooled = Array(pooled_array(layer), (self.utterances, 2, self.channels), "float32")
+        if self.storage == "float16":
+            return frames, pooled
+        return frames, Array(scale_array(layer), (self.shards, self.channels), "float32", of_shards=True), pooled
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a view: its name, shape and type; of_shards: a row stands for a shard and not for an utterance."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    of_shards: bool = False
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of a JSON-ready mapping."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def layer_array(layer: Tap) -> str:
+    """Array name of a layer: 7 -> layer_07, final -> layer_final."""
+    return f"layer_{_suffix(layer)}"
+
+
+def pooled_array(layer: Tap) -> str:
+    """Array name of a layer's mean and standard deviation."""
+    return f"pooled_{_suffix(layer)}"
+
+
+def scale_array(layer: Tap) -> str:
+    """Array name of what a layer's int8 values are multiplied with."""
+    return f"scale_{_suffix(layer)}"
+
+
+def _suffix(layer: Tap) -> str:
+    return layer if isinstance(layer, str) else f"{layer:02d}"
+
+
+def is_spec(kept: dict[str, Any]) -> bool:
+    """Whether the attributes of a store hold a spec."""
+    counts = [kept.get(name) for name in ("utterances", "frames", "channels", "shard")]
+    return set(kept) == {field.name for field in dataclasses.fields(Spec)} and all(
+        isinstance(count, int) and count > 0 for count in counts
+    )
+
+
+def plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    return json.loads(json.dumps(value))
+
+
+def difference(kept: dict[str, Any], spec: Spec) -> str:
+    """Where the spec of a store differs from the one that is wanted, for a message."""
+    wanted = plain(dataclasses.asdict(spec))
+    keys = [key for key in wanted if kept.get(key) != wanted[key]]
+    return ", ".join(f"{key}: the store has {kept.get(key)}, the parameters say {wanted[key]}" for key in keys)

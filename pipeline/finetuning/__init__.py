@@ -1,0 +1,1 @@
+"""XLSR trained end to end, by the loop of `training`."""

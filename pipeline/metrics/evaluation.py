@@ -1,0 +1,253 @@
+"""What is told of one system on one set: every metric over all trials and by group, as one JSON object.
+
+EERs and rates of decisions are in percent, costs as they are defined (1 is a system that decides without listening),
+Cllr in bits. A higher score means more bona fide, and no sign is ever flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import UNKNOWN, Trials
+from pipeline.metrics import bootstrap
+from pipeline.metrics.bootstrap import Paired, Statistic
+from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.cllr import cllr, min_cllr
+from pipeline.metrics.dcf import act_dcf, dcf, min_dcf
+from pipeline.metrics.decisions import at_threshold
+from pipeline.metrics.det import Det, det_points
+from pipeline.metrics.eer import equal_rate, interpolated_eer, official_eer
+from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
+
+SEED = 1  # of the resamples, unless another is asked for
+PERCENT_DECIMALS = 5  # one trial among 600,000 moves a rate in percent by 0.00008
+COST_DECIMALS = 6  # and a cost by 0.000003
+FEWEST_SPEAKERS = 10  # for an interval by speaker; fewer tell nothing of others
+TIES_MATTER = 0.05  # percentage points between the official and the interpolated EER
+
+Scores = NDArray[np.float64]
+Metrics = dict[str, Any]
+
+
+def evaluate(
+    trials: Trials,
+    scores: Scores,
+    *,
+    asv: AsvRates | None = None,
+    threshold: float | None = None,
+    calibration: Calibration | None = None,
+    folds: int,
+    seed: int = SEED,
+) -> Metrics:
+    """Every metric of the scores (N,) of N trials.
+
+        eer, eer_interpolated       %, official, and with ties counted evenly
+        eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for min t-DCF and min DCF
+        eer_interval_by_speaker     the same with speakers resampled, where at least ten are known, and all trials' are
+        threshold                   the score of the official EER
+        bonafide, spoof             numbers of trials
+        min_tdcf_2019, _2021        given `asv`; the form of 2021 is that of ASVspoof 5 too
+        min_dcf                     ASVspoof 5
+        act_dcf, cllr               for scores that are log-likelihood ratios in nats; Cllr in bits
+        min_cllr                    bits, after the best monotone calibration
+        calibrated                  given `calibration`: its slope and offset, and the act_dcf and cllr of the scores
+                                    that it makes log-likelihood ratios; all else is told of the scores as they are
+        at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far in %, of decisions at it
+        attacks, vocoders           {name: {eer, spoof}}: the spoof made by it against all bona fide
+        codecs                      {name: {eer, bonafide, spoof}}: the trials of that codec alone
+        codecs_left_out             how many codecs have one class only, if any
+
+    Args:
+        asv: error rates of the speaker verification system that the t-DCF needs.
+        threshold: scores above it are accepted; one that was chosen on other trials.
+        calibration: one that was fitted on other trials.
+        folds, seed: resamples behind the intervals (0 for none), and what draws them.
+
+    Raises:
+        ValueError: one class only, nan, or ASV rates that leave the countermeasure nothing to do.
+    """
+    chosen = trials.is_bonafide
+    bonafide, spoof = scores[chosen], scores[~chosen]
+    det = det_points(bonafide, spoof)
+    found: Metrics = {"eer": _percent(official_eer(det).eer)}
+    found |= {"eer_interpolated": _percent(interpolated_eer(det)), "threshold": official_eer(det).threshold}
+    found |= {"bonafide": len(bonafide), "spoof": len(spoof)}
+    found |= _rounded(_costs(det, bonafide, spoof, asv))
+    if calibration:
+        ratios = _of_ratios(calibration.apply(bonafide), calibration.apply(spoof))
+        found["calibrated"] = vars(calibration) | _rounded(ratios)
+    if threshold is not None:
+        decided = vars(at_threshold(bonafide, spoof, threshold))
+        found["at_threshold"] = {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
+    if folds:
+        found |= _intervals(trials, scores, asv, folds=folds, seed=seed)
+    found["attacks"] = _against_all_bonafide(trials.attack, trials, scores)
+    found["vocoders"] = _against_all_bonafide(trials.vocoder, trials, scores)
+    return found | _within("codecs", _known(trials.codec), trials, scores)
+
+
+def by_speaker(trials: Trials, scores: Scores) -> Metrics:
+    """`speakers` {name: {eer, bonafide, spoof}}, each of its trials alone; `speakers_left_out` of one class, if any."""
+    return _within("speakers", _known(trials.speaker), trials, scores)
+
+
+def by_attack_and_codec(trials: Trials, scores: Scores) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """EERs in percent of each attack through each codec against the bona fide of that codec: attacks, codecs, (A, C).
+
+    nan where one of the two is missing.
+    """
+    attacks, codecs = _known(trials.attack), _known(trials.codec)
+    percent = np.full((len(attacks), len(codecs)), np.nan)
+    for column, through in enumerate(codecs.values()):
+        bonafide = scores[through][trials.is_bonafide[through]]
+        spoof = through[~trials.is_bonafide[through]]
+        for row, name in enumerate(attacks):
+            chosen = scores[spoof[trials.attack[spoof] == name]]
+            if len(bonafide) and len(chosen):
+                percent[row, column] = 100 * official_eer(det_points(bonafide, chosen)).eer
+    return list(attacks), list(codecs), percent
+
+
+def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int, seed: int = SEED) -> Paired:
+    """The EER of one system minus that of another on the same trials, in percentage points, and its significance."""
+    found = bootstrap.paired(scores, others, trials.is_bonafide, equal_rate, folds=folds, seed=seed)
+    return Paired(100 * found.difference, 100 * found.low, 100 * found.high, found.p_value)
+
+
+def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) -> list[str]:
+    """What a reader of the calibrated costs must know: trials that were fitted too, and a fit that found nothing."""
+    told: list[str] = []
+    seen = len(set(dev.utterance.tolist()) & set(trials.utterance.tolist()))
+    if seen:
+        told.append(
+            f"{seen} of {len(trials)} trials have names of those that the calibration was fitted on: if they are the "
+            "same, what is told of calibrated scores is too good"
+        )
+    if not calibration.slope:
+        told.append(
+            "the bona fide of dev do not score higher on average than its spoof, and a sign is never flipped: every "
+            "score is calibrated to 0, which says nothing (Cllr 1)"
+        )
+    return told
+
+
+def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list[str]:
+    """What a reader of the EER must know: scores that look inverted, and ties that decide it."""
+    told: list[str] = []
+    eer, fair, threshold = metrics["eer"], metrics["eer_interpolated"], metrics["threshold"]
+    beyond = scores[scores > threshold]
+    tied = [_tied(trials, scores, at) for at in (threshold, beyond.min() if len(beyond) else threshold)]
+    if any(tied) and abs(fair - eer) > TIES_MATTER:
+        told.append(
+            f"{max(tied)} trials of both classes share one score near {threshold}; the official EER is {eer:.2f} %, "
+            f"with ties counted evenly it is {fair:.2f} %"
+        )
+    if fair > 50 or (eer > 50 and not any(tied)):
+        told.insert(
+            0,
+            f"the EER is {eer:.2f} %, above 50 %: the scores look inverted, but higher must mean more bona fide. "
+            "They are evaluated as they are; if higher means spoof in this file, negate its scores",
+        )
+    return told
+
+
+def _tied(trials: Trials, scores: Scores, at: float) -> int:
+    """How many trials have the score `at`, if both classes do."""
+    chosen = trials.is_bonafide[scores == at]
+    return len(chosen) if 0 < chosen.sum() < len(chosen) else 0
+
+
+def checked_asv(rates: Mapping[str, float] | AsvRates, *, where: str) -> AsvRates:
+    """ASV rates that a t-DCF can be computed with. Raises InputError, naming `where` they were given."""
+    try:
+        asv = rates if isinstance(rates, AsvRates) else AsvRates(**rates)
+        tdcf_2021(np.ones(1), np.ones(1), asv)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    return asv
+
+
+def corpus_asv(corpus: str | None) -> AsvRates | None:
+    """The ASV rates that the official evaluation package of a corpus brings along, if it does."""
+    return ASVSPOOF5_RATES if corpus == "asvspoof5" else None
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, PERCENT_DECIMALS)
+
+
+def _costs(det: Det, bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> dict[str, float]:
+    tandem = {}
+    if asv:
+        tandem = {
+            "min_tdcf_2019": min_tdcf_2019(det, asv).value,
+            "min_tdcf_2021": min_tdcf_2021(det, asv).value,
+        }
+    own = _of_ratios(bonafide, spoof)
+    return tandem | {"min_dcf": min_dcf(det)} | own | {"min_cllr": min_cllr(bonafide, spoof)}
+
+
+def _of_ratios(bonafide: Scores, spoof: Scores) -> dict[str, float]:
+    """What is told of scores that are log-likelihood ratios in nats."""
+    return {"act_dcf": act_dcf(bonafide, spoof), "cllr": cllr(bonafide, spoof)}
+
+
+def _rounded(costs: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, COST_DECIMALS) for name, value in costs.items()}
+
+
+def _intervals(trials: Trials, scores: Scores, asv: AsvRates | None, *, folds: int, seed: int) -> Metrics:
+    """<metric>_interval: [low, high] of each metric that is read off the DET points."""
+    statistics: dict[str, Statistic] = {"eer": equal_rate, "min_dcf": lambda frr, far: float(dcf(frr, far).min())}
+    if asv:
+        statistics["min_tdcf_2019"] = lambda frr, far: float(tdcf_2019(frr, far, asv).min())
+        statistics["min_tdcf_2021"] = lambda frr, far: float(tdcf_2021(frr, far, asv).min())
+
+    def rounded(name: str, interval: bootstrap.Interval) -> list[float]:
+        return [_percent(x) if name == "eer" else round(x, COST_DECIMALS) for x in (interval.low, interval.high)]
+
+    drawn = bootstrap.intervals(scores, trials.is_bonafide, statistics, folds=folds, seed=seed)
+    found = {f"{name}_interval": rounded(name, interval) for name, interval in drawn.items()}
+    speakers = set(trials.speaker.tolist())
+    if UNKNOWN not in speakers and len(speakers) >= FEWEST_SPEAKERS:
+        only_eer = {"eer": statistics["eer"]}
+        by = bootstrap.intervals(scores, trials.is_bonafide, only_eer, folds=folds, seed=seed, groups=trials.speaker)
+        found["eer_interval_by_speaker"] = rounded("eer", by["eer"])
+    return found
+
+
+def _known(names: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
+    """The rows of each known name, both ascending; in one pass, as there may be thousands of names."""
+    numbers: dict[str, int] = {}
+    number = np.array([numbers.setdefault(name, len(numbers)) for name in names.tolist()])  # (N,)
+    rows = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
+    return {name: rows[numbers[name]] for name in sorted(numbers) if name != UNKNOWN}
+
+
+def _against_all_bonafide(names: NDArray[np.str_], trials: Trials, scores: Scores) -> Metrics:
+    """The EER of each name's spoof against all bona fide; names (N,)."""
+    bonafide, spoof = scores[trials.is_bonafide], scores[~trials.is_bonafide]
+    return {
+        name: {"eer": _percent(official_eer(det_points(bonafide, spoof[rows])).eer), "spoof": len(rows)}
+        for name, rows in _known(names[~trials.is_bonafide]).items()
+    }
+
+
+def _within(kind: str, groups: Mapping[str, NDArray[np.intp]], trials: Trials, scores: Scores) -> Metrics:
+    """The EER of the trials of each group of rows; groups of one class only are counted, not evaluated."""
+    found: Metrics = {}
+    left_out = 0
+    for name, rows in groups.items():
+        chosen, values = trials.is_bonafide[rows], scores[rows]
+        bonafide, spoof = values[chosen], values[~chosen]
+        if not (len(bonafide) and len(spoof)):
+            left_out += 1
+            continue
+        eer = official_eer(det_points(bonafide, spoof)).eer
+        found[name] = {"eer": _percent(eer), "bonafide": len(bonafide), "spoof": len(spoof)}
+    return {kind: found} | ({f"{kind}_left_out": left_out} if left_out else {})

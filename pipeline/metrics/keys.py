@@ -1,0 +1,73 @@
+"""Score files and the trials that they are joined with, as commands are given them: any key, without its audio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core import members, trial_table
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
+from pipeline.corpora import _protocols
+from pipeline.metrics import scorefile
+from pipeline.metrics.scorefile import ScoreFile
+
+MISSING = (
+    "every trial of the key needs a score; score these too, or give the key of the part that was scored (--split), "
+    "as a system that may leave trials out looks better than it is"
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """The trials that scores are joined with, and the file that lists them.
+
+    corpus: as `protocols.recognise` names it, None for a score file that is its own key. split: None where the file
+    has no splits.
+    """
+
+    path: Path
+    corpus: str | None
+    split: str | None
+    trials: Trials
+
+
+def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
+    """The key of a file, or the one that a 2019 score file carries itself.
+
+    Raises InputError for a file that is none, for a split that it does not have, and without a path where the score
+    file does not tell what is bona fide.
+    """
+    if path is None:
+        if split:
+            raise InputError(f"expected --split with a --key that has splits alone, got --split {split}; leave it out")
+        return Key(scores.path, None, None, scorefile.own_key(scores))
+    corpus = _protocols.recognise(path)
+    if corpus is None:
+        raise InputError(
+            f"{path}: expected a protocol or key of {', '.join(_protocols.FORMATS)}, a manifest or a trial table; "
+            "its first line is of none of them"
+        )
+    if corpus == _protocols.TABLE:
+        if split:
+            raise InputError(f"{path}: a trial table has no splits, got --split {split}; leave it out")
+        return Key(path, corpus, None, trial_table.read(path))
+    split = split or _protocols.default_split(path, corpus)
+    return Key(path, corpus, split, members.member("corpora", corpus).trials(path.parent, path, split))
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What tells score files apart: as many of their last parts as that takes, without suffixes where these are alike.
+
+    Raises InputError for one file twice.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"expected different score files, got {', '.join(map(str, paths))}")
+    bare = [path.with_suffix("").parts for path in paths]
+    parts = bare if len(set(bare)) == len(bare) else [path.parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -1,0 +1,69 @@
+"""The layer probe for people: a drawing, its numbers as CSV, and a summary as JSON; all EERs in percent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from pipeline.analysis.layer_probe import CENTROID, DEV, LOGISTIC, Findings
+from pipeline.core import files
+from pipeline.core.contracts import Tap
+from pipeline.report import plots
+
+DASHES = {LOGISTIC: "-", CENTROID: ":"}
+DIGITS = 5  # of an EER in a file, after the point
+
+
+def write_csv(path: Path, findings: Findings) -> None:
+    """Write one row a layer, method and set: layer, method, set, eer."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("layer", "method", "set", "eer"))
+    for layer, methods in findings.layers.items():
+        for method, eers in methods.items():
+            writer.writerows((layer, method, name, round(eer, DIGITS)) for name, eer in eers.items())
+    files.write_text(path, text.getvalue())
+
+
+def write_json(path: Path, findings: Findings) -> None:
+    """Write the layers chosen; the EER of the first, the first two, ... together; and that of every layer alone."""
+    summary = {
+        "chosen": list(findings.chosen),
+        "steps": [{"layer": step.layer, "eer": _rounded(step.eer)} for step in findings.steps],
+        "layers": {
+            str(layer): {method: _rounded(eers) for method, eers in methods.items()}
+            for layer, methods in findings.layers.items()
+        },
+    }
+    files.write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def _rounded(eers: dict[str, float]) -> dict[str, float]:
+    return {name: round(eer, DIGITS) for name, eer in eers.items()}
+
+
+def draw(path: Path, findings: Findings) -> None:
+    """Draw EER by layer, a colour a set, a line style a method; rings on dev's line number the layers chosen.
+
+    PNG or SVG by the suffix; the same findings give the same bytes.
+    """
+    layers = list(findings.layers)
+    figure, (axes,) = plots.new_figure(1, width=max(5.0, 2.0 + 0.28 * len(layers)), height=3.6)
+    for i, name in enumerate(findings.layers[layers[0]][LOGISTIC]):
+        for method, dash in DASHES.items():
+            eers = [findings.layers[layer][method][name] for layer in layers]
+            axes.plot(eers, color=f"C{i % 10}", linestyle=dash, marker=".", label=f"{name}, {method}")
+    for number, layer in enumerate(findings.chosen, start=1):
+        at = (layers.index(layer), findings.layers[layer][LOGISTIC][DEV])
+        axes.plot(*at, "o", color="#333333", fillstyle="none", markersize=11)
+        axes.annotate(str(number), at, xytext=(0, 9), textcoords="offset points", ha="center", fontsize="small")
+    axes.set_xticks(range(len(layers)), [_short(layer) for layer in layers])
+    axes.set(xlabel="layer", ylabel="EER, %", ylim=(0, None))
+    axes.legend(frameon=False, fontsize="small", ncols=2)
+    plots.save(figure, path)
+
+
+def _short(layer: Tap) -> str:
+    return "fin." if layer == "final" else str(layer)

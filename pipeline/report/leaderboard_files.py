@@ -1,0 +1,254 @@
+"""The files of the leaderboard: results of the stages, read and checked; tables, written as text, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import InputError, listing
+from pipeline.report.leaderboard import BEST, NEAR, Attack, Interval, Leaderboard, Result, Training, Value
+
+EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
+RESCORED = "†"
+FINETUNED = "‡"
+SELECTION = "(dev)"  # in brackets, as the set that chose the checkpoints is no test of them
+
+
+def read_result(path: Path) -> Result:
+    """Read the metrics that `evaluate` wrote. Raises InputError where they are missing or something else."""
+    found = _json(path, EVALUATE)
+    try:
+        return Result(
+            eer=_finite(found["eer"]),
+            interval=_interval(found.get("eer_interval")),
+            threshold=_finite(found["threshold"]),
+            bonafide=int(found["bonafide"]),
+            spoof=int(found["spoof"]),
+            attacks={
+                str(name): Attack(eer=_finite(attack["eer"]), spoof=int(attack["spoof"]))
+                for name, attack in found["attacks"].items()
+            },
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unexpected(path, "metrics with eer, threshold, bonafide, spoof and attacks", error, EVALUATE) from None
+
+
+def read_training(path: Path, seconds: Path) -> Training:
+    """Read the metrics that `train` wrote, and its seconds where it ran here.
+
+    Raises InputError where they are missing or something else.
+    """
+    found = _json(path, TRAIN)
+    try:
+        return Training(
+            dev_eer=_finite(found["dev_eer"]),
+            parameters=int(found["parameters"]),
+            seconds=_finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unexpected(
+            path, f"metrics with dev_eer and parameters (and {seconds} with seconds)", error, TRAIN
+        ) from None
+
+
+def _json(path: Path, stage: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no metrics there; run `dvc repro {stage}`")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unexpected(path, "a JSON object", error, stage) from None
+    if not isinstance(found, dict):
+        raise _unexpected(path, "a JSON object", TypeError(type(found).__name__), stage)
+    return found
+
+
+def _unexpected(path: Path, what: str, error: Exception, stage: str) -> InputError:
+    got = f"{type(error).__name__} {error}"
+    return InputError(f"{path}: expected {what}, got {got}; run `dvc repro -f {stage}`")
+
+
+def _finite(value: float | str) -> float:
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} where a finite number belongs")
+    return float(value)
+
+
+def _interval(ends: Sequence[float] | None) -> Interval | None:
+    if ends is None:
+        return None
+    low, high = ends
+    return _finite(low), _finite(high)
+
+
+def gather(
+    folder: Path,
+    *,
+    runs: Mapping[str, str],
+    sets: Sequence[str],
+    sort_by: str,
+    seconds: Path,
+    rescored: Collection[str] = (),
+    finetuned: Collection[str] = (),
+) -> Leaderboard:
+    """Read FOLDER/<run>.json and FOLDER/<run>-<set>.json for every run and set; sort the systems by EER, then name.
+
+    Args:
+        runs: the system of every run. seconds: folder with <run>.json for the runs that were trained here.
+        rescored: the runs that are scores by an embedding index. finetuned: that which the encoder was fine-tuned with.
+
+    Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
+    runs that were evaluated on different trials.
+    """
+    _check_names(list(runs), sets, sort_by)
+    if not set(runs) - set(rescored):
+        raise InputError(f"expected at least one trained run, got only scores by an index: {listing(list(rescored))}")
+    problems, results, trainings = [], {}, {}
+    for run in runs:
+        try:
+            trainings[run] = read_training(folder / f"{run}.json", seconds / f"{run}.json")
+        except InputError as error:
+            problems.append(str(error))
+        for name in sets:
+            try:
+                results[run, name] = read_result(folder / f"{run}-{name}.json")
+            except InputError as error:
+                problems.append(str(error))
+    if problems:
+        files = len(runs) * (len(sets) + 1)
+        raise InputError(f"{len(problems)} of {files} files of metrics cannot be used:\n{listing(problems)}")
+    _check_same_trials(folder, list(runs), sets, results)
+    members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
+    by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
+    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
+    order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
+    return replace(board, systems=tuple(order))
+
+
+def _check_names(runs: Sequence[str], sets: Sequence[str], sort_by: str) -> None:
+    for kind, names in (("run", runs), ("set", sets)):
+        if not names:
+            raise InputError(f"expected at least one {kind}, got none")
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise InputError(f"expected every {kind} once, got {twice[0]} twice")
+    if sort_by not in sets:
+        raise InputError(f"expected to sort by one of the sets {', '.join(sets)}, got {sort_by}")
+
+
+def _check_same_trials(
+    folder: Path, runs: Sequence[str], sets: Sequence[str], results: dict[tuple[str, str], Result]
+) -> None:
+    """An EER says nothing beside one on other trials."""
+    for name in sets:
+        for run in runs:
+            if results[run, name].counts() != results[runs[0], name].counts():
+                raise InputError(
+                    f"{folder / run}-{name}.json and {folder / runs[0]}-{name}.json count different trials or "
+                    f"attacks, so that their values cannot be compared; run `dvc repro {EVALUATE}`"
+                )
+
+
+def to_csv(board: Leaderboard) -> str:
+    """The leaderboard as CSV, a line a system, EERs in percent.
+
+    rank, system, runs, dev_eer, dev_eer_sd, of every set eer/<set> with _sd, _low, _high (95 %) and _mark, seconds,
+    parameters, and eer/<set>/<attack>; cells without a value are empty.
+    """
+    attacks = [(name, attack) for name in board.sets for attack in board.first(name).attacks]
+    header = ["rank", "system", "runs", "dev_eer", "dev_eer_sd"]
+    header += [f"eer/{name}{part}" for name in board.sets for part in ("", "_sd", "_low", "_high", "_mark")]
+    header += ["seconds", "parameters", *(f"eer/{name}/{attack}" for name, attack in attacks)]
+    rows = []
+    for rank, system in enumerate(board.systems, start=1):
+        dev = board.dev_eer(system)
+        row: list[Any] = [rank, system, len(board.runs[system]), dev.mean, dev.deviation]
+        for name in board.sets:
+            value = board.eer(system, name)
+            row += [value.mean, value.deviation, *(value.interval or (None, None)), board.mark(system, name)]
+        row += [board.seconds(system), board.parameters(system)]
+        rows.append(row + [board.attack(system, name, attack) for name, attack in attacks])
+    return _csv(header, rows)
+
+
+def runs_to_csv(board: Leaderboard) -> str:
+    """Every run by itself as CSV: system, run, dev_eer, eer/<set>, seconds, parameters."""
+    header = ["system", "run", "dev_eer", *(f"eer/{name}" for name in board.sets), "seconds", "parameters"]
+    rows = []
+    for system in board.systems:
+        for run in board.runs[system]:
+            training = board.trainings[run]
+            eers = [board.results[run, name].eer for name in board.sets]
+            rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters])
+    return _csv(header, rows)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_json(board: Leaderboard) -> str:
+    """What `dvc exp show` and `dvc metrics diff` show, EERs in percent: that of each system on `sort_by`, and those of
+    the trained system that dev would choose."""
+    chosen = board.chosen
+    eers = {system: round(board.eer(system, board.sort_by).mean, 4) for system in sorted(board.systems)}
+    sets = {name: round(board.eer(chosen, name).mean, 4) for name in board.sets}
+    dev = round(board.dev_eer(chosen).mean, 4)
+    found = {"chosen": {"system": chosen, "dev_eer": dev, "eer": sets}, "eer": eers}
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+
+def to_text(board: Leaderboard) -> str:
+    """The leaderboard as an aligned table, with what its marks mean and what its sets hold below."""
+    header = ["", "system", "runs", SELECTION, *board.sets]
+    header += ["seconds", "parameters"]
+    rows = [header] + [[f"{rank}", *_cells(board, system)] for rank, system in enumerate(board.systems, start=1)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    left = {1, 3, *range(4, 4 + len(board.sets))}
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    title = f"EER in percent, sorted by {board.sort_by}: an order to look at, no selection"
+    notes = [
+        f"{BEST} best of its column, {NEAR} within noise of it; [] 95 % interval; ± standard deviation over seeds",
+        f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
+    ]
+    if board.rescored:
+        notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
+    if board.finetuned:
+        notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
+    notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
+    return "\n".join([title, "", *lines, "", *notes]) + "\n"
+
+
+def _cells(board: Leaderboard, system: str) -> list[str]:
+    seconds = board.seconds(system)
+    values = [_shown(board.dev_eer(system), "")]
+    values += [_shown(board.eer(system, name), board.mark(system, name)) for name in board.sets]
+    cost = ["-" if seconds is None else f"{seconds:.1f}", f"{board.parameters(system):,}"]
+    mark = RESCORED if system in board.rescored else FINETUNED if system in board.finetuned else ""
+    return [f"{system} {mark}".rstrip(), f"{len(board.runs[system])}", *values, *cost]
+
+
+def _shown(value: Value, mark: str) -> str:
+    """An EER as ` 3.25 ± 0.41 [2.40, 4.10] *`."""
+    text = f"{value.mean:5.2f}"
+    if value.deviation is not None:
+        text += f" ± {value.deviation:.2f}"
+    if value.interval is not None:
+        text += f" [{value.interval[0]:.2f}, {value.interval[1]:.2f}]"
+    return f"{text} {mark}".rstrip()

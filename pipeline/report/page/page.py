@@ -1,0 +1,169 @@
+"""The report as one self-contained HTML page: tables, charts as inline SVG that follow light and dark, and the map."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.metrics.det import Det
+from pipeline.metrics.eer import official_eer
+from pipeline.report.curves import DET_TICKS, Histogram, Training, beyond_frame, det_limits, probit
+from pipeline.report.leaderboard import Leaderboard
+from pipeline.report.page import embedding_space, layer_curve
+from pipeline.report.page.charts import COLOURS, DASHES, SQUARE, WIDE, Axis, Chart, Line, linear_axis, style
+from pipeline.report.page.embedding_space import Space
+from pipeline.report.page.layer_curve import LayerCurve
+
+FOLDER = Path(__file__).parent
+TEMPLATE = "page.html.j2"
+STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "map.js")  # inlined
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the charts show: DET points and histograms by (run, set), the course of the training by run.
+
+    Of each system that is charted, the run that its lowest dev EER selected; trainings of those that were trained.
+    """
+
+    dets: Mapping[tuple[str, str], Det]
+    histograms: Mapping[tuple[str, str], Histogram]
+    trainings: Mapping[str, Training]
+
+
+def charted(board: Leaderboard) -> tuple[str, ...]:
+    """The systems that charts show: the best ones, as many as can look different."""
+    return board.systems[: COLOURS * DASHES]
+
+
+def render(
+    board: Leaderboard,
+    curves: Curves,
+    *,
+    layers: LayerCurve | None = None,
+    spaces: Sequence[Space] = (),
+    audio_root: str = ".",
+    note: str = "",
+) -> str:
+    """The whole page as HTML. The same input gives the same bytes.
+
+    Args:
+        layers: of the layer probe, None without. spaces: analysed runs, the first one is shown first. audio_root: the
+            way from the page to the folder that audio paths are relative to. note: a banner above everything.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    maps = embedding_space.map_data(spaces, root=audio_root)
+    return environment.get_template(TEMPLATE).render(
+        style_sheet=Markup((FOLDER / STYLE_SHEET).read_text(encoding="utf-8")),  # noqa: S704  # our own files
+        script=Markup(script),  # noqa: S704
+        script_hash=_hash(script),
+        map_index=Markup(maps.index),  # noqa: S704  # escaped for where it stands
+        map_columns={name: Markup(text) for name, text in maps.columns.items()},  # noqa: S704
+        spaces=spaces,
+        board=board,
+        note=note,
+        styles={system: style(rank) for rank, system in enumerate(charted(board))},
+        charted=charted(board),
+        det_charts={name: det_chart(board, curves, name) for name in board.sets},
+        layer_chart=layer_curve.chart(layers) if layers else None,
+        training_charts=training_charts(board, curves),
+        histogram_charts={
+            (system, name): _histogram(board, curves, system, name) for system in charted(board) for name in board.sets
+        },
+    )
+
+
+def _hash(script: str) -> str:
+    """A script's hash as a content security policy names it: no other script may run on the page."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _histogram(board: Leaderboard, curves: Curves, system: str, name: str) -> Chart:
+    run = board.selected(system)
+    return histogram_chart(curves.histograms[run, name], name, threshold=board.results[run, name].threshold)
+
+
+def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
+    """The DET curves of the charted systems on one set, on probit axes, with a dot at the point of each EER."""
+    runs = {system: board.selected(system) for system in charted(board)}
+    eers = [board.results[run, name].eer for run in runs.values()]
+    low, high = det_limits([curves.dets[run, name] for run in runs.values()], [eer / 100 for eer in eers])
+    shown = [tick for tick in DET_TICKS if low <= tick <= high]
+    places: list[float] = probit(np.array(shown), low=low, high=high).tolist()
+    lines = []
+    for rank, (system, eer) in enumerate(zip(runs, eers, strict=True)):
+        det = curves.dets[runs[system], name]
+        points = np.stack(beyond_frame(det, low=low, high=high), axis=1)
+        x, y = np.clip(points[official_eer(det).point], places[0], places[-1]).tolist()
+        lines.append(Line(f"{system}  {eer:.2f}", style(rank), points, (x, y)))
+    ticks = tuple((place, f"{100 * tick:g}") for place, tick in zip(places, shown, strict=True))
+    across, down = (
+        Axis(label, places[0], places[-1], ticks) for label in ("spoof accepted, %", "bona fide rejected, %")
+    )
+    return Chart(name, SQUARE, across, down, tuple(lines))
+
+
+def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:
+    """The loss and the EER on the dev set of the charted systems by epoch, with a dot at each lowest value.
+
+    Systems that were not trained are left out; no charts where none was.
+    """
+    ranks = {system: rank for rank, system in enumerate(charted(board)) if board.selected(system) in curves.trainings}
+    if not ranks:
+        return ()
+    trainings = {system: curves.trainings[board.selected(system)] for system in ranks}
+    epochs = np.concatenate([training.epoch for training in trainings.values()])
+    charts = []
+    for caption, column, label in (("loss", "loss", "loss"), ("dev EER", "dev_eer", "EER, %")):
+        lines = []
+        for system, training in trainings.items():
+            points = np.stack((training.epoch, getattr(training, column)), axis=1)
+            points = points[np.isfinite(points).all(axis=1)]
+            lowest = tuple(points[np.argmin(points[:, 1])].tolist()) if len(points) else None
+            lines.append(Line(system, style(ranks[system]), points, lowest))
+        values = np.concatenate([line.points[:, 1] for line in lines])
+        x = linear_axis("epoch", epochs, whole=True)
+        charts.append(Chart(caption, WIDE, x, linear_axis(label, values), tuple(lines)))
+    return tuple(charts)
+
+
+def histogram_chart(shares: Histogram, caption: str, *, threshold: float) -> Chart:
+    """The scores of both classes, in percent of the class, with the EER threshold."""
+    y = linear_axis("share, %", 100 * np.concatenate((shares.bonafide, shares.spoof, [0.0])))
+    width = shares.centre[1] - shares.centre[0]
+    x = linear_axis("score", np.append(shares.centre - width / 2, shares.centre[-1] + width / 2), snap=False)
+    return Chart(
+        caption,
+        WIDE,
+        x,
+        y,
+        (
+            Line("spoof", "spoof fill", _steps(shares.centre, 100 * shares.spoof)),
+            Line("bona fide", "bonafide fill", _steps(shares.centre, 100 * shares.bonafide)),
+            Line("EER threshold", "threshold", np.array([[threshold, y.low], [threshold, y.high]])),
+        ),
+    )
+
+
+def _steps(centre: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The outline (2n + 2, 2) of a histogram's bins, from the base line and back to it."""
+    half = (centre[1] - centre[0]) / 2
+    edges = np.append(centre - half, centre[-1] + half)
+    return np.stack((np.repeat(edges, 2), np.concatenate(([0.0], np.repeat(heights, 2), [0.0]))), axis=1)

@@ -1,0 +1,1 @@
+"""The score: a trained run, its centroids, one number for an embedding."""

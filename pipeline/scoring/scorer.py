@@ -1,0 +1,79 @@
+"""The only definition of a score: embedding, similarities to the centroids, one number; higher is more bona fide.
+
+Training selects by it, `score` writes it, and everything that scores later calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.core.devices import CPU
+from pipeline.core.errors import InputError
+from pipeline.features import streaming
+from pipeline.features.dataset import Dataset
+from pipeline.scoring.centroids import CentroidIndex
+
+NORM_FLOOR = 1e-12  # an embedding of zeros has similarity 0 to everything
+BATCH = 64  # utterances a forward pass
+
+
+@torch.inference_mode()
+def embed(backend: nn.Module, data: Dataset) -> Iterator[NDArray[np.float32]]:
+    """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode.
+
+    Computed in float32 wherever the backend is, whatever precision it was trained in: training selects by the same
+    numbers that are deployed.
+    """
+    backend.eval()
+    device = next((parameter.device for parameter in backend.parameters()), CPU)
+    rows = (np.arange(start, min(start + BATCH, len(data))) for start in range(0, len(data), BATCH))
+    with contextlib.closing(streaming.stream(data.source, rows, device=device)) as batches:
+        for features, n_frames in batches:
+            yield backend(features, n_frames).float().cpu().numpy().copy()  # a view of features would not last
+
+
+def score(embeddings: NDArray[np.float32], index: CentroidIndex, *, names: Sequence[str]) -> NDArray[np.float32]:
+    """Scores (N,) of embeddings (N, E) of the N utterances `names`: reduce over k of centroid_k · q, plus the bias.
+
+    q is the embedding, or the embedding at unit length where the index says so. `softmax` weighs each similarity by
+    the softmax over the similarities. Raises InputError naming an utterance whose embedding is not finite: FAISS would
+    give it a finite score.
+    """
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"utterance {names[int(np.argmax(bad))]}: expected a finite embedding, got NaN or infinity; the training "
+            "diverged (lower train.learning_rate) or the features are damaged (bonafide cache verify)"
+        )
+    queries = embeddings
+    if index.normalize_query:
+        queries = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), NORM_FLOOR)
+    similarities = index.search(queries)  # (N, K), best first
+    return np.asarray(_reduce(similarities, index.reduce) + np.float32(index.bias), dtype=np.float32)
+
+
+def _reduce(similarities: NDArray[np.float32], how: str) -> Any:
+    if how == "max":
+        return similarities[:, 0]
+    if how == "mean":
+        return similarities.mean(1)
+    weights = np.exp(similarities - similarities[:, :1])
+    return (weights * similarities).sum(1) / weights.sum(1)
+
+
+def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset) -> NDArray[np.float32]:
+    """Scores (N,) of a whole set."""
+    names = data.trials.utterance.tolist()
+    scores: list[NDArray[np.float32]] = []
+    done = 0
+    for embeddings in embed(backend, data):
+        scores.append(score(embeddings, index, names=names[done : done + len(embeddings)]))
+        done += len(embeddings)
+    return np.concatenate(scores)

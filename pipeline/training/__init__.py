@@ -1,0 +1,1 @@
+"""Stage two: a backend and a loss trained on cached features."""
