@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import soundfile
@@ -408,9 +409,17 @@ def test_a_run_of_other_features_is_refused(copied: Path) -> None:
 
 
 def test_the_index_of_another_run_is_refused(copied: Path) -> None:
-    shutil.rmtree(f"data/index/{POOLED}")
-    shutil.copytree(f"data/index/{FRAMES}", f"data/index/{POOLED}")
-    with pytest.raises(InputError, match=f"data/index/{POOLED}: not the centroids of data/runs/{POOLED}"):
+    shutil.copyfile(f"data/runs/{FRAMES}/centroids.faiss", f"data/runs/{POOLED}/centroids.faiss")
+    with pytest.raises(InputError, match=f"data/runs/{POOLED}/centroids.faiss: expected .* 2 centroids .*, got 1 of"):
+        detect.load(POOLED)
+
+
+def test_the_same_centroids_in_an_index_of_another_metric_are_refused(copied: Path) -> None:
+    path = f"data/runs/{POOLED}/centroids.faiss"
+    index = faiss.IndexFlatL2(64)
+    index.add(runs.centroids(Path(path).parent).vectors)
+    faiss.write_index(index, path)
+    with pytest.raises(InputError, match=r"with the metric inner_product.*, got 2 of width 64 with the metric l2; run"):
         detect.load(POOLED)
 
 
