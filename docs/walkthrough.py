@@ -19,7 +19,7 @@ from pipeline import detect
 from pipeline.analysis import embeddings, exact_search, geometry
 from pipeline.core import params_file, trial_table
 from pipeline.metrics import join
-from pipeline.scoring import centroids, scorer
+from pipeline.scoring import runs, scorer
 
 DATA = Path("data")
 ANALYSED = sorted(path.parent.parent.name for path in DATA.glob(f"embeddings/*/*/{embeddings.CARD_FILE}"))
@@ -44,7 +44,7 @@ found, table = held(EVAL)
 print(f"{RUN}: {len(train)} embeddings of {TRAIN}, {len(found)} of {EVAL}, {found.vectors.shape[1]} numbers each")
 
 # %% A score is what the centroids say of an embedding: the score file again, from the embeddings alone
-index = centroids.read(DATA / "index" / RUN)
+index = runs.index(DATA / "runs" / RUN)
 scores = scorer.score(found.vectors, index, names=table.utterance.tolist())
 written = join.read(DATA / "scores" / f"{RUN}-{EVAL}.txt", table)
 print(f"largest difference to the score file: {np.abs(scores - written).max():.1e}")

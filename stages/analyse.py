@@ -16,7 +16,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import folder_beside, replace_folder
 from pipeline.core.params import Params
-from pipeline.scoring import centroids, runs
+from pipeline.scoring import runs
 
 if TYPE_CHECKING:
     from pipeline.analysis.geometry import Space
@@ -37,8 +37,8 @@ what comes out, in the folder --analysis:
 The sets are train.set, dev and evaluate.sets.
 
 example:
-  python -m stages.analyse --run data/runs/linear-qamo-all-clean-1 --index data/index/linear-qamo-all-clean-1 \\
-      --trials data/trials --embeddings data/embeddings/linear-qamo-all-clean-1 \\
+  python -m stages.analyse --run data/runs/linear-qamo-all-clean-1 --trials data/trials \\
+      --embeddings data/embeddings/linear-qamo-all-clean-1 \\
       --analysis data/analysis/linear-qamo-all-clean-1
 """
 
@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.report import analysis_files as pictures
 
     settings, name = params_file.load(given.params), given.run.name
-    index = centroids.read(given.index)
-    if not index.centroids().same_as(runs.centroids(given.run)):
-        raise InputError(f"{given.index}: not the centroids of {given.run}; run `dvc repro flow/index/dvc.yaml`")
+    index = runs.index(given.run)
     tables = {
         key: trial_table.read(given.trials / f"{key}.csv")
         for key in dict.fromkeys((settings.train.set, DEV, *settings.evaluate.sets))
@@ -89,7 +87,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="has the section `analyse`")
     add("--run", type=Path, required=True, metavar="FOLDER", help="the trained run")
-    add("--index", type=Path, required=True, metavar="FOLDER", help="its centroid index")
     add(
         "--trials", type=Path, required=True, metavar="FOLDER", help="has the tables of the sets, pools and their parts"
     )

@@ -56,7 +56,7 @@ def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> 
         folder,
         _shown(scorer.embed(runs.backend(args.run), data), name, len(data)),
         table.utterance.tolist(),
-        normalize=runs.centroids(args.run).normalize_query,
+        normalize=runs.index(args.run).normalize_query,
         facts=embeddings.identity(args.run, name, table) | {"features": data.digest},
     )
     kind, recall = found.card["kind"], found.card["recall"]

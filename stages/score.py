@@ -1,4 +1,4 @@
-"""Score every trial of a set with a run: backend, embedding, centroid index; write its score file."""
+"""Score every trial of a set with a run: backend, embedding, centroids; write its score file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.features import dataset
 from pipeline.metrics import scorefile
-from pipeline.scoring import centroids, runs, scorer
+from pipeline.scoring import runs, scorer
 
 
 def main() -> None:
@@ -18,7 +18,6 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--set", required=True, help="name of the set; its corpus says the layout of the score file")
     parser.add_argument("--run", type=Path, required=True, help="folder of the trained run")
-    parser.add_argument("--index", type=Path, required=True, help="folder of its centroid index")
     parser.add_argument("--trials", type=Path, required=True, help="the set's trial table")
     parser.add_argument("--features", type=Path, required=True, help="the set's receipt")
     parser.add_argument("--scores", type=Path, required=True, help="the score file to write")
@@ -33,10 +32,7 @@ def main() -> None:
     data = dataset.open_set(args.features, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
     if data.kind != card["kind"]:
         raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
-    index = centroids.read(args.index)
-    if not index.centroids().same_as(runs.centroids(args.run)):
-        raise InputError(f"{args.index}: not the centroids of {args.run}; run `dvc repro flow/index/dvc.yaml`")
-    scores = scorer.score_all(runs.backend(args.run), index, data)
+    scores = scorer.score_all(runs.backend(args.run), runs.index(args.run), data)
     scorefile.write(args.scores, table, scores, layout=layout)
     print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
 

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from pipeline.core import trial_table
 from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
-from stages import embed, encoder, extract, index, prepare, score, train
+from stages import embed, encoder, extract, prepare, score, train
 
 ROOT = Path(__file__).parents[1]
 POOLED, FRAMES = "linear-qamo-all-clean-1", "asp-cross_entropy-all-clean-1"  # what their backends read
@@ -105,9 +105,8 @@ def _train(run: str) -> None:
         features="data/features", run=f"data/runs/{run}", metrics=training, curves=f"data/curves/{run}.csv",
         dev_scores=dev_scores, seconds=f"data/seconds/{run}.json",
     )  # fmt: skip
-    _run(index, run=f"data/runs/{run}", index=f"data/index/{run}")
     _run(
-        score, set="eval", run=f"data/runs/{run}", index=f"data/index/{run}", trials="data/trials/eval.csv",
+        score, set="eval", run=f"data/runs/{run}", trials="data/trials/eval.csv",
         features="data/features/eval.json", scores=f"data/scores/{run}-eval.txt",
     )  # fmt: skip
     _evaluate(run, threshold=json.loads(Path(training).read_text())["dev_threshold"])

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import soundfile
@@ -107,6 +108,43 @@ def test_three_lines_give_the_score_of_a_file(here: Path) -> None:
     score = system.score("audio/eval/4.flac")
     assert isinstance(score, float)
     assert score == pytest.approx(list(systems.scores(POOLED))[4], abs=CLOSE)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("channels", [0, 1, 2])
+def test_samples_in_memory_score_as_a_file_of_them(system: System, tmp_path: Path, rate: int, channels: int) -> None:
+    shape = (rate // 4, channels) if channels else (rate // 4,)
+    samples = np.random.default_rng(rate).normal(0, 0.1, shape).astype(np.float32)
+    before = samples.copy()
+    soundfile.write(tmp_path / "one.wav", samples, rate, subtype="FLOAT")
+    assert system.score_samples(samples, rate) == system.score(tmp_path / "one.wav")
+    assert system.score_samples(samples[::-1], rate) != system.score(tmp_path / "one.wav")
+    np.testing.assert_array_equal(samples, before)
+
+
+def test_samples_of_a_file_score_as_the_file(system: System, here: Path) -> None:
+    for path in systems.audio("eval")[:4]:
+        samples, rate = soundfile.read(path, dtype="float32")
+        assert system.score_samples(samples, rate) == system.score(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "said"),
+    [
+        (np.ones((2, 3_000, 1), np.float32), 16_000, r"expected \(n,\) or \(n, channels\) float32, got \(2, 3000, 1\)"),
+        (np.zeros(0, np.float32), 16_000, r"got \(0,\) float32"),
+        (np.arange(3_000, dtype=np.int16), 16_000, r"got \(3000,\) int16"),
+        (np.arange(3_000, dtype=np.float32), 0, "expected a sample rate in whole Hz, got 0"),
+        (np.arange(3_000, dtype=np.float32), 22_050.5, "expected a sample rate in whole Hz, got 22050.5"),
+        (np.arange(300, dtype=np.float32), 16_000, "expected at least 25 ms"),
+        (np.ones(3_000, np.float32), 16_000, "silent"),
+        (np.append(np.zeros(WINDOW, np.float32), np.ones(99, np.float32)), 16_000, f"first {WINDOW} samples .* silent"),
+        (np.append(np.ones(3_000, np.float32), np.float32(np.nan)), 16_000, "1 samples are NaN"),
+    ],
+)
+def test_samples_that_cannot_be_scored_are_told(system: System, samples: np.ndarray, rate: int, said: str) -> None:
+    with pytest.raises(InputError, match=f"^samples in memory: .*{said}"):
+        system.score_samples(samples, rate)
 
 
 def test_only_the_first_window_counts(system: System, tmp_path: Path) -> None:
@@ -408,9 +446,17 @@ def test_a_run_of_other_features_is_refused(copied: Path) -> None:
 
 
 def test_the_index_of_another_run_is_refused(copied: Path) -> None:
-    shutil.rmtree(f"data/index/{POOLED}")
-    shutil.copytree(f"data/index/{FRAMES}", f"data/index/{POOLED}")
-    with pytest.raises(InputError, match=f"data/index/{POOLED}: not the centroids of data/runs/{POOLED}"):
+    shutil.copyfile(f"data/runs/{FRAMES}/centroids.faiss", f"data/runs/{POOLED}/centroids.faiss")
+    with pytest.raises(InputError, match=f"data/runs/{POOLED}/centroids.faiss: expected .* 2 centroids .*, got 1 of"):
+        detect.load(POOLED)
+
+
+def test_the_same_centroids_in_an_index_of_another_metric_are_refused(copied: Path) -> None:
+    path = f"data/runs/{POOLED}/centroids.faiss"
+    index = faiss.IndexFlatL2(64)
+    index.add(runs.centroids(Path(path).parent).vectors)
+    faiss.write_index(index, path)
+    with pytest.raises(InputError, match=r"with the metric inner_product.*, got 2 of width 64 with the metric l2; run"):
         detect.load(POOLED)
 
 

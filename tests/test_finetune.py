@@ -657,7 +657,7 @@ def test_what_is_written_is_what_was_trained(corpus: Corpus, tmp_path: Path, bac
     run = finetune.run_card(result, card=written, source=card, cell=cell, job=job, cuts=())
     finetune.save(tmp_path / "w", result, run=run, source="random")
     files = sorted(str(path.relative_to(tmp_path / "w")) for path in (tmp_path / "w").rglob("*") if path.is_file())
-    in_run = [f"run/{name}" for name in ("backend.safetensors", "centroids.safetensors", "run.json")]
+    in_run = [f"run/{name}" for name in ("backend.safetensors", "centroids.faiss", "run.json")]
     assert files == ["README.txt", "config.json", "model.safetensors", *in_run]
 
     loaded, found = models_module.load_deployed(settings().encoder, weights=tmp_path / "w")

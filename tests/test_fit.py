@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline.backends import asp, linear
@@ -614,9 +613,7 @@ def test_a_saved_run_scores_as_it_did(tmp_path: Path, loss: str) -> None:
     parameters = cell("asp", loss).backend_parameters
     card = {"backend": "asp", "backend_parameters": parameters, "kind": dev.kind, "reads": "frames"}
     runs.save(tmp_path / "run", weights=weights, centroids=result.centroids, card=card)
-    centroids.write(centroids.build(runs.centroids(tmp_path / "run")), tmp_path / "index")
-    index = centroids.read(tmp_path / "index")
-    scores = scorer.score_all(runs.backend(tmp_path / "run"), index, dev)
+    scores = scorer.score_all(runs.backend(tmp_path / "run"), runs.index(tmp_path / "run"), dev)
 
     result.backend.eval()
     with torch.no_grad():
@@ -626,11 +623,9 @@ def test_a_saved_run_scores_as_it_did(tmp_path: Path, loss: str) -> None:
     expected = (similarities.mean(1) + result.centroids.bias).numpy()
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"backend.safetensors", "centroids.safetensors", "run.json"}
+    assert files == {"backend.safetensors", "centroids.faiss", "run.json"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["scoring"]["reduce"] in ("max", "mean")
-    assert (
-        load_file(tmp_path / "run" / "centroids.safetensors")["vectors"].tobytes() == result.centroids.vectors.tobytes()
-    )
+    assert runs.centroids(tmp_path / "run").vectors.tobytes() == result.centroids.vectors.tobytes()
 
 
 def test_embeddings_outlast_the_memory_of_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,55 +668,6 @@ def test_an_embedding_that_is_not_finite_is_never_a_score(value: float, reduce: 
     embeddings[1, 2] = value
     with pytest.raises(InputError, match="utterance b: expected a finite embedding"):
         scorer.score(embeddings, index, names=["a", "b", "c"])
-
-
-def test_an_index_gives_its_centroids_back(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    first = Centroids(rng.normal(size=(3, 8)).astype(np.float32), normalize_query=False, bias=-0.5, reduce="softmax")
-    centroids.write(centroids.build(first), tmp_path / "index")
-    back = centroids.read(tmp_path / "index").centroids()
-    assert back.same_as(first)
-    assert not back.same_as(replace(first, bias=0.5))
-    assert not back.same_as(replace(first, vectors=first.vectors + np.float32(1e-6)))
-
-
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("work")
-    index = centroids.build(Centroids(np.eye(2, 4, dtype=np.float32), normalize_query=True, bias=0.0, reduce="max"))
-    with pytest.raises(InputError, match="got a folder of other things"):
-        centroids.write(index, tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "work"
-    centroids.write(index, tmp_path / "index")
-    centroids.write(index, tmp_path / "index")
-
-
-def test_index_and_card_that_disagree_are_refused(tmp_path: Path) -> None:
-    first = Centroids(np.eye(2, 4, dtype=np.float32), normalize_query=True, bias=0.0, reduce="max")
-    centroids.write(centroids.build(first), tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "centroids.json").read_text()) == {
-        "centroids": 2,
-        "embedding_dim": 4,
-        "normalize_query": True,
-        "bias": 0.0,
-        "reduce": "max",
-    }
-    centroids.write(centroids.build(replace(first, vectors=np.eye(3, 4, dtype=np.float32))), tmp_path / "b")
-    (tmp_path / "b" / "centroids.json").write_text((tmp_path / "a" / "centroids.json").read_text())
-    with pytest.raises(InputError, match="expected 2 centroids of width 4 by the card, got 3 of width 4"):
-        centroids.read(tmp_path / "b")
-    with pytest.raises(InputError, match=r"no centroid index there; run `dvc repro -f flow/index/dvc.yaml`"):
-        centroids.read(tmp_path / "c")
-
-
-def test_damaged_or_missing_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no trained run there; run `dvc repro`"):
-        runs.centroids(tmp_path)
-    card = {"scoring": {}, "backend": "asp", "backend_parameters": {}, "kind": {}, "reads": "frames"}
-    (tmp_path / "run.json").write_text(json.dumps(card))
-    (tmp_path / "centroids.safetensors").write_bytes(b"\x80\x04pickled")
-    with pytest.raises(InputError, match="not weights that this project wrote"):
-        runs.centroids(tmp_path)
 
 
 def test_linear_reads_pooled_and_asp_frames() -> None:

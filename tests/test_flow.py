@@ -29,7 +29,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("pipeline", "stages", "flow"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
@@ -105,7 +105,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def names(loss: str, *, layers: str = "all", seed: int = 1) -> list[str]:
     """The stages of one cell up to the report, in order."""
     cell = f"linear-{loss}-{layers}-clean-{seed}"
-    return [f"train@{cell}", f"index@{cell}", f"score@{cell}-dev", f"evaluate@{cell}-dev"]
+    return [f"train@{cell}", f"score@{cell}-dev", f"evaluate@{cell}-dev"]
 
 
 def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
@@ -224,10 +224,7 @@ EVALUATE = (
     "evaluate --set dev --scores {scores} --trials data/trials/dev.csv --training {training} "
     "--dev-scores data/dev_scores/linear-aoc-all-clean-1.txt --metrics m --plots p"
 )
-SCORE = (
-    "score --set {set} --run {run} --index data/index/linear-{index}-all-clean-1 --trials data/trials/dev.csv "
-    "--features data/features/dev.json --scores s.txt"
-)
+SCORE = "score --set {set} --run {run} --trials data/trials/dev.csv --features data/features/dev.json --scores s.txt"
 
 
 @pytest.mark.parametrize(
@@ -245,20 +242,8 @@ SCORE = (
         ),
         (TRAIN.format(features="none"), "none/train.json: no receipt there; run `dvc repro -f extract`"),
         (TRAIN.format(features="mixed"), "run `dvc repro extract`"),
-        (
-            SCORE.format(set="dev", run="data/runs/linear-aoc-all-clean-1", index="qamo"),
-            "not the centroids of data/runs/linear-aoc-all-clean-1",
-        ),
-        (SCORE.format(set="dev", run="none", index="aoc"), "none/run.json: no trained run there"),
-        (
-            SCORE.format(set="dev", run="data/runs/linear-aoc-all-clean-1", index="none"),
-            "no centroid index there; run `dvc repro -f flow/index/dvc.yaml`",
-        ),
-        (
-            SCORE.format(set="nope", run="data/runs/linear-aoc-all-clean-1", index="aoc"),
-            "expected one of dev, train, got 'nope'",
-        ),
-        ("index --run none --index i", "no trained run there; run `dvc repro`"),
+        (SCORE.format(set="dev", run="none"), "none/run.json: no trained run there; run `dvc repro`"),
+        (SCORE.format(set="nope", run="data/runs/linear-aoc-all-clean-1"), "expected one of dev, train, got 'nope'"),
         (EVALUATE.format(scores="none.txt", training="data/metrics/linear-aoc-all-clean-1.json"), "none.txt"),
         (
             EVALUATE.format(scores="data/scores/linear-aoc-all-clean-1-dev.txt", training="other.json"),

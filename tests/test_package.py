@@ -98,10 +98,10 @@ def test_it_detects_with_no_project_around(copied: Path, tmp_path: Path, run: st
 
 
 def test_it_holds_just_what_detection_needs(made: Path) -> None:
-    run, index, known = f"runs/{POOLED}", f"index/{POOLED}", f"embeddings/{POOLED}/train"
+    run, known = f"runs/{POOLED}", f"embeddings/{POOLED}/train"
     assert names(made) == {
         "package.json", "model_card.md", f"{run}/run.json", f"{run}/backend.safetensors",
-        f"{run}/centroids.safetensors", f"{index}/centroids.json", f"{index}/centroids.faiss", "trials/train.csv",
+        f"{run}/centroids.faiss", "trials/train.csv",
         f"{known}/embeddings.npy", f"{known}/embeddings.json", f"{known}/index.faiss", f"{known}/utterances.txt",
     }  # fmt: skip
 
@@ -347,7 +347,7 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", [f"runs/{POOLED}/backend.safetensors", f"index/{POOLED}/centroids.faiss"])
+@pytest.mark.parametrize("name", [f"runs/{POOLED}/backend.safetensors", f"runs/{POOLED}/centroids.faiss"])
 def test_a_damaged_file_is_named(spoilt: Path, name: str) -> None:
     damage(spoilt / name)
     with pytest.raises(InputError, match=rf"spoilt: 1 files are missing or damaged; copy .*:\n  {re.escape(name)}$"):
@@ -376,7 +376,7 @@ def test_files_are_read_when_they_are_needed_and_once(made: Path, monkeypatch: p
         package_card, "digest", lambda path: read.append(path.relative_to(made).parts[0]) or digest(path)
     )
     parts = assembly.find(made)
-    assert sorted(set(read)) == ["index", "runs"]
+    assert set(read) == {"runs"}
     read.clear()
     assert parts.training() is parts.training()
     assert sorted(read) == ["embeddings"] * 4 + ["trials"]
@@ -391,7 +391,7 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "expected format 1 of packages, got 2"),
+        ({"format": 1}, "expected format 2 of packages, got 1, .*; package it again with `bonafide package`"),
         ({"threshold": "high"}, "not the card of a package"),
         ({"threshold": float("nan")}, "not the card of a package.*threshold: .*finite"),
         ({"calibration": {"slope": -1.0, "offset": 0.0}}, "not the card of a package.*slope"),
@@ -399,7 +399,7 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
         ({"name": "/linear-qamo-all-clean-1"}, "not the card of a package.*name: "),
         ({"train_set": "../train"}, "not the card of a package.*train_set: "),
         ({"files": []}, "not the card of a package.*files: "),
-        ({"files": {}}, f"got none of 5; .*runs/{POOLED}/backend.safetensors"),
+        ({"files": {}}, f"got none of 3; .*runs/{POOLED}/backend.safetensors"),
         ({"files": {"../run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
         ({"files": {"/run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
         ({"files": {"runs/../../run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
@@ -440,9 +440,9 @@ def test_the_current_folder_is_left_alone(copied: Path) -> None:
 
 
 def test_another_index_is_not_packed(copied: Path, tmp_path: Path) -> None:
-    path = Path(f"data/index/{POOLED}/centroids.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"bias": 1.0}))
-    with pytest.raises(InputError, match=rf"data/index/{POOLED}: not the centroids of .*; run `dvc repro flow/index"):
+    path = Path(f"data/runs/{POOLED}/centroids.faiss")
+    damage(path)
+    with pytest.raises(InputError, match=rf"{path}: expected the index that was written with the run, got .*; run"):
         package.write(POOLED, tmp_path / "package")
     assert not (tmp_path / "package").exists()
 

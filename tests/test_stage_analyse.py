@@ -53,7 +53,7 @@ def vectors(name: str) -> NDArray[np.float32]:
 
 
 def project(folder: Path, *, normalize: bool = True, made: NDArray[np.float32] = VECTORS, cuts: Any = (3.0,)) -> Path:
-    """A folder with a run, its index, trials, embeddings and parameters."""
+    """A folder with a run, trials, embeddings and parameters."""
     run = Centroids(made, normalize_query=normalize, bias=0.25, reduce="max")
     path = np.stack([made, made]) + np.array([1.0, 0.0], np.float32)[:, None, None]
     card = {
@@ -65,7 +65,6 @@ def project(folder: Path, *, normalize: bool = True, made: NDArray[np.float32] =
     }
     weights = {"w": np.ones(2, np.float32)}
     runs.save(folder / "runs" / RUN, weights=weights, centroids=run, card=card, path=path.astype(np.float32))
-    centroids.write(centroids.build(run), folder / "index")
     (folder / "trials").mkdir()
     for name in SIZES:
         (folder / f"trials/{name}.csv").write_text(trial_table.to_csv(table(name)))
@@ -90,7 +89,7 @@ def configure(folder: Path, **changed: Any) -> None:
 
 
 def arguments(folder: Path, out: str = "out") -> list[str]:
-    given = {"--params": "params.yaml", "--run": f"runs/{RUN}", "--index": "index", "--trials": "trials"}
+    given = {"--params": "params.yaml", "--run": f"runs/{RUN}", "--trials": "trials"}
     given |= {"--embeddings": "embeddings", "--analysis": out}
     return [part for option, name in given.items() for part in (option, str(folder / name))]
 
@@ -128,7 +127,7 @@ def test_assignments_are_those_of_a_loop(made: Path) -> None:
 
 
 def test_scores_are_those_that_scoring_gives(made: Path) -> None:
-    index = centroids.read(made / "index")
+    index = runs.index(made / "runs" / RUN)
     scores = scorer.score(vectors("eval"), index, names=table("eval").utterance.tolist())
     told = {trial["utterance"]: trial["score"] for trial in read(made, "analysis.json")["hardest"]}
     lowest = np.flatnonzero(table("eval").is_bonafide)[np.argmin(scores[table("eval").is_bonafide])]
@@ -229,8 +228,8 @@ def test_trials_of_a_pool_are_told_by_where_they_came_from(tmp_path: Path, adapt
 def test_an_index_of_another_run_is_refused(tmp_path: Path) -> None:
     project(tmp_path)
     other = Centroids(2 * VECTORS, normalize_query=True, bias=0.25, reduce="max")
-    centroids.write(centroids.build(other), tmp_path / "index")
-    with pytest.raises(InputError, match=rf"index: not the centroids of .*{RUN}; run `dvc repro flow/index"):
+    centroids.write_index(centroids.build(other), tmp_path / "runs" / RUN / runs.CENTROIDS_FILE)
+    with pytest.raises(InputError, match=rf"{RUN}/centroids\.faiss: expected the index that was written with the run"):
         analyse.main(arguments(tmp_path))
     assert not (tmp_path / "out").exists()
 

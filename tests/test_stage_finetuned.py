@@ -20,7 +20,7 @@ from pipeline.core.trial_table import Row
 from pipeline.features.specs import fingerprint
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from stages import encoder, evaluate, extract, finetuned, index, score
+from stages import encoder, evaluate, extract, finetuned, score
 from tests.conftest import Corpus
 from tests.test_stage_encoder import FINETUNE, parameters, tables
 
@@ -84,12 +84,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it after the stage and `index`."""
+    """A copy of it after the stage."""
     folder = tmp_path_factory.mktemp("made") / "project"
     shutil.copytree(finished, folder)
     with contextlib.chdir(folder):
         run(finetuned, **ARGUMENTS)
-        run(index, run="data/runs/mine", index="data/index/mine")
     return folder
 
 
@@ -148,7 +147,7 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
 
 def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    run(score, run="data/runs/mine", index="data/index/mine", scores="data/scores/mine-dev.txt", **SET)
+    run(score, run="data/runs/mine", scores="data/scores/mine-dev.txt", **SET)
     evaluate.main([
         "--set", "dev", "--trials", "data/trials/dev.csv", "--scores", "data/scores/mine-dev.txt",
         "--training", "data/metrics/mine.json", "--dev-scores", "data/dev_scores/mine.txt",

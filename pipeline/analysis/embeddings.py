@@ -100,7 +100,7 @@ def identity(run: Path, name: str, table: Trials) -> dict[str, Any]:
 def of_run(folder: Path, run: Path, name: str, table: Trials) -> Embeddings:
     """The embeddings that a run gives the trials of a set. Raises InputError where the folder has others."""
     found = read(folder)
-    wanted = identity(run, name, table) | {"normalize": runs.centroids(run).normalize_query}
+    wanted = identity(run, name, table) | {"normalize": runs.index(run).normalize_query}
     told = {key: found.card.get(key) for key in wanted}
     if told != wanted or found.utterances.tolist() != table.utterance.tolist():
         raise InputError(f"{folder}: expected the embeddings of {wanted}, got those of {told}; {REMEDY}")

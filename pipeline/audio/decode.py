@@ -112,6 +112,19 @@ def _mono(path: Path, channels: Samples, rate: int) -> Samples:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
+def of_samples(samples: Samples, rate: int, *, name: str) -> Samples:
+    """Samples (n,) or (n, channels) float32 at `rate` Hz, as a file that holds them decodes: (samples,) at 16 kHz.
+
+    Raises InputError, which starts with the name, for other arrays and for what `read` refuses in a file.
+    """
+    found = np.asarray(samples)
+    if found.dtype != np.float32 or found.ndim not in (1, 2) or not found.size:
+        raise InputError(f"{name}: expected (n,) or (n, channels) float32, got {found.shape} {found.dtype}")
+    if rate < 1 or rate != int(rate):
+        raise InputError(f"{name}: expected a sample rate in whole Hz, got {rate}")
+    return _mono(Path(name), found.reshape(len(found), -1), int(rate))
+
+
 # What the bytes tell before anything is decoded
 
 

@@ -78,11 +78,6 @@ class Centroids:
     bias: float
     reduce: Reduce
 
-    def same_as(self, other: Centroids) -> bool:
-        """Whether both give the same scores."""
-        how = (self.normalize_query, self.bias, self.reduce) == (other.normalize_query, other.bias, other.reduce)
-        return how and np.array_equal(self.vectors, other.vectors)
-
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or not len(self.vectors):
             raise ValueError(f"expected (K, E) float32 vectors, got {self.vectors.shape} {self.vectors.dtype}")

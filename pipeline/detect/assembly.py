@@ -18,8 +18,7 @@ from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, ch
 from pipeline.features import receipt_files, specs
 from pipeline.metrics import calibration, scorefile
 from pipeline.metrics.calibration import Calibration
-from pipeline.scoring import centroids, runs
-from pipeline.scoring.centroids import CentroidIndex
+from pipeline.scoring import runs
 
 PARAMS = Path("params.yaml")  # of the project, in the current folder
 DATA = Path("data")
@@ -54,11 +53,6 @@ class Parts:
         return self.root / "runs" / self.name
 
     @property
-    def index(self) -> Path:
-        """The folder of its centroid index."""
-        return self.root / "index" / self.name
-
-    @property
     def embeddings(self) -> Path:
         """The folder of the training set's embeddings, which is there for analysed runs alone."""
         return self.root / "embeddings" / self.name / self.train_set
@@ -67,13 +61,6 @@ class Parts:
     def trials(self) -> Path:
         """The trial table of the training set."""
         return self.root / "trials" / f"{self.train_set}.csv"
-
-    def centroid_index(self) -> CentroidIndex:
-        """The centroid index. Raises InputError where its centroids are not the run's."""
-        found = centroids.read(self.index)
-        if not found.centroids().same_as(runs.centroids(self.run)):
-            raise InputError(f"{self.index}: not the centroids of {self.run}; run `dvc repro flow/index/dvc.yaml`")
-        return found
 
     def training(self) -> tuple[Embeddings, Trials]:
         """The embeddings of the training set and its trials, read once.

@@ -2,13 +2,13 @@
 
     package.json             the card: what the system is, where it comes from, what it got right; digests of the files
     model_card.md            the card for people
-    runs/<run>/              backend weights, centroids and parameters, as below data/ of the project
-    index/<run>/             the centroid index
+    runs/<run>/              backend weights, the FAISS index of centroids and parameters, as in data/ of the project
     embeddings/<run>/<set>/  of the training set, where the run was analysed, and
     trials/<set>.csv         its trial table, which tells labels and attacks alone
     encoder/                 config.json and model.safetensors, where no hub name and no seed gives the same weights
 
-Weights are safetensors; nothing is pickled. An encoder that is only named is held against its sha256 when it is loaded.
+Weights are safetensors, centroids a FAISS index; nothing is pickled. An encoder that is only named
+is held against its sha256 when it is loaded.
 """
 
 from __future__ import annotations
@@ -37,20 +37,19 @@ from pipeline.scoring import runs
 def write(run: str, folder: Path) -> dict[str, Any]:
     """Write a run of the project in the current folder as a package, and give its card; `folder` is whole or not there.
 
-    An older package there is replaced. Raises InputError where the run or a part of it is missing, index, metrics or
-    encoder are not the run's, or a folder of other things is in the way.
+    An older package there is replaced. Raises InputError where the run or a part of it is missing, centroids, metrics
+    or encoder are not the run's, or a folder of other things is in the way.
     """
     if (Path(run) / CARD_FILE).is_file():
         raise InputError(f"{run}: expected the name of a run of this project, got a package; copy its folder")
     parts, settings = find(run), params_file.load(PARAMS)
     check_place(folder, mark=CARD_FILE)
-    parts.centroid_index()
+    runs.index(parts.run)
     beside = folder_beside(folder)
     there = dataclasses.replace(parts, root=beside)
     there.run.mkdir(parents=True)
     for name in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE):
         shutil.copyfile(parts.run / name, there.run / name)
-    shutil.copytree(parts.index, there.index)
     if parts.embeddings.is_dir():
         _, table = parts.training()
         shutil.copytree(parts.embeddings, there.embeddings)

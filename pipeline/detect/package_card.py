@@ -16,9 +16,9 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
 from pipeline.core.params import EncoderParams, Name, Positive, WindowParams
 from pipeline.metrics.calibration import Calibration
-from pipeline.scoring import centroids, runs
+from pipeline.scoring import runs
 
-FORMAT = 1  # raised when older packages can no longer be read
+FORMAT = 2  # raised when older packages can no longer be read
 CARD_FILE, MODEL_CARD_FILE = "package.json", "model_card.md"
 ENCODER = "encoder"  # the folder of weights that are copied
 EMBEDDED = (embeddings.VECTORS_FILE, embeddings.INDEX_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
@@ -64,9 +64,8 @@ class _Card(_Section):
     def needed(self) -> list[str]:
         """The files that detection needs."""
         run = [f"runs/{self.name}/{file}" for file in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE)]
-        index = [f"index/{self.name}/{file}" for file in (centroids.CARD_FILE, centroids.INDEX_FILE)]
         encoder = [f"{ENCODER}/config.json"] if self.encoder.source == ENCODER else []
-        return [*run, *index, *encoder]
+        return [*run, *encoder]
 
 
 def read(folder: Path) -> tuple[_Card, dict[str, str]]:
@@ -77,7 +76,10 @@ def read(folder: Path) -> tuple[_Card, dict[str, str]]:
     path = folder / CARD_FILE
     told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN)
     if told["format"] != FORMAT:
-        raise InputError(f"{path}: expected format {FORMAT} of packages, got {told['format']!r}; {AGAIN}")
+        raise InputError(
+            f"{path}: expected format {FORMAT} of packages, got {told['format']!r}, which another version of bonafide "
+            "wrote; package it again with `bonafide package`"
+        )
     try:
         card = _Card.model_validate_json(json.dumps(told))
     except ValidationError as error:

@@ -3,6 +3,7 @@
     from pipeline import detect
     system = detect.load("linear-qamo-all-clean-1")    # a run of this project, or the folder of a package
     print(system.score("some.wav"))                    # higher means more bona fide
+    print(system.score_samples(samples, 44_100))       # of (n,) or (n, channels) float32 in memory
 
 Every step is the one that extraction and scoring take, features of frames are rounded to float16 as the store rounds
 them, and so the scores are those of the flow: the same numbers where batches have the same shape, else within
@@ -12,11 +13,10 @@ rounding. Of a run on features kept in int8, which are rounded shard by shard, t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from pipeline.analysis.embeddings import Embeddings
 from pipeline.audio import decode, windowing
 from pipeline.audio.loader import DECODERS, Windows
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
-from pipeline.core import devices
+from pipeline.core import ahead, devices
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.core.errors import InputError
@@ -47,6 +47,7 @@ from pipeline.scoring.centroids import CentroidIndex
 
 NEIGHBOURS = 5  # utterances that explain a detection
 LARGE = 8 * 2**20  # bytes of a file that is decoded by itself: ten minutes of MP3, and 200 MB when decoded
+IN_MEMORY = Path("samples in memory")  # the name of what has no file
 _ONE_LARGE = threading.Lock()
 
 
@@ -144,18 +145,32 @@ class System:
         """
         explained = self.training if explain else None
         files = (Path(path) for path in paths)
-        with contextlib.closing(_ahead(files, self._head, size=self.parts.batch_size)) as batches:
-            for batch in batches:
+        size = self.parts.batch_size
+        with contextlib.closing(ahead.in_order(self._head, files, threads=DECODERS, ahead=2 * size)) as heads:
+            while batch := list(itertools.islice(heads, size)):
                 found = iter(self._tried([head for head in batch if isinstance(head, _Head)], explained))
                 yield from (next(found) if isinstance(head, _Head) else head for head in batch)
 
+    def score_samples(self, samples: NDArray[np.float32], rate: int) -> float:
+        """The score of samples in memory: that of a file which holds them.
+
+        samples: (n,), or (n, channels), float32, at `rate` Hz. Raises InputError for samples that cannot be scored.
+        """
+        head = self._first(IN_MEMORY, decode.of_samples(samples, rate, name=str(IN_MEMORY)))
+        (found,) = self._detections([head], None)
+        return found.score
+
     def _head(self, path: Path) -> _Head | Unreadable:
         try:
-            samples, valid = self._cut(_decoded(path))
+            return self._first(path, _decoded(path))
         except InputError as error:
             return Unreadable(path, str(error))
+
+    def _first(self, path: Path, decoded: Samples) -> _Head:
+        """The first window. Raises InputError where it is silent."""
+        samples, valid = self._cut(decoded)
         if np.ptp(samples[:valid]) == 0:
-            return Unreadable(path, f"{path}: the first {valid} samples at 16 kHz are silent; cut them off")
+            raise InputError(f"{path}: the first {valid} samples at 16 kHz are silent; cut them off")
         return _Head(path, samples.copy(), valid)  # a view would keep all of a long file
 
     def _cut(self, samples: Samples) -> tuple[Samples, int]:
@@ -249,7 +264,7 @@ def of_parts(parts: Parts, *, threshold: float | None = None) -> System:
         parts=parts,
         encoder=_encoder(parts, layers),
         backend=runs.backend(parts.run),
-        index=parts.centroid_index(),
+        index=runs.index(parts.run),
         layers=layers,
         reads=facts["reads"],
         threshold=parts.threshold if threshold is None else threshold,
@@ -292,23 +307,6 @@ def _decoded(path: Path) -> Samples:
             return decode.load(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-
-
-def _ahead(
-    paths: Iterable[Path], load: Callable[[Path], _Head | Unreadable], *, size: int
-) -> Generator[list[_Head | Unreadable]]:
-    """Files loaded by threads, `size` at a time, in order; the next ones are loaded while these are worked on."""
-    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-    waiting: deque[Future[_Head | Unreadable]] = deque()
-    try:
-        for path in paths:
-            waiting.append(pool.submit(load, path))
-            if len(waiting) == 2 * size:
-                yield [waiting.popleft().result() for _ in range(size)]
-        while waiting:
-            yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _neighbours(embedded: NDArray[np.float32], known: Embeddings, table: Trials) -> list[tuple[Neighbour, ...]]:

@@ -1,23 +1,57 @@
-"""A run's centroids as a FAISS inner-product index with a JSON card: what a score needs besides the embedding."""
+"""A run's centroids as a FAISS inner-product index: what a score needs besides the embedding.
+
+The index is the file `centroids.faiss` of a run and the only copy of its centroids. The run's card says what the file
+must be: metric, number and width of the centroids, and its sha256. FAISS parses no file that is anything else, as a
+damaged one may end the process.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from pipeline.core.contracts import Centroids, Reduce
 from pipeline.core.errors import InputError
-from pipeline.core.files import folder_beside, read_json, replace_folder
 
-INDEX_FILE = "centroids.faiss"
-CARD_FILE = "centroids.json"
-KEYS = ("centroids", "embedding_dim", "normalize_query", "bias", "reduce")
+REMEDY = "run `dvc repro`"
+# How FAISS begins a flat index: kind, width, number of vectors, two fixed numbers, trained, metric, number of floats.
+HEADER = struct.Struct("<4siqqq?iQ")
+FIXED = 1 << 20
+METRICS = {b"IxFI": "inner_product", b"IxF2": "l2"}
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class ScoringFacts(BaseModel):
+    """What a run's card says of its scoring; `sha256` is of the bytes of the index."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    metric: Literal["inner_product"]
+    centroids: Count
+    embedding_dim: Count
+    normalize_query: bool
+    bias: FiniteFloat
+    reduce: Reduce
+    sha256: str
+
+    @property
+    def header(self) -> bytes:
+        """The bytes that the index begins with."""
+        floats = self.centroids * self.embedding_dim
+        return HEADER.pack(b"IxFI", self.embedding_dim, self.centroids, FIXED, FIXED, True, 0, floats)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the index."""
+        return HEADER.size + 4 * self.centroids * self.embedding_dim
 
 
 @dataclass(frozen=True)
@@ -35,7 +69,7 @@ class CentroidIndex:
         return np.asarray(similarities, dtype=np.float32)
 
     def centroids(self) -> Centroids:
-        """The centroids that the index holds."""
+        """The centroids that the index holds. Raises ValueError where they are not finite."""
         vectors = np.asarray(self.index.reconstruct_n(0, self.index.ntotal), dtype=np.float32)
         return Centroids(vectors, self.normalize_query, self.bias, self.reduce)
 
@@ -47,35 +81,70 @@ def build(centroids: Centroids) -> CentroidIndex:
     return CentroidIndex(index, centroids.normalize_query, centroids.bias, centroids.reduce)
 
 
-def write(index: CentroidIndex, folder: Path) -> None:
-    """Write index and card into a folder that appears only when it is whole."""
-    beside = folder_beside(folder)
-    faiss.write_index(index.index, str(beside / INDEX_FILE))
-    card = {
-        "centroids": index.index.ntotal,
-        "embedding_dim": index.index.d,
-        "normalize_query": index.normalize_query,
-        "bias": index.bias,
-        "reduce": index.reduce,
-    }
-    (beside / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-    replace_folder(beside, folder, mark=CARD_FILE)
-
-
-def read(folder: Path) -> CentroidIndex:
-    """Read what `write` wrote. Raises InputError where it is missing or index and card disagree."""
-    card = read_json(
-        folder / CARD_FILE, what="centroid index", keys=KEYS, remedy="run `dvc repro -f flow/index/dvc.yaml`"
+def write_index(index: CentroidIndex, path: Path) -> dict[str, Any]:
+    """Write an index to a file, and give what `read_index` needs to read it, JSON-ready."""
+    data = faiss.serialize_index(index.index).tobytes()
+    path.write_bytes(data)
+    facts = ScoringFacts(
+        metric="inner_product",
+        centroids=index.index.ntotal,
+        embedding_dim=index.index.d,
+        normalize_query=index.normalize_query,
+        bias=index.bias,
+        reduce=index.reduce,
+        sha256=hashlib.sha256(data).hexdigest(),
     )
+    return facts.model_dump()
+
+
+def read_index(path: Path, told: object) -> CentroidIndex:
+    """Read what `write_index` wrote.
+
+    Args:
+        told: what `write_index` gave.
+
+    Raises InputError where the file is missing, is not the index that it is told to be, or is damaged.
+    """
     try:
-        index = faiss.read_index(str(folder / INDEX_FILE))
-    except RuntimeError as error:
+        facts = ScoringFacts.model_validate(told)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, ("scoring", *problem["loc"])))
         raise InputError(
-            f"{folder / INDEX_FILE}: not a FAISS index ({error}); run `dvc repro -f flow/index/dvc.yaml`"
+            f"{path.parent}: the run's card does not say how it scores: {where}: {problem['msg']}; {REMEDY}"
         ) from None
-    if (index.ntotal, index.d) != (card["centroids"], card["embedding_dim"]):
+    data = _bytes(path, facts)
+    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    found = CentroidIndex(index, facts.normalize_query, facts.bias, facts.reduce)
+    try:
+        found.centroids()
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {REMEDY}") from None
+    return found
+
+
+def _bytes(path: Path, facts: ScoringFacts) -> bytes:
+    """The bytes of an index that is as a run's card says."""
+    if not path.is_file():
+        raise InputError(f"{path}: no index of centroids there; {REMEDY}")
+    whole = path.stat().st_size == facts.size
+    with path.open("rb") as file:
+        data = file.read(facts.size if whole else HEADER.size)
+    if data[: HEADER.size] != facts.header:
+        wanted = f"{facts.centroids} centroids of width {facts.embedding_dim} with the metric {facts.metric}"
         raise InputError(
-            f"{folder}: expected {card['centroids']} centroids of width {card['embedding_dim']} by the card, got "
-            f"{index.ntotal} of width {index.d}; run `dvc repro -f flow/index/dvc.yaml`"
+            f"{path}: expected a flat FAISS index of {wanted}, as the run's card says, got {_described(data)}; {REMEDY}"
         )
-    return CentroidIndex(index, bool(card["normalize_query"]), float(card["bias"]), card["reduce"])
+    if not whole or hashlib.sha256(data).hexdigest() != facts.sha256:
+        raise InputError(
+            f"{path}: expected the index that was written with the run, got another or a damaged one; {REMEDY}"
+        )
+    return data
+
+
+def _described(data: bytes) -> str:
+    """What a file claims to be, by its first bytes."""
+    if len(data) < HEADER.size or data[:4] not in METRICS:
+        return "something else"
+    kind, width, count, *_ = HEADER.unpack_from(data)
+    return f"{count} of width {width} with the metric {METRICS[kind]}"

@@ -1,4 +1,4 @@
-"""A trained system on disk: backend weights and centroids as safetensors, everything else as JSON; nothing pickled."""
+"""A trained system on disk: weights as safetensors, centroids as a FAISS index, all else as JSON; nothing pickled."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from pipeline.core import members
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
 from pipeline.core.files import folder_beside, read_json, replace_folder
+from pipeline.scoring.centroids import CentroidIndex, build, read_index, write_index
 
 BACKEND_FILE = "backend.safetensors"
-CENTROIDS_FILE = "centroids.safetensors"
+CENTROIDS_FILE = "centroids.faiss"
 PATH_FILE = "path.safetensors"
 CARD_FILE = "run.json"
 KEYS = ("backend", "backend_parameters", "kind", "reads", "scoring")  # what is read of it again
@@ -40,10 +41,9 @@ def save(
     """
     beside = folder_beside(folder)
     save_arrays({name: np.ascontiguousarray(array) for name, array in weights.items()}, beside / BACKEND_FILE)
-    save_arrays({"vectors": centroids.vectors}, beside / CENTROIDS_FILE)
     if path is not None:
         save_arrays({"vectors": path}, beside / PATH_FILE)
-    scoring = {"normalize_query": centroids.normalize_query, "bias": centroids.bias, "reduce": centroids.reduce}
+    scoring = write_index(build(centroids), beside / CENTROIDS_FILE)
     (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
 
@@ -53,13 +53,14 @@ def card(folder: Path) -> dict[str, Any]:
     return read_json(folder / CARD_FILE, what="trained run", keys=KEYS, remedy="run `dvc repro`")
 
 
+def index(folder: Path) -> CentroidIndex:
+    """The index of the run's centroids; needs no torch. Raises InputError where it is not what the card says."""
+    return read_index(folder / CENTROIDS_FILE, card(folder)["scoring"])
+
+
 def centroids(folder: Path) -> Centroids:
-    """The run's centroids; needs no torch."""
-    how = card(folder)["scoring"]
-    try:
-        return Centroids(vectors=_arrays(folder / CENTROIDS_FILE)["vectors"], **how)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: not the centroids of a run ({error}); run `dvc repro`") from None
+    """The run's centroids."""
+    return index(folder).centroids()
 
 
 def path(folder: Path) -> NDArray[np.float32] | None:
