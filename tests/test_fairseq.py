@@ -14,8 +14,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig,
 from pipeline.core.errors import InputError
 from pipeline.core.params import EncoderParams
 from pipeline.encoder import fairseq, models, xlsr
-from tests.backends import read_golden
-from tests.losses import GOLDEN
+from tests.golden import GOLDEN, read_golden
 
 LAYERS = (0, 1, 2, 3)
 TOLERANCE = 1e-4  # of the golden numbers

@@ -1,4 +1,4 @@
-"""FoR (Fake or Real), version for-norm, its testing part: normalised, 16 kHz, mono, silence trimmed.
+"""FoR (Fake or Real), version for-norm, its testing part: normalized, 16 kHz, mono, silence trimmed.
 
 `root` is the folder `for-norm` of the official download (https://bil.eecs.yorku.ca/share/for-norm.tar.gz):
 
