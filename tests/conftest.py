@@ -14,6 +14,7 @@ from pipeline.core.params import EncoderParams, RandomEncoder
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card
+from tests.golden import Arrays, read_golden
 
 TINY = EncoderParams(
     source="random",
@@ -35,6 +36,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def card() -> Card:
     """The identity of the tiny encoder."""
     return models.load(TINY)[1]
+
+
+@pytest.fixture(scope="session")
+def metric_arrays() -> Arrays:
+    """Scores and their metrics by the official evaluation packages."""
+    return read_golden("metrics")
 
 
 @pytest.fixture

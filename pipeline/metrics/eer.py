@@ -6,11 +6,12 @@ Rates are shares in 0..1; a higher score means more bona fide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.det import Det, equal_point
+from pipeline.metrics.det import Det, det_points, equal_point
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Eer:
 
 
 def equal_rate(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
-    """The official EER of DET points (P,), a share in 0..1; for what has points but no scores, as a resample."""
+    """The official EER of DET points (P,), a share in 0..1; for resamples, which have points but no scores."""
     point = equal_point(frr, far)
     return float((frr[point] + far[point]) / 2)
 
@@ -39,6 +40,14 @@ def official_eer(det: Det) -> Eer:
         threshold=float(det.threshold[point]),
         point=point,
     )
+
+
+def eer_of(scores: NDArray[np.floating[Any]], is_bonafide: NDArray[np.bool_]) -> Eer:
+    """The official EER of scores (N,) of N trials, of which `is_bonafide` (N,) are bona fide.
+
+    Raises ValueError for one class only, or nan.
+    """
+    return official_eer(det_points(scores[is_bonafide], scores[~is_bonafide]))
 
 
 def interpolated_eer(det: Det) -> float:
