@@ -7,7 +7,6 @@ the same weights, and goes on from its last checkpoint where it had been trainin
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import Augment
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from pipeline.training import cells, checkpoints, loop, progress
+from pipeline.training import cells, checkpoints, heads, history
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted
 
@@ -42,7 +41,7 @@ def main() -> None:
     cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
     labels = sampling.labels(train.trials, cuts)
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
-    fitted = loop.fit(
+    fitted = heads.fit(
         partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
         partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
         train=train,
@@ -120,10 +119,8 @@ def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> Non
     }
     weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, path=fitted.path, card=card | metrics)
-    columns = [field.name for field in dataclasses.fields(progress.Epoch) if field.name != "seconds"]
-    rows = [f"{epoch.epoch},{epoch.loss:.6g},{epoch.dev_eer:.4f}" for epoch in fitted.curves]
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
-    write_text(args.curves, "\n".join([",".join(columns), *rows]) + "\n")
+    write_text(args.curves, history.to_csv(epoch.facts for epoch in fitted.curves))
 
 
 if __name__ == "__main__":
