@@ -9,16 +9,20 @@ from types import ModuleType
 from pipeline.core.errors import InputError
 
 
+def names(axis: str) -> list[str]:
+    """The members of an axis, sorted; files whose names begin with `_` are none."""
+    folder = Path(__file__).parents[1] / axis
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
 def member(axis: str, name: str) -> ModuleType:
     """The module of a member. Raises InputError, with the members there are, for an unknown name.
 
     axis: the folder below `pipeline/`, such as `losses`. name: the file without its suffix.
     """
-    folder = Path(__file__).parents[1] / axis
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    if name not in names:
+    if name not in names(axis):
         raise InputError(
-            f"expected {axis} to be one of {', '.join(names)}, got {name!r}; "
+            f"expected {axis} to be one of {', '.join(names(axis))}, got {name!r}; "
             f"a new one is the file pipeline/{axis}/{name}.py"
         )
     return importlib.import_module(f"pipeline.{axis}.{name}")
