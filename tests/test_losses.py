@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.core.members import member
-from tests.losses import NAMES, RECIPES, descended, label, number, random_case, restored, take
+from tests.losses import NAMES, RECIPES, descended, label, number, random_case, restored, same_centroids, take
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 ONE_CLASS = ["multi_centre", "oc_softmax", "per_layer_oc", "qamo", "samo"]
