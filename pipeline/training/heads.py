@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.devices import device_of
-from pipeline.core.params import TrainParams
+from pipeline.core.errors import InputError
+from pipeline.core.params import Params, TrainParams
 from pipeline.features import dataset, sampling, sources, streaming
 from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment
@@ -28,6 +30,7 @@ from pipeline.features.streaming import Batch
 from pipeline.scoring import scorer
 from pipeline.training import adam, checkpoints, drawing, loop
 from pipeline.training.adam import Groups
+from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted, Learner
 
 
@@ -155,3 +158,46 @@ def fit(
             device=device,
         )
         return loop.train(learner, checkpoint=checkpoint)
+
+
+def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, receipts: Path) -> Dataset:
+    """The features of a set that a cell reads; of the training set also its augmented views.
+
+    trials, receipts: the folders with <name>.csv and <name>.json.
+    """
+    return dataset.open_set(
+        receipts / f"{name}.json",
+        trial_table.read(trials / f"{name}.csv"),
+        root=settings.features.folder,
+        reads=cell.backend.reads,
+        layers=cell.layers,
+        views=cell.views.draw if name == settings.train.set else (),
+        hold=settings.dataset.hold,
+        device=str(device_of(settings.train.device, key="train.device")),
+    )
+
+
+def fit_cell(
+    cell: Cell, *, train: Dataset, dev: Dataset, params: TrainParams, seed: int, checkpoint: Path | None = None
+) -> tuple[Fitted, tuple[float, ...]]:
+    """Train a cell of the grid, see `fit`; also give the MOS values at which its quality levels part.
+
+    Raises InputError, beside what `fit` raises, where train and dev have features of two kinds.
+    """
+    if train.kind != dev.kind:
+        raise InputError(f"{train.name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
+    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
+    labels = sampling.labels(train.trials, cuts)
+    speakers = int(labels.speaker.max()) + 1
+    fitted = fit(
+        partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
+        partial(cell.make_loss, speakers=speakers, layers=len(train.layers)),
+        train=train,
+        dev=dev,
+        labels=labels,
+        params=params,
+        seed=seed,
+        augment=Augment(cell.views.draw, cell.views.probability),
+        checkpoint=checkpoint,
+    )
+    return fitted, cuts
