@@ -46,7 +46,7 @@ FILES = {
     "losses": LOSS,
     "backends": BACKEND,
     "corpora": "def trials(root, protocol, split): ...",
-    "quality": "estimate = None",
+    "quality": "def estimate(samples): ...\ndef identity(): ...",
 }
 
 
@@ -72,6 +72,10 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("axis", FILES)
 def test_a_whole_member_is_found(found: Any, axis: str) -> None:
     assert found(axis, FILES[axis]).__name__ == f"pipeline.{axis}.mine"
+
+
+def test_a_corpus_that_gives_the_mos_needs_no_identity(found: Any) -> None:
+    assert found("quality", "estimate = None").estimate is None
 
 
 @pytest.mark.parametrize("axis", members.CONTRACTS)
@@ -133,6 +137,7 @@ def test_all_members_of_the_project_are_whole(axis: str) -> None:
             r"corpora/mine\.py: expected `trials`, a function: \(root, protocol, split\)",
         ),
         ("quality", "estimate", "mos", r"quality/mine\.py: expected `estimate`, a function"),
+        ("quality", "identity", "name", r"quality/mine\.py: expected `identity`, a function"),
     ],
 )
 def test_what_a_member_lacks_is_said_with_its_file(found: Any, axis: str, old: str, new: str, message: str) -> None:

@@ -23,7 +23,10 @@ CONTRACTS = {
         "Loss.centroids": "a method that returns pipeline.core.contracts.Centroids",
     },
     "corpora": {"trials": "a function: (root, protocol, split) -> pipeline.core.trial_table.Trials"},
-    "quality": {"estimate": "a function: (samples) -> MOS, or None where the corpus gives the MOS"},
+    "quality": {
+        "estimate": "a function: (samples) -> MOS, or None where the corpus gives the MOS",
+        "identity": "a function: () -> the name of the estimator, its version and its model, as one word",
+    },
 }
 VALUES: dict[str, tuple[Any, ...]] = {"Backend.reads": ("pooled", "frames"), "Loss.quality": (True, False)}
 
@@ -44,6 +47,8 @@ def member(axis: str, name: str) -> ModuleType:
         )
     module = importlib.import_module(f"pipeline.{axis}.{name}")
     for attribute, what in CONTRACTS.get(axis, {}).items():
+        if attribute == "identity" and module.estimate is None:
+            continue
         _check(module, attribute, f"pipeline/{axis}/{name}.py: expected `{attribute}`, {what}")
     return module
 
@@ -67,6 +72,5 @@ def _check(module: ModuleType, attribute: str, expected: str) -> None:
         value = getattr(value, word)
     if getattr(value, "__name__", "") == "_forward_unimplemented":  # which torch gives a class without `forward`
         raise InputError(f"{expected}; there is none, add it")
-    allowed = VALUES.get(attribute)
-    if allowed and not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+    if attribute in VALUES and not any(type(value) is type(one) and value == one for one in VALUES[attribute]):
         raise InputError(f"{expected}; got {value!r}")

@@ -18,6 +18,12 @@ from pipeline.core.files import folder_beside, read_json, replace_folder
 INDEX_FILE = "centroids.faiss"
 CARD_FILE = "centroids.json"
 KEYS = ("centroids", "embedding_dim", "normalize_query", "bias", "reduce")
+NORM_FLOOR = 1e-12  # a vector of zeros stays one
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Vectors (..., E) at unit length, in their own precision."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), NORM_FLOOR))
 
 
 @dataclass(frozen=True)
