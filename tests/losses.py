@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.contracts import Facts, Labels
+from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.core.members import member
 from pipeline.scoring import centroids, scorer
 
@@ -30,6 +30,12 @@ def label(is_bonafide: Sequence[bool] | NDArray[Any] | Tensor, *, level: Column 
     flags = torch.as_tensor(is_bonafide, dtype=torch.bool)
     columns = [torch.full(flags.shape, c) if isinstance(c, int) else torch.as_tensor(c) for c in (level, speaker)]
     return Labels(is_bonafide=flags, level=columns[0], speaker=columns[1])
+
+
+def same_centroids(one: Centroids, other: Centroids) -> bool:
+    """Whether both give the same scores."""
+    how = (one.normalize_query, one.bias, one.reduce) == (other.normalize_query, other.bias, other.reduce)
+    return how and np.array_equal(one.vectors, other.vectors)
 
 
 def take(labels: Labels, rows: Tensor) -> Labels:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.core.members import member
-from tests.losses import NAMES, RECIPES, descended, label, number, random_case, restored, take
+from tests.losses import NAMES, RECIPES, descended, label, number, random_case, restored, same_centroids, take
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 ONE_CLASS = ["multi_centre", "oc_softmax", "per_layer_oc", "qamo", "samo"]
@@ -101,7 +101,7 @@ def test_state_dict_holds_all_that_loss_and_score_need(name: str) -> None:
     recipe = RECIPES[name]
     fresh = restored(name, recipe.facts, trained.state_dict(), **recipe.hyperparameters).train(recipe.training)
     assert torch.equal(fresh(x, labels), trained(x, labels))
-    assert fresh.centroids().same_as(trained.centroids())
+    assert same_centroids(fresh.centroids(), trained.centroids())
 
 
 @every_loss

@@ -24,7 +24,7 @@ from pipeline.encoder import models
 from pipeline.features import specs
 from pipeline.scoring import runs
 from tests import systems
-from tests.losses import GOLDEN
+from tests.golden import GOLDEN
 from tests.systems import FRAMES, POOLED, ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
