@@ -68,14 +68,6 @@ def test_one_centre_meets_the_reference_of_oc_softmax(dtype: torch.dtype, prefix
         )
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("reduce", ["mean", "max"])
-def test_scores_as_the_reference(golden: Arrays, case: str, reduce: Literal["mean", "max"]) -> None:
-    found = scores(make(torch.tensor(golden["centers"]), reduce=reduce), torch.tensor(golden[f"{case}/x"]))
-    for prefix in ("", "f64/"):
-        np.testing.assert_allclose(found, golden[f"{prefix}{case}/score_{reduce}"], rtol=0, atol=2e-6)
-
-
 def test_is_qamo_without_quality_and_oc_softmax_with_one_centre() -> None:
     loss, x, labels = random_case("multi_centre")
     whole = qamo.Loss(Facts(embedding_dim=6, levels=3, speakers=0), quality_weight=0.0).double()

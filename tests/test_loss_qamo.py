@@ -88,8 +88,11 @@ def test_each_term_meets_the_reference(golden: Arrays, case: str, dtype: torch.d
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("reduce", ["mean", "max"])
-def test_scores_as_the_reference(golden: Arrays, case: str, reduce: Literal["mean", "max"]) -> None:
-    found = scores(make(torch.tensor(golden["centers"]), reduce=reduce), torch.tensor(golden[f"{case}/x"]))
+@pytest.mark.parametrize("name", ["qamo", "multi_centre"])
+def test_scores_as_the_reference_with_quality_and_without(golden: Arrays, name: str, reduce: str, case: str) -> None:
+    state = {"centres": torch.tensor(golden["centers"])}
+    loss = restored(name, Facts(embedding_dim=16, levels=2, speakers=0), state, reduce=reduce)
+    found = scores(loss, torch.tensor(golden[f"{case}/x"]))
     for prefix in ("", "f64/"):
         np.testing.assert_allclose(found, golden[f"{prefix}{case}/score_{reduce}"], rtol=0, atol=2e-6)
 

@@ -49,11 +49,11 @@ def evaluate(
 
         eer, eer_interpolated       %, official, and with ties counted evenly
         eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for min t-DCF and min DCF
-        eer_interval_by_speaker     the same with speakers resampled, where at least ten are known, and all trials' are
+        eer_interval_by_speaker     the same with speakers resampled, where all are known and at least ten
         threshold                   the score of the official EER
         bonafide, spoof             numbers of trials
-        min_tdcf_2019, _2021        given `asv`; the form of 2021 is that of ASVspoof 5 too
-        min_dcf                     ASVspoof 5
+        min_tdcf_2019, _2021        given `asv`; ASVspoof 5 takes the form of 2021
+        min_dcf                     as in ASVspoof 5
         act_dcf, cllr               for scores that are log-likelihood ratios in nats; Cllr in bits
         min_cllr                    bits, after the best monotone calibration
         calibrated                  given `calibration`: its slope and offset, and the act_dcf and cllr of the scores
@@ -75,11 +75,9 @@ def evaluate(
     bonafide, spoof = scores[trials.is_bonafide], scores[~trials.is_bonafide]
     found = _overall(bonafide, spoof, asv)
     if calibration:
-        ratios = _of_ratios(calibration.apply(bonafide), calibration.apply(spoof))
-        found["calibrated"] = vars(calibration) | _rounded(ratios)
+        found["calibrated"] = _calibrated(bonafide, spoof, calibration)
     if threshold is not None:
-        decided = vars(at_threshold(bonafide, spoof, threshold))
-        found["at_threshold"] = {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
+        found["at_threshold"] = _decided(bonafide, spoof, threshold)
     if folds:
         found |= _intervals(scores, trials.is_bonafide, asv, folds=folds, seed=seed)
         found |= _interval_by_speaker(trials, scores, folds=folds, seed=seed)
@@ -234,6 +232,16 @@ def _costs(det: Det, bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> d
 def _of_ratios(bonafide: Scores, spoof: Scores) -> dict[str, float]:
     """The costs that read scores as log-likelihood ratios in nats."""
     return {"act_dcf": act_dcf(bonafide, spoof), "cllr": cllr(bonafide, spoof)}
+
+
+def _calibrated(bonafide: Scores, spoof: Scores, calibration: Calibration) -> Metrics:
+    ratios = _of_ratios(calibration.apply(bonafide), calibration.apply(spoof))
+    return vars(calibration) | _rounded(ratios)
+
+
+def _decided(bonafide: Scores, spoof: Scores, threshold: float) -> Metrics:
+    decided = vars(at_threshold(bonafide, spoof, threshold))
+    return {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
 
 
 def _rounded(costs: Mapping[str, float]) -> dict[str, float]:

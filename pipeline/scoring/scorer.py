@@ -18,9 +18,8 @@ from pipeline.core.devices import CPU
 from pipeline.core.errors import InputError
 from pipeline.features import streaming
 from pipeline.features.dataset import Dataset
-from pipeline.scoring.centroids import CentroidIndex
+from pipeline.scoring.centroids import CentroidIndex, unit
 
-NORM_FLOOR = 1e-12  # an embedding of zeros has similarity 0 to everything
 BATCH = 64  # utterances a forward pass
 
 
@@ -54,7 +53,7 @@ def score(embeddings: NDArray[np.float32], index: CentroidIndex, *, names: Seque
         )
     queries = embeddings
     if index.normalize_query:
-        queries = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), NORM_FLOOR)
+        queries = unit(embeddings)
     similarities = index.search(queries)  # (N, K), best first
     return np.asarray(_reduce(similarities, index.reduce) + np.float32(index.bias), dtype=np.float32)
 
