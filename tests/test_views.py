@@ -12,6 +12,7 @@ from pipeline.audio import views
 from pipeline.audio.views import View
 from pipeline.audio.windowing import Samples
 from pipeline.core.errors import InputError
+from pipeline.core.members import member, names
 from pipeline.features import sampling
 from pipeline.views import rawboost
 
@@ -63,6 +64,14 @@ def test_a_view_keeps_length_and_type_and_changes_the_sound(name: str, samples: 
         assert np.isfinite(heard).all()
         assert not np.array_equal(heard, whole)
         np.testing.assert_array_equal(whole, samples[:n])
+
+
+@pytest.mark.parametrize("kind", names("views"))
+def test_a_kind_of_view_draws_or_does_not_as_it_says(kind: str, samples: Samples) -> None:
+    module = member("views", kind)
+    variant = module.VARIANTS[0] if module.VARIANTS else 0
+    one, two = (module.apply(samples, variant=variant, rng=np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.array_equal(one, two) != module.RANDOM
 
 
 def test_rawboost_is_seeded_by_utterance_and_name(samples: Samples) -> None:
