@@ -1,7 +1,7 @@
 """What backends share: a learned weighting over the tapped layers, ways to keep padding out, and a check of sizes.
 
-Which frames are valid is `valid` everywhere: (B, T) bool, or None where all are, the usual case of windows of one
-length, which then costs nothing.
+`valid` is (B, T) bool everywhere, True for frames that are not padding. It is None if all frames are valid, as with
+windows of one length; then nothing is computed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def valid_frames(frames: int, n_frames: Tensor) -> Tensor | None:
 def fill_padding(x: Tensor, valid: Tensor | None, value: float = 0.0, *, time: int) -> Tensor:
     """A tensor (B, ...) whose dimension `time` is T, to the same with `value` where a frame is not valid.
 
-    A weight of 0 does not stop NaN, not in a gradient either: what padding holds is replaced before it is summed.
+    A weight of 0 stops NaN neither in a sum nor in a gradient, so padding is replaced before any sum.
     """
     if valid is None:
         return x

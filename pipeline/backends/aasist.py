@@ -31,20 +31,20 @@ MIXED_TEMPERATURE = 100.0  # of the softmaxes of the heterogeneous ones
 class Backend(nn.Module):
     """Layer-weighted frames as an image, residual convolutions, graph attention; the graphs' summary is the embedding.
 
-    As published, with a learned sum over the tapped layers where the paper reads the last one, and the 160 numbers that
-    its last linear layer reads as the embedding. Left out is a batch norm in five of the residual blocks whose result
-    the published code throws away.
+    As published, but with a learned sum over the tapped layers in place of the last layer. The embedding is the 160
+    numbers that the published model's last linear layer reads. Five residual blocks of the published code have one more
+    batch norm without any effect; it is left out.
 
-    The architecture knows no masks: number and order of the temporal nodes depend on the window. Padding frames count
-    as zeros in all tapped layers, as silence would; an utterance's embedding depends on the length of the window.
+    The architecture has no masks: number and order of the temporal nodes depend on the window. Padding frames become
+    zeros in all tapped layers, so an utterance's embedding depends on the length of the window.
 
     Args:
         layers: number of tapped layers, L.
         channels: width of a layer, D.
         attention_dropout: share of the numbers of the nodes dropped before each attention, in training.
         pooling_dropout: the same before a pooling scores the nodes.
-        branch_dropout: the same of what each branch gives out.
-        embedding_dropout: the same of the embedding.
+        branch_dropout: the same for the output of each branch.
+        embedding_dropout: the same for the embedding.
 
     Raises:
         ValueError: a dropout outside [0, 1).
@@ -142,7 +142,7 @@ class ResidualBlock(nn.Module):
 
 
 class GraphAttention(nn.Module):
-    """Attention among the nodes of a graph in which all are neighbours; a pair's score comes from its product."""
+    """Attention in a graph where every two nodes are neighbours; a pair's score comes from the product of its nodes."""
 
     def __init__(self, width: int, *, dropout: float) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class GraphAttention(nn.Module):
 
 
 class NodeUpdate(nn.Module):
-    """What a node attends to and what it is, each through a linear map, added; batch norm over all nodes, SELU."""
+    """A linear map of the attended nodes plus one of the node itself; then batch norm over all nodes and SELU."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()

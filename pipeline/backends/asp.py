@@ -20,8 +20,8 @@ class Backend(nn.Module):
     """Mean and standard deviation of the layer-weighted frames h_t under attention, then one linear layer.
 
     The attention is softmax_t(v · tanh(W h_t + b)), one number a frame, shared by all channels. The paper's offset k
-    of its scores is left out: the softmax cancels it. Each frame is first normalized, because the raw residual stream
-    grows with depth and would saturate the tanh.
+    of the scores is left out: the softmax cancels it. Each frame is first normalized: the raw residual stream grows
+    with depth and would saturate the tanh.
 
     Args:
         layers: number of tapped layers, L.

@@ -1,4 +1,4 @@
-"""Multi-head factorised attention: one layer weighting says where to look, another what is seen there.
+"""Multi-head factorised attention: one weighting of the layers gives the attention, another gives the values.
 
 Peng, Plchot, Stafylakis, Mošner, Burget, Černocký: "An attention-based backend allowing efficient fine-tuning of
 transformer models for speaker verification", SLT 2022, arXiv 2210.01273.
@@ -21,9 +21,9 @@ class Backend(nn.Module):
     Keys and values are two layer-weighted sums of the same frames, each compressed by a linear layer of its own; a head
     is one row of the linear map from keys to scores. Every head sees all of the values.
 
-    Each sum is first normalized frame by frame (a LayerNorm without weights, which the linear layers would absorb). The
-    paper does without, on layers that end in a LayerNorm; here the raw residual stream, which grows with depth,
-    would leave each head with one frame.
+    Each sum is first normalized frame by frame (a LayerNorm without weights; the linear layers would absorb them). The
+    paper does not normalize: its layers end in a LayerNorm. Here the raw residual stream grows with depth, and each
+    head would attend to a single frame.
 
     Args:
         layers: number of tapped layers, L.

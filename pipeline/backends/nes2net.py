@@ -35,7 +35,7 @@ class Backend(nn.Module):
         groups: groups of channels, G; each has c = D / G.
         scale: parts of a nested block, K; each has ⌊c / K⌋ channels.
         dilation: frames between the taps of a convolution.
-        squeeze: by how much the squeeze-and-excitation narrows.
+        squeeze: factor by which the squeeze-and-excitation narrows.
         pooling: over time: `mean`, or `astp`, attentive statistics with weights for every channel.
 
     Raises:
@@ -93,8 +93,8 @@ class NestedBlock(nn.Module):
     """A pointwise convolution, a chain of dilated ones over parts of the channels, a pointwise one; residual.
 
     With parts p_0 … p_m (m = K - 1): a stack of columns begins with p_m alone. Step j appends p_j, sends every column
-    through one shared convolution, ReLU and batch norm, and gives out the columns' weighted sum; the columns themselves
-    go on to the next step.
+    through one shared convolution, ReLU and batch norm, and outputs the columns' weighted sum; the columns go on to the
+    next step.
     """
 
     def __init__(self, width: int, *, scale: int, dilation: int, squeeze: int) -> None:
@@ -134,7 +134,7 @@ class NestedBlock(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel scaled by a factor in 0..1 that the means of all channels over time decide."""
+    """Each channel times a factor in 0..1, computed from the means of all channels over time."""
 
     def __init__(self, width: int, squeeze: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class MeanPooling(nn.Module):
 
 
 class AttentiveStatistics(nn.Module):
-    """Mean and standard deviation under attention over time that every channel has of its own."""
+    """Mean and standard deviation under attention over time; every channel has its own attention."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sensitive layer selection: every layer gated by what it holds, their sum read as an image of time and channel.
+"""Sensitive layer selection: each layer gets a gate from its own mean; their sum is an image of time and channel.
 
 Zhang, Wen, Hu: "Audio Deepfake Detection with Self-Supervised XLS-R and SLS Classifier", ACM Multimedia 2024,
 doi 10.1145/3664647.3681345.
@@ -20,12 +20,11 @@ POOL = 3  # frames, and channels, of one field of the max pooling
 class Backend(nn.Module):
     """The sum over layers of σ(v · mean_t h_lt + b) h_lt, normalized, max-pooled, through one linear layer and SELU.
 
-    The gates depend on the utterance, and v, b are shared by all layers: no layer has a weight of its own, and there is
-    no LayerWeights. The published classifier of two linear layers ends here after its first one, the last before the
-    two classes; the loss takes the place of the second.
+    The gates depend on the utterance, and all layers share v and b: there are no LayerWeights. The published classifier
+    has two linear layers; here it ends after the first, and the loss takes the place of the second.
 
     The linear layer has a weight for every place in time, so the window's length is part of the architecture. The
-    published one is 201 frames of 1024 channels (64,600 samples), which makes 67 · 341 inputs and 1024 outputs.
+    published window has 201 frames of 1024 channels (64,600 samples): 67 · 341 inputs and 1024 outputs.
 
     Args:
         layers: number of tapped layers, L; any number, as nothing depends on it.

@@ -1,7 +1,7 @@
-"""Protocol and key files of the public corpora: which corpus one belongs to, and the cells of its lines.
+"""Protocol and key files of the public corpora: finding a file's corpus, and reading its trials.
 
-A protocol lists trials and their class; a key is the protocol of an evaluation. A file is recognised by its first lines
-alone, so a key can be read without its audio, and one that is given for another corpus is named.
+A protocol lists trials and their class; a key is the protocol of an evaluation. The first lines of a file are enough
+to recognise its corpus, so a key can be read without its audio, and a file of the wrong corpus is named.
 
 corpus            a line; [MOS] stands in some files only
 asvspoof2019_la   LA_0079 LA_T_1138215 - - bonafide [MOS]
@@ -41,7 +41,7 @@ ReadRow = Callable[[str, Sequence[str]], Row]  # file and line for messages, and
 
 @dataclass(frozen=True)
 class Format:
-    """What the lines of a corpus look like.
+    """The layout of the lines of a corpus.
 
     cells: what a line holds, in order; a MOS may follow where `mos`. name: the cell whose looks differ between the
     corpora, and pattern: its regular expression. words: the labels. splits: what `split` may be, the default first.
@@ -171,8 +171,8 @@ def _commas(line: str) -> list[str]:
 def default_split(path: Path, corpus: str) -> str:
     """The split of a protocol where the user names none.
 
-    Phase `eval` for the keys of ASVspoof 2021, which nobody means to pool; what the names of the utterances say for
-    ASVspoof 2019 and 5; the only one for others. Raises InputError for a manifest of several splits.
+    For ASVspoof 2021 the phase `eval`, as published results have it; for ASVspoof 2019 and 5 the split that the names
+    of the utterances say; for others the only split. Raises InputError for a manifest of several splits.
     """
     if corpus == MANIFEST:
         return _only_split(path)
@@ -233,7 +233,7 @@ def _in_phase(where: str, phase: str, split: str) -> bool:
 
 
 def _other_split(where: str, utterance: str, split: str) -> InputError:
-    """The error for an utterance whose name says that it is not of a split."""
+    """The error for an utterance of another split, as its name says."""
     found = SPLIT_OF.get(utterance.rpartition("_")[0][-1:])
     mend = f"give the protocol of {split}" + (f", or set `split: {found}`" if found else "")
     return InputError(f"{where}: expected an utterance of split {split}, got {utterance}; {mend}")
@@ -242,8 +242,8 @@ def _other_split(where: str, utterance: str, split: str) -> InputError:
 def lines(path: Path, corpus: str) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every trial; a MOS that the file does not have comes as a last, empty cell.
 
-    Blank lines are skipped. Raises InputError with file and line where there is no file, no UTF-8 text or another
-    corpus's protocol, which is named; and, after the last line, for all lines that are cut off or too long.
+    Blank lines are skipped. Raises InputError, with file and line, for a missing file, text that is not UTF-8, and a
+    protocol of another corpus, which it names; after the last line also for all lines that are too short or too long.
     """
     form = FORMATS[corpus]
     numbered = _cells(path, form)

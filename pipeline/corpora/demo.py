@@ -1,8 +1,8 @@
 """The demo corpus: speech-like signals and four kinds of spoof, generated from one constant seed.
 
 It shows that the machinery runs from audio to leaderboard without a download. It is not speech, and no number measured
-on it says anything about detecting real deepfakes. The attacks are as coarse as they are, and the recordings as alike,
-so that a small encoder with random weights has something to show.
+on it says anything about detecting real deepfakes. The attacks are coarse and the recordings alike, so that a small
+encoder with random weights can find a difference.
 
 Layout below the corpus root: `flac/<split>/<utterance>.flac`, 16 kHz, mono, 16 bit, 2 to 3 s.
 
@@ -18,13 +18,12 @@ D03     homomorphic vocoder: smooth cepstral envelope with zero phase, excited b
 D04     pitch-flattened: PSOLA at one constant F0, from short grains
 
 Bona fide: glottal pulses with a pitch contour, jitter and shimmer, aspiration and frication noise, seven moving
-formants, syllables and pauses drawn at random. Every utterance, the source of every spoof too, is spoken once, so the
-source of a spoof is bona fide nowhere.
+formants, syllables and pauses drawn at random. Every spoof has a source of its own, which is in no other utterance.
 
 Chain, the same draws for both classes and after the spoofing: margins of silence, all-pass reverberation (the cue is in
-the magnitudes, not in the phases), limiter, room noise, channel, DC removal, polarity, level, 16 bit. `quality` is a
-line in the room's signal-to-noise ratio, known since we add the noise: a stand-in with the range of a MOS, not a MOS;
-nobody listened.
+the magnitudes, not in the phases), limiter, room noise, channel, DC removal, polarity, level, 16 bit. `quality` is
+linear in the room's signal-to-noise ratio, which is known because the noise is added here. It has the range of a MOS
+but is no MOS: nobody listened.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ UPPER_FORMANTS_HZ = np.array([[3500, 4500, 5500, 6600]], np.float32)
 
 @dataclass(frozen=True)
 class Plan:
-    """What one utterance is: split, index in it, speaker, and the attack ("-" for bona fide)."""
+    """One utterance to make: its split, index in the split, speaker, and attack ("-" for bona fide)."""
 
     split: str
     index: int
@@ -81,7 +80,7 @@ class Plan:
 
     @property
     def utterance(self) -> str:
-        """The name, which does not tell the class."""
+        """The name; it does not show the class."""
         return f"demo_{self.split}_{self.index:04d}"
 
     def rng(self, stream: int) -> np.random.Generator:
@@ -91,7 +90,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Voice:
-    """What stays with a speaker: F0 in Hz, its range in octaves, formant scale, glottal opening in s, and timbre."""
+    """The constants of a speaker: F0 in Hz, its range in octaves, formant scale, glottal opening in s, and timbre."""
 
     f0: float
     f0_range: float
@@ -130,7 +129,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
 
 
 def plan(split: str, index: int) -> Plan:
-    """What utterance `index` of `split` is; classes, attacks and speakers are balanced by counting."""
+    """Utterance `index` of `split`; classes, attacks and speakers are balanced by counting."""
     _, speakers, attacks = SPLITS[split]
     group, place = divmod(index, 20)
     if place < BONAFIDE_OF_20:
@@ -150,7 +149,7 @@ def render(p: Plan) -> NDArray[np.int16]:
 
 
 def speech(p: Plan) -> Array:
-    """What the speaker says in utterance `p`, dry and before any attack, (samples without margins,)."""
+    """The speech of utterance `p` before any attack and room, (samples without margins,)."""
     room, rng, voice = _room(p.rng(ROOM)), p.rng(SPEECH), _voice(p.speaker)
     n = room.samples - room.lead - room.tail
     track = _articulation(rng, n)  # (T, 7)
@@ -284,5 +283,5 @@ def _record(x: Array, room: Room, rng: np.random.Generator) -> NDArray[np.int16]
     gain = rng.choice([-1.0, 1.0]) * 10 ** (rng.uniform(*LEVEL_RANGE_DB) / 20) / rms(y)
     samples = np.rint(y * gain * 32768)
     assert np.abs(samples).max() < 32767, "the level leaves room for every crest"  # noqa: S101
-    quantised: NDArray[np.int16] = samples.astype(np.int16)
-    return quantised
+    quantized: NDArray[np.int16] = samples.astype(np.int16)
+    return quantized

@@ -1,9 +1,9 @@
 """Losses under DistributedDataParallel: what makes W ranks train as one process with their joint batch.
 
-DDP averages gradients over the ranks. That is the gradient of the joint batch only where every rank divides by the same
-count: a mean over 3 bona fide here and 5 there weighs the three too much. So each rank divides its sum by the count of
-all ranks and multiplies by W, which DDP's average takes out again. Gradients are of one process then, and the mean over
-ranks of the losses that they report is the joint loss; the loss of a single rank is only its part in it.
+DDP averages gradients over the ranks. The average is the gradient of the joint batch only if all ranks divide by the
+same count: a mean over 3 bona fide on one rank and over 5 on another gives the three too much weight. So each rank
+divides its sum by the count of all ranks and multiplies it by W; the average of DDP divides by W again. Then gradients
+equal those of one process. The joint loss is the mean of the losses of all ranks; the loss of one rank is its part.
 
 In a single process nothing here changes a bit.
 """
@@ -22,7 +22,7 @@ def _world_size() -> int:
 def total(x: Tensor) -> Tensor:
     """Sum of x over all ranks, outside of the graph; x itself in a single process.
 
-    Every rank must call it, the ones with nothing to add too, with x of one shape and dtype.
+    Every rank must call it, also without anything to add, and all with the same shape and dtype.
     """
     if _world_size() == 1:
         return x
@@ -34,15 +34,15 @@ def total(x: Tensor) -> Tensor:
 def joint_part(mean: Tensor, weight: Tensor | float) -> Tensor:
     """This rank's part in the mean over all ranks: its sum times W, divided by the weight of all ranks.
 
-    Where gradients are not recorded there are none to set right: the mean stays this rank's own, and no rank waits for
-    another, so that one rank alone may evaluate. Otherwise every rank must call it, the ones without a member too.
+    Without recorded gradients the mean stays this rank's own and no rank waits for another, so that one rank alone can
+    evaluate. Otherwise every rank must call it, also without utterances.
 
     Args:
-        mean: scalar, the mean over members on this rank; of no members anything, NaN too.
-        weight: ≥ 0, the number of members on this rank, or the sum of their weights.
+        mean: scalar, the mean over the utterances on this rank; any value, NaN too, where there are none.
+        weight: ≥ 0, the number of utterances on this rank, or the sum of their weights.
 
     Returns:
-        Scalar, 0 on a rank without members; `mean` itself in a single process.
+        Scalar, 0 on a rank without utterances; `mean` itself in a single process.
     """
     if _world_size() == 1 or not torch.is_grad_enabled():
         return mean

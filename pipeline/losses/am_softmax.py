@@ -25,12 +25,12 @@ class Loss(nn.Module):
 
     With s_k = cos(x, w_k) and y the class, the loss is the mean over the batch of the cross-entropy of
     scale · (s_k − margin · [k = y]) against y. The published score, the softmax of the plain cosines, is the sigmoid of
-    s_bonafide − s_spoof, so it ranks and separates alike.
+    s_bonafide − s_spoof, so both rank trials alike.
 
     Args:
         facts: the width of the embeddings, E.
         scale: the factor of the logits.
-        margin: by how much the cosine to the own class must lead.
+        margin: how far the cosine to the own class must exceed the other.
 
     Raises:
         ValueError: a hyperparameter outside its range.

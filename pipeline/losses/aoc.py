@@ -1,4 +1,4 @@
-"""Adaptive centroid shift: one class, whose centroid is the running mean of all bona fide embeddings seen.
+"""Adaptive centroid shift: one class and one centroid, the running mean of the bona fide embeddings so far.
 
 Kim, Jang, Kim: "One-class learning with adaptive centroid shift for audio deepfake detection", Interspeech 2024,
 arXiv 2406.16716.
@@ -22,18 +22,18 @@ class Loss(nn.Module):
     """1 − mean cos(bona fide, C) + mean cos(spoof, C), where C is the running mean of the raw bona fide embeddings.
 
     With E the mean and s the number of the bona fide embeddings of a batch, C ← (n·C + s·E) / (n + s), n ← n + s.
-    C moves first, outside the graph, and in training mode only: in eval mode the labels must not leak into the scorer.
-    It averages the bona fide of all ranks when training is distributed. The loss lies in −1..3; the gradient reaches
-    the embeddings alone.
+    C moves before the loss is computed, outside the graph, and in training mode only: in eval mode the labels would
+    leak into the scorer. In distributed training C averages the bona fide of all ranks. The loss lies in −1..3; the
+    gradient reaches the embeddings only.
 
-    As published, n never forgets: embeddings of the first, hardly trained steps weigh in C for ever, and those of large
-    norm weigh more. `momentum` and `normalize` mend one each.
+    As published, C never forgets the embeddings of the first, hardly trained steps, and gives more weight to embeddings
+    of larger norm. `momentum` changes the first, `normalize` the second.
 
     Args:
         facts: the width of the embeddings, E.
-        momentum: m, the share of C that a batch with bona fide leaves: C ← m·C + (1 − m)·E; the first such batch sets
+        momentum: m, the share of C that stays in a step with bona fide: C ← m·C + (1 − m)·E; the first such step sets
             C = E. None is the running mean, as published.
-        normalize: average the bona fide embeddings at unit length; as published they are raw.
+        normalize: average the bona fide embeddings at unit length; the published loss averages them as they are.
 
     Raises:
         ValueError: a momentum outside (0, 1).
@@ -55,8 +55,8 @@ class Loss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Labels) -> Tensor:
         """The loss of a batch, after moving the centroid in training mode.
 
-        A class that the batch lacks contributes 0, not a constant: 1 − mean cos(bona fide, C) is dropped as a whole.
-        While no bona fide was ever seen, C is zero and so are all cosines, the spoof term and its gradient.
+        A class that the batch lacks contributes 0: without bona fide, the whole of 1 − mean cos(bona fide, C) is left
+        out. Before the first bona fide C is zero, and so are all cosines, the spoof term and its gradient.
 
         Args:
             embeddings: (B, E), any norm.

@@ -24,13 +24,13 @@ SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
 class Loss(nn.Module):
     """Cross-entropy of logits W x + b, row 0 spoof and row 1 bona fide; the score is the difference of the logits.
 
-    With class weights v and CE(x, y) = −log softmax(W x + b)_y the loss is Σ v_y CE(x, y) / Σ v_y over the batch, so a
-    weight changes the balance of the classes and not the size of the loss.
+    With class weights v and CE(x, y) = −log softmax(W x + b)_y the loss is Σ v_y CE(x, y) / Σ v_y over the batch. So
+    a weight changes the balance of the classes but not the scale of the loss.
 
     Args:
         facts: the width of the embeddings, E.
-        bonafide_weight: weight of a bona fide utterance, where a spoof weighs 1; None weighs both alike. 19LA holds
-            8.8 spoofs for each bona fide in training.
+        bonafide_weight: weight of a bona fide utterance; a spoof has weight 1. None is 1 for both. The training set of
+            ASVspoof 2019 LA has 8.8 spoofs for each bona fide.
 
     Raises:
         ValueError: a weight that is not positive.

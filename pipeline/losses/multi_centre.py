@@ -1,8 +1,9 @@
-"""One-class softmax with several free centres: bona fide speech lies around the nearest of them, spoofs far from all.
+"""One-class softmax with several free centres: bona fide speech lies near one of them, spoofs far from all.
 
-The ablation of QAMO that knows no quality: Truong et al., "QAMO: Quality-aware multi-centroid one-class learning for
-speech deepfake detection", arXiv 2509.20679. With one centre it is OC-Softmax: Zhang, Jiang, Duan, "One-class learning
-towards synthetic voice spoofing detection", IEEE Signal Processing Letters 2021, arXiv 2010.13995, equation 3.
+QAMO without quality levels, an ablation in its paper: Truong et al., "QAMO: Quality-aware multi-centroid one-class
+learning for speech deepfake detection", arXiv 2509.20679. With one centre it is OC-Softmax: Zhang, Jiang, Duan,
+"One-class learning towards synthetic voice spoofing detection", IEEE Signal Processing Letters 2021, arXiv 2010.13995,
+equation 3.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Loss(nn.Module):
     """Softplus loss of the cosine to the nearest of K learned centres, with a margin for each class.
 
     With s_k = cos(x, c_k) and t = max_k s_k, the loss is the mean over the batch of softplus(α u); u = m0 − t for bona
-    fide and t − m1 for spoof. Nothing keeps the centres apart: which one an utterance is drawn to is its own choice,
-    and they may collapse into one.
+    fide and t − m1 for spoof. Each utterance moves the centre that is nearest to it. Nothing keeps the centres
+    apart; they may become one.
 
     Args:
         facts: the width of the embeddings, E.
@@ -30,8 +31,8 @@ class Loss(nn.Module):
         margin_bonafide: m0, the cosine that bona fide should exceed.
         margin_spoof: m1, the cosine that spoof should stay below.
         alpha: α, the steepness of the softplus.
-        reduce: how the K cosines become a score. QAMO's code takes the mean, its paper says softmax; max is the t that
-            the loss itself sees.
+        reduce: how the K cosines become a score. QAMO's code takes the mean, its paper the softmax; the loss itself
+            takes the max, t.
 
     Raises:
         ValueError: a hyperparameter outside its range.

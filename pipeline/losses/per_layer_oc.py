@@ -1,7 +1,7 @@
-"""One-class softmax with one learned centre for every layer of the encoder, whose decisions are averaged.
+"""One-class softmax with one learned centre for every layer of the encoder; the decisions of the layers are averaged.
 
 OC-Softmax is Zhang, Jiang, Duan: "One-class learning towards synthetic voice spoofing detection", IEEE Signal
-Processing Letters 2021, arXiv 2010.13995, equation 3. The backend `per_layer` is this loss's other half.
+Processing Letters 2021, arXiv 2010.13995, equation 3. It is made for the backend `per_layer`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Loss(nn.Module):
     batch and layers of softplus(α u_l); u_l = m0 − s_l for bona fide and s_l − m1 for spoof. The score is the mean of
     the s_l, where segments have one length, as `per_layer` makes them.
 
-    Any other backend is cut into L segments alike, which are not layers then; the loss looks at their directions alone,
-    while the score weighs each s_l by its segment's length.
+    The embedding of another backend is also cut into L segments, but they are not layers. The loss reads only their
+    directions; the score gives each s_l a weight, the length of its segment.
 
     Args:
         facts: the width of the embeddings, a multiple of the number of tapped layers, L.
@@ -46,7 +46,7 @@ class Loss(nn.Module):
         _check_facts(facts)
         self.one_class_term = OneClassTerm(margin_bonafide, margin_spoof, alpha)
         self.centres = nn.Parameter(torch.empty(facts.layers, facts.embedding_dim // facts.layers))  # (L, E / L), w
-        nn.init.kaiming_uniform_(self.centres, a=0.25)  # each row as the one centre of OC-Softmax
+        nn.init.kaiming_uniform_(self.centres, a=0.25)  # each row as OC-Softmax draws its centre
 
     def forward(self, embeddings: Tensor, labels: Labels) -> Tensor:
         """The loss of a batch of either class or both, one mean over all of it and over the layers.
@@ -74,5 +74,5 @@ def _check_facts(facts: Facts) -> None:
     if facts.embedding_dim % facts.layers:
         raise ValueError(
             f"expected an embedding_dim that is a multiple of the {facts.layers} tapped layers, one segment each, got "
-            f"{facts.embedding_dim}; take the backend per_layer, whose embedding is made so, or another embedding_dim"
+            f"{facts.embedding_dim}; take the backend per_layer, which makes such embeddings, or another embedding_dim"
         )

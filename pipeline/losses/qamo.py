@@ -37,19 +37,19 @@ class Loss(nn.Module):
         quality    mean over bona fide of the cross-entropy of scale · (s_k − margin · [k = q]) against q
         loss       one-class + quality_weight · quality
 
-    A bona fide utterance of unknown level takes max_k s_k in place of s_q and no part in the quality term. The level of
-    a spoof is not read. Without its quality term the centroids collapse into one.
+    A bona fide utterance of unknown level takes max_k s_k in place of s_q and adds nothing to the quality term. The
+    level of a spoof is not read. Without the quality term the centroids become one.
 
     Args:
         facts: the width E of the embeddings and the number K of quality levels, one centroid each.
         margin_bonafide: m0, the cosine that bona fide should exceed.
         margin_spoof: m1, the cosine that spoof should stay below.
         alpha: α, the steepness of the softplus.
-        scale: scale of the quality logits; the published code takes 32, the paper says 20.
+        scale: scale of the quality logits; 32 in the published code, 20 in the paper.
         margin: by how much the cosine to the own centroid must lead in the quality term.
         quality_weight: λ, the weight of the quality term.
-        reduce: how the K cosines become a score; the published code takes the mean, the paper says softmax, max is
-            worse than either.
+        reduce: how the K cosines become a score: the mean in the published code, the softmax in the paper; the max
+            gives worse results than both.
 
     Raises:
         ValueError: a hyperparameter outside its range.

@@ -24,18 +24,17 @@ class Loss(nn.Module):
     """Softplus loss of the cosine to the own speaker's centre for bona fide, to the nearest centre for spoof.
 
     With s_k = cos(x, c_k), t the cosine to the own speaker's centre and n = max_k s_k, the loss is the mean over the
-    batch of softplus(α u); u = m0 − t for bona fide and n − m1 for spoof. A bona fide utterance whose speaker is
-    unknown, or has no centre, takes n in place of t: the published speaker-agnostic form. The speaker of a spoof is
-    not read.
+    batch of softplus(α u); u = m0 − t for bona fide and n − m1 for spoof. If the speaker is unknown or has no centre,
+    a bona fide utterance takes n in place of t: the published speaker-agnostic form. Speakers of spoofs are not read.
 
-    Centres are not learned. They begin as rows of the identity matrix, S orthogonal directions, and `enrol` makes each
+    Centres are not learned. They begin as rows of the identity matrix, S orthogonal directions. `enrol` sets each to
     the mean raw embedding of its speaker's bona fide utterances. Training calls `start_epoch` before each epoch, and
     `enrol` with the trained backend before the final score.
 
     Args:
         facts: the width E of the embeddings and the number S of training speakers, 1 to E.
-        margin_bonafide: m0, the cosine that bona fide should exceed; the script's value, the class's is 0.5.
-        margin_spoof: m1, the cosine that spoof should stay below; the script's value, the class's is 0.2.
+        margin_bonafide: m0, the cosine that bona fide should exceed; 0.7 in the published script, 0.5 in its class.
+        margin_spoof: m1, the cosine that spoof should stay below; 0 in the published script, 0.2 in its class.
         alpha: α, the steepness of the softplus.
         update_interval: epochs between two enrolments of the training speakers.
 
@@ -83,21 +82,21 @@ class Loss(nn.Module):
             return self.one_class_term(own, nearest, labels.is_bonafide)
 
     def start_epoch(self, epoch: int, enrolment: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """Enrol the training speakers anew where that is due: before epochs 1 + update_interval · k, k = 1, 2, ...
+        """Enrol the training speakers again before the epochs 1 + update_interval · k, k = 1, 2, ...
 
         Args:
             epoch: of training, from 1.
-            enrolment: the arguments of `enrol`, made only when they are needed.
+            enrolment: makes the arguments of `enrol`; called only before these epochs.
         """
         if epoch > 1 and (epoch - 1) % self.update_interval == 0:
             self.enrol(*enrolment())
 
     @torch.no_grad()
     def enrol(self, embeddings: Tensor, speaker: Tensor) -> None:
-        """Make each speaker's centre the plain mean of the speaker's raw embeddings; one without any has none.
+        """Set each speaker's centre to the mean of the speaker's raw embeddings; a speaker without any has no centre.
 
-        When training is distributed every rank calls it, with any part of the utterances or none; all get the centres
-        of the whole.
+        In distributed training every rank calls it with its part of the utterances, which may be empty; all ranks get
+        the centres of all utterances.
 
         Args:
             embeddings: (M, E), of all bona fide training utterances.
@@ -124,14 +123,14 @@ class Loss(nn.Module):
     def centroids(self) -> Centroids:
         """The unit centres of the enrolled training speakers; the score is the cosine to the nearest.
 
-        This is the published score of speakers without enrolment. The other published score, for test speakers who
-        enrolled with bona fide utterances of their own, is the cosine to the claimed speaker's mean embedding; it
-        needs those utterances, and a centre chosen by trial, where Centroids scores every trial against all vectors.
+        This is the published score for speakers without enrolment. The other published score is for test speakers who
+        enrolled with bona fide utterances: the cosine to the claimed speaker's mean embedding. It needs these
+        utterances and one centre for each trial; `Centroids` compares every trial with all vectors.
         """
         return cosine_centroids(functional.normalize(self.centres[self.enrolled], dim=1))
 
     def _own(self, similarities: Tensor, nearest: Tensor, speaker: Tensor) -> Tensor:
-        """Of cosines (B, S) the one to the own speaker's centre, nearest (B,) where there is none."""
+        """The cosine (B,) to the own speaker's centre; `nearest` (B,) where the speaker has none."""
         row = speaker.clamp(min=0)  # (B,)
         has_centre = (speaker != UNKNOWN) & self.enrolled[row]  # (B,)
         return torch.where(has_centre, similarities.gather(1, row[:, None])[:, 0], nearest)

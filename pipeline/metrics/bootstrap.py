@@ -2,13 +2,13 @@
 
 Efron and Tibshirani: "An Introduction to the Bootstrap", 1993: the percentile interval (chapter 13) and resampling
 each of two samples on its own (chapter 8). Trials of one speaker resemble each other, so intervals that resample
-trials are too narrow for the question "and with other speakers?"; then whole speakers are resampled, as Ferrer and
-Riera advise ("Confidence Intervals for evaluation in machine learning", 2022).
+trials are too narrow for conclusions about other speakers. For these, whole speakers are resampled, as Ferrer and Riera
+advise ("Confidence Intervals for evaluation in machine learning", 2022).
 
-A fold never builds its scores. The sorted trials are cut once into K blocks, in each first bona fide and then spoof;
-a resample is how many of each block's bona fide and spoof were drawn, and the ends of the blocks are the lower corners
-of its DET staircase. Which trials of a block were drawn does not matter, so of a large one (the mass of spoof below
-almost all bona fide) only the number is drawn. Both are exact.
+A fold never builds its scores. The sorted trials are cut once into K blocks, each with bona fide first and spoof after
+them. A resample is two counts a block, of drawn bona fide and of drawn spoof; the ends of the blocks are the lower
+corners of its DET staircase. The DET curve does not depend on which trials of a block are drawn, so for large blocks
+(such as the many spoof below almost all bona fide) only their number is drawn. Both are exact.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipeline.metrics.det import checked
 MOST_THREADS = 8  # each holds up to 20 bytes a trial
 LARGE = 64  # trials, from where on one binomial draw takes less time than one draw a trial
 
-# A metric of DET points: (FRR (P,), FAR (P,)) -> value. It is shown the lower corners of a resample's staircase, where
-# any cost that grows with either rate has its least, and every point from the corner before FRR = FAR to the one after.
-# So the official EER, min t-DCF and min DCF are bit for bit those of all the resample's points; a metric that reads
-# the DET curve elsewhere (an area under it) is not to be had here.
+# A metric of DET points: (FRR (P,), FAR (P,)) -> value. It gets the lower corners of a resample's staircase, where any
+# cost that grows with either rate is least, and every point from the corner before FRR = FAR to the one after. With
+# these the official EER, min t-DCF and min DCF are bit for bit those of all points of the resample. Metrics that need
+# other points, such as an area under the curve, would be wrong.
 Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 Value = TypeVar("Value")
@@ -105,8 +105,8 @@ def intervals(
 
     Without groups, as many bona fide and as many spoof as there are, are drawn with replacement from their own class.
     With groups, whole groups are drawn with replacement among their like: those with both classes, only bona fide,
-    only spoof. So no resample ever lacks a class. A statistic that no resample moves gets an interval of no width,
-    whatever the truth: after 0 errors of n, the error rate may still be 3 / n.
+    only spoof. So no resample ever lacks a class. A statistic that is the same in all resamples gets an interval of
+    width 0, although it is uncertain too: after 0 errors of n, the error rate may still be 3 / n.
 
     Args:
         scores: (N,) higher = more bona fide.
@@ -173,7 +173,7 @@ def interval_of_means(
     """The percentile interval of the sum of the means of several samples, each of which is resampled on its own.
 
     Args:
-        classes: samples (n,) of any lengths ≥ 1, such as what each bona fide and what each spoof costs.
+        classes: samples (n,) of any lengths ≥ 1, such as the costs of the bona fide and those of the spoof trials.
         folds, seed, level: as `intervals` takes them.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Calibration: the map from scores to log-likelihood ratios that costs the least Cllr on trials kept aside for it.
+"""Calibration: the map from scores to log-likelihood ratios with the least Cllr on trials set aside for it.
 
 The linear calibration of Brümmer and du Preez: "Application-independent evaluation of speaker detection", Computer
-Speech and Language 2006, and of the FoCal and BOSARIS toolkits: logistic regression of the class on the score, both
-classes weighing the same (an effective prior of one half), so that its loss is Cllr. It moves no rate of the DET curve:
-a larger score stays a larger one.
+Speech and Language 2006, and of the FoCal and BOSARIS toolkits: logistic regression of the class on the score. Both
+classes have the same weight (an effective prior of one half), so that its loss is Cllr. The DET curve stays as it is: a
+larger score stays larger.
 
-Three cases have no such optimum, or none that may be used; each has its own end:
+Three cases have no such optimum, or none that may be used:
 
 - The bona fide do not score higher on average (scores that are inverted, or all equal). The optimum's slope would be 0
   or negative, but no sign is ever flipped: of the slopes from 0 up the best is then 0, with the offset 0. Every score
@@ -13,8 +13,8 @@ Three cases have no such optimum, or none that may be used; each has its own end
 - The classes do not overlap. Each steeper slope costs less, without an end; but 20 trials without an error are no
   evidence for a ratio of a million to one. Then the targets of Platt ("Probabilistic outputs for support vector
   machines", 1999) take the place of 1 and 0: (B + 1) / (B + 2) for B bona fide trials, 1 / (S + 2) for S spoof trials,
-  the rule of succession. They bound what is claimed by the number of trials.
-- Scores so close together that the slope would leave the range of numbers are refused.
+  the rule of succession. So the number of trials bounds the ratios.
+- Scores are refused if they are so close together that the slope would overflow.
 """
 
 from __future__ import annotations

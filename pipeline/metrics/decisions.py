@@ -1,7 +1,7 @@
-"""Decisions at a fixed threshold, such as one that was chosen on dev: what a deployed system would get wrong.
+"""Decisions at a fixed threshold, such as one chosen on dev: the error rates of a deployed system.
 
-Unlike the EER, which takes its threshold from the very trials that it judges. Rates are shares in 0..1; a higher score
-means more bona fide.
+The EER takes its threshold from the same trials that it judges; these rates do not. Rates are shares in 0..1; a higher
+score means more bona fide.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.metrics.det import checked
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided wrong and right, as shares in 0..1.
+    """The shares of wrong and right decisions, in 0..1.
 
     frr: bona fide rejected. far: spoof accepted. accuracy: all trials decided right. balanced_accuracy: the mean of
     the shares of bona fide and of spoof decided right.

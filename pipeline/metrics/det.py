@@ -1,4 +1,4 @@
-"""The detection error trade-off (DET) points of a set of scores: what every threshold would reject and accept.
+"""The detection error trade-off (DET) points of a set of scores: both error rates at every threshold.
 
 The definition is the one that the ASVspoof 2019, 2021 and 5 evaluation packages share, ties included, so that values
 can be compared with published ones. Rates are shares in 0..1; a higher score means more bona fide.

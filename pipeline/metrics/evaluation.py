@@ -49,19 +49,15 @@ def evaluate(
 
         eer, eer_interpolated       %, official, and with ties counted evenly
         eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for min t-DCF and min DCF
-        eer_interval_by_speaker     the same with speakers resampled, where all are known and at least ten
-        threshold                   the score of the official EER
-        bonafide, spoof             numbers of trials
+        eer_interval_by_speaker     with speakers resampled, where all are known and at least ten
+        threshold, bonafide, spoof  the score of the official EER; numbers of trials
         min_tdcf_2019, _2021        given `asv`; ASVspoof 5 takes the form of 2021
-        min_dcf                     as in ASVspoof 5
-        act_dcf, cllr               for scores that are log-likelihood ratios in nats; Cllr in bits
+        min_dcf, act_dcf, cllr      as in ASVspoof 5; the last two for log-likelihood ratios in nats; Cllr in bits
         min_cllr                    bits, after the best monotone calibration
-        calibrated                  given `calibration`: its slope and offset, and the act_dcf and cllr of the scores
-                                    that it makes log-likelihood ratios; all other metrics take the scores as they are
+        calibrated                  given `calibration`: slope, offset, and act_dcf and cllr of the calibrated scores
         at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far in %, of decisions at it
         attacks, vocoders           {name: {eer, spoof}}: the spoof made by it against all bona fide
-        codecs                      {name: {eer, bonafide, spoof}}: the trials of that codec alone
-        codecs_left_out             how many codecs have one class only, if any
+        codecs, codecs_left_out     {name: {eer, bonafide, spoof}} of each codec's trials; how many have one class only
 
     Args:
         asv: error rates of the speaker verification system that the t-DCF needs.
@@ -148,7 +144,7 @@ def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int
 
 
 def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) -> list[str]:
-    """What a reader of the calibrated costs must know: trials that were fitted too, and a fit that found nothing."""
+    """Warnings about the calibrated costs: trials that were fitted too, and a fit that found nothing."""
     found: list[str] = []
     seen = len(set(dev.utterance.tolist()) & set(trials.utterance.tolist()))
     if seen:
@@ -165,7 +161,7 @@ def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) 
 
 
 def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader of the EER must know: scores that look inverted, and ties that decide it."""
+    """Warnings about the EER: scores that look inverted, and ties that decide it."""
     found: list[str] = []
     eer, fair, threshold = metrics["eer"], metrics["eer_interpolated"], metrics["threshold"]
     beyond = scores[scores > threshold]

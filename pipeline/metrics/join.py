@@ -1,4 +1,4 @@
-"""A score file joined with a key or a trial table: one score for each trial, or an error that names what is missing."""
+"""A score file joined with a key or a trial table: one score for each trial, or an error that names those missing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def join(found: ScoreFile, trials: Trials, *, remedy: str) -> JoinedScores:
 
 
 def _contradictions(found: ScoreFile, trials: Trials, rows: NDArray[np.intp]) -> list[str]:
-    """Lines of a 2019 file whose key or attack is not that of the trial; an unknown attack contradicts none."""
+    """Lines of a 2019 file with another class or attack than the trial has; an unknown attack contradicts nothing."""
     bonafide = (np.array(found.label) == LABELS[0])[rows]
     attack = np.array(found.attack)[rows]
     other_attack = (attack != trials.attack) & (attack != UNKNOWN) & (trials.attack != UNKNOWN)
@@ -73,7 +73,7 @@ def _mismatch(path: Path, missing: Sequence[str], surplus: Sequence[str], *, tot
 
 
 def _suffix_hint(missing: Sequence[str], surplus: Sequence[str]) -> Iterator[str]:
-    """What to say where names would match but for the suffix of an audio file."""
+    """A hint where names differ only by the suffix of an audio file."""
     scored, wanted = set(surplus), set(missing)
     for suffix in AUDIO_SUFFIXES:
         if any(name + suffix in scored for name in missing):

@@ -1,4 +1,4 @@
-"""Score files and the trials that they are joined with, as commands are given them: any key, without its audio."""
+"""The key of score files, as commands take it: any protocol, key, manifest or trial table, without its audio."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     asvspoof5   filename<TAB>cm-score               ASVspoof 5; these two names are its first line
     csv         utterance,score                     anyone's; its first line names the columns
 
-Cells of the first two are parted by white space. Higher means more bona fide: the reader never flips a sign, never
+White space separates the cells of the first two. Higher means more bona fide: the reader never flips a sign, never
 fills a hole, and never guesses that two different names mean one utterance.
 """
 
@@ -38,7 +38,7 @@ GREATEST = 1e100  # of a score, either sign
 
 
 class _Columns(NamedTuple):
-    """Which cell of a line is what; attack and label are None where the layout lacks them."""
+    """The places of the cells in a line; attack and label are None where the layout lacks them."""
 
     width: int
     utterance: int
@@ -221,7 +221,7 @@ def _checked(path: Path, layout: Layout, columns: _Columns, rows: Iterator[tuple
     return ScoreFile(path, layout, utterance, score, line, attack, label)
 
 
-Faults = list[tuple[int, str]]  # rows, from 0, and what is wrong with each
+Faults = list[tuple[int, str]]  # rows, from 0, and their faults
 
 
 def numbers(utterance: Sequence[str], text: Sequence[str]) -> tuple[NDArray[np.float64], Faults]:

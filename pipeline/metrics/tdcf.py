@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.metrics.det import Det, checked, det_points, equal_point
 
-# The cost model of ASVspoof 2019, 2021 and 5: priors of what comes, costs of what goes wrong. The 2019 form prices
-# the countermeasure's errors apart from the ASV's, but at the same cost.
+# The cost model of ASVspoof 2019, 2021 and 5: the priors, and the costs of errors. The 2019 form has separate costs for
+# the countermeasure and the ASV, but they are equal.
 PRIOR_SPOOF = 0.05
 PRIOR_TARGET = 0.9405  # 99 % of what is no spoof
 PRIOR_NONTARGET = 0.0095
@@ -49,7 +49,7 @@ class AsvRates:
         return 1 - self.p_fa_spoof
 
 
-# What the ASVspoof5 evaluation package takes when it is given no ASV scores.
+# The rates in the ASVspoof5 evaluation package, for use without ASV scores.
 ASVSPOOF5_RATES = AsvRates(
     p_fa=0.01881016557566423,
     p_miss=0.01880141010575793,

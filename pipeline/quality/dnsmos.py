@@ -1,9 +1,9 @@
 """DNSMOS P.835: how good noisy or processed speech sounds overall (OVRL), by a small network. Needs no download.
 
 Reddy, Gopal, Cutler, "DNSMOS P.835: A non-intrusive perceptual objective speech quality metric to evaluate noise
-suppressors", ICASSP 2022. The model comes in the wheel of `speechmos`, and the estimate is what
-`speechmos.dnsmos.run(samples, 16000)["ovrl_mos"]` gives: the ordinary model, not the personalised one that hears other
-talkers as noise. speechmos itself is not imported: it needs librosa, for a second model (P.808) that is not asked here.
+suppressors", ICASSP 2022. The model comes in the wheel of `speechmos`, and the estimate equals
+`speechmos.dnsmos.run(samples, 16000)["ovrl_mos"]`, from the ordinary model, not from the personalised one that takes
+other talkers for noise. speechmos itself is not imported: it needs librosa, for a second, unused model (P.808).
 Beyond 17 s, speechmos loses some windows to a rounding error; here they count, which changes a MOS by some thousandths.
 """
 
