@@ -5,6 +5,7 @@ shows. Blocks of bash and untitled Python run in a small copy of the project, in
 above says `<!-- not run: why -->`.
 """
 
+import inspect
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.core import params_file, trial_table
+from pipeline.core.members import member, names
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "docs/model_card.md"  # written by `bonafide package`, not by hand
@@ -140,6 +142,25 @@ def test_every_change_of_the_parameters_is_valid(page: Path, tmp_path: Path) -> 
             settings = merged(settings if page.name == "extend.md" else default, YAML(typ="safe").load(block.text))
             YAML(typ="safe").dump(settings, tmp_path / "params.yaml")
             params_file.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("loss", names("losses"))
+def test_the_page_of_losses_has_every_parameter_with_its_default(loss: str) -> None:
+    page = (ROOT / "docs/losses.md").read_text()
+    (section,) = re.findall(rf"^## `{loss}`\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    shown: dict[str, str] = {}
+    for keys, defaults in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", section, re.M):
+        shown |= dict(zip(re.findall(r"`(\w+)`", keys), defaults.split(", "), strict=True))
+    build = member("losses", loss).Loss
+    known = {name: one.default for name, one in inspect.signature(build).parameters.items() if name != "facts"}
+    split = {"levels": 2, "thresholds": None} if build.quality else {}  # what pipeline/training/cells.py adds
+    assert {name: YAML(typ="safe").load(text) for name, text in shown.items()} == known | split
+
+
+@pytest.mark.parametrize("axis", ["losses", "backends"])
+def test_every_member_is_in_the_table_at_the_top_of_its_page(axis: str) -> None:
+    top = (ROOT / f"docs/{axis}.md").read_text().partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", top, re.M)) == names(axis)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
