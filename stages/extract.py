@@ -7,16 +7,15 @@ clean, and clean alone.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.files import read_json, write_text
+from pipeline.core.files import write_text
 from pipeline.core.params import ExtractParams, Params
-from pipeline.encoder import cards
-from pipeline.extraction import planning
+from pipeline.encoder import kept
+from pipeline.extraction import identity, planning
 from pipeline.extraction.identity import precision_of
 from pipeline.extraction.units import Recipe
 
@@ -41,24 +40,22 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=Path, required=True, help="its trial table, from prepare")
     parser.add_argument("--card", type=Path, required=True, help="the encoder's identity card, from encoder")
-    parser.add_argument("--weights", type=Path, required=True, help="the fine-tuned encoder's folder, from encoder")
     parser.add_argument("--receipt", type=Path, required=True, help="the receipt to write (JSON)")
     args = parser.parse_args()
     settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
-    keys = [field.name for field in dataclasses.fields(cards.Card)]
-    found = read_json(args.card, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
-    card = cards.Card(**{key: found[key] for key in keys})
+    card = identity.read_card(args.card)
     card.check_taps(settings.extract.layers)
     asked = asked_of(settings, args.set)
+    weights = kept.weights_of(settings.encoder, args.card, features=settings.features.folder)
     receipt = planning.extract(
         trial_table.read(args.trials),
         set_name=args.set,
         audio_root=settings.sets[args.set].folder,
         root=settings.features.folder,
         card=card,
-        encoder=Recipe(settings.encoder, args.weights, card, asked.device, precision_of(asked)),
+        encoder=Recipe(settings.encoder, weights, card, asked.device, precision_of(asked)),
         params=asked,
         say=print,
     )

@@ -18,6 +18,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import read_json, write_text
 from pipeline.core.params import Params
+from pipeline.encoder import kept
 from pipeline.features import dataset, receipt_files
 from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
@@ -28,16 +29,18 @@ from pipeline.training import history
 
 KEYS = (*runs.KEYS, "curves", "finetune", "epochs", "parameters")  # of the card of a fine-tuned run
 AS_TRAINED = ("epochs", "parameters")
-REMEDY = "run `dvc repro -f encoder` with encoder.finetune.on: true"
 
 
 def main() -> None:
     """Parse, open, score dev, save."""
     args = _arguments()
     settings = params_file.load(args.params)
-    tuned = read_json(args.finetuned / runs.CARD_FILE, what="fine-tuned run", keys=KEYS, remedy=REMEDY)
-    dev = _opened(args, settings, tuned)
-    backend, centres = runs.backend(args.finetuned), runs.centroids(args.finetuned)
+    encoder = kept.of_receipt(args.card, features=settings.features.folder)
+    encoder.check(kept.RUN_FOLDER)
+    run = encoder.folder / kept.RUN_FOLDER
+    tuned = read_json(run / runs.CARD_FILE, what="fine-tuned run", keys=KEYS, remedy=kept.AGAIN)
+    dev = _opened(args, settings, tuned, weights=encoder.card["weights_sha256"])
+    backend, centres = runs.backend(run), runs.centroids(run)
     scores = scorer.score_all(backend, centroids.build(centres), dev)
     metrics = _dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED}
     card = tuned | {"train": tuned["finetune"], "kind": dev.kind, "features": {"dev": dev.digest}} | metrics
@@ -53,7 +56,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
-    add("--finetuned", type=Path, required=True, metavar="FOLDER", help="the run, from encoder")
     add(
         "--card", type=Path, required=True, metavar="FILE", help="identity card of the fine-tuned encoder, from encoder"
     )
@@ -66,14 +68,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any]) -> Dataset:
-    """The dev set as the run reads it. Raises InputError where its features are of other weights."""
-    told = read_json(args.card, what="card of an encoder", keys=("weights_sha256",), remedy=REMEDY)["weights_sha256"]
+def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any], *, weights: str) -> Dataset:
+    """The dev set as the run reads it. Raises InputError where its features are of other weights than these."""
     for receipt in receipt_files.read_receipts(args.features).values():
-        if (found := receipt["encoder"]["weights_sha256"]) != told:
+        if (found := receipt["encoder"]["weights_sha256"]) != weights:
             raise InputError(
-                f"{args.features}: expected features of the fine-tuned encoder, weights {told[:16]}..., got those of "
-                f"weights {found[:16]}...; run `dvc repro extract`"
+                f"{args.features}: expected features of the fine-tuned encoder, weights {weights[:16]}..., got those "
+                f"of weights {found[:16]}...; run `dvc repro extract`"
             )
     return dataset.open_set(
         args.features,

@@ -86,11 +86,11 @@ def project(folder: Path) -> Path:
     with contextlib.chdir(folder), _one_thread():
         for name in SIZES:
             _run(prepare, set=name, trials=f"data/trials/{name}.csv")
-        _run(encoder, trials="data/trials", weights="data/finetuned", card="data/encoder.json")
+        _run(encoder, trials="data/trials", card="data/encoder.json")
         for name in SIZES:
             _run(
                 extract, set=name, trials=f"data/trials/{name}.csv", card="data/encoder.json",
-                weights="data/finetuned", receipt=f"data/features/{name}.json",
+                receipt=f"data/features/{name}.json",
             )  # fmt: skip
         for run in (POOLED, FRAMES):
             _train(run)

@@ -219,7 +219,7 @@ TRAIN = (
     "train --backend linear --loss aoc --layers all --views clean --seed 1 --trials data/trials --features {features} "
     "--run r --metrics m --curves c --dev-scores d --seconds s"
 )
-EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --weights data/finetuned --receipt r.json"
+EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --receipt r.json"
 EVALUATE = (
     "evaluate --set dev --scores {scores} --trials data/trials/dev.csv --training {training} "
     "--dev-scores data/dev_scores/linear-aoc-all-clean-1.txt --metrics m --plots p"

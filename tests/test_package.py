@@ -20,7 +20,7 @@ from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.params import EncoderParams, RandomEncoder
 from pipeline.detect import Detection, assembly, package, package_card
-from pipeline.encoder import models
+from pipeline.encoder import kept, models
 from pipeline.features import specs
 from pipeline.scoring import runs
 from tests import systems
@@ -199,14 +199,22 @@ def _train_on(weights: str) -> None:
 
 def test_a_fine_tuned_encoder_is_copied(copied: Path, tmp_path: Path) -> None:
     before = found(POOLED, copied)
-    models.save(tiny()[0], Path("data/finetuned"))
+    model, tiny_card = tiny()
+    folder = Path("data/cache/encoders/0123456789abcdef")
+    models.save(model, folder)
+    kept.seal(folder, vars(tiny_card), {})
+    encoder = kept.find(folder)
+    assert encoder is not None
+    Path("data/encoder.json").write_text(json.dumps(kept.receipt_of(encoder)))
     settings = YAML(typ="safe").load(Path("params.yaml"))
     set_encoder(finetune=settings["encoder"]["finetune"] | {"on": True, "layers": [1, 3]})
     assert found(POOLED, copied) == before
     card = package.write(POOLED, tmp_path / "package")
     assert card["encoder"] == {"source": "encoder", "revision": None, "random": None, "normalize": "utterance"}
     assert "fine-tuned on train with sls and oc_softmax" in (tmp_path / "package/model_card.md").read_text()
-    shutil.rmtree("data/finetuned")
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match=r"no fine-tuned encoder there, .* run `dvc repro -f encoder`"):
+        detect.load(POOLED)
     assert found(tmp_path / "package", copied) == before
     (tmp_path / "package/encoder/config.json").unlink()
     with pytest.raises(InputError, match=r"1 files are missing or damaged.*\n.*encoder/config\.json"):

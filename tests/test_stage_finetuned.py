@@ -17,6 +17,7 @@ from pipeline.audio import decode
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row
+from pipeline.encoder import kept
 from pipeline.features.specs import fingerprint
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
@@ -26,7 +27,7 @@ from tests.test_stage_encoder import FINETUNE, parameters, tables
 
 LAYERS = [2, 1]  # that the backend reads, in this order
 ARGUMENTS = {
-    "finetuned": "data/finetuned/run", "card": "data/encoder.json", "trials": "data/trials/dev.csv",
+    "card": "data/encoder.json", "trials": "data/trials/dev.csv",
     "features": "data/features/dev.json", "run": "data/runs/mine", "metrics": "data/metrics/mine.json",
     "curves": "data/curves/mine.csv", "dev_scores": "data/dev_scores/mine.txt",
 }  # fmt: skip
@@ -45,6 +46,26 @@ def run(stage: ModuleType, **options: str) -> None:
 
 def loaded(path: str) -> dict:
     return json.loads(Path(path).read_text())
+
+
+def tuned_run() -> Path:
+    """The run that the encoder was fine-tuned with."""
+    return Path("data/cache/encoders") / loaded("data/encoder.json")["finetuned"]["identity"] / "run"
+
+
+def change_run(**entries: object) -> None:
+    """Let that run have been written with other entries in its card."""
+    change(f"{tuned_run()}/run.json", **entries)
+    reseal()
+
+
+def reseal() -> None:
+    folder = tuned_run().parent
+    mark = loaded(f"{folder}/encoder.json")
+    kept.seal(folder, mark["card"], mark["facts"])
+    encoder = kept.find(folder)
+    assert encoder is not None
+    Path("data/encoder.json").write_text(json.dumps(kept.receipt_of(encoder)))
 
 
 def noise(root: Path) -> Corpus:
@@ -74,9 +95,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["report"]["sort_by"] = "dev"
     YAML(typ="safe").dump(settings, folder / "params.yaml")
     with contextlib.chdir(folder):
-        run(encoder, trials="data/trials", weights="data/finetuned", card="data/encoder.json")
+        run(encoder, trials="data/trials", card="data/encoder.json")
         run(
-            extract, set="dev", trials="data/trials/dev.csv", card="data/encoder.json", weights="data/finetuned",
+            extract, set="dev", trials="data/trials/dev.csv", card="data/encoder.json",
             receipt="data/features/dev.json",
         )  # fmt: skip
     return folder
@@ -114,7 +135,7 @@ def test_dev_is_scored_as_its_audio_is(made: Path, monkeypatch: pytest.MonkeyPat
 
 def test_metrics_are_those_of_the_scores_by_a_naive_loop(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    told, card = loaded("data/metrics/mine.json"), loaded("data/finetuned/run/run.json")
+    told, card = loaded("data/metrics/mine.json"), loaded(f"{tuned_run()}/run.json")
     file = scorefile.parse(Path("data/dev_scores/mine.txt"))
     bonafide = scorefile.own_key(file).is_bonafide
     points = []
@@ -129,7 +150,7 @@ def test_metrics_are_those_of_the_scores_by_a_naive_loop(made: Path, monkeypatch
 
 def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    before, after = Path("data/finetuned/run"), Path("data/runs/mine")
+    before, after = tuned_run(), Path("data/runs/mine")
     for file in (runs.BACKEND_FILE, runs.CENTROIDS_FILE):
         assert (before / file).read_bytes() == (after / file).read_bytes()
     tuned, card, receipt = loaded(f"{before}/run.json"), loaded(f"{after}/run.json"), loaded("data/features/dev.json")
@@ -158,9 +179,9 @@ def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.
 
 
 def test_kind_and_dev_eer_are_those_of_the_cached_features(made: Path, project: Path) -> None:
-    card = loaded("data/finetuned/run/run.json")
+    card = loaded(f"{tuned_run()}/run.json")
     told = {"dev_eer": 99.0, "dev_threshold": 99.0}  # as another arithmetic, of features or batches, would have it
-    change("data/finetuned/run/run.json", kind=card["kind"] | {"encoder": "0123456789abcdef"}, **told)
+    change_run(kind=card["kind"] | {"encoder": "0123456789abcdef"}, **told)
     run(finetuned, **ARGUMENTS)
     for path in ("data/runs/mine/run.json", "data/metrics/mine.json"):
         assert loaded(path) == loaded(str(made / path))
@@ -173,32 +194,36 @@ def change(path: str, **entries: object) -> None:
 
 
 def test_features_of_other_weights_are_refused(project: Path) -> None:
-    change("data/encoder.json", weights_sha256="f" * 64)
-    message = (
-        r"dev\.json: expected features of the fine-tuned encoder, weights f{16}\.\.\., got .*run `dvc repro extract`"
-    )
+    features = loaded("data/features/dev.json")
+    change("data/features/dev.json", encoder=features["encoder"] | {"weights_sha256": "f" * 64})
+    message = r"dev\.json: expected features of the fine-tuned encoder, .*got .* f{16}\.\.\.; run `dvc repro extract`"
     with pytest.raises(InputError, match=message):
         run(finetuned, **ARGUMENTS)
     assert not Path("data/runs").exists()
 
 
 def test_a_layer_that_is_not_cached_is_named(project: Path) -> None:
-    card = loaded("data/finetuned/run/run.json")
-    change("data/finetuned/run/run.json", kind=card["kind"] | {"layers": [2, "final"]})
+    change_run(kind=loaded(f"{tuned_run()}/run.json")["kind"] | {"layers": [2, "final"]})
     with pytest.raises(InputError, match=r"dev\.json: expected the layers final, the features have 1, 2, 3; add them"):
         run(finetuned, **ARGUMENTS)
 
 
 def test_another_run_or_none_is_refused(project: Path) -> None:
-    path = Path("data/finetuned/run/run.json")
+    path = tuned_run() / "run.json"
     card = loaded(str(path))
     del card["finetune"], card["curves"]
     path.write_text(json.dumps(card))
-    message = (
-        r"run\.json: expected a fine-tuned run, got JSON without curves, finetune; run `dvc repro -f encoder` with"
-    )
+    with pytest.raises(
+        InputError, match=r"1 files of the fine-tuned encoder are damaged or missing.*\n.*run/run\.json"
+    ):
+        run(finetuned, **ARGUMENTS)
+    reseal()
+    message = r"run\.json: expected a fine-tuned run, got JSON without curves, finetune; run `dvc repro -f encoder`"
     with pytest.raises(InputError, match=message):
         run(finetuned, **ARGUMENTS)
-    path.unlink()
-    with pytest.raises(InputError, match=r"run\.json: no fine-tuned run there; run `dvc repro -f encoder` with"):
+    shutil.rmtree(tuned_run().parent)
+    with pytest.raises(InputError, match=r"no fine-tuned encoder there, .*run `dvc repro -f encoder`"):
+        run(finetuned, **ARGUMENTS)
+    Path("data/encoder.json").unlink()
+    with pytest.raises(InputError, match=r"encoder\.json: no card of an encoder there; run `dvc repro encoder`"):
         run(finetuned, **ARGUMENTS)

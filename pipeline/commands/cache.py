@@ -1,43 +1,53 @@
-"""The feature stores: list, check, clean up, and take layers of a set elsewhere as one HDF5 file."""
+"""Feature stores and fine-tuned encoders: list, check, clean up; take layers of a set elsewhere as one HDF5 file."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
+from pipeline.core.params import Params
+from pipeline.encoder import kept
+from pipeline.extraction import needed
 from pipeline.extraction.hdf5 import bring_back, export
-from pipeline.extraction.housekeeping import Found, leftovers, look, remove
+from pipeline.extraction.housekeeping import Found, FoundEncoder, leftovers, look, look_at_encoders, remove
+from pipeline.extraction.needed import Needed
 from pipeline.features import receipt_files
 
-FEATURES, TRIALS = Path("data/features"), Path("data/trials")
+FEATURES, TRIALS, CARD = Path("data/features"), Path("data/trials"), Path("data/encoder.json")
+DAYS = 7.0  # what was written to since then stays
 EXAMPLES = """\
 examples:
-  bonafide cache ls                                     which stores there are, what they cost, who needs them
+  bonafide cache ls                                     which stores and encoders there are, who needs them
   bonafide cache verify                                 read every shard that a receipt stands for: are its bytes sound?
-  bonafide cache gc                                     what no receipt here needs; with --yes it is deleted
+  bonafide cache gc                                     what nobody needs; with --yes it is deleted
   bonafide cache export train train.h5 --layers 5 9     layers of a set, for any program that reads HDF5
   bonafide cache import train.h5                        back into the store; `dvc repro` then finds it extracted
 
-A receipt is a file of data/features, which `dvc repro` writes. Receipts of other branches, of other projects or people
-with the same features.root are not known here: what gc deletes of theirs, they have to extract again.
+Needed is what receipts (data/features) and the encoder's card (data/encoder.json) stand for, here and in the other
+branches, tags, stashes and experiments of this repository: gc reads these from dvc.lock in Git and from DVC's cache.
+Where DVC's cache lacks a receipt, everything that it could stand for is kept: `dvc fetch --all-branches --all-tags`
+brings it, --only-here leaves other states out of account. Kept are also what params.yaml asks for now, and what was
+written to in the last days (--older-than). Other projects or people with the same features.root are not known here:
+what gc deletes of theirs, they have to make again.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for stores and files that cannot be used."""
     given = _arguments(argv)
-    root = params_file.load(given.params).features.folder
+    settings = params_file.load(given.params)
+    root = settings.features.folder
     if given.what == "ls":
-        _list(look(root, FEATURES))
+        _list(root, _needed(only_here=given.only_here))
     elif given.what == "verify":
         _verify(given.receipts or sorted(FEATURES.glob("*.json")), root)
     elif given.what == "gc":
-        _clean(root, delete=given.yes)
+        _clean(settings, _needed(only_here=given.only_here), days=given.older_than, delete=given.yes)
     elif given.what == "export":
         _export(given, root)
     else:
@@ -53,11 +63,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the root of the stores")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    commands.add_parser("ls", help="list all stores")
+    listing = commands.add_parser("ls", help="list all stores and fine-tuned encoders")
     verify = commands.add_parser("verify", help="read every shard and compare its checksum")
     verify.add_argument("receipts", type=Path, nargs="*", help="such as data/features/train.json; default: all")
-    clean = commands.add_parser("gc", help="list, or delete, the stores that no receipt needs")
+    clean = commands.add_parser("gc", help="list, or delete, the stores and encoders that nobody needs")
     clean.add_argument("--yes", action="store_true", help="delete them")
+    clean.add_argument(
+        "--older-than", type=_days, default=DAYS, metavar="DAYS",
+        help="keep what was written to since; default: %(default)g; 0: keep nothing for that",
+    )  # fmt: skip
+    for command in (listing, clean):
+        command.add_argument(
+            "--only-here", action="store_true", help="ask neither other branches and tags nor stashes and experiments"
+        )
     out = commands.add_parser("export", help="write layers of a set into one HDF5 file")
     out.add_argument("set", help="name of the set, as in data/features/SET.json")
     out.add_argument("file", type=Path, help="the file to write, such as train.h5")
@@ -68,6 +86,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of days, 0 or more, got {text!r}")
+    return days
+
+
 def _tap(text: str) -> Tap:
     if text == "final":
         return "final"
@@ -76,24 +104,54 @@ def _tap(text: str) -> Tap:
     raise argparse.ArgumentTypeError(f"expected the number of a layer or final, got {text!r}")
 
 
-def _list(found: Sequence[Found]) -> None:
-    for one in found:
-        spec = one.store.spec
-        print(f"{one.store.path}  {_bytes(one.size)}{'' if one.complete else '  INCOMPLETE'}")
-        print(f"  {spec.utterances:,} utterances of {spec.frames} x {spec.channels}, encoder {_encoder(spec.encoder)}")
-        for view, layers in one.layers.items():
-            print(f"  {view}: layers {', '.join(map(str, layers))}; {one.shards[view]} of {spec.shards} shards")
-        print(f"  receipts: {', '.join(map(str, one.receipts)) or 'none here'}")
-    print(f"{len(found)} stores, {_bytes(sum(one.size for one in found))}")
+def _needed(*, only_here: bool) -> Needed:
+    found = needed.here(FEATURES)
+    if not only_here:
+        needed.add_elsewhere(found, Path())
+    return found
+
+
+def _list(root: Path, wanted: Needed) -> None:
+    stores, encoders = look(root, wanted), look_at_encoders(root, wanted)
+    for line in (*map(_store_lines, stores), *map(_encoder_lines, encoders)):
+        print("\n".join(line))
+    for path, users in wanted.unread.items():
+        print(f"not in DVC's cache, so that nobody can say what it needs: {path} of {', '.join(sorted(users))}")
+    size = sum(one.size for one in stores) + sum(one.size for one in encoders)
+    print(f"{len(stores)} stores, {len(encoders)} fine-tuned encoders, {_bytes(size)}")
+
+
+def _store_lines(one: Found) -> Iterator[str]:
+    spec = one.store.spec
+    yield f"{one.store.path}  {_bytes(one.size)}{'' if one.complete else '  INCOMPLETE'}"
+    yield f"  {spec.utterances:,} utterances of {spec.frames} x {spec.channels}, encoder {_encoder(spec.encoder)}"
+    for view, layers in one.layers.items():
+        yield f"  {view}: layers {', '.join(map(str, layers))}; {one.shards[view]} of {spec.shards} shards"
+    yield f"  needed by: {', '.join(one.users) or 'nobody'}"
+
+
+def _encoder_lines(one: FoundEncoder) -> Iterator[str]:
+    params = one.facts["finetune"]
+    state = "" if one.epochs is None else f"  INCOMPLETE: {one.epochs} of up to {params['epochs']} epochs"
+    yield f"{one.folder}  {_bytes(one.size)}{state}"
+    yield f"  from weights {one.facts['weights_sha256'][:12]}, window {_plain(one.facts['window'])}"
+    yield f"  {_plain(params)}"
+    yield f"  backend {_plain(one.facts['backend'])}; loss {_plain(one.facts['loss'])}"
+    yield f"  needed by: {', '.join(one.users) or 'nobody'}"
+
+
+def _plain(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {f'({_plain(v)})' if isinstance(v, Mapping) else v}" for name, v in facts.items())
 
 
 def _encoder(facts: Mapping[str, Any]) -> str:
-    """The plain facts of an encoder, checksums by their beginning."""
-    return ", ".join(
+    """The plain facts of an encoder, checksums by their beginning, and the window."""
+    plain = [
         f"{name.removesuffix('_sha256')} {str(value)[:12]}"
         for name, value in facts.items()
         if not isinstance(value, Mapping)
-    )
+    ]
+    return ", ".join([*plain, *([f"window {_plain(facts['window'])}"] if "window" in facts else [])])
 
 
 def _verify(receipts: Sequence[Path], root: Path) -> None:
@@ -105,14 +163,61 @@ def _verify(receipts: Sequence[Path], root: Path) -> None:
         print(f"{path}: {files} shard files, all as they were written")
 
 
-def _clean(root: Path, *, delete: bool) -> None:
-    doomed = leftovers(root, FEATURES)
-    for path, size in doomed.items():
+def _clean(settings: Params, wanted: Needed, *, days: float, delete: bool) -> None:
+    if not wanted.stores and not wanted.encoders:
+        raise InputError(f"{FEATURES}: expected receipts of features, got none; run from the project's folder")
+    root = settings.features.folder
+    stores = _asked_stores(settings)
+
+    def asked(path: Path) -> bool:
+        if path.parent == kept.folder_of(root):
+            return _asks_for_encoder(settings, path)
+        return f"{path.parent.name}/{path.name}" in stores
+
+    found = leftovers(root, wanted, asked=asked, days=days)
+    for path, why in found.spared.items():
+        print(f"{path}  stays: {why}")
+    for path, size in found.doomed.items():
         print(f"{path}  {_bytes(size)}")
     if delete:
-        remove(doomed)
-    done = "deleted" if delete else "that no receipt here needs; --yes deletes them"
-    print(f"{len(doomed)} stores {done}")
+        remove(found.doomed)
+    done = "deleted" if delete else "that nobody needs; --yes deletes them"
+    print(f"{len(found.doomed)} stores and encoders {done}")
+    if any("cannot be read" in why for why in found.spared.values()):
+        print(f"to have receipts that cannot be read: `dvc fetch --all-branches --all-tags`; {needed.ONLY_HERE}")
+
+
+def _asked_stores(settings: Params) -> set[str]:
+    """The stores that the parameters ask for, with the encoder and the trial tables that are here."""
+    if not CARD.is_file():
+        return set()
+    from pipeline.extraction import identity  # with transformers, which take seconds
+
+    card = identity.read_card(CARD)
+    precision = settings.extract.precision
+    computed = ("float32", "bfloat16") if precision == "auto" else (precision,)
+    return {
+        identity.spec_of(trial_table.read(table), card, settings.extract.model_copy(update={"precision": one})).folder(
+            name
+        )
+        for name in settings.sets
+        if (table := TRIALS / f"{name}.csv").is_file()
+        for one in computed
+    }
+
+
+def _asks_for_encoder(settings: Params, folder: Path) -> bool:
+    """Whether the parameters ask for a fine-tuned encoder, or a training under way, as far as they alone can say."""
+    tuning = settings.encoder.finetune
+    if tuning is None or folder.suffix not in ("", kept.UNFINISHED):
+        return False
+    facts = kept.facts_of(folder)
+    wanted = {
+        "finetune": tuning.model_dump(mode="json", exclude={"on"}),
+        "window": settings.extract.window.model_dump(mode="json"),
+        "normalize": settings.encoder.normalize,
+    }
+    return {key: facts.get(key) for key in wanted} == wanted
 
 
 def _export(given: argparse.Namespace, root: Path) -> None:

@@ -90,6 +90,20 @@ def sizes_below(folder: Path) -> dict[str, int]:
     return {place.removeprefix(start): int(facts["size"]) for place, facts in found.items()}
 
 
+def last_change_below(folder: Path) -> float | None:
+    """When a file below a folder last changed, in seconds since 1970; None where an object store does not tell."""
+    if is_local(folder):
+        times = [folder.stat().st_mtime]
+        for file in (Path(base, name) for base, _, names in os.walk(folder) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(file.stat().st_mtime)
+        return max(times)
+    with reaching(folder):
+        found = folder.fs.find(folder.path.rstrip("/") + "/", detail=True)  # type: ignore[attr-defined]
+    told = [facts.get("LastModified") or facts.get("created") for facts in found.values()]
+    return max((when.timestamp() for when in told), default=None) if all(told) else None
+
+
 def remove_folder(folder: Path, *, mark: str) -> None:
     """Delete a folder of an object store, beginning with the file `mark`: without it, it passes for nothing.
 

@@ -15,6 +15,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.params import EncoderParams, Params
 from pipeline.core.trial_table import Trials
 from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, check, read
+from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
 from pipeline.metrics import calibration, scorefile
 from pipeline.metrics.calibration import Calibration
@@ -39,7 +40,7 @@ class Parts:
     root: Path
     train_set: str
     encoder: EncoderParams
-    weights: Path
+    weights: Path | None
     features: dict[str, Any]
     batch_size: int
     device: Literal["auto", "cpu", "cuda"]
@@ -112,7 +113,7 @@ def _of_project(name: str, settings: Params) -> Parts:
         root=DATA,
         train_set=facts["train"]["set"],
         encoder=settings.encoder,
-        weights=DATA / "finetuned",
+        weights=kept.weights_of(settings.encoder, DATA / "encoder.json", features=settings.features.folder),
         features=receipt["encoder"],
         batch_size=settings.extract.first_batch,
         device=settings.extract.device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError, listing
 from pipeline.core.params import EncoderParams, RandomEncoder
-from pipeline.encoder import checksums, fairseq
+from pipeline.encoder import checksums, fairseq, kept
 from pipeline.encoder.cards import Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
@@ -53,23 +54,30 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
     return model, card_of(model, source=params.source, normalize=params.normalize, before=before)
 
 
-def load_deployed(params: EncoderParams, *, weights: Path) -> tuple[Wav2Vec2Model, Card]:
+def load_deployed(params: EncoderParams, *, weights: Path | None) -> tuple[Wav2Vec2Model, Card]:
     """The encoder that features come from, and its card: the fine-tuned one where the parameters ask for it.
 
     Args:
-        weights: the folder that the stage `encoder` wrote; read only where fine-tuning is on.
+        weights: the folder that `kept.weights_of` finds; read only where fine-tuning is on.
 
     Raises InputError as `load`, and where the folder holds no fine-tuned encoder.
     """
     if params.finetune is None:
         return load(params)
-    if not (weights / "config.json").is_file():  # else its name would be looked up on the hub
-        raise InputError(f"{weights}: no fine-tuned encoder there; run `dvc repro -f encoder`")
-    return load(EncoderParams(source=str(weights), normalize=params.normalize))
+    if weights is None or not (weights / "config.json").is_file():  # else its name would be looked up on the hub
+        raise InputError(f"{weights}: no fine-tuned encoder there; {kept.AGAIN}")
+    model, card = load(EncoderParams(source=str(weights), normalize=params.normalize))
+    return model, dataclasses.replace(card, source=f"{kept.ENCODERS}/{weights.name}")  # wherever the root is
 
 
 def deployed(
-    params: EncoderParams, taps: tuple[Tap, ...], *, weights: Path, card: Card, device: Device, precision: Precision
+    params: EncoderParams,
+    taps: tuple[Tap, ...],
+    *,
+    weights: Path | None,
+    card: Card,
+    device: Device,
+    precision: Precision,
 ) -> Encoder:
     """The encoder that features come from, cut above its highest tap, on its device.
 
@@ -98,7 +106,7 @@ def save(model: Wav2Vec2Model, folder: Path) -> None:
 
 
 def write_note(folder: Path, text: str) -> None:
-    """Say in the folder of the fine-tuned encoder what it holds; a frozen one has no more than that."""
+    """Say in the folder of the fine-tuned encoder what it holds."""
     (folder / NOTE_FILE).write_text(text + "\n")
 
 

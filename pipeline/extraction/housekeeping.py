@@ -1,30 +1,28 @@
-"""The feature stores below a root: which there are, what they cost, who needs them, and taking them elsewhere.
-
-One HDF5 file may hold chosen layers and views of a set, for tools that read no Zarr: `n_frames` (N,), `utterance` (N,)
-and `is_bonafide` (N,), and below a group a view `layer_07` (N, T, D) float16 and `pooled_07` (N, 2, D) float32, a chunk
-an utterance. Read back, its shards are those of the store that it came from, byte by byte.
-"""
+"""The feature stores and fine-tuned encoders below a root: which there are, what they cost, and which may go."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.contracts import CLEAN, Tap
-from pipeline.core.errors import InputError
-from pipeline.core.object_store import is_local, remove_folder, sizes_below
-from pipeline.features.receipt_files import read_receipts
+from pipeline.core.object_store import is_local, last_change_below, remove_folder, sizes_below
+from pipeline.encoder import kept
+from pipeline.extraction.needed import Needed
 from pipeline.features.store import Store
 
 STORE_SUFFIX, PART_SUFFIX = ".zarr", ".part"
+SECONDS_A_DAY = 86_400
 
 
 @dataclass(frozen=True)
 class Found:
-    """One store: its place, what it holds, and which receipts stand for it.
+    """One store: its place, what it holds, and who needs it.
 
     layers: of each view. shards: of each view, how many are complete in all its layers. size: bytes on disk.
     """
@@ -33,7 +31,7 @@ class Found:
     layers: dict[str, tuple[Tap, ...]]
     shards: dict[str, int]
     size: int
-    receipts: tuple[Path, ...]
+    users: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
@@ -41,22 +39,58 @@ class Found:
         return all(count == self.store.spec.shards for count in self.shards.values())
 
 
-def look(root: Path, receipts: Path) -> list[Found]:
-    """All stores below a root, by their paths.
-
-    Args:
-        receipts: the folder of the receipts, `data/features`.
-
-    Raises InputError for a store or a receipt that is none, or of another version.
-    """
-    needed = users(root, receipts)
+def look(root: Path, needed: Needed) -> list[Found]:
+    """All stores below a root, by their paths. Raises InputError for a store that is none, or of another version."""
     found = []
     for path, sizes in _stores_below(root).items():
         store = Store.open(path)
         layers = {view: layers_of(sizes, view) for view in views_of(sizes)}
         shards = {view: store.spec.shards - len(store.incomplete(view, taps)) for view, taps in layers.items()}
-        found.append(Found(store, layers, shards, sum(sizes.values()), tuple(needed.get(path, ()))))
+        users = tuple(sorted(needed.stores.get(_name(path), ())))
+        found.append(Found(store, layers, shards, sum(sizes.values()), users))
     return found
+
+
+def _name(path: Path) -> str:
+    """A store's path below the root."""
+    return f"{path.parent.name}/{path.name}"
+
+
+@dataclass(frozen=True)
+class FoundEncoder:
+    """A fine-tuned encoder, or a fine-tuning under way: its folder, what decides it, and who needs it.
+
+    epochs: of one under way, how many are in its checkpoint; None of one that is whole. size: bytes on disk.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    epochs: int | None
+    size: int
+    users: tuple[str, ...]
+
+
+def look_at_encoders(root: Path, needed: Needed) -> list[FoundEncoder]:
+    """All fine-tuned encoders, by their identities. root: of the feature stores.
+
+    Raises InputError for a folder among them that is none.
+    """
+    found = []
+    for folder in _encoders_below(root):
+        size = sum(sizes_below(folder).values())
+        users = tuple(sorted(needed.encoders.get(folder.name, ())))
+        if folder.suffix == kept.UNFINISHED:
+            done = [int(path.stem.rpartition("_")[2]) for path in folder.glob("weights_*.safetensors")]
+            found.append(FoundEncoder(folder, kept.facts_of(folder), max(done, default=0), size, users))
+        elif not folder.suffix:
+            found.append(FoundEncoder(folder, kept.facts_of(folder), None, size, users))
+    return found
+
+
+def _encoders_below(root: Path) -> list[Path]:
+    """The folders of fine-tuned encoders, of trainings under way, and of what a killed one left."""
+    named = re.compile(rf"[0-9a-f]{{16}}({re.escape(kept.UNFINISHED)})?({re.escape(PART_SUFFIX)})?")
+    return [path for path in sorted(kept.folder_of(root).glob("*")) if named.fullmatch(path.name) and path.is_dir()]
 
 
 def _stores_below(root: Path, endings: tuple[str, ...] = (STORE_SUFFIX,)) -> dict[Path, dict[str, int]]:
@@ -70,15 +104,6 @@ def _stores_below(root: Path, endings: tuple[str, ...] = (STORE_SUFFIX,)) -> dic
         folder, _, file = rest.partition("/")
         if file and folder.endswith(endings):
             found.setdefault(root / above / folder, {})[file] = size
-    return found
-
-
-def users(root: Path, receipts: Path) -> dict[Path, list[Path]]:
-    """The receipts that stand for each store. Raises InputError for a file among them that is none."""
-    found: dict[Path, list[Path]] = {}
-    for file in sorted(receipts.glob("*.json")):
-        for receipt in read_receipts(file).values():
-            found.setdefault(root / receipt["store"], []).append(file)
     return found
 
 
@@ -106,20 +131,53 @@ def taps_of(arrays: Iterable[str]) -> tuple[Tap, ...]:
 # ---------------------------------------------------------------- removing
 
 
-def leftovers(root: Path, receipts: Path) -> dict[Path, int]:
-    """What no receipt needs, with its bytes: stores, and folders that a killed extraction was about to make stores of.
+@dataclass(frozen=True)
+class Leftovers:
+    """What `gc` finds: folders that may go, with their bytes, and those that nobody needs and that stay, with why."""
 
-    Raises InputError where there is no receipt at all: that says nothing about what is needed.
+    doomed: dict[Path, int]
+    spared: dict[Path, str]
+
+
+def leftovers(root: Path, needed: Needed, *, asked: Callable[[Path], bool], days: float) -> Leftovers:
+    """Stores and encoders that no receipt or card needs, and what killed processes were about to make some of.
+
+    Args:
+        asked: whether the present parameters ask for a folder. days: what was written to since then stays.
     """
-    needed = users(root, receipts)
-    if not needed:
-        raise InputError(f"{receipts}: expected receipts of features, got none; run from the project's folder")
-    found = _stores_below(root, (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX))
-    return {path: sum(sizes.values()) for path, sizes in found.items() if path not in needed}
+    found = Leftovers({}, {})
+    stores = _stores_below(root, (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX))
+    encoders = {path: sizes_below(path) for path in _encoders_below(root)}
+    for path, sizes in {**stores, **encoders}.items():
+        users, unsure = (
+            (needed.encoders.get(path.name), needed.unsure_of_encoders())
+            if path in encoders
+            else (needed.stores.get(_name(path)), needed.unsure_of_store(_name(path)))
+        )
+        if users:
+            continue
+        if unsure:
+            found.spared[path] = f"may be needed by what cannot be read: {', '.join(sorted(unsure))}"
+        elif asked(path):
+            found.spared[path] = "the parameters ask for it"
+        elif not _is_older(path, days):
+            found.spared[path] = f"written to in the last {days:g} days"
+        else:
+            found.doomed[path] = sum(sizes.values())
+    return found
+
+
+def _is_older(path: Path, days: float) -> bool:
+    """Whether nothing was written to a folder for some days; of what nobody knows, only with 0 days."""
+    changed = last_change_below(path)
+    return not days or (changed is not None and time.time() - changed > days * SECONDS_A_DAY)
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Delete stores. Raises InputError where an extraction is writing one of them; that one and the rest are kept."""
+    """Delete stores and encoders.
+
+    Raises InputError where an extraction is writing one of them; that one and the rest are kept.
+    """
     for path in paths:
         if not is_local(path):
             remove_folder(path, mark="zarr.json")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import trial_table
+from pipeline.core.files import read_json
 from pipeline.core.params import ExtractParams
 from pipeline.core.trial_table import Trials
 from pipeline.encoder.cards import Card
@@ -15,6 +18,13 @@ if TYPE_CHECKING:
 
 
 FEATURES_VERSION = 1  # raise it when the same audio and encoder give other numbers
+
+
+def read_card(path: Path) -> Card:
+    """The card that the stage `encoder` wrote. Raises InputError where it is missing or something else."""
+    keys = [field.name for field in dataclasses.fields(Card)]
+    found = read_json(path, what="card of an encoder", keys=keys, remedy="run `dvc repro encoder`")
+    return Card(**{key: found[key] for key in keys})
 
 
 def spec_of(trials: Trials, card: Card, params: ExtractParams) -> Spec:

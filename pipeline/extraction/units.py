@@ -43,7 +43,7 @@ class Recipe:
     """What makes the encoder of the parameters, in any process. weights, card: as `xlsr.deployed` takes them."""
 
     params: EncoderParams
-    weights: Path
+    weights: Path | None
     card: Card
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]

@@ -7,11 +7,10 @@ from typing import Any
 
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card
+from pipeline.encoder.kept import RUN_FOLDER
 from pipeline.finetuning.finetune import Asked
 from pipeline.scoring import runs
 from pipeline.training.loop import Fitted
-
-RUN_FOLDER = "run"  # within the weights' folder
 
 
 def save(folder: Path, model: Any, fitted: Fitted, *, run: dict[str, Any], source: str) -> None:
