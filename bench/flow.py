@@ -31,6 +31,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 BACKENDS = ["linear", "asp", "mlp", "mhfa", "sls", "per_layer"]
 LOSSES = ["aoc", "qamo", "cross_entropy", "oc_softmax", "am_softmax", "multi_centre"]
+INSIDE = "eval.txt"  # the file of an output that is a folder; some stages depend on one of that name
 STAND_IN = '#!/bin/sh\n. "{makers}/$(printf %s "$*" | md5sum | cut -c 1-32)"\n'
 
 
@@ -61,7 +62,7 @@ def stages_of(repo: Repo) -> list[PipelineStage]:
 
 def make(folder: Path, out: str) -> None:
     """A stand-in for an output: a file, or a folder with one."""
-    file = folder / out if Path(out).suffix else folder / out / "out"
+    file = folder / out if Path(out).suffix else folder / out / INSIDE
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(out)
 
@@ -89,7 +90,7 @@ def write_makers(folder: Path, makers: Path) -> None:
     for stage in stages:
         lines = []
         for out in (item.def_path for item in stage.outs):
-            file = Path(out) if Path(out).suffix else Path(out) / "out"
+            file = Path(out) if Path(out).suffix else Path(out) / INSIDE
             lines.append(f"mkdir -p {file.parent} && echo {out} > {file}")
         words = " ".join(stage.cmd.split()).removeprefix("python ")
         (makers / hashlib.md5(words.encode(), usedforsecurity=False).hexdigest()).write_text("\n".join(lines))

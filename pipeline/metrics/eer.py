@@ -6,11 +6,12 @@ Rates are shares in 0..1; a higher score means more bona fide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.det import Det, equal_point
+from pipeline.metrics.det import Det, det_points, equal_point
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ def official_eer(det: Det) -> Eer:
         threshold=float(det.threshold[point]),
         point=point,
     )
+
+
+def eer_of(scores: NDArray[np.floating], is_bonafide: NDArray[np.bool_]) -> Eer:
+    """The official EER of scores (N,) of which some are of bona fide (N,)."""
+    values = scores.astype(float)
+    return official_eer(det_points(values[is_bonafide], values[~is_bonafide]))
+
+
+def dev_metrics(scores: NDArray[np.float32], is_bonafide: NDArray[np.bool_]) -> dict[str, Any]:
+    """The EER on dev in percent, and the score there as a score file holds it; JSON-ready."""
+    found = eer_of(scores, is_bonafide)
+    return {"dev_eer": round(100 * found.eer, 5), "dev_threshold": float(str(np.float32(found.threshold)))}
 
 
 def interpolated_eer(det: Det) -> float:
