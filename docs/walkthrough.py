@@ -46,7 +46,7 @@ print(f"{RUN}: {len(train)} embeddings of {TRAIN}, {len(found)} of {EVAL}, {foun
 # %% A score is what the centroids say of an embedding: the score file again, from the embeddings alone
 index = runs.index(DATA / "runs" / RUN)
 scores = scorer.score(found.vectors, index, names=table.utterance.tolist())
-written = join.read(DATA / "scores" / f"{RUN}-{EVAL}.txt", table)
+written = join.read(DATA / "scores" / RUN / f"{EVAL}.txt", table)
 print(f"largest difference to the score file: {np.abs(scores - written).max():.1e}")
 
 # %% Which centroid is nearest: with QAMO, centroids are levels of quality, 0 the worst

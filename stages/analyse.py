@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.scoring.centroids import CentroidIndex
 
 BLOCK = 16_384  # trials that are scored at a time
-DEV = "dev"
 REMEDY = "run `dvc repro flow/analyse/dvc.yaml`"
 EXAMPLE = """\
 what comes out, in the folder --analysis:
@@ -54,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     settings, name = params_file.load(given.params), given.run.name
     index = runs.index(given.run)
-    tables = {
-        key: trial_table.read(given.trials / f"{key}.csv")
-        for key in dict.fromkeys((settings.train.set, DEV, *settings.evaluate.sets))
-    }
+    tables = {key: trial_table.read(given.trials / f"{key}.csv") for key in settings.used_sets}
     kept = {key: embeddings.of_run(given.embeddings / key, given.run, key, table) for key, table in tables.items()}
     cuts = runs.card(given.run).get("quality_thresholds", [])
     spaces = {

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     settings = params_file.load(args.params)
     beside = folder_beside(args.embeddings)
-    for name in dict.fromkeys((settings.train.set, DEV, *settings.evaluate.sets)):
+    for name in settings.used_sets:
         _embed(name, args, beside / name, root=settings.features.folder)
     replace_folder(beside, args.embeddings, mark=MARK)
 

@@ -1,4 +1,4 @@
-"""Evaluate one run on one set: score files and trials of it and of dev → metrics, and the curves behind them."""
+"""Evaluate a row of the leaderboard on every evaluation set: score files and trials → metrics and their curves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core import files, params_file, trial_table
@@ -21,56 +22,82 @@ from pipeline.metrics.tdcf import AsvRates
 from pipeline.report import curves, plots
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A set evaluated: its metrics, the curves behind them, and warnings for people."""
+
+    metrics: Metrics
+    det: Det
+    histogram: curves.Histogram
+    warnings: Sequence[str]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the stage."""
+    """Evaluate all sets, then write."""
     given = _arguments(argv)
     settings = params_file.load(given.params)
-    asv = _asv(settings, given.set)
     remedy = "run `dvc repro -f train`"
     training = files.read_json(given.training, what="training's metrics", keys=["dev_threshold"], remedy=remedy)
     dev_threshold = float(training["dev_threshold"])
-    table = trial_table.read(given.trials)
-    scores = join.read(given.scores, table)
     dev, fitted = _calibration(given.dev_scores)
-    folds = settings.evaluate.bootstrap
-    metrics = evaluation.evaluate(table, scores, asv=asv, threshold=dev_threshold, calibration=fitted, folds=folds)
-    det = det_points(scores[table.is_bonafide], scores[~table.is_bonafide])
-    shares = curves.histogram(scores, table.is_bonafide, attack=table.attack)
-    _plot(given.plots, given.training.stem, det, shares, dev_threshold=dev_threshold)
-    files.write_text(given.metrics, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    told = evaluation.warnings(table, scores, metrics) + evaluation.calibration_warnings(fitted, dev, table)
-    _tell(given.scores, metrics, told)
+    found = {
+        name: _evaluate(name, given, settings, threshold=dev_threshold, dev=dev, fitted=fitted)
+        for name in settings.evaluate.sets
+    }
+    for name, result in found.items():
+        _plot(given.plots, name, given.training.stem, result, dev_threshold=dev_threshold)
+        text = json.dumps(result.metrics, indent=2, ensure_ascii=False, allow_nan=False)
+        files.write_text(given.metrics / f"{name}.json", text + "\n")
+        _tell(name, given.scores / f"{name}.txt", result)
+
+
+def _evaluate(
+    name: str,
+    given: argparse.Namespace,
+    settings: Params,
+    *,
+    threshold: float,
+    dev: Trials,
+    fitted: Calibration,
+) -> _Found:
+    asv, folds = _asv(settings, name), settings.evaluate.bootstrap
+    table = trial_table.read(given.trials / f"{name}.csv")
+    scores = join.read(given.scores / f"{name}.txt", table)
+    metrics = evaluation.evaluate(table, scores, asv=asv, threshold=threshold, calibration=fitted, folds=folds)
+    return _Found(
+        metrics=metrics,
+        det=det_points(scores[table.is_bonafide], scores[~table.is_bonafide]),
+        histogram=curves.histogram(scores, table.is_bonafide, attack=table.attack),
+        warnings=evaluation.warnings(table, scores, metrics) + evaluation.calibration_warnings(fitted, dev, table),
+    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages.evaluate",
-        description="Metrics of one score file, over all trials and by group, and the curves behind them. Higher "
-        "scores must mean more bona fide; a sign is never flipped. What is told of calibrated scores was calibrated on "
-        "dev.",
+        description="Metrics of a row of the leaderboard on every set of evaluate.sets, over all trials and by group, "
+        "and the curves behind them. Higher scores must mean more bona fide; a sign is never flipped. The scores are "
+        "calibrated on dev.",
     )
     add = parser.add_argument
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="has the section `evaluate`")
-    add("--set", required=True, metavar="NAME", help="the set that was scored, a key of `sets` in the parameters")
-    add("--scores", type=Path, required=True, metavar="FILE", help="score file of the set, one score a trial")
-    add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, as `prepare` wrote it")
+    add("--scores", type=Path, required=True, metavar="FOLDER", help="score files, <set>.txt, one score a trial")
+    add("--trials", type=Path, required=True, metavar="FOLDER", help="trial tables, <set>.csv, as `prepare` wrote them")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of dev, with its key, from `train`")
-    add("--training", type=Path, required=True, metavar="FILE", help="metrics of `train`, named as the run")
+    add("--training", type=Path, required=True, metavar="FILE", help="metrics of `train`, named as the row")
     add(
         "--metrics",
         type=Path,
         required=True,
-        metavar="FILE",
-        help="JSON to write, see `pipeline.metrics.evaluation`",
+        metavar="FOLDER",
+        help="to write <set>.json: `pipeline.metrics.evaluation`",
     )
-    add("--plots", type=Path, required=True, metavar="FOLDER", help="folder to write det and histogram to, CSV and PNG")
+    add("--plots", type=Path, required=True, metavar="FOLDER", help="to write {det,histogram}/<set>.{csv,png}")
     return parser.parse_args(argv)
 
 
 def _asv(settings: Params, name: str) -> AsvRates | None:
     """The ASV rates of a set: its parameters', or those of the ASVspoof 5 evaluation package on that corpus."""
-    if name not in settings.sets:
-        raise InputError(f"{settings.where('sets')}: expected one of {', '.join(settings.sets)}, got {name!r}")
     if rates := settings.evaluate.asv.get(name):
         return evaluation.checked_asv(rates.model_dump(), where=settings.where("evaluate", "asv", name))
     return evaluation.corpus_asv(settings.sets[name].corpus)
@@ -91,20 +118,21 @@ def _calibration(path: Path) -> tuple[Trials, Calibration]:
         raise InputError(f"{path}: {error}") from None
 
 
-def _plot(folder: Path, run: str, det: Det, shares: curves.Histogram, *, dev_threshold: float) -> None:
-    shown = curves.thinned(det)
-    curves.write_det(folder / "det.csv", shown)
-    plots.draw_dets(folder / "det.png", {run: shown})
-    curves.write_histogram(folder / "histogram.csv", shares)
-    thresholds = {"EER threshold": official_eer(det).threshold, "dev threshold": dev_threshold}
-    plots.draw_histogram(folder / "histogram.png", shares, thresholds=thresholds)
+def _plot(folder: Path, name: str, row: str, found: _Found, *, dev_threshold: float) -> None:
+    shown = curves.thinned(found.det)
+    curves.write_det(folder / f"det/{name}.csv", shown)
+    plots.draw_dets(folder / f"det/{name}.png", {row: shown})
+    curves.write_histogram(folder / f"histogram/{name}.csv", found.histogram)
+    thresholds = {"EER threshold": official_eer(found.det).threshold, "dev threshold": dev_threshold}
+    plots.draw_histogram(folder / f"histogram/{name}.png", found.histogram, thresholds=thresholds)
 
 
-def _tell(path: Path, metrics: Metrics, warnings: Sequence[str]) -> None:
-    for warning in warnings:
+def _tell(name: str, path: Path, found: _Found) -> None:
+    for warning in found.warnings:
         print(f"warning: {path}: {warning}", file=sys.stderr)
+    metrics = found.metrics
     print(
-        f"EER {metrics['eer']:.2f} % of {metrics['bonafide']} bona fide and {metrics['spoof']} spoof trials; "
+        f"{name}: EER {metrics['eer']:.2f} % of {metrics['bonafide']} bona fide and {metrics['spoof']} spoof trials; "
         f"Cllr {metrics['cllr']:.3f} bits, {metrics['calibrated']['cllr']:.3f} calibrated on dev"
     )
 

@@ -11,9 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import read_json, write_text
@@ -22,8 +19,7 @@ from pipeline.encoder import kept
 from pipeline.features import dataset, receipt_files
 from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
-from pipeline.metrics.det import det_points
-from pipeline.metrics.eer import official_eer
+from pipeline.metrics.eer import dev_metrics
 from pipeline.scoring import centroids, runs, scorer
 from pipeline.training import history
 
@@ -42,7 +38,7 @@ def main() -> None:
     dev = _opened(args, settings, tuned, weights=encoder.card["weights_sha256"])
     backend, centres = runs.backend(run), runs.centroids(run)
     scores = scorer.score_all(backend, centroids.build(centres), dev)
-    metrics = _dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED}
+    metrics = dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED}
     card = tuned | {"train": tuned["finetune"], "kind": dev.kind, "features": {"dev": dev.digest}} | metrics
     weights = {name: tensor.numpy() for name, tensor in backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=centres, card=card)
@@ -83,13 +79,6 @@ def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any], *
         reads=tuned["reads"],
         layers=tuned["kind"]["layers"],
     )
-
-
-def _dev_metrics(scores: NDArray[np.float32], is_bonafide: NDArray[np.bool_]) -> dict[str, Any]:
-    """EER in percent, and the score there as a score file would hold it."""
-    values = scores.astype(float)
-    error = official_eer(det_points(values[is_bonafide], values[~is_bonafide]))
-    return {"dev_eer": round(100 * error.eer, 5), "dev_threshold": float(str(np.float32(error.threshold)))}
 
 
 if __name__ == "__main__":

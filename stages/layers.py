@@ -37,7 +37,7 @@ example:
 
 
 @dataclass(frozen=True)
-class Source:
+class ProbedSet:
     """One set, or several pooled: the trials of all, the receipts' file, and each store with its receipt."""
 
     trials: Trials
@@ -111,9 +111,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _open(table: Path, path: Path, *, root: Path) -> Source:
+def _open(table: Path, path: Path, *, root: Path) -> ProbedSet:
     """A set's trials and features. Raises InputError where either is missing or they do not belong together."""
-    source = Source(trial_table.read(table), path, tuple(open_receipts(path, root=root).values()))
+    source = ProbedSet(trial_table.read(table), path, tuple(open_receipts(path, root=root).values()))
     start = 0
     for _, receipt in source.parts:
         own = source.trials.take(np.arange(len(source.trials))[start : start + receipt["utterances"]])
@@ -129,7 +129,7 @@ def _other_trials(path: Path) -> InputError:
     return InputError(f"{path}: the trials changed since these features were extracted; run `dvc repro extract`")
 
 
-def _check(source: Source, train: Source) -> None:
+def _check(source: ProbedSet, train: ProbedSet) -> None:
     """Raise InputError where a set has features of another encoder than train, or lacks a layer that train has."""
     encoder = train.parts[0][1]["encoder"]
     if any(receipt["encoder"] != encoder for _, receipt in source.parts):

@@ -16,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     folder: dict[str, Any] = {"type": Path, "required": True, "metavar": "FOLDER"}
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the runs, the sets, the order")
-    parser.add_argument("--metrics", **folder, help="of `train` and `evaluate`: <run>.json, <run>-<set>.json")
-    parser.add_argument("--plots", **folder, help="of `evaluate`: <run>-<set>/{det,histogram}.csv")
+    parser.add_argument("--metrics", **folder, help="of `train` and `evaluate`: <run>.json, <run>/<set>.json")
+    parser.add_argument("--plots", **folder, help="of `evaluate`: <run>/{det,histogram}/<set>.csv")
     parser.add_argument("--curves", **folder, help="of `train`: <run>.csv (epoch, loss, dev_eer); only of trained runs")
     parser.add_argument("--seconds", **folder, help="of `train`: <run>.json; need not be there")
     parser.add_argument("--layers", type=Path, metavar="FOLDER", help="of `layers`: layers.csv, chosen.json")

@@ -9,18 +9,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.analysis import embedding_scores, embeddings
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import run_command
 from pipeline.core.files import read_json, write_text
 from pipeline.metrics import scorefile
-from pipeline.metrics.det import det_points
-from pipeline.metrics.eer import official_eer
+from pipeline.metrics.eer import dev_metrics
 
 DEV = "dev"
 AS_TRAINED = ("epochs", "parameters")  # what the run's own metrics tell of its training
@@ -43,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table, found = _open(DEV, args)
     scores = embedding_scores.scores(scoring, found)
     scorefile.write(args.dev_scores, table, scores, layout="2019")
-    metrics = _dev_metrics(scores, table.is_bonafide) | {key: trained[key] for key in AS_TRAINED}
+    metrics = dev_metrics(scores, table.is_bonafide) | {key: trained[key] for key in AS_TRAINED}
     write_text(args.metrics, json.dumps(metrics | {"scoring": args.scoring} | scoring.facts, indent=2) + "\n")
     print(f"{args.run.name}-{args.scoring}: dev EER {metrics['dev_eer']:.2f} % -> {args.scores}")
 
@@ -71,13 +66,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _open(name: str, args: argparse.Namespace) -> tuple[trial_table.Trials, embeddings.Embeddings]:
     table = trial_table.read(args.trials / f"{name}.csv")
     return table, embeddings.of_run(args.embeddings / name, args.run, name, table)
-
-
-def _dev_metrics(scores: NDArray[np.float32], is_bonafide: NDArray[np.bool_]) -> dict[str, Any]:
-    """EER in percent, and the score there as a score file would hold it."""
-    values = scores.astype(float)
-    error = official_eer(det_points(values[is_bonafide], values[~is_bonafide]))
-    return {"dev_eer": round(100 * error.eer, 5), "dev_threshold": float(str(np.float32(error.threshold)))}
 
 
 if __name__ == "__main__":

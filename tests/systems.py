@@ -16,6 +16,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.core import trial_table
+from pipeline.core.files import write_text
 from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
 from stages import embed, encoder, extract, prepare, score, train
@@ -107,7 +108,7 @@ def _train(run: str) -> None:
     )  # fmt: skip
     _run(
         score, set="eval", run=f"data/runs/{run}", trials="data/trials/eval.csv",
-        features="data/features/eval.json", scores=f"data/scores/{run}-eval.txt",
+        features="data/features/eval.json", scores=f"data/scores/{run}/eval.txt",
     )  # fmt: skip
     _evaluate(run, threshold=json.loads(Path(training).read_text())["dev_threshold"])
     _run(
@@ -121,7 +122,7 @@ def _evaluate(run: str, *, threshold: float) -> None:
     table = trial_table.read(Path("data/trials/eval.csv"))
     found = np.array(list(scores(run)))
     metrics = evaluation.evaluate(table, found, threshold=threshold, calibration=Calibration(1.0, 0.0), folds=50)
-    Path(f"data/metrics/{run}-eval.json").write_text(json.dumps(metrics))
+    write_text(Path(f"data/metrics/{run}/eval.json"), json.dumps(metrics))
 
 
 def audio(name: str) -> list[Path]:
@@ -131,5 +132,5 @@ def audio(name: str) -> list[Path]:
 
 def scores(run: str) -> Iterator[float]:
     """What the stage `score` wrote of eval, in the project in the current folder."""
-    for line in Path(f"data/scores/{run}-eval.txt").read_text().splitlines():
+    for line in Path(f"data/scores/{run}/eval.txt").read_text().splitlines():
         yield float(line.split()[1])

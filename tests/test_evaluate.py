@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
+from pipeline.core.files import write_text
 from pipeline.core.trial_table import Row, Trials
 from pipeline.metrics import join, scorefile
 from pipeline.metrics.calibration import fit
@@ -52,7 +54,7 @@ def write_params(path: Path, **evaluate: object) -> None:
     """The default parameters with another section `evaluate`, and a set of ASVspoof 5."""
     settings = YAML(typ="safe").load(ROOT / "params.yaml")
     settings["sets"]["five"] = settings["sets"]["eval"] | {"corpus": "asvspoof5"}
-    settings["evaluate"] = {"sets": ["eval", "five"], "finetuned": [], "bootstrap": 50, "asv": {}} | evaluate
+    settings["evaluate"] = {"sets": ["eval"], "finetuned": [], "bootstrap": 50, "asv": {}} | evaluate
     YAML(typ="safe").dump(settings, path)
 
 
@@ -71,25 +73,27 @@ def write_dev(folder: Path, scores: NDArray[np.floating]) -> None:
     scorefile.write(folder / "dev.txt", dev_table(), scores, layout="2019")
 
 
-def run(folder: Path, table: Trials, scores: NDArray[np.floating], *, name: str = "eval") -> tuple[Path, Path]:
-    """Run the stage on these scores: its metrics file and its plots folder."""
+def run(
+    folder: Path, table: Trials, scores: NDArray[np.floating], *, names: tuple[str, ...] = ("eval",)
+) -> tuple[Path, Path]:
+    """Run the stage on these scores of every set: the metrics file of the last one and the plots folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trials.csv").write_text(trial_table.to_csv(table), encoding="utf-8")
     (folder / "training.json").write_text('{"dev_eer": 1.0, "dev_threshold": 0.25}')
     if not (folder / "dev.txt").exists():
         write_dev(folder, dev_scores())
     if not (folder / "params.yaml").exists():
-        write_params(folder / "params.yaml")
-    scorefile.write(folder / "scores.txt", table, scores, layout="2021")
-    evaluate.main(arguments(folder, name))
-    return folder / "metrics" / "eval.json", folder / "plots"
+        write_params(folder / "params.yaml", sets=list(names))
+    for name in names:
+        write_text(folder / f"trials/{name}.csv", trial_table.to_csv(table))
+        scorefile.write(folder / f"scores/{name}.txt", table, scores, layout="2021")
+    evaluate.main(arguments(folder))
+    return folder / "metrics" / f"{names[-1]}.json", folder / "plots"
 
 
-def arguments(folder: Path, name: str) -> list[str]:
-    files = {"--scores": "scores.txt", "--trials": "trials.csv", "--params": "params.yaml"}
-    files |= {"--dev-scores": "dev.txt"}
-    files |= {"--training": "training.json", "--metrics": "metrics/eval.json", "--plots": "plots"}
-    return ["--set", name, *(part for option, file in files.items() for part in (option, str(folder / file)))]
+def arguments(folder: Path) -> list[str]:
+    files = {"--scores": "scores", "--trials": "trials", "--params": "params.yaml", "--dev-scores": "dev.txt"}
+    files |= {"--training": "training.json", "--metrics": "metrics", "--plots": "plots"}
+    return [part for option, file in files.items() for part in (option, str(folder / file))]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def test_the_costs_before_and_after_calibration_on_dev(
     chosen, dev = dev_table().is_bonafide, join.read(made[1].parent / "dev.txt", dev_table())
     assert (dev == dev_scores().astype(str).astype(np.float64)).all()
     line = fit(dev[chosen], dev[~chosen])
-    own = join.read(made[1].parent / "scores.txt", table)
+    own = join.read(made[1].parent / "scores/eval.txt", table)
     bonafide, spoof = own[table.is_bonafide], own[~table.is_bonafide]
     assert found["calibrated"] == {
         "slope": line.slope,
@@ -166,7 +170,7 @@ def test_the_line_at_the_end_tells_the_cllr_before_and_after(
     told = capsys.readouterr()
     before, after = found["cllr"], found["calibrated"]["cllr"]
     assert told.out == (
-        f"EER {found['eer']:.2f} % of 400 bona fide and 900 spoof trials; Cllr {before:.3f} bits, {after:.3f} "
+        f"eval: EER {found['eer']:.2f} % of 400 bona fide and 900 spoof trials; Cllr {before:.3f} bits, {after:.3f} "
         "calibrated on dev\n"
     )
     assert told.err == ""
@@ -175,7 +179,7 @@ def test_the_line_at_the_end_tells_the_cllr_before_and_after(
 def test_a_set_that_was_calibrated_on_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics, _ = run(tmp_path, dev_table(), dev_scores())
     found, told = json.loads(metrics.read_text()), capsys.readouterr()
-    assert told.err.startswith(f"warning: {tmp_path / 'scores.txt'}: 400 of 400 trials have names of those")
+    assert told.err.startswith(f"warning: {tmp_path / 'scores/eval.txt'}: 400 of 400 trials have names of those")
     assert found["calibrated"]["cllr"] < found["cllr"]
 
 
@@ -217,7 +221,7 @@ def test_missing_dev_scores_are_named_with_the_command_that_makes_them(
     run(tmp_path, table, scores)
     (tmp_path / "dev.txt").unlink()
     with pytest.raises(InputError, match=r"dev\.txt: no score file there; run `dvc repro -f train`"):
-        evaluate.main(arguments(tmp_path, "eval"))
+        evaluate.main(arguments(tmp_path))
 
 
 def test_dev_scores_that_no_slope_fits_are_refused_by_name(
@@ -229,7 +233,7 @@ def test_dev_scores_that_no_slope_fits_are_refused_by_name(
 
 
 def test_dev_is_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = arguments(tmp_path, "eval")
+    given = arguments(tmp_path)
     place = given.index("--dev-scores")
     with pytest.raises(SystemExit):
         evaluate.main(given[:place] + given[place + 2 :])
@@ -239,22 +243,22 @@ def test_dev_is_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_det_file_holds_true_points_and_the_eer_among_them(
     made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
 ) -> None:
-    header, points = rows(made[1] / "det.csv")
+    header, points = rows(made[1] / "det/eval.csv")
     assert header == ["far", "frr", "threshold"]
     assert len(points) <= curves.POINTS
-    values = join.read(made[1].parent / "scores.txt", table)
+    values = join.read(made[1].parent / "scores/eval.txt", table)
     det = det_points(values[table.is_bonafide], values[~table.is_bonafide])
     all_points = set(zip(det.far.tolist(), det.frr.tolist(), det.threshold.tolist(), strict=True))
     assert set(map(tuple, points.tolist())) <= all_points
     eer = official_eer(det)
     assert (det.far[eer.point], det.frr[eer.point], eer.threshold) in set(map(tuple, points.tolist()))
-    assert official_eer(curves.read_det(made[1] / "det.csv")).eer == eer.eer
+    assert official_eer(curves.read_det(made[1] / "det/eval.csv")).eer == eer.eer
 
 
 def test_the_histogram_counts_every_trial_once(
     made: tuple[Path, Path], table: Trials, scores: NDArray[np.float32]
 ) -> None:
-    header, bins = rows(made[1] / "histogram.csv")
+    header, bins = rows(made[1] / "histogram/eval.csv")
     assert header == ["score", "bonafide", "spoof", "spoof/A01", "spoof/A02"]
     assert bins[:, 1:].sum(axis=0) == pytest.approx([1.0] * 4)
     width = bins[1, 0] - bins[0, 0]
@@ -269,8 +273,8 @@ def test_pictures_are_pictures_and_the_same_scores_give_the_same_bytes(
 ) -> None:
     metrics, plots = run(tmp_path / "again", table, scores)
     assert metrics.read_bytes() == made[0].read_bytes()
-    names = sorted(path.name for path in plots.iterdir())
-    assert names == ["det.csv", "det.png", "histogram.csv", "histogram.png"]
+    names = sorted(path.relative_to(plots).as_posix() for path in plots.rglob("*.*"))
+    assert names == ["det/eval.csv", "det/eval.png", "histogram/eval.csv", "histogram/eval.png"]
     for name in names:
         assert (plots / name).read_bytes() == (made[1] / name).read_bytes()
         assert name.endswith(".csv") or (plots / name).read_bytes().startswith(b"\x89PNG")
@@ -286,7 +290,7 @@ def test_ties_that_move_the_eer_are_told(tmp_path: Path, table: Trials, capsys: 
     told = capsys.readouterr()
     assert "1300 trials of both classes share one score near 0.0" in told.err
     assert "EER is 100.00 %, with ties counted evenly it is 50.00 %" in told.err
-    assert told.out.startswith("EER 100.00 % of 400 bona fide and 900 spoof trials; Cllr 1.000 bits, ")
+    assert told.out.startswith("eval: EER 100.00 % of 400 bona fide and 900 spoof trials; Cllr 1.000 bits, ")
 
 
 def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
@@ -295,7 +299,7 @@ def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
     rows = [Row("here", f"u{i}", f"u{i}.flac", "bonafide" if i < 3 else "spoof") for i in range(5)]
     run(tmp_path, trial_table.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
     told = capsys.readouterr()  # officially 5/12; interpolated 1/3
-    assert told.out.startswith("EER 41.67 % of 3 bona fide and 2 spoof trials; ")
+    assert told.out.startswith("eval: EER 41.67 % of 3 bona fide and 2 spoof trials; ")
     assert told.err == ""
 
 
@@ -306,7 +310,7 @@ def test_an_eer_above_one_half_gives_a_warning(
     eer = json.loads(metrics.read_text())["eer"]
     told = capsys.readouterr()
     assert eer > 80
-    assert told.err.startswith(f"warning: {tmp_path / 'scores.txt'}: the EER is {eer:.2f} %, above 50 %")
+    assert told.err.startswith(f"warning: {tmp_path / 'scores/eval.txt'}: the EER is {eer:.2f} %, above 50 %")
     assert told.err.count("warning") == 1
 
 
@@ -314,8 +318,10 @@ def test_the_set_says_which_asv_and_how_many_resamples(
     tmp_path: Path, table: Trials, scores: NDArray[np.float32]
 ) -> None:
     rates = {"p_fa": 0.02, "p_miss": 0.03, "p_fa_spoof": 0.5}
-    write_params(tmp_path / "params.yaml", bootstrap=0, asv={"eval": rates})
-    found = {name: json.loads(run(tmp_path, table, scores, name=name)[0].read_text()) for name in ("eval", "five")}
+    write_params(tmp_path / "params.yaml", sets=["eval", "five"], bootstrap=0, asv={"eval": rates})
+    folder = run(tmp_path, table, scores, names=("eval", "five"))[0].parent
+    assert sorted(path.name for path in folder.iterdir()) == ["eval.json", "five.json"]
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("eval", "five")}
     det = det_points(scores[table.is_bonafide], scores[~table.is_bonafide])
     expected = {"eval": AsvRates(**rates), "five": ASVSPOOF5_RATES}
     for name, metrics in found.items():
@@ -325,17 +331,10 @@ def test_the_set_says_which_asv_and_how_many_resamples(
 
 
 @pytest.mark.parametrize(
-    ("name", "asv", "training", "message"),
+    ("asv", "training", "message"),
     [
-        ("other", {}, '{"dev_threshold": 1}', r"params\.yaml:\d+: sets: expected one of .*, got 'other'"),
+        ({}, '{"dev_eer": 1}', r"training\.json: expected a training's metrics, got JSON without dev_threshold"),
         (
-            "eval",
-            {},
-            '{"dev_eer": 1}',
-            r"training\.json: expected a training's metrics, got JSON without dev_threshold",
-        ),
-        (
-            "eval",
             {"eval": {"p_fa": 0.0, "p_miss": 0.0, "p_fa_spoof": 0.0}},
             '{"dev_threshold": 1}',
             r"params\.yaml:\d+: evaluate\.asv\.eval: expected an ASV with which .* C2 = 0",
@@ -343,23 +342,25 @@ def test_the_set_says_which_asv_and_how_many_resamples(
     ],
 )
 def test_what_cannot_be_evaluated_is_named_with_its_place(
-    tmp_path: Path, name: str, asv: dict[str, object], training: str, message: str
+    tmp_path: Path, asv: dict[str, object], training: str, message: str
 ) -> None:
     write_params(tmp_path / "params.yaml", asv=asv)
+    write_dev(tmp_path, dev_scores())
     (tmp_path / "training.json").write_text(training)
     with pytest.raises(InputError, match=message):
-        evaluate.main(arguments(tmp_path, name))
+        evaluate.main(arguments(tmp_path))
     assert not (tmp_path / "metrics").exists()
 
 
 def test_scores_of_another_set_are_refused_and_nothing_is_written(tmp_path: Path, table: Trials) -> None:
-    write_params(tmp_path / "params.yaml")
-    (tmp_path / "trials.csv").write_text(trial_table.to_csv(table), encoding="utf-8")
-    (tmp_path / "scores.txt").write_text("b0 1.0\nb1 2.0\n")
-    (tmp_path / "training.json").write_text('{"dev_threshold": 0.0}')
-    write_dev(tmp_path, dev_scores())
-    with pytest.raises(InputError, match=r"scores\.txt: 1298 of 1300 trials have no score"):
-        evaluate.main(arguments(tmp_path, "eval"))
+    run(tmp_path, table, np.arange(len(table)))
+    for name in ("metrics", "plots"):
+        shutil.rmtree(tmp_path / name)
+    write_params(tmp_path / "params.yaml", sets=["eval", "five"])
+    shutil.copy(tmp_path / "trials/eval.csv", tmp_path / "trials/five.csv")
+    (tmp_path / "scores/five.txt").write_text("b0 1.0\nb1 2.0\n")
+    with pytest.raises(InputError, match=r"five\.txt: 1298 of 1300 trials have no score"):
+        evaluate.main(arguments(tmp_path))
     assert not {"metrics", "plots"} & {path.name for path in tmp_path.iterdir()}
 
 

@@ -105,7 +105,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def names(loss: str, *, layers: str = "all", seed: int = 1) -> list[str]:
     """The stages of one cell up to the report, in order."""
     cell = f"linear-{loss}-{layers}-clean-{seed}"
-    return [f"train@{cell}", f"score@{cell}-dev", f"evaluate@{cell}-dev"]
+    return [f"train@{cell}", f"score@{cell}-dev", f"evaluate@{cell}"]
 
 
 def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
@@ -114,7 +114,7 @@ def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
 
 def test_the_leaderboard_and_the_report_are_there(project: Project) -> None:
     text = (project.folder / "data/report/leaderboard.txt").read_text()
-    metrics = json.loads((project.folder / "data/metrics/linear-aoc-all-clean-1-dev.json").read_text())
+    metrics = json.loads((project.folder / "data/metrics/linear-aoc-all-clean-1/dev.json").read_text())
     assert f"{metrics['eer']:.2f}" in text
     trained = json.loads((project.folder / "data/metrics/linear-aoc-all-clean-1.json").read_text())
     assert trained["dev_threshold"] == metrics["threshold"]
@@ -129,21 +129,67 @@ def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Projec
     settings["analyse"] |= {"backend": ["linear"], "scorings": ["knn"], "points": 100, "projections": ["pca"]}
     project.set_params(settings)
     run = "linear-qamo-all-clean-1"
-    expected = {f"embed@{run}", f"rescore@{run}-knn", f"evaluate@{run}-knn-dev", f"analyse@{run}", "report"}
+    expected = {f"embed@{run}", f"rescore@{run}-knn", f"evaluate_rescored@{run}-knn", f"analyse@{run}", "report"}
     assert set(project.repro()) == expected
     assert project.repro() == []
     board = (project.folder / "data/report/leaderboard.txt").read_text()
-    metrics = json.loads((project.folder / f"data/metrics/{run}-knn-dev.json").read_text())
+    metrics = json.loads((project.folder / f"data/metrics/{run}-knn/dev.json").read_text())
     row = next(line for line in board.splitlines() if "linear-qamo-knn" in line)
     assert f"{metrics['eer']:.2f}" in row
     found = json.loads((project.folder / f"data/analysis/{run}/analysis.json").read_text())
     assert found["sets"] == ["train", "dev"]
     assert f"Centroids of {run}" in (project.folder / "data/report/index.html").read_text()
-    said = project.run("bonafide", "detect", "audio", "--run", run, "--explain", "--json").splitlines()
+    said = project.run(
+        sys.executable, "-m", "pipeline.commands", "detect", "audio", "--run", run, "--explain", "--json"
+    ).splitlines()
     scored = {line["file"]: line["score"] for line in map(json.loads, said)}
     assert len(scored) == 48
-    flow = (project.folder / f"data/scores/{run}-dev.txt").read_text().split("\n")
+    flow = (project.folder / f"data/scores/{run}/dev.txt").read_text().split("\n")
     assert f"{flow[0].split()[0]}.flac" in {Path(file).name for file in scored}
+    project.set_params(before)
+    project.repro()
+
+
+def stale(project: Project, *edited: str) -> set[str]:
+    """The stages that DVC would run after an edit of some files, before what follows from their outputs."""
+    before = {name: (project.folder / name).read_text() for name in edited}
+    for name, text in before.items():
+        (project.folder / name).write_text(f"{text}\n# edited\n")
+    found = json.loads(project.run("dvc", "status", "--json").splitlines()[-1])
+    for name, text in before.items():
+        (project.folder / name).write_text(text)
+    return {name.rpartition(":")[2] for name in found}
+
+
+def test_an_edit_makes_stale_what_uses_it_and_nothing_else(project: Project) -> None:
+    cells = [f"linear-{loss}-all-clean-1" for loss in ("aoc", "qamo")]
+    evaluated = {f"evaluate@{cell}" for cell in cells}
+    assert stale(project) == set()
+    assert stale(project, "pipeline/losses/qamo.py") == {f"train@{cells[1]}"}
+    assert stale(project, "pipeline/report/page/page.py", "pipeline/report/leaderboard.py") == {"report"}
+    assert stale(project, "pipeline/metrics/dcf.py", "pipeline/metrics/bootstrap.py") == evaluated
+    assert stale(project, "pipeline/backends/asp.py") == set()  # not in this grid
+    assert stale(project, "pipeline/backends/linear.py") == {
+        name for cell in cells for name in (f"train@{cell}", f"score@{cell}-dev")
+    }
+
+
+def test_a_set_more_to_evaluate_on_trains_nothing(project: Project) -> None:
+    before = project.params()
+    settings = project.params()
+    settings["sets"]["more"] = settings["sets"]["dev"]
+    settings["evaluate"]["sets"] = ["dev", "more"]
+    project.set_params(settings)
+    ran = project.repro()
+    cells = [f"linear-{loss}-all-clean-1" for loss in ("aoc", "qamo")]
+    assert set(ran) == {
+        "prepare@more", "extract@more", "layers", "report",
+        *(name for cell in cells for name in (f"score@{cell}-more", f"evaluate@{cell}")),
+    }  # fmt: skip
+    one, other = (
+        json.loads((project.folder / f"data/metrics/{cells[0]}/{name}.json").read_text()) for name in ("dev", "more")
+    )
+    assert one["eer"] == other["eer"]
     project.set_params(before)
     project.repro()
 
@@ -197,7 +243,7 @@ def test_a_seed_and_a_choice_of_layers_more_run_the_missing_cells_alone(project:
     summary = json.loads((project.folder / "data/summary.json").read_text())
     assert set(summary["eer"]) == {"linear-aoc-all", "linear-aoc-last"}
     eers = [
-        json.loads((project.folder / f"data/metrics/linear-aoc-all-clean-{seed}-dev.json").read_text())["eer"]
+        json.loads((project.folder / f"data/metrics/linear-aoc-all-clean-{seed}/dev.json").read_text())["eer"]
         for seed in (1, 2)
     ]
     assert summary["eer"]["linear-aoc-all"] == pytest.approx(sum(eers) / 2, abs=1e-4)
@@ -221,7 +267,7 @@ TRAIN = (
 )
 EXTRACT = "extract --set {set} --trials data/trials/dev.csv --card {card} --receipt r.json"
 EVALUATE = (
-    "evaluate --set dev --scores {scores} --trials data/trials/dev.csv --training {training} "
+    "evaluate --scores {scores} --trials data/trials --training {training} "
     "--dev-scores data/dev_scores/linear-aoc-all-clean-1.txt --metrics m --plots p"
 )
 SCORE = "score --set {set} --run {run} --trials data/trials/dev.csv --features data/features/dev.json --scores s.txt"
@@ -244,9 +290,9 @@ SCORE = "score --set {set} --run {run} --trials data/trials/dev.csv --features d
         (TRAIN.format(features="mixed"), "run `dvc repro extract`"),
         (SCORE.format(set="dev", run="none"), "none/run.json: no trained run there; run `dvc repro`"),
         (SCORE.format(set="nope", run="data/runs/linear-aoc-all-clean-1"), "expected one of dev, train, got 'nope'"),
-        (EVALUATE.format(scores="none.txt", training="data/metrics/linear-aoc-all-clean-1.json"), "none.txt"),
+        (EVALUATE.format(scores="none", training="data/metrics/linear-aoc-all-clean-1.json"), "none/dev.txt"),
         (
-            EVALUATE.format(scores="data/scores/linear-aoc-all-clean-1-dev.txt", training="other.json"),
+            EVALUATE.format(scores="data/scores/linear-aoc-all-clean-1", training="other.json"),
             "run `dvc repro -f train`",
         ),
         (
@@ -377,12 +423,12 @@ def test_the_fine_tuned_run_is_scored_and_evaluated_like_those_of_the_grid(proje
     settings["encoder"]["finetune"] |= {"on": True, "backend": "linear", "layers": [1, 2], "epochs": 1}
     settings["evaluate"]["finetuned"] = ["tuned"]
     project.set_params(settings)
-    ran = project.repro("flow/finetuned/dvc.yaml")
-    own = ["finetuned@tuned", "index@tuned", "score@tuned-dev", "evaluate@tuned-dev"]
+    ran = project.repro("flow/evaluate/dvc.yaml:evaluate_finetuned")
+    own = ["finetuned@tuned", "score@tuned-dev", "evaluate_finetuned@tuned"]
     assert [stage for stage in ran if "tuned" in stage] == own
     assert {"encoder", "extract@dev"} <= set(ran) <= {"encoder", "extract@dev", *own}
     trained, metrics = (
-        json.loads((project.folder / f"data/metrics/{name}.json").read_text()) for name in ("tuned", "tuned-dev")
+        json.loads((project.folder / f"data/metrics/{name}.json").read_text()) for name in ("tuned", "tuned/dev")
     )
     assert (trained["dev_eer"], trained["dev_threshold"]) == (metrics["eer"], metrics["threshold"])
     project.repro("-s", "report")  # the grid's metrics are those of the frozen encoder
@@ -393,4 +439,4 @@ def test_the_fine_tuned_run_is_scored_and_evaluated_like_those_of_the_grid(proje
     assert f"{metrics['eer']:.2f}" in row
     assert f"{trained['parameters']:,}" in row
     assert "tuned" in json.loads((project.folder / "data/summary.json").read_text())["eer"]
-    assert project.repro("flow/finetuned/dvc.yaml") == []
+    assert project.repro("flow/evaluate/dvc.yaml:evaluate_finetuned") == []

@@ -300,7 +300,7 @@ def test_scores_that_cannot_be_calibrated_stay_so(copied: Path, tmp_path: Path) 
 
 def test_the_model_card_tells_the_numbers(made: Path, project: Path) -> None:
     text = (made / "model_card.md").read_text()
-    metrics = json.loads((project / f"data/metrics/{POOLED}-eval.json").read_text())
+    metrics = json.loads((project / f"data/metrics/{POOLED}/eval.json").read_text())
     card = runs.card(project / "data/runs" / POOLED)
     assert text.startswith(f"# {POOLED}\n")
     low, high = metrics["eer_interval"]
@@ -317,7 +317,7 @@ def test_the_model_card_tells_the_numbers(made: Path, project: Path) -> None:
 
 
 def test_sets_that_were_not_evaluated_are_told_so(copied: Path, tmp_path: Path) -> None:
-    Path(f"data/metrics/{POOLED}-eval.json").unlink()
+    Path(f"data/metrics/{POOLED}/eval.json").unlink()
     Path("data/features/eval.json").unlink()
     card = package.write(POOLED, tmp_path / "package")
     assert card["sets"][-1]["metrics"] is card["sets"][-1]["receipt"] is None
@@ -455,9 +455,9 @@ def test_another_index_is_not_packed(copied: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [{"threshold": 12.5}, {}, None])
 def test_metrics_of_another_training_are_not_packed(copied: Path, tmp_path: Path, told: dict | None) -> None:
-    path = Path(f"data/metrics/{POOLED}-eval.json")
+    path = Path(f"data/metrics/{POOLED}/eval.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"at_threshold": told}))
-    message = rf"{POOLED}-eval\.json: expected metrics at the run's threshold .*; run `dvc repro -f flow/evaluate"
+    message = rf"{POOLED}/eval\.json: expected metrics at the run's threshold .*; run `dvc repro -f flow/evaluate"
     with pytest.raises(InputError, match=message):
         package.write(POOLED, tmp_path / "package")
     assert not (tmp_path / "package").exists()

@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import write_text
 from pipeline.metrics.det import det_points
 from pipeline.report import build, curves, leaderboard, leaderboard_files
 from pipeline.report.page import charts, layer_curve, page
@@ -58,13 +59,13 @@ def inputs(tmp_path: Path) -> Path:
         (tmp_path / "metrics" / f"{run}.json").write_text(json.dumps(trained))
         rng = np.random.default_rng(seed)
         for name, eer in zip(SETS, eers, strict=True):
-            (tmp_path / "metrics" / f"{run}-{name}.json").write_text(json.dumps(metrics(eer)))
+            write_text(tmp_path / "metrics" / run / f"{name}.json", json.dumps(metrics(eer)))
             bonafide, spoof = rng.normal(1.5, 1, 50), rng.normal(0, 1, 80)
-            plots = tmp_path / "plots" / f"{run}-{name}"
-            curves.write_det(plots / "det.csv", det_points(bonafide, spoof))
+            plots = tmp_path / "plots" / run
+            curves.write_det(plots / f"det/{name}.csv", det_points(bonafide, spoof))
             is_bonafide = np.arange(130) < 50
             shares = curves.histogram(np.concatenate((bonafide, spoof)), is_bonafide)
-            curves.write_histogram(plots / "histogram.csv", shares)
+            curves.write_histogram(plots / f"histogram/{name}.csv", shares)
         (tmp_path / "curves" / f"{run}.csv").write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
     for run, seconds in (("b", 12.34), ("asp-qamo-2", 5.0)):
         (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps({"seconds": seconds}))
@@ -164,7 +165,7 @@ def test_the_csv_holds_the_metrics_sorted_by_the_set_and_then_by_name(inputs: Pa
     assert [row["parameters"] for row in rows] == ["1003", "1002", "1001", "1000"]
     for row in rows[1:]:  # of one run: what was measured
         for name in SETS:
-            saved = json.loads((inputs / "metrics" / f"{row['system']}-{name}.json").read_text())
+            saved = json.loads((inputs / "metrics" / row["system"] / f"{name}.json").read_text())
             assert float(row[f"eer/{name}"]) == saved["eer"]
             assert [float(row[f"eer/{name}_{end}"]) for end in ("low", "high")] == saved["eer_interval"]
             assert row[f"eer/{name}_sd"] == ""
@@ -258,12 +259,12 @@ def test_noise_is_told_by_both_standard_errors(inputs: Path) -> None:
     assert board.systems == ("a", "linear-<b>", "b", "asp-qamo")
     # both intervals are 0.5 wide, so a difference of 0.25 * sqrt 2 = 0.3536 is the least that counts
     for difference, mark in ((0.353, "~"), (0.354, "")):
-        (inputs / "metrics/b-dev.json").write_text(json.dumps(metrics(1.25 + difference)))
+        (inputs / "metrics/b/dev.json").write_text(json.dumps(metrics(1.25 + difference)))
         assert gathered(inputs, RUNS, SETS, "dev").mark("b", "dev") == mark
 
 
 def test_without_intervals_and_seeds_nothing_is_called_noise(inputs: Path) -> None:
-    for path in (inputs / "metrics").glob("*-dev.json"):
+    for path in (inputs / "metrics").glob("*/dev.json"):
         found = json.loads(path.read_text())
         del found["eer_interval"]
         path.write_text(json.dumps(found))
@@ -360,8 +361,8 @@ def test_names_and_notes_are_escaped(inputs: Path) -> None:
 def test_no_note_no_banner(inputs: Path) -> None:
     board = gathered(inputs, {"a": "a"}, ["dev"], "dev")
     shown = page.Curves(
-        dets={("a", "dev"): curves.read_det(inputs / "plots/a-dev/det.csv")},
-        histograms={("a", "dev"): curves.read_histogram(inputs / "plots/a-dev/histogram.csv")},
+        dets={("a", "dev"): curves.read_det(inputs / "plots/a/det/dev.csv")},
+        histograms={("a", "dev"): curves.read_histogram(inputs / "plots/a/histogram/dev.csv")},
         trainings={"a": curves.read_training(inputs / "curves/a.csv")},
     )
     assert 'role="note"' not in page.render(board, shown)
@@ -490,9 +491,9 @@ def test_sorting_by_another_set(inputs: Path) -> None:
 
 
 def test_missing_metrics_name_the_command_that_makes_them(inputs: Path) -> None:
-    (inputs / "metrics/a-eval.json").unlink()
+    (inputs / "metrics/a/eval.json").unlink()
     with pytest.raises(
-        InputError, match=r"(?s)1 of 15 files of metrics.*a-eval\.json: no metrics there; run `dvc repro flow/eval"
+        InputError, match=r"(?s)1 of 15 files of metrics.*a/eval\.json: no metrics there; run `dvc repro flow/eval"
     ):
         run(inputs)
     assert not (inputs / "out").exists()
@@ -500,23 +501,31 @@ def test_missing_metrics_name_the_command_that_makes_them(inputs: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"eer": "x"}', json.dumps(metrics(float("nan")))])
 def test_malformed_metrics_are_named(inputs: Path, text: str) -> None:
-    (inputs / "metrics/a-eval.json").write_text(text)
-    with pytest.raises(InputError, match=r"a-eval\.json: expected .*run `dvc repro -f flow/evaluate/dvc.yaml`"):
+    (inputs / "metrics/a/eval.json").write_text(text)
+    with pytest.raises(InputError, match=r"a/eval\.json: expected .*run `dvc repro -f flow/evaluate/dvc.yaml`"):
         run(inputs)
 
 
 def test_runs_on_different_trials_are_not_compared(inputs: Path) -> None:
-    (inputs / "metrics/a-eval.json").write_text(json.dumps(metrics(1.0, spoof=7)))
-    with pytest.raises(InputError, match=r"a-eval\.json and .*-eval\.json count different trials"):
+    (inputs / "metrics/a/eval.json").write_text(json.dumps(metrics(1.0, spoof=7)))
+    with pytest.raises(InputError, match=r"a/eval\.json and .*/eval\.json count different trials"):
         run(inputs)
 
 
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
-        ("plots/a-eval/det.csv", None, r"det\.csv: no such file; run `dvc repro flow/evaluate/dvc.yaml`"),
-        ("plots/a-eval/det.csv", "far,frr\n0,1\n", r"det\.csv:1: expected the columns .* missing threshold; run `dvc "),
-        ("plots/a-dev/histogram.csv", "score,bonafide,spoof\n0,1,x\n", r"histogram\.csv:2: expected a number, got 'x'"),
+        ("plots/a/det/eval.csv", None, r"det/eval\.csv: no such file; run `dvc repro flow/evaluate/dvc.yaml`"),
+        (
+            "plots/a/det/eval.csv",
+            "far,frr\n0,1\n",
+            r"eval\.csv:1: expected the columns .* missing threshold; run `dvc ",
+        ),
+        (
+            "plots/a/histogram/dev.csv",
+            "score,bonafide,spoof\n0,1,x\n",
+            r"dev\.csv:2: expected a number, got 'x'",
+        ),
         ("curves/a.csv", "epoch,loss,dev_eer\n", r"a\.csv: expected at least one row; run `dvc repro -f train`"),
     ],
 )

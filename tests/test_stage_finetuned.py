@@ -168,13 +168,13 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
 
 def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    run(score, run="data/runs/mine", scores="data/scores/mine-dev.txt", **SET)
+    run(score, run="data/runs/mine", scores="data/scores/mine/dev.txt", **SET)
     evaluate.main([
-        "--set", "dev", "--trials", "data/trials/dev.csv", "--scores", "data/scores/mine-dev.txt",
+        "--trials", "data/trials", "--scores", "data/scores/mine",
         "--training", "data/metrics/mine.json", "--dev-scores", "data/dev_scores/mine.txt",
-        "--metrics", "data/metrics/mine-dev.json", "--plots", "data/plots/mine-dev",
+        "--metrics", "data/metrics/mine", "--plots", "data/plots/mine",
     ])  # fmt: skip
-    found, told = loaded("data/metrics/mine-dev.json"), loaded("data/metrics/mine.json")
+    found, told = loaded("data/metrics/mine/dev.json"), loaded("data/metrics/mine.json")
     assert (found["eer"], found["threshold"]) == (told["dev_eer"], told["dev_threshold"])
 
 

@@ -411,6 +411,11 @@ class Params(_Section):
         return wrong
 
     @property
+    def used_sets(self) -> tuple[str, ...]:
+        """Every set that runs read, once: what is trained on (a set or a pool), dev, and the evaluation sets."""
+        return tuple(dict.fromkeys((self.train.set, "dev", *self.evaluate.sets)))
+
+    @property
     def analysed(self) -> tuple[str, ...]:
         """The runs of the grid whose embeddings are kept and looked at."""
         chosen = self.analyse

@@ -93,7 +93,7 @@ def _set(parts: Parts, settings: Params, name: str, role: str) -> dict[str, Any]
 
 def _metrics(parts: Parts, name: str) -> dict[str, Any] | None:
     """The metrics of a set; None where it was not evaluated. Raises InputError for those at another threshold."""
-    path = DATA / "metrics" / f"{parts.name}-{name}.json"
+    path = DATA / "metrics" / parts.name / f"{name}.json"
     if not path.is_file():
         return None
     found = read_json(path, what="metrics", keys=("at_threshold",), remedy=EVALUATE)

@@ -38,23 +38,23 @@ def _carried(encoder: EncoderParams) -> EncoderParams:
     return encoder
 
 
-class _Section(BaseModel):
+class _PackageSection(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-class _Features(_Section, extra="allow"):
+class _PackedFeatures(_PackageSection, extra="allow"):
     """What features depend on; of that, what detection cannot do without."""
 
     window: WindowParams
 
 
-class _Card(_Section):
+class PackageCard(_PackageSection):
     """What is read again of the card; the rest is for people. Names of files are below the package, never outside."""
 
     name: RunName
     train_set: Name
     encoder: Annotated[EncoderParams, AfterValidator(_carried)]
-    features: _Features
+    features: _PackedFeatures
     batch_size: Positive
     threshold: float
     calibration: Calibration | None
@@ -68,7 +68,7 @@ class _Card(_Section):
         return [*run, *encoder]
 
 
-def read(folder: Path) -> tuple[_Card, dict[str, str]]:
+def read(folder: Path) -> tuple[PackageCard, dict[str, str]]:
     """The card of a package, and the digests of files that explanations alone need; the others are checked.
 
     Raises InputError for another card, and naming the files that are not those that it lists.
@@ -81,7 +81,7 @@ def read(folder: Path) -> tuple[_Card, dict[str, str]]:
             "wrote; package it again with `bonafide package`"
         )
     try:
-        card = _Card.model_validate_json(json.dumps(told))
+        card = PackageCard.model_validate_json(json.dumps(told))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}" for problem in error.errors()]
         raise InputError(f"{path}: not the card of a package; {AGAIN}:\n{listing(problems)}") from None

@@ -51,7 +51,7 @@ IN_MEMORY = Path("samples in memory")  # the name of what has no file
 _ONE_LARGE = threading.Lock()
 
 
-class Neighbour(NamedTuple):
+class TrainingNeighbour(NamedTuple):
     """A training utterance near an embedding; distance as scoring compares (see `pipeline.analysis.embeddings`)."""
 
     utterance: str
@@ -73,7 +73,7 @@ class Detection:
     is_bonafide: bool
     probability: float | None
     centroid: int
-    neighbours: tuple[Neighbour, ...] = ()
+    neighbours: tuple[TrainingNeighbour, ...] = ()
 
 
 class Unreadable(NamedTuple):
@@ -309,11 +309,11 @@ def _decoded(path: Path) -> Samples:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def _neighbours(embedded: NDArray[np.float32], known: Embeddings, table: Trials) -> list[tuple[Neighbour, ...]]:
+def _neighbours(embedded: NDArray[np.float32], known: Embeddings, table: Trials) -> list[tuple[TrainingNeighbour, ...]]:
     distances, ids = known.search(embedded, NEIGHBOURS)
     return [
         tuple(
-            Neighbour(
+            TrainingNeighbour(
                 utterance=str(table.utterance[i]),
                 label=LABELS[0] if table.is_bonafide[i] else LABELS[1],
                 attack=str(table.attack[i]),

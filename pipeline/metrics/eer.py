@@ -47,7 +47,14 @@ def eer_of(scores: NDArray[np.floating[Any]], is_bonafide: NDArray[np.bool_]) ->
 
     Raises ValueError for one class only, or nan.
     """
-    return official_eer(det_points(scores[is_bonafide], scores[~is_bonafide]))
+    values = scores.astype(float)
+    return official_eer(det_points(values[is_bonafide], values[~is_bonafide]))
+
+
+def dev_metrics(scores: NDArray[np.float32], is_bonafide: NDArray[np.bool_]) -> dict[str, Any]:
+    """The EER on dev in percent, and the score there as a score file holds it; JSON-ready."""
+    found = eer_of(scores, is_bonafide)
+    return {"dev_eer": round(100 * found.eer, 5), "dev_threshold": float(str(np.float32(found.threshold)))}
 
 
 def interpolated_eer(det: Det) -> float:

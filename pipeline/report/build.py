@@ -14,7 +14,7 @@ from pipeline.report.page import embedding_space, layer_curve, page
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders: metrics with <run>.json and <run>-<set>.json, plots with <run>-<set>/{det,histogram}.csv, trainings
+    """Folders: metrics with <run>.json and <run>/<set>.json, plots with <run>/{det,histogram}/<set>.csv, trainings
     with <run>.csv for the runs that were trained, seconds with <run>.json for those that were trained here. What is
     None is not shown: layers with layers.csv and chosen.json, which need not be there, analysis with a folder for each
     analysed run."""
@@ -78,9 +78,9 @@ def build(
 def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
     shown = [board.selected(system) for system in page.charted(board)]
     pairs = [(run, name) for run in shown for name in board.sets]
-    dets = {(run, name): curves.read_det(inputs.plots / f"{run}-{name}" / "det.csv") for run, name in pairs}
+    dets = {(run, name): curves.read_det(inputs.plots / run / f"det/{name}.csv") for run, name in pairs}
     histograms = {
-        (run, name): curves.read_histogram(inputs.plots / f"{run}-{name}" / "histogram.csv") for run, name in pairs
+        (run, name): curves.read_histogram(inputs.plots / run / f"histogram/{name}.csv") for run, name in pairs
     }
     paths = {run: inputs.trainings / f"{run}.csv" for run in shown}
     trainings = {run: curves.read_training(path) for run, path in paths.items() if path.is_file()}

@@ -98,7 +98,7 @@ def gather(
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
 ) -> Leaderboard:
-    """Read FOLDER/<run>.json and FOLDER/<run>-<set>.json for every run and set; sort the systems by EER, then name.
+    """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set; sort the systems by EER, then name.
 
     Args:
         runs: the system of every run. seconds: folder with <run>.json for the runs that were trained here.
@@ -118,7 +118,7 @@ def gather(
             problems.append(str(error))
         for name in sets:
             try:
-                results[run, name] = read_result(folder / f"{run}-{name}.json")
+                results[run, name] = read_result(folder / run / f"{name}.json")
             except InputError as error:
                 problems.append(str(error))
     if problems:
@@ -150,7 +150,7 @@ def _check_same_trials(
         for run in runs:
             if results[run, name].counts() != results[runs[0], name].counts():
                 raise InputError(
-                    f"{folder / run}-{name}.json and {folder / runs[0]}-{name}.json count different trials or "
+                    f"{folder / run}/{name}.json and {folder / runs[0]}/{name}.json count different trials or "
                     f"attacks, so that their values cannot be compared; run `dvc repro {EVALUATE}`"
                 )
 

@@ -1,0 +1,152 @@
+"""What DVC adds to a cell: processor time and lines of lock in a grid of 36 cells whose stages take no time.
+
+    python bench/flow.py [PROJECT ...]
+
+Each project, this one where none is named, is copied without its data. A stand-in for `python` writes the outputs of a
+stage at once, so that what is left is DVC's own: resolving dvc.yaml, hashing, and writing dvc.lock after each stage.
+Prints the code entries in the YAML files, the lines of lock of the grid, and the seconds of processor time of a
+`dvc repro` with nothing to do and of one more cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dvc.dvcfile import ProjectFile
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+BACKENDS = ["linear", "asp", "mlp", "mhfa", "sls", "per_layer"]
+LOSSES = ["aoc", "qamo", "cross_entropy", "oc_softmax", "am_softmax", "multi_centre"]
+INSIDE = "eval.txt"  # the file of an output that is a folder; some stages depend on one of that name
+STAND_IN = '#!/bin/sh\n. "{makers}/$(printf %s "$*" | md5sum | cut -c 1-32)"\n'
+
+
+def copy(project: Path, folder: Path) -> Path:
+    """Code and flow of a project, with a grid of 36 cells."""
+    for name in ("pipeline", "stages", "flow"):
+        if (project / name).is_dir():
+            shutil.copytree(project / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(project / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def set_grid(folder: Path, losses: list[str]) -> None:
+    """Give the grid its backends and losses."""
+    settings = YAML(typ="safe").load(folder / "params.yaml")
+    settings["grid"] |= {"backend": BACKENDS, "loss": losses}
+    settings["losses"] |= {name: settings["losses"].get(name, {}) for name in losses}
+    YAML(typ="safe").dump(settings, folder / "params.yaml")
+
+
+def stages_of(repo: Repo) -> list[PipelineStage]:
+    """All stages of a project."""
+    return [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+
+
+def make(folder: Path, out: str) -> None:
+    """A stand-in for an output: a file, or a folder with one."""
+    file = folder / out if Path(out).suffix else folder / out / INSIDE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(out)
+
+
+def run_all(folder: Path) -> None:
+    """Make the outputs of all stages and write the locks, each once."""
+    with contextlib.chdir(folder), Repo(folder) as repo, repo.lock:
+        stages = stages_of(repo)
+        for stage in stages:
+            for item in stage.outs:
+                make(folder, item.def_path)
+        for stage in stages:
+            stage.save()
+            stage.commit()
+        for path in {stage.path for stage in stages}:
+            mine = [stage for stage in stages if stage.path == path]
+            ProjectFile(repo, path).dump_stages(mine, update_pipeline=False)
+
+
+def write_makers(folder: Path, makers: Path) -> None:
+    """A shell script for every stage that makes its outputs, found by the arguments of its command."""
+    makers.mkdir(exist_ok=True)
+    with Repo(folder) as repo:
+        stages = stages_of(repo)
+    for stage in stages:
+        lines = []
+        for out in (item.def_path for item in stage.outs):
+            file = Path(out) if Path(out).suffix else Path(out) / INSIDE
+            lines.append(f"mkdir -p {file.parent} && echo {out} > {file}")
+        words = " ".join(stage.cmd.split()).removeprefix("python ")
+        (makers / hashlib.md5(words.encode(), usedforsecurity=False).hexdigest()).write_text("\n".join(lines))
+    place = makers.parent / "bin" / "python"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(STAND_IN.format(makers=makers))
+    place.chmod(place.stat().st_mode | stat.S_IXUSR)
+
+
+def repro(folder: Path, stand_in: Path, *targets: str) -> tuple[float, list[str]]:
+    """Seconds of processor time of a `dvc repro`, and the stages that ran."""
+    scripts = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{stand_in}{os.pathsep}{scripts}{os.pathsep}{os.environ['PATH']}"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [scripts / "dvc", "repro", *targets], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return seconds, re.findall(r"Running stage '([^']+)'", done.stdout)
+
+
+def measure(project: Path, work: Path) -> None:
+    """What one more cell costs in a grid of 36, and what the files hold."""
+    folder = copy(project, work / "project")
+    files = [folder / "dvc.yaml", *sorted(folder.glob("flow/*/dvc.yaml"))]
+    entries = sum(len(re.findall(r"(?m)^\s+- (?:pipeline|stages)/", path.read_text())) for path in files)
+    print(f"{project}: {len(files)} YAML files, {entries} code entries", flush=True)
+    set_grid(folder, LOSSES)
+    run_all(folder)
+    locks = {path.relative_to(folder): len(path.read_text().splitlines()) for path in folder.rglob("dvc.lock")}
+    print(f"  lines of lock: {sum(locks.values())} ({', '.join(f'{path} {count}' for path, count in locks.items())})")
+    idle, ran = repro(folder, work / "bin")
+    print(f"  nothing to do: {idle:.1f} s of processor, {len(ran)} stages", flush=True)
+    shutil.copy(folder / "pipeline/losses/cross_entropy.py", folder / "pipeline/losses/mine.py")
+    set_grid(folder, [*LOSSES, "mine"])
+    write_makers(folder, work / "makers")
+    with Repo(folder) as repo:
+        last = next(stage.addressing for stage in stages_of(repo) if "evaluate@linear-mine-" in stage.addressing)
+    seconds, ran = repro(folder, work / "bin", last)
+    print(
+        f"  one more cell: {seconds - idle:.2f} s of processor above that, {len(ran)} stages: {' '.join(ran)}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure each project."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("projects", nargs="*", type=Path, default=[ROOT], metavar="PROJECT")
+    for project in parser.parse_args().projects:
+        with tempfile.TemporaryDirectory() as work:
+            measure(project, Path(work))
+
+
+if __name__ == "__main__":
+    main()
