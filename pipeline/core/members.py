@@ -1,4 +1,7 @@
-"""Members of an axis (backends, losses, corpora, quality estimators) found by their names."""
+"""Find a member of an axis (backends, losses, corpora, quality estimators) by its name.
+
+A member is one file: `member("losses", "qamo")` is the module `pipeline/losses/qamo.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pipeline.core.errors import InputError
 
 
 def member(axis: str, name: str) -> ModuleType:
-    """The module of a member. Raises InputError, with the members there are, for an unknown name.
+    """Import the module of a member. Raises InputError, with the names of all members, for an unknown name.
 
     axis: the folder below `pipeline/`, such as `losses`. name: the file without its suffix.
     """
