@@ -329,8 +329,7 @@ def analyse(
             for trial in hardest(name, spaces[name], training=spaces[train].trials, search=search)
         ],
     }
-    rounded: Report = _rounded(report)
-    return rounded
+    return dict(_rounded(report))
 
 
 def _shifts(

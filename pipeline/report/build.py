@@ -45,9 +45,8 @@ def build(
     """Write leaderboard.csv, leaderboard.txt, runs.csv and index.html into `out`, and `summary`; return the table.
 
     Args:
-        summary: the JSON file that DVC shows as metrics. runs: run -> its system. analysed: the runs whose embeddings
-            are shown. rescored: the runs that score by an embedding index. finetuned: the run that was trained with
-            the encoder.
+        summary: the JSON file that DVC shows as metrics. runs: run -> its system. analysed: runs with embeddings to
+            show. rescored: runs that score by an embedding index. finetuned: the run that was trained with the encoder.
 
     Raises InputError where a file is missing or malformed, or where runs were evaluated on different trials.
     """
