@@ -1,6 +1,6 @@
-# make demo   install, run the whole flow on the default params.yaml, print the leaderboard
-# make test   install, then lint, types, structure and tests
-# EXTRA=gpu   takes faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
+# make demo   install, run the whole flow on the default params.yaml, and print the leaderboard
+# make test   install, then check style, types and structure, and run the tests
+# EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
@@ -23,14 +23,14 @@ test: $(VENV)/installed-$(EXTRA)-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@# two processes of one thread each: what tests compute is too small for threads of its own; files by name, as the
-	@# longest would come last where they are sorted by their number of tests
+	@# Two processes with one thread each, because the tests compute little. Files go in the order of their names: sorted
+	@# by their number of tests, the longest file would come last.
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The two FAISS packages own one module: the other one goes first.
+# Both FAISS packages own the module `faiss`, so the other one is removed first.
 $(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)
 	@rm -f $(VENV)/installed-*
 	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi

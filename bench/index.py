@@ -100,7 +100,7 @@ def build(folder: Path, kind: str, count: int) -> tuple[float, float, float]:
     start = time.perf_counter()
     found = embedding_index.build(folder, batches(), [f"u{i}" for i in range(count)], normalize=True, facts={})
     seconds = time.perf_counter() - start - drawing
-    return seconds, peak(), found.card["recall"]
+    return seconds, peak(), found.record["recall"]
 
 
 def search(folder: Path) -> tuple[float, float, float, Ids]:

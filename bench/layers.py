@@ -33,9 +33,10 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.analysis import layer_probe
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.trial_table import Row, from_rows
+from pipeline.features.receipt_files import OpenSet
 from pipeline.features.specs import Spec
 from pipeline.features.store import Store
-from stages.layers import Source
+from stages.layers import ProbedSet
 
 T = TypeVar("T")
 
@@ -126,7 +127,8 @@ def reading() -> tuple[float, float]:
         for shard in range(spec.shards):
             block = pooled[spec.rows(shard).start : spec.rows(shard).stop]
             store.write(CLEAN, shard, {0: block[:, :1].astype(np.float16)}, {0: block}, np.ones(len(block), np.int32))
-        source = Source(from_rows(rows, source="here"), Path(folder), ((store, {}),))
+        trials = from_rows(rows, source="here")
+        source = ProbedSet(trials, Path(folder), (OpenSet("train", trials, store, {}),))
         seconds = []
         for _ in range(2):
             start = time.perf_counter(), time.process_time()
@@ -143,7 +145,7 @@ def compare(layer: int) -> str:
     start = time.perf_counter()
     fast = layer_probe.fit(features("train", layer), labels["train"])
     middle = time.perf_counter()
-    _, z = layer_probe.standardised(layer_probe.flat(features("train", layer)), labels["train"])
+    _, z = layer_probe.standardized(layer_probe.flat(features("train", layer)), labels["train"])
     converged = LogisticRegression(
         C=1 / (layer_probe.RIDGE * len(z)), class_weight="balanced", solver="newton-cholesky", tol=1e-8, max_iter=100
     ).fit(z.astype(np.float64), labels["train"])

@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.metrics.det import det_points
 from pipeline.report import curves, leaderboard
 from pipeline.report.page import page
-from pipeline.report.page.embedding_space import Analysis, Map, Space
+from pipeline.report.page.embedding_space import AnalysedRun, Analysis, Map
 
 AIM_MB, AIM_MS = 15, 100
 HOVERS = 100
@@ -102,12 +102,12 @@ def html(points: int) -> str:
     bonafide, spoof = rng.normal(2, 1, 500), rng.normal(0, 1, 500)
     result = leaderboard.Result(15.9, None, 1.0, 500, 500, {})
     board = leaderboard.Leaderboard(
-        (system,), {system: (run,)}, ("eval",), "eval", {run: leaderboard.Training(15.0, 17_092, None)},
+        (system,), {system: (run,)}, ("eval",), "eval", {run: leaderboard.TrainedFacts(15.0, 17_092, None)},
         {(run, "eval"): result},
     )  # fmt: skip
     shares = curves.histogram(np.concatenate((bonafide, spoof)), np.arange(1_000) < 500)
     shown = page.Curves({(run, "eval"): det_points(bonafide, spoof)}, {(run, "eval"): shares}, {})
-    space = Space(
+    space = AnalysedRun(
         Analysis.model_validate_json(json.dumps(analysis())), Map.model_validate_json(json.dumps(trials(points)))
     )
     return page.render(board, shown, spaces=[space], audio_root="../..")

@@ -28,7 +28,7 @@ from pipeline.core.trial_table import Trials
 from pipeline.encoder import models, xlsr
 from pipeline.features import sampling
 from pipeline.features.dataset import Dataset
-from pipeline.features.shard_bytes import quantised
+from pipeline.features.shard_bytes import quantized
 from pipeline.features.sources import Held
 from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
@@ -79,7 +79,7 @@ def as_int8(frames: Tensor, *, shard: int) -> Tensor:
     kept = torch.empty_like(frames)
     for start in range(0, len(frames), shard):
         for layer in range(frames.shape[1]):
-            steps, scales = quantised(frames[start : start + shard, layer].half().numpy())
+            steps, scales = quantized(frames[start : start + shard, layer].half().numpy())
             kept[start : start + shard, layer] = torch.from_numpy(steps * scales)
     return as_float16(kept)
 

@@ -59,7 +59,7 @@ def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> 
         normalize=runs.index(args.run).normalize_query,
         facts=embeddings.identity(args.run, name, table) | {"features": data.digest},
     )
-    kind, recall = found.card["kind"], found.card["recall"]
+    kind, recall = found.record["kind"], found.record["recall"]
     print(f"{args.run.name}: {len(found)} embeddings of {name}, {kind} index, recall {recall:.3f}")
 
 

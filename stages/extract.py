@@ -1,7 +1,7 @@
-"""Run the encoder over one set and cache the features of its layers; write the receipt that DVC tracks.
+"""Run the encoder over one set, store the features of its layers, and write the receipt that DVC tracks.
 
-What is trained on, train.set, is cached in the augmented views of extract.views as well; all other sets are cached
-clean, and clean alone.
+The set that train.set names is also stored in the augmented views of extract.views. All other sets are stored clean
+only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pipeline.extraction.units import Recipe
 
 
 def asked_of(settings: Params, name: str) -> ExtractParams:
-    """The section `extract` as it goes for a set: without views where the set is not trained on.
+    """The section `extract` for a set: without augmented views where training does not use the set.
 
-    Raises InputError where it names what is no augmented view, saying in which line.
+    Raises InputError, with the line, for a name that is no augmented view.
     """
     try:
         planning.views_of(settings.extract)
@@ -35,12 +35,13 @@ def asked_of(settings: Params, name: str) -> ExtractParams:
 
 def main() -> None:
     """Parse, extract, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--set", required=True, help="name of the set, a key of `sets` in the parameters")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--trials", type=Path, required=True, help="its trial table, from prepare")
-    parser.add_argument("--card", type=Path, required=True, help="the encoder's identity card, from encoder")
-    parser.add_argument("--receipt", type=Path, required=True, help="the receipt to write (JSON)")
+    parser = argparse.ArgumentParser(prog="python -m stages.extract", description=__doc__)
+    add = parser.add_argument
+    add("--set", required=True, metavar="NAME", help="the set, a key of `sets` in the parameters")
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters; default: params.yaml")
+    add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, from `prepare`")
+    add("--card", type=Path, required=True, metavar="FILE", help="identity card of the encoder, from `encoder`")
+    add("--receipt", type=Path, required=True, metavar="FILE", help="receipt to write (JSON)")
     args = parser.parse_args()
     settings = params_file.load(args.params)
     if args.set not in settings.sets:

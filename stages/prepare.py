@@ -1,4 +1,4 @@
-"""Read one set of trials from its corpus, check it, decode every audio file, write the trial table."""
+"""Read the trials of one set from its corpus, check and decode every audio file, and write the trial table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from pipeline.core.files import in_project, write_text
 
 def main() -> None:
     """Parse, read, check, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--set", required=True, help="name of the set, a key of `sets` in the parameters")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--trials", type=Path, required=True, help="the trial table to write (CSV)")
-    parser.add_argument(
-        "--quality-cache", type=Path, default=Path("data/quality"), help="folder of estimates of quality, a CSV a set"
+    parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
+    add = parser.add_argument
+    add("--set", required=True, metavar="NAME", help="the set, a key of `sets` in the parameters")
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters; default: params.yaml")
+    add("--trials", type=Path, required=True, metavar="FILE", help="trial table to write (CSV)")
+    add(
+        "--quality-cache",
+        type=Path,
+        default=Path("data/quality"),
+        metavar="FOLDER",
+        help="cache of quality estimates, with a CSV file for each set; default: data/quality",
     )
     args = parser.parse_args()
     sets = params_file.load(args.params).sets

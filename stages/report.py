@@ -1,4 +1,4 @@
-"""Gather all metrics and curves into one leaderboard: a table in the terminal, CSV files, an HTML page, a summary."""
+"""Gather all metrics and curves into the report: a leaderboard on the terminal, CSV files, an HTML page, a summary."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from pipeline.report import build
 
 def main() -> None:
     """Parse, build, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
+    add = parser.add_argument
     folder: dict[str, Any] = {"type": Path, "required": True, "metavar": "FOLDER"}
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the runs, the sets, the order")
-    parser.add_argument("--metrics", **folder, help="of `train` and `evaluate`: <run>.json, <run>/<set>.json")
-    parser.add_argument("--plots", **folder, help="of `evaluate`: <run>/{det,histogram}/<set>.csv")
-    parser.add_argument("--curves", **folder, help="of `train`: <run>.csv (epoch, loss, dev_eer); only of trained runs")
-    parser.add_argument("--seconds", **folder, help="of `train`: <run>.json; need not be there")
-    parser.add_argument("--layers", type=Path, metavar="FOLDER", help="of `layers`: layers.csv, chosen.json")
-    parser.add_argument(
-        "--analysis", type=Path, metavar="FOLDER", help="of `analyse`: a folder a run; without it none is shown"
-    )
-    parser.add_argument("--out", **folder, help="folder for leaderboard.txt, leaderboard.csv, runs.csv, index.html")
-    parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="JSON that `dvc metrics` shows")
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters; default: params.yaml")
+    add("--metrics", **folder, help="from `train` and `evaluate`: <run>.json, <run>/<set>.json")
+    add("--plots", **folder, help="from `evaluate`: <run>/{det,histogram}/<set>.csv")
+    add("--curves", **folder, help="from `train`: <run>.csv (epoch, loss, dev_eer), only for trained runs")
+    add("--seconds", **folder, help="from `train`: <run>.json; files may be missing")
+    add("--layers", type=Path, metavar="FOLDER", help="from `layers`: layers.csv, chosen.json; optional")
+    add("--analysis", type=Path, metavar="FOLDER", help="from `analyse`: a folder for each run; optional")
+    add("--out", **folder, help="folder to write: leaderboard.txt, leaderboard.csv, runs.csv, index.html")
+    add("--summary", type=Path, required=True, metavar="FILE", help="JSON to write, for `dvc metrics`")
     args = parser.parse_args()
     settings = params_file.load(args.params)
     text = build.build(

@@ -41,7 +41,7 @@ def board() -> leaderboard.Leaderboard:
         (name, "eval"): leaderboard.Result(eer, None, 0.0, 50, 80, {"A<b>": leaderboard.Attack(eer, 80)})
         for name, eer, *_ in ROWS
     }
-    trainings = {name: leaderboard.Training(5.0, count, seconds) for name, _, seconds, count in ROWS}
+    trainings = {name: leaderboard.TrainedFacts(5.0, count, seconds) for name, _, seconds, count in ROWS}
     names = tuple(name for name, *_ in ROWS)
     return leaderboard.Leaderboard(names, {name: (name,) for name in names}, ("eval",), "eval", trainings, results)
 

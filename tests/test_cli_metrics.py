@@ -121,7 +121,7 @@ def test_a_2019_file_may_be_its_own_key(run: Callable[..., tuple[str, str]]) -> 
         "speakers": 0
     }
     text, _ = run(path, "--folds", 0)
-    assert text.startswith(f"key  {path} (a score file that tells them itself): 7355 bona fide, 63882 spoof\n")
+    assert text.startswith(f"key  {path} (a score file with its own labels): 7355 bona fide, 63882 spoof\n")
 
 
 @REAL

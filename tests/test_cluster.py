@@ -33,7 +33,7 @@ from pipeline.core.trial_table import to_csv
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
 from pipeline.extraction import cluster, identity, planning, progress
-from pipeline.extraction.cluster import AHEAD, Job, Task
+from pipeline.extraction.cluster import AHEAD, ExtractionJob, Task
 from pipeline.extraction.units import Recipe, Unit
 from pipeline.features.store import Store
 from tests.conftest import TINY, Corpus
@@ -307,9 +307,9 @@ def test_an_encoder_that_is_another_one_there_stops_all(
 def test_a_worker_without_the_file_system_or_of_other_code_is_told(corpus: Corpus, tmp_path: Path, card: Card) -> None:
     target = Store(tmp_path, identity.spec_of(corpus[1], card, PARAMS))
     with pytest.raises(InputError, match=r"the worker on .* runs other code than the extraction; restart the workers"):
-        cluster._make(Job(target, make_encoder, (1,), PARAMS, code="another"), Task((), ()), tmp_path)
+        cluster._make(ExtractionJob(target, make_encoder, (1,), PARAMS, code="another"), Task((), ()), tmp_path)
     with pytest.raises(InputError, match=r"the worker on .* cannot go to .*elsewhere \(No such file or directory\)"):
-        cluster._make(Job(target, make_encoder, (1,), PARAMS), Task((), ()), tmp_path / "elsewhere")
+        cluster._make(ExtractionJob(target, make_encoder, (1,), PARAMS), Task((), ()), tmp_path / "elsewhere")
 
 
 # ---------------------------------------------------------------- schedulers
@@ -364,7 +364,7 @@ def test_a_scheduler_without_workers_is_told(corpus: Corpus, tmp_path: Path, car
 
 
 def test_workers_that_all_went_and_do_not_come_back_are_told(tmp_path: Path, card: Card, idle: SpecCluster) -> None:
-    job = Job(Store(tmp_path, None), make_encoder, (1,), asked(idle.scheduler_address))  # type: ignore[arg-type]
+    job = ExtractionJob(Store(tmp_path, None), make_encoder, (1,), asked(idle.scheduler_address))  # type: ignore[arg-type]
     with (
         Client(idle, set_as_default=False) as client,
         pytest.raises(InputError, match=NO_WORKERS),
@@ -428,7 +428,7 @@ def test_tasks_are_sent_a_few_ahead_and_workers_that_come_get_some(
             inside.scale(2)
             inside.wait_for_workers(2)
 
-    job = Job(target, make_encoder, params.layers, params)
+    job = ExtractionJob(target, make_encoder, params.layers, params)
     assert cluster.make(planning.plan(target, (CLEAN,), params.layers), clips, job=job, advance=advance) == []
     assert sent == list(range(10))
     assert waiting == [AHEAD, AHEAD, AHEAD, *[2 * AHEAD] * 4, 3, 2, 1]

@@ -68,7 +68,7 @@ def test_a_flat_search_is_brute_force(tmp_path: Path, *, normalize: bool) -> Non
     assert (away.dtype, ids.dtype, away.shape) == (np.float32, np.int64, (25, 4))
     assert ids.tolist() == wanted_ids
     np.testing.assert_allclose(away, wanted_away, rtol=1e-4, atol=1e-6)
-    assert (found.card["kind"], found.card["recall"]) == ("flat", 1.0)
+    assert (found.record["kind"], found.record["recall"]) == ("flat", 1.0)
 
 
 def test_distances_by_hand(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_recall_is_measured_and_told(approximate: Embeddings) -> None:
         got = [i for i in ids if i != row][:k]
         hits.append(len(set(wanted) & set(got)) / k)
     assert len(rows) == 256
-    assert found.card["recall"] == pytest.approx(np.mean(hits), abs=1e-4)
-    assert found.card["recall"] >= embedding_index.RECALL_WANTED
+    assert found.record["recall"] == pytest.approx(np.mean(hits), abs=1e-4)
+    assert found.record["recall"] >= embedding_index.RECALL_WANTED
     assert 0 < found.index.nprobe < found.index.nlist == 54  # √3000, and not all of them are looked through
 
 
@@ -193,7 +193,7 @@ def test_lists_are_looked_through_until_the_recall_is_reached(approximate: Embed
         before = approximate.index.nprobe
         recall = embedding_index._tuned(approximate)
         assert approximate.index.nprobe == approximate.index.nlist
-        assert recall == 1.0 if approximate.card["kind"] == "ivf" else recall >= approximate.card["recall"]
+        assert recall == 1.0 if approximate.record["kind"] == "ivf" else recall >= approximate.record["recall"]
         approximate.index.nprobe = before
 
 
@@ -305,45 +305,22 @@ def test_a_set_without_utterances_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- changes
 
 
-@pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])
-def test_added_and_removed_utterances(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind != "flat":
-        monkeypatch.setattr(embedding_index, "FLAT_UP_TO", APPROXIMATE[kind][0])
-        monkeypatch.setattr(embedding_index, "IVF_UP_TO", APPROXIMATE[kind][1])
-    size = 40 if kind == "flat" else 700
-    vectors, more = mixture(size, 6), mixture(5, 6, seed=3)
-    first = built(tmp_path / "e", vectors, batch=size)
-    grown = embedding_index.add(tmp_path / "e", more, [f"new{i}" for i in range(5)])
-    assert grown.utterances.tolist() == [*names(size), *(f"new{i}" for i in range(5))]
-    np.testing.assert_array_equal(grown.vectors, np.concatenate([vectors, more]))
-    assert grown.search(more, 1)[1][:, 0].tolist() == list(range(size, size + 5))
-    gone = ["u0", "new2", f"u{size - 1}"]
-    left = embedding_index.remove(tmp_path / "e", gone)
-    keep = [i for i, name in enumerate(grown.utterances.tolist()) if name not in gone]
-    assert left.utterances.tolist() == [grown.utterances[i] for i in keep]
-    np.testing.assert_array_equal(left.vectors, grown.vectors[keep])
-    assert left.search(vectors[1:2], 1)[1].tolist() == [[0]]  # ids are line numbers: u1 moved up
-    assert left.card["kind"] == kind
-    assert (left.card["count"], left.card["run"], left.card["trials"]) == (size + 2, "r", None)
-    np.testing.assert_array_equal(first.vectors, vectors)  # what was read before stays what it was
+def test_built_again_the_folder_is_replaced_and_what_was_read_stays(tmp_path: Path) -> None:
+    vectors, others = mixture(4, 3), mixture(5, 3, seed=3)
+    first = built(tmp_path / "e", vectors)
+    again = built(tmp_path / "e", others)
+    np.testing.assert_array_equal(again.vectors, others)
+    np.testing.assert_array_equal(first.vectors, vectors)
     assert not (tmp_path / "e.part").exists()
 
 
-def test_utterances_that_are_there_or_are_not(tmp_path: Path) -> None:
+def test_a_build_that_fails_leaves_the_older_folder(tmp_path: Path) -> None:
     built(tmp_path / "e", mixture(4, 3))
     before = {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()}
-    with pytest.raises(InputError, match=r"e: expected utterances that are not there, got\n  u3\n"):
-        embedding_index.add(tmp_path / "e", mixture(2, 3), ["new", "u3"])
-    with pytest.raises(InputError, match=r"each utterance once and without white space, got\n  new$"):
-        embedding_index.add(tmp_path / "e", mixture(2, 3), ["new", "new"])
-    with pytest.raises(InputError, match=r"e: expected utterances that are there, got\n  u4$"):
-        embedding_index.remove(tmp_path / "e", ["u4", "u1"])
-    with pytest.raises(InputError, match="expected at least one utterance, got none"):
-        embedding_index.remove(tmp_path / "e", names(4))
-    broken = mixture(1, 3)
-    broken[0, 0] = np.nan
-    with pytest.raises(InputError, match="utterance new: expected a finite embedding"):
-        embedding_index.add(tmp_path / "e", broken, ["new"])
+    broken = mixture(4, 3)
+    broken[2, 0] = np.nan
+    with pytest.raises(InputError, match="utterance u2: expected a finite embedding"):
+        built(tmp_path / "e", broken)
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()}
 
 
@@ -387,16 +364,22 @@ DAMAGES = {
         shorten("embeddings.json"),
         r"embeddings\.json: expected a set of embeddings, got something that is",
     ),
-    "no vectors": (without("embeddings.npy"), r"embeddings\.npy: expected \d+ bytes by the card, got 0;"),
-    "no index": (without("index.faiss"), r"index\.faiss: expected \d+ bytes by the card, got 0;"),
-    "no names": (without("utterances.txt"), r"utterances\.txt: expected \d+ bytes by the card, got 0;"),
-    "vectors cut off": (shorten("embeddings.npy"), r"embeddings\.npy: expected 496 bytes by the card, got 494;"),
-    "index cut off": (shorten("index.faiss"), r"index\.faiss: expected \d+ bytes by the card, got \d+;"),
-    "names cut off": (shorten("utterances.txt"), r"utterances\.txt: expected 82 bytes by the card, got 80;"),
-    "other count": (say(count=22), r"expected 22 embeddings of width 4 by the card, got \(23, 4\), an index of 23"),
-    "other width": (say(embedding_dim=5), r"expected 23 embeddings of width 5 by the card, got \(23, 4\)"),
+    "no vectors": (without("embeddings.npy"), r"embeddings\.npy: expected \d+ bytes by embeddings.json, got 0;"),
+    "no index": (without("index.faiss"), r"index\.faiss: expected \d+ bytes by embeddings.json, got 0;"),
+    "no names": (without("utterances.txt"), r"utterances\.txt: expected \d+ bytes by embeddings.json, got 0;"),
+    "vectors cut off": (shorten("embeddings.npy"), r"embeddings\.npy: expected 496 bytes by embeddings.json, got 494;"),
+    "index cut off": (shorten("index.faiss"), r"index\.faiss: expected \d+ bytes by embeddings.json, got \d+;"),
+    "names cut off": (shorten("utterances.txt"), r"utterances\.txt: expected 82 bytes by embeddings.json, got 80;"),
+    "other count": (
+        say(count=22),
+        r"expected 22 embeddings of width 4 by embeddings.json, got \(23, 4\), an index of 23",
+    ),
+    "other width": (say(embedding_dim=5), r"expected 23 embeddings of width 5 by embeddings.json, got \(23, 4\)"),
     "unknown kind": (say(kind="hnsw"), r"expected one of flat, ivf, ivfpq, got 'hnsw'"),
-    "other kind": (say(kind="ivf"), r"index\.faiss: expected a FAISS index of the kind ivf by the card, got another"),
+    "other kind": (
+        say(kind="ivf"),
+        r"index\.faiss: expected a FAISS index of the kind ivf by embeddings.json",
+    ),
     "no sizes": (say(bytes=3), r"embeddings\.json: expected"),
     "no index at all": (swap("index.faiss", b"words"), r"index\.faiss: not a FAISS index"),
     "no vectors at all": (swap("embeddings.npy", b"words"), r"embeddings\.npy: not embeddings that this project wrote"),
@@ -451,11 +434,6 @@ def test_embeddings_of_another_run_set_or_trials_are_refused(tmp_path: Path) -> 
     listed = (folder / "utterances.txt").read_text()
     (folder / "utterances.txt").write_text(listed.replace("u1\n", "u9\n"))
     with pytest.raises(InputError, match=r"e: expected the embeddings of"):
-        embeddings.of_run(folder, run, "dev", table)
-    (folder / "utterances.txt").write_text(listed)
-    embedding_index.add(folder, mixture(1, 3), ["new"])
-    embedding_index.remove(folder, ["new"])
-    with pytest.raises(InputError, match="'trials': None"):  # no longer known to be of these trials
         embeddings.of_run(folder, run, "dev", table)
 
 

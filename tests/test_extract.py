@@ -290,7 +290,7 @@ def test_all_damaged_audio_of_a_shard_is_named(corpus: Corpus, tmp_path: Path, c
 
 def test_pool_by_hand() -> None:
     frames = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [4.0], [9.0]]])  # (2, 3, 1)
-    got = forward.pool(frames, torch.tensor([2, 3]))
+    got = forward.mean_and_deviation(frames, torch.tensor([2, 3]))
     expected = [[[2.0], [1.0]], [[5.0], [np.sqrt(26 / 3)]]]
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
 

@@ -80,7 +80,7 @@ def test_a_countermeasure_gives_its_encoder(
 def test_a_width_whose_heads_nobody_knows_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path / "best.pth", state["model"])
     with pytest.raises(
-        InputError, match=r"tells its number of attention heads, or one of width 768.*got one of width 32"
+        InputError, match=r"with its number of attention heads, or one of width 768.*got one of width 32"
     ):
         load(path)
 

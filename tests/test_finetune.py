@@ -282,7 +282,7 @@ def test_a_step_is_split_evenly_by_class() -> None:
 def test_pooled_features_are_those_of_the_store() -> None:
     frames = torch.randn(3, 2, 7, 5, generator=torch.Generator().manual_seed(0))
     n_frames = torch.tensor([7, 3, 1])
-    expected = torch.stack([forward.pool(frames[:, layer], n_frames) for layer in range(2)], dim=1)
+    expected = torch.stack([forward.mean_and_deviation(frames[:, layer], n_frames) for layer in range(2)], dim=1)
     torch.testing.assert_close(pool(frames, n_frames), expected, rtol=1e-5, atol=1e-6)
     one_frame = torch.ones(1, 1, 4, 2, requires_grad=True)
     pool(one_frame, torch.tensor([1])).sum().backward()
@@ -613,7 +613,7 @@ def embedded(result: Tuned, corpus: Corpus) -> np.ndarray:
     encoder = xlsr.Encoder(result.model, taps=(1, 2), normalize="utterance")
     loaded = [speech.load_clean(Speech(table, root), i, window=settings().extract.window) for i in range(10)]
     taps, n_frames = encoder(*speech.batch(loaded, CPU))
-    pooled = torch.stack([forward.pool(taps[tap], n_frames) for tap in (1, 2)], dim=1)
+    pooled = torch.stack([forward.mean_and_deviation(taps[tap], n_frames) for tap in (1, 2)], dim=1)
     with torch.no_grad():
         return result.backend(pooled.clone(), n_frames.clone()).numpy()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from pipeline.analysis import embedding_index, embedding_scores, exact_search
-from pipeline.analysis.embedding_scores import Training
+from pipeline.analysis.embedding_scores import TrainingSet
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core.errors import InputError
 
@@ -32,10 +32,10 @@ def blobs(centres: list[list[float]], each: int, *, spread: float = 0.1, seed: i
     return np.concatenate([rng.normal(c, spread, size=(each, len(c))) for c in centres]).astype(np.float32)
 
 
-def training(bonafide: Vectors, spoof: Vectors | None = None, **given: object) -> Training:
+def training(bonafide: Vectors, spoof: Vectors | None = None, **given: object) -> TrainingSet:
     """Of vectors as scoring compares them."""
     facts: dict = {"normalize": False, "centroids": None, "neighbours": 1} | given
-    return Training(bonafide, bonafide if spoof is None else spoof, **facts)
+    return TrainingSet(bonafide, bonafide if spoof is None else spoof, **facts)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["unit", "raw"])
@@ -255,7 +255,7 @@ def test_neither_module_imports_torch() -> None:
     code = (
         "import sys, numpy as np; from pipeline.analysis import embedding_scores, embeddings\n"
         "v = np.random.default_rng(0).normal(size=(20, 3)).astype('f4')\n"
-        "for s in embedding_scores.SCORINGS.values(): s(embedding_scores.Training(v, v, False, None, 2)).score(v)\n"
+        "for s in embedding_scores.SCORINGS.values(): s(embedding_scores.TrainingSet(v, v, False, None, 2)).score(v)\n"
         "print('torch' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

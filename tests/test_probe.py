@@ -28,11 +28,11 @@ def find(**changes: NDArray[np.bool_]) -> layer_probe.Findings:
     return layer_probe.probe(read, IS_BONAFIDE | changes, layers=list(SHIFTS), evaluation=["eval"])
 
 
-def test_standardisation_by_hand() -> None:
+def test_standardization_by_hand() -> None:
     """Bona fide 0, 2 and spoof 4, 8, 6, 6: mean (1 + 6) / 2, variance (7.25 + 8.25) / 2; a constant channel is zero."""
     vectors = np.array([[0, 0.1], [4, 0.1], [8, 0.1], [2, 0.1], [6, 0.1], [6, 0.1]], np.float32)
     is_bonafide = np.array([True, False, False, True, False, False])
-    standard, z = layer_probe.standardised(vectors, is_bonafide)
+    standard, z = layer_probe.standardized(vectors, is_bonafide)
     np.testing.assert_allclose(standard.mean, [3.5, 0.1], rtol=1e-6)
     np.testing.assert_allclose(standard.scale, [np.sqrt(7.75), 1], rtol=1e-6)
     np.testing.assert_allclose(z[:, 0], (vectors[:, 0] - 3.5) / np.sqrt(7.75), rtol=1e-6)
@@ -44,7 +44,7 @@ def test_a_large_offset_leaves_the_scale_alone() -> None:
     rng = np.random.default_rng(0)
     is_bonafide = np.arange(4_000) % 2 == 0
     vectors = (1_000 + rng.normal(size=(4_000, 1))).astype(np.float32)
-    standard, _ = layer_probe.standardised(vectors, is_bonafide)
+    standard, _ = layer_probe.standardized(vectors, is_bonafide)
     np.testing.assert_allclose(standard.scale, vectors.astype(np.float64).std(axis=0), rtol=1e-3)
 
 
@@ -56,7 +56,7 @@ def test_the_centroid_by_hand() -> None:
 
 def test_the_centroid_is_of_the_bona_fide_and_its_score_a_cosine() -> None:
     pooled, is_bonafide = read("train", 2), IS_BONAFIDE["train"]
-    _, z = layer_probe.standardised(layer_probe.flat(pooled), is_bonafide)
+    _, z = layer_probe.standardized(layer_probe.flat(pooled), is_bonafide)
     units = [row / np.linalg.norm(row) for row in z.astype(np.float64)]
     mean = sum(unit for unit, bonafide in zip(units, is_bonafide, strict=True) if bonafide) / is_bonafide.sum()
     expected = [unit @ mean / np.linalg.norm(mean) for unit in units]

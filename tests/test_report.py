@@ -467,7 +467,7 @@ def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
     assert rows["Silhouetteby class: 1 apart, 0 overlapping, below 0 mixed"] == ["0.000", "0.125", "0.250"]
     assert rows["Ratioof that distance to the one on train"] == ["1.00", "2.00", "-"]
     assert rows["of the spoof"] == ["-", "-", "-"]
-    assert rows["Effective dimensionhow many directions share the variance"] == ["3.2", "4.2", "5.2"]
+    assert rows["Effective dimensionnumber of directions that share the variance"] == ["3.2", "4.2", "5.2"]
     hard = rows["dev_hard_1"]
     assert hard[:3] == ["bonafide", "-", "-0.500"]
     assert "u12" in hard[3]

@@ -56,7 +56,7 @@ def test_what_analyse_writes_is_what_the_page_reads(tmp_path: Path, normalize: b
     assert len(found.path_charts) == 2
 
 
-def read(tmp_path: Path, *, facts: Any = None, points: Any = None) -> embedding_space.Space:
+def read(tmp_path: Path, *, facts: Any = None, points: Any = None) -> embedding_space.AnalysedRun:
     analysed.write(tmp_path, RUN, facts=facts, points=points)
     return embedding_space.read(tmp_path / RUN)
 

@@ -108,7 +108,7 @@ def test_every_set_is_embedded_in_the_order_of_its_trials(
         assert found.utterances.tolist() == [f"{name}{i}" for i in range(size)]
         assert found.normalize is normalize
         receipt = json.loads((tmp_path / f"features/{name}.json").read_text())
-        told = {key: found.card[key] for key in ("run", "set", "trials", "features", "kind", "count")}
+        told = {key: found.record[key] for key in ("run", "set", "trials", "features", "kind", "count")}
         facts = {"run": "r", "set": name, "trials": trial_table.fingerprint(table(name)), "features": receipt["digest"]}
         assert told == facts | {"kind": "flat", "count": size}
     assert capsys.readouterr().out.splitlines()[0] == "r: 70 embeddings of train, flat index, recall 1.000"

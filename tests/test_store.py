@@ -282,8 +282,8 @@ def test_two_extractions_on_one_store_exclude_each_other(tmp_path: Path) -> None
 def test_int8_of_what_int8_gives_back_is_the_same_bytes(seed: int, exponent: int) -> None:
     """So that an exported set comes back as it was."""
     frames = (np.random.default_rng(seed).normal(size=(3, 5, 4)) * 10.0**exponent).astype(np.float16)
-    steps, scales = shard_bytes.quantised(frames)
-    again, same = shard_bytes.quantised((steps * scales).astype(np.float16))
+    steps, scales = shard_bytes.quantized(frames)
+    again, same = shard_bytes.quantized((steps * scales).astype(np.float16))
     np.testing.assert_array_equal(again, steps)
     np.testing.assert_array_equal(same, scales)
 
@@ -291,7 +291,7 @@ def test_int8_of_what_int8_gives_back_is_the_same_bytes(seed: int, exponent: int
 def test_a_channel_of_zeros_is_zeros_in_int8() -> None:
     frames = np.zeros((2, 3, 2), np.float16)
     frames[1, 2, 1] = -3
-    steps, scales = shard_bytes.quantised(frames)
+    steps, scales = shard_bytes.quantized(frames)
     np.testing.assert_array_equal(steps * scales, frames)
     assert scales.tolist() == [0, np.float32(3) / np.float32(127)]
 

@@ -1,4 +1,4 @@
-"""The FAISS index of the embeddings of a set: flat, IVF or IVF-PQ, tuned to a wanted recall."""
+"""Build the FAISS index of a set's embeddings: flat, IVF or IVF-PQ, with a search that reaches a wanted recall."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pipeline.analysis.embeddings import (
     CARD_FILE,
     INDEX_FILE,
-    KEYS,
     UTTERANCES_FILE,
     VECTORS_FILE,
     Embeddings,
@@ -28,14 +27,14 @@ from pipeline.analysis.exact_search import BLOCK, SEED, Ids, Vectors, compared, 
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, replace_folder
 
-FLAT_UP_TO = 200_000  # utterances that an exact search looks through
-IVF_UP_TO = 2_000_000  # utterances whose index holds the embeddings themselves
-TRAINED_ON = 64  # embeddings that each list's centroid, and each of the 256 codes of a product quantiser, is trained on
-RECALL_AT, RECALL_QUERIES = 10, 256  # neighbours, and the utterances whose neighbours are looked for
-RECALL_WANTED = 0.95  # lists are looked through, twice as many each time, until a search finds this share
-FIRST_PROBES = 4  # lists
-TOLERANCE = 1e-5  # by which two ways to round a distance differ, as a share of it
-CODES = 256  # of each byte of a product-quantised vector
+FLAT_UP_TO = 200_000  # the most utterances with an exact (flat) index
+IVF_UP_TO = 2_000_000  # the most utterances with an index (IVF) of full vectors
+TRAINED_ON = 64  # embeddings to train each centroid of a list, and each code of a product quantizer
+RECALL_AT, RECALL_QUERIES = 10, 256  # the recall counts this many neighbours of this many utterances
+RECALL_WANTED = 0.95  # the number of lists that a search reads is doubled until it finds this share
+FIRST_PROBES = 4  # lists that a search reads at first
+TOLERANCE = 1e-5  # relative difference that rounding makes in a distance
+CODES = 256  # values of a byte in a product-quantized vector
 
 Kind = Literal["flat", "ivf", "ivfpq"]
 
@@ -46,14 +45,14 @@ Kind = Literal["flat", "ivf", "ivfpq"]
 def build(
     folder: Path, batches: Iterable[Vectors], utterances: Sequence[str], *, normalize: bool, facts: dict[str, Any]
 ) -> Embeddings:
-    """Write embeddings, index and card into a folder that appears only when it is whole, and read it.
+    """Write embeddings, index and record into a folder in one step, and read it again.
 
     Args:
-        batches: embeddings (B, E) float32 at a time, in the order of the utterances; no more is held in memory than
-            one of them and the index. facts: what else the card is to tell, JSON-ready.
+        batches: embeddings (B, E) float32, in the order of the utterances. Memory holds one batch and the index.
+        facts: further entries of the record, ready for JSON.
 
-    Raises InputError for an embedding that is not finite, an utterance named twice or with white space, or none;
-    ValueError where the batches do not fit together or are of another number than the utterances.
+    Raises InputError for an embedding that is not finite, for an utterance that comes twice or has white space, and for
+    no utterances; ValueError where the batches differ in width or do not have one embedding for each utterance.
     """
     names = _checked(folder, utterances)
     beside = folder_beside(folder)
@@ -67,49 +66,17 @@ def build(
         recall = _tuned(Embeddings(np.array(names), vectors, normalize, index, {"kind": kind}))
     faiss.write_index(index, str(beside / INDEX_FILE))
     sizes = {name: (beside / name).stat().st_size for name in (VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE)}
-    card = {"count": len(names), "embedding_dim": vectors.shape[1], "normalize": normalize, "kind": kind}
-    card |= {"recall": round(recall, 4), "bytes": sizes}
-    (beside / CARD_FILE).write_text(json.dumps(facts | card, indent=2) + "\n")
+    record = {"count": len(names), "embedding_dim": vectors.shape[1], "normalize": normalize, "kind": kind}
+    record |= {"recall": round(recall, 4), "bytes": sizes}
+    (beside / CARD_FILE).write_text(json.dumps(facts | record, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
     return read(folder)
-
-
-def add(folder: Path, vectors: Vectors, utterances: Sequence[str]) -> Embeddings:
-    """Put embeddings (M, E) of M further utterances at the end; the folder is written anew.
-
-    Its card no longer names the trials of a set. Raises InputError for an utterance that is there already, and where
-    `build` does.
-    """
-    old = read(folder)
-    known = old.utterances.tolist()
-    if there := sorted(set(known) & set(utterances)):
-        raise InputError(f"{folder}: expected utterances that are not there, got\n{listing(there)}\nremove them first")
-    batches = itertools.chain(_blocks(old.vectors), [vectors])
-    return build(folder, batches, [*known, *utterances], normalize=old.normalize, facts=_facts_of_a_part(old))
-
-
-def remove(folder: Path, utterances: Sequence[str]) -> Embeddings:
-    """Take utterances out; the folder is written anew, and the ids of those behind them move up.
-
-    Its card no longer names the trials of a set. Raises InputError for an utterance that is not there, or where none
-    would be left.
-    """
-    old = read(folder)
-    if missing := sorted(set(utterances) - set(old.utterances.tolist())):
-        raise InputError(f"{folder}: expected utterances that are there, got\n{listing(missing)}")
-    stay = np.flatnonzero(~np.isin(old.utterances, list(utterances)))
-    batches = (old.vectors[rows] for rows in _blocks(stay))
-    return build(folder, batches, old.utterances[stay].tolist(), normalize=old.normalize, facts=_facts_of_a_part(old))
-
-
-def _facts_of_a_part(old: Embeddings) -> dict[str, Any]:
-    return {key: value for key, value in old.card.items() if key not in KEYS} | {"trials": None}
 
 
 def _checked(folder: Path, utterances: Sequence[str]) -> list[str]:
     names = [str(name) for name in utterances]
     if not names:
-        raise InputError(f"{folder}: expected at least one utterance, got none; remove the folder instead")
+        raise InputError(f"{folder}: expected at least one utterance, got none")
     if wrong := [name for name, times in Counter(names).items() if times > 1 or name.split() != [name]]:
         raise InputError(f"{folder}: expected each utterance once and without white space, got\n{listing(wrong)}")
     return names
@@ -152,11 +119,11 @@ def _kind(count: int) -> Kind:
 
 
 def _index(vectors: Vectors, kind: Kind, *, normalize: bool) -> Any:
-    """An index of vectors (N, E), built on the CPU: the same with and without a GPU."""
+    """Build an index of vectors (N, E) on the CPU, so that it is the same with and without a GPU."""
     count, width = vectors.shape
     lists = math.isqrt(count)
-    codes = next(m for m in range(max(1, width // 8), 0, -1) if width % m == 0)  # bytes of a product-quantised vector
-    # np: without polysemous training, which takes minutes and which no search here makes use of
+    codes = next(m for m in range(max(1, width // 8), 0, -1) if width % m == 0)  # bytes of a product-quantized vector
+    # "np" leaves out polysemous training, which takes minutes and which these searches do not use.
     factories = {"flat": "Flat", "ivf": f"IVF{lists},Flat", "ivfpq": f"IVF{lists},PQ{codes}np"}
     index: Any = faiss.index_factory(width, factories[kind])
     if kind != "flat":
@@ -171,14 +138,14 @@ def _index(vectors: Vectors, kind: Kind, *, normalize: bool) -> Any:
 
 
 def _tuned(found: Embeddings) -> float:
-    """Set how many lists a search looks through, and tell the recall that it comes to."""
+    """Choose how many lists a search reads, and return the recall of such a search."""
     rows = _sample(len(found), RECALL_QUERIES)
     k = min(RECALL_AT, len(found) - 1)
     farthest = _others(*_searched_exactly(found, rows, k + 1), rows, k)[:, -1:]  # (M, 1), of the k nearest others
     for doublings in itertools.count():
         found.index.nprobe = min(FIRST_PROBES << doublings, found.index.nlist)
-        # a new record, as each keeps the copy of its index that is on the GPU
-        again = Embeddings(found.utterances, found.vectors, found.normalize, found.index, found.card)
+        # A new object for each trial, because an object keeps the copy of its index on the GPU.
+        again = Embeddings(found.utterances, found.vectors, found.normalize, found.index, found.record)
         near = _others(*again.search(found.vectors[rows], k + 1), rows, k)
         recall = float((near <= farthest * (1 + TOLERANCE)).mean())
         if recall >= RECALL_WANTED or found.index.nprobe == found.index.nlist:
@@ -187,12 +154,12 @@ def _tuned(found: Embeddings) -> float:
 
 
 def _others(away: Vectors, ids: Ids, rows: NDArray[np.intp], k: int) -> Vectors:
-    """The k smallest distances (M, k) of distances (M, k + 1), leaving out that of each row to itself."""
+    """The k smallest of the distances (M, k + 1) of each row, without the distance to itself: (M, k)."""
     return np.sort(np.where(ids == rows[:, None], np.inf, away), axis=1)[:, :k]
 
 
 def _searched_exactly(found: Embeddings, rows: NDArray[np.intp], k: int) -> tuple[Vectors, Ids]:
-    """Distances and ids (M, k) of the k nearest of some rows (M,), by looking at all vectors, block after block."""
+    """Distances and ids (M, k) of the k nearest of some rows (M,), by comparing them with all vectors in blocks."""
     queries = compared(found.vectors[rows], normalize=found.normalize)
     near, ids = np.zeros((len(rows), 0), np.float32), np.zeros((len(rows), 0), np.int64)
     for start, block in zip(range(0, len(found), BLOCK), _blocks(found.vectors), strict=True):
@@ -207,7 +174,7 @@ def _searched_exactly(found: Embeddings, rows: NDArray[np.intp], k: int) -> tupl
 
 
 def _sample(count: int, size: int) -> NDArray[np.intp]:
-    """Up to `size` of `count` rows in rising order, the same ones every time."""
+    """Up to `size` of `count` rows, ascending. The choice is the same every time."""
     return np.sort(np.random.default_rng((SEED, count)).choice(count, size=min(size, count), replace=False))
 
 

@@ -1,12 +1,12 @@
-"""Scores from the embeddings of the training set in place of the loss's centroids; higher is more bona fide.
+"""Scores by the embeddings of the training set, in place of the loss's centroids. Higher is more bona fide.
 
-    kmeans           nearness to the nearest of K centroids, k-means of the bona fide
+    kmeans           similarity to the nearest of K centroids, found by k-means among the bona fide
     knn              minus the mean distance to the k nearest bona fide
     knn_difference   mean distance to the k nearest spoof minus that to the k nearest bona fide
     mahalanobis      minus the Mahalanobis distance to the mean of the bona fide, with a shrunk covariance
 
-A scoring is fitted on the training set alone and then scores embeddings of any set. All of them see embeddings as
-scoring compares them (`embeddings.compared`).
+A scoring is fitted on the training set only and then scores embeddings of any set. All scorings get embeddings in the
+form in which scoring compares them (`exact_search.compared`).
 Sources: nearest neighbours, Sun et al., "Out-of-distribution detection with deep nearest neighbors", ICML 2022;
 Mahalanobis, Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial
 attacks", NeurIPS 2018; shrinkage, Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
@@ -29,20 +29,20 @@ from pipeline.analysis.embeddings import Embeddings
 from pipeline.analysis.exact_search import Vectors
 from pipeline.core.errors import InputError
 
-MOST_CENTROIDS = 8  # that the silhouette chooses among
-SILHOUETTE_ON = 2_000  # bona fide embeddings
+MOST_CENTROIDS = 8  # the largest number that the silhouette may choose
+SILHOUETTE_ON = 2_000  # bona fide embeddings that the silhouette is computed on
 RESTARTS, ITERATIONS = 10, 50  # of k-means
-DEAD = 1e-10  # a direction with a smaller share of the greatest variance has none
+DEAD = 1e-10  # a variance below this share of the largest one counts as zero
 BATCH = 4_096  # embeddings scored at a time
 SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
-    """What a scoring is fitted on.
+class TrainingSet:
+    """The embeddings of the training set by class, and the settings of the scorings.
 
     bonafide: (B, E), spoof: (S, E), as scoring compares them. normalize: whether they have unit length.
-    centroids: of kmeans, None: as many as the silhouette favours. neighbours: of knn and knn_difference.
+    centroids: of kmeans; None takes the number with the best silhouette. neighbours: of knn and knn_difference.
     """
 
     bonafide: Vectors
@@ -56,8 +56,7 @@ class Training:
 class Scoring:
     """A fitted scoring.
 
-    score: embeddings (B, E) as scoring compares them -> scores (B,). facts: the numbers that it came to, by name,
-    JSON-ready.
+    score: embeddings (B, E) as scoring compares them -> scores (B,). facts: its settings by name, ready for JSON.
     """
 
     score: Callable[[Vectors], NDArray[Any]]
@@ -74,11 +73,11 @@ def fit(
     bonafide, spoof = (
         exact_search.compared(train.vectors[rows], normalize=train.normalize) for rows in (is_bonafide, ~is_bonafide)
     )
-    return SCORINGS[name](Training(bonafide, spoof, train.normalize, centroids, neighbours))
+    return SCORINGS[name](TrainingSet(bonafide, spoof, train.normalize, centroids, neighbours))
 
 
 def scores(scoring: Scoring, found: Embeddings) -> Vectors:
-    """Scores (N,) float32 of the embeddings of a set, a batch in memory at a time."""
+    """Scores (N,) float32 of the embeddings of a set, computed in batches."""
     out = np.empty(len(found), dtype=np.float32)
     for start in tqdm(range(0, len(found), BATCH), unit="batch", leave=False, disable=None):
         rows = slice(start, start + BATCH)
@@ -89,8 +88,8 @@ def scores(scoring: Scoring, found: Embeddings) -> Vectors:
 # ---------------------------------------------------------------- scorings
 
 
-def kmeans(training: Training) -> Scoring:
-    """The cosine with the nearest of K centroids of the bona fide; minus the distance where lengths count too."""
+def kmeans(training: TrainingSet) -> Scoring:
+    """The cosine with the nearest of K centroids; or minus the distance, where embeddings are not at unit length."""
     known = training.bonafide
     count = training.centroids or chosen_centroids(known, normalize=training.normalize)
     if count > len(known):
@@ -106,22 +105,22 @@ def kmeans(training: Training) -> Scoring:
     return Scoring(score, {"centroids": count})
 
 
-def knn(training: Training) -> Scoring:
+def knn(training: TrainingSet) -> Scoring:
     """Minus the mean distance to the k nearest bona fide."""
     to_bonafide = _mean_distance(training.bonafide, training.neighbours, "bona fide")
     return Scoring(lambda queries: -to_bonafide(queries), {"neighbours": training.neighbours})
 
 
-def knn_difference(training: Training) -> Scoring:
+def knn_difference(training: TrainingSet) -> Scoring:
     """The mean distance to the k nearest spoof minus that to the k nearest bona fide."""
     to_bonafide = _mean_distance(training.bonafide, training.neighbours, "bona fide")
     to_spoof = _mean_distance(training.spoof, training.neighbours, "spoof")
     return Scoring(lambda queries: to_spoof(queries) - to_bonafide(queries), {"neighbours": training.neighbours})
 
 
-def mahalanobis(training: Training) -> Scoring:
-    """Minus the Mahalanobis distance to the mean of the bona fide; directions without any variance do not count."""
-    from sklearn.covariance import LedoitWolf  # takes a second to import, and the other scorings need none of it
+def mahalanobis(training: TrainingSet) -> Scoring:
+    """Minus the Mahalanobis distance to the mean of the bona fide. Directions without variance do not count."""
+    from sklearn.covariance import LedoitWolf  # here, because it takes a second and the other scorings do not need it
 
     model = LedoitWolf().fit(training.bonafide.astype(np.float64))
     variances, directions = np.linalg.eigh(model.covariance_)
@@ -135,7 +134,7 @@ def mahalanobis(training: Training) -> Scoring:
     return Scoring(lambda queries: -np.linalg.norm((queries - model.location_) @ whiten, axis=1), {})
 
 
-SCORINGS: dict[str, Callable[[Training], Scoring]] = {
+SCORINGS: dict[str, Callable[[TrainingSet], Scoring]] = {
     "kmeans": kmeans,
     "knn": knn,
     "knn_difference": knn_difference,
@@ -147,7 +146,7 @@ SCORINGS: dict[str, Callable[[Training], Scoring]] = {
 
 
 def centroids_of(vectors: Vectors, count: int, *, normalize: bool) -> Vectors:
-    """Centroids (K, E) of vectors (N, E) by k-means, the best of several starts; spherical where lengths are one."""
+    """The centroids (K, E) of vectors (N, E) by k-means, the best of several starts. normalize: spherical k-means."""
     model = faiss.Kmeans(
         vectors.shape[1], count, niter=ITERATIONS, nredo=RESTARTS, seed=SEED, spherical=normalize,
         min_points_per_centroid=1, max_points_per_centroid=len(vectors),
@@ -158,12 +157,12 @@ def centroids_of(vectors: Vectors, count: int, *, normalize: bool) -> Vectors:
 
 
 def chosen_centroids(vectors: Vectors, *, normalize: bool) -> int:
-    """The number of centroids, from 2 to `MOST_CENTROIDS`, whose clusters have the greatest mean silhouette.
+    """The number of centroids, from 2 to `MOST_CENTROIDS`, that gives the highest mean silhouette.
 
-    Measured on some of the vectors (N, E); of equally good numbers the smallest. 1 where there are no two clusters.
-    Source: Rousseeuw, "Silhouettes", 1987.
+    It is computed on a sample of the vectors (N, E). Of equal numbers the smallest is taken; 1 where vectors do not
+    form two clusters. Source: Rousseeuw, "Silhouettes", 1987.
     """
-    from sklearn.metrics import silhouette_score  # takes a second to import, and a given number needs none of it
+    from sklearn.metrics import silhouette_score  # here, because it takes a second and a given number does not need it
 
     rows = np.random.default_rng(SEED).permutation(len(vectors))[:SILHOUETTE_ON]
     sample = vectors[np.sort(rows)]
@@ -178,7 +177,7 @@ def chosen_centroids(vectors: Vectors, *, normalize: bool) -> int:
 
 
 def _mean_distance(known: Vectors, k: int, what: str) -> Callable[[Vectors], NDArray[np.float64]]:
-    """What gives the mean distances (B,) of vectors (B, E) to the nearest k of those known."""
+    """A function that gives the mean distance (B,) of vectors (B, E) to the k nearest known ones."""
     if k > len(known):
         raise InputError(f"analyse.neighbours: expected at most the {len(known)} {what} of training, got {k}")
     flat = faiss.IndexFlatL2(known.shape[1])

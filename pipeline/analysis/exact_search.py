@@ -1,4 +1,4 @@
-"""Exact search among vectors, block by block: nearest neighbours and distances."""
+"""Exact nearest neighbours and distances, computed block by block."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.scoring.centroids import unit
 
 SEED = 1
 
-BLOCK, QUERIES = 16_384, 1_024  # vectors, and queries that are held against them, in memory at a time
-GPU_MOST = 2_048  # neighbours that FAISS finds on a GPU
+BLOCK, QUERIES = 16_384, 1_024  # vectors, and queries that are compared with them, in one block
+GPU_MOST = 2_048  # the most neighbours that FAISS finds on a GPU
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 
 def on_gpu(index: Any) -> Any:
-    """A copy of an index in the memory of the first GPU, where FAISS has one; else the index itself."""
+    """A copy of an index on the first GPU, where FAISS can use one; else the index itself."""
     if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
@@ -29,7 +29,7 @@ def on_gpu(index: Any) -> Any:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """FAISS in one thread while it trains: k-means of few vectors is many small steps, and threads wait at each."""
+    """Let FAISS use one thread. k-means of few vectors has many small steps, and threads would wait at each."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -39,15 +39,15 @@ def one_thread() -> Iterator[None]:
 
 
 def compared(vectors: Vectors, *, normalize: bool) -> Vectors:
-    """Embeddings (N, E) as scoring compares them: at unit length, or as they are."""
+    """Embeddings (N, E) in the form in which scoring compares them: unchanged, or at unit length with `normalize`."""
     if not normalize:
         return np.ascontiguousarray(vectors, dtype=np.float32)
     return unit(vectors)
 
 
 def nearest_ids(index: Any, queries: Vectors, k: int) -> Ids:
-    """Ids (M, k) of the k vectors of an index that are nearest to queries (M, E), -1 where it finds fewer."""
-    # in FAISS's own blocks of 1,024 vectors threads wait for each other: these are up to five times as fast
+    """The ids (M, k) of the k vectors of an index nearest to queries (M, E); -1 where it finds fewer."""
+    # FAISS's own blocks of 1,024 vectors make threads wait. These blocks are up to five times as fast.
     faiss.cvar.distance_compute_blas_query_bs = QUERIES
     faiss.cvar.distance_compute_blas_database_bs = BLOCK
     ids: Ids = index.search(queries, k)[1]
@@ -55,9 +55,10 @@ def nearest_ids(index: Any, queries: Vectors, k: int) -> Ids:
 
 
 def distances(queries: Vectors, vectors: Vectors, ids: Ids, *, normalize: bool) -> Vectors:
-    """Euclidean distances (M, k) of queries (M, E), as scoring compares them, to the vectors (N, E) of ids (M, k).
+    """The Euclidean distances (M, k) from queries (M, E) to the vectors (N, E) with ids (M, k).
 
-    normalize: whether to bring the vectors to unit length first. The id -1 is infinitely far.
+    The queries are in the form in which scoring compares them. normalize: bring the vectors to unit length first. The
+    distance to the id -1 is infinite.
     """
     away = np.empty(ids.shape, dtype=np.float32)
     step = max(1, BLOCK // max(1, ids.shape[1]))

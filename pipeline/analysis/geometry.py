@@ -1,14 +1,15 @@
-"""What the embeddings of a trained run tell of its centroids: who lies near which, how far, and how that was trained.
+"""The geometry of a run's embeddings: which trials are near which centroid, how far, and how the centroids moved.
 
-Everything is measured on embeddings as scoring compares them (`embeddings.compared`), to the nearest centroid:
+Embeddings have the form in which scoring compares them (`exact_search.compared`). Distances are to the nearest
+centroid:
 
-    cosine       1 − cos(x, c_k), where scoring puts embeddings at unit length
-    euclidean    ‖x − c‖ elsewhere (cross-entropy). There the run's vector is a direction, w_bonafide − w_spoof, and no
-                 place: c is the mean of the training set's bona fide embeddings instead, the only one, K = 1. The
-                 similarity matrix and the path over training are still those of the run's own vectors.
+    cosine       1 − cos(x, c_k), where scoring compares embeddings at unit length
+    euclidean    ‖x − c‖ for other runs (cross-entropy). The vector of such a run, w_bonafide − w_spoof, is a direction
+                 and no point. So c is the mean of the bona fide training embeddings, and K = 1. The similarity matrix
+                 and the path over training still use the run's own vectors.
 
-Means and scatter are exact over all trials, in float64 and a block at a time; the silhouette is of a seeded sample.
-Numbers are told to six significant digits; what cannot be told of so few trials is None.
+Means and scatter are exact over all trials, in float64 and block by block. The silhouette is computed on a sample with
+a fixed seed. Numbers have six significant digits. None stands where there are too few trials for a number.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
 from pipeline.scoring.centroids import unit
 
 BONAFIDE, SPOOF = LABELS
-BLOCK = 16_384  # trials that are read at a time
+BLOCK = 16_384  # trials in one block
 SILHOUETTE_SAMPLE = 2_000  # trials; all distances between them are computed
-SPEAKERS = 50  # the most frequent, that are told one by one
+SPEAKERS = 50  # the most frequent speakers, which are reported
 MOS_BIN = 0.5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 HARDEST, NEIGHBOURS = 10, 5
-DIGITS = 6  # significant, of a number in a file
-NO_SPREAD = 1e-20  # of a mean's squared length: a variance below is what rounding left of none
+DIGITS = 6  # significant digits of a number in a file
+NO_SPREAD = 1e-20  # a variance below this share of the mean's squared length is a rounding error
 SEED = 1
 
 Floats = NDArray[np.float64]
@@ -45,10 +46,10 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """The N trials of a set, and where a run puts them.
+    """The N trials of a set with their embeddings and scores by one run.
 
-    vectors: (N, E) float32 as the backend gives them, may be memory-mapped. scores: (N,). level: (N,) int, quality
-    level, -1 unknown. corpus: (N,) str, where each trial came from. audio: (N,) str, its file from the project's root,
+    vectors: (N, E) float32 from the backend, perhaps memory-mapped. scores: (N,). level: (N,) int, quality level, -1
+    unknown. corpus: (N,) str, the corpus of each trial. audio: (N,) str, its file relative to the root of the project,
     empty where unknown.
     """
 
@@ -66,20 +67,20 @@ class Space:
 
     @property
     def condition(self) -> Names:
-        """The groups (N,) that distances are told of: bonafide, the attack of a spoof, spoof where that is unknown."""
+        """The group (N,) of each trial: `bonafide`, the attack of a spoof, or `spoof` where the attack is unknown."""
         attack = np.where(self.trials.attack == UNKNOWN, SPOOF, self.trials.attack)
         return np.where(self.trials.is_bonafide, BONAFIDE, attack)
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What distances are measured to: vectors (K, E) float64, and whether embeddings are put at unit length."""
+    """The points to which distances are measured: (K, E) float64. normalize: compare embeddings at unit length."""
 
     vectors: Floats
     normalize: bool
 
     def nearest(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.int64], Floats]:
-        """The nearest place (N,) of embeddings (N, E), of several the first one, and the distance to it (N,)."""
+        """The nearest point (N,) of embeddings (N, E), and its distance (N,). Of equal distances the first wins."""
         index, distance = np.empty(len(embeddings), np.int64), np.empty(len(embeddings))
         for rows, block in _blocks(embeddings, normalize=self.normalize):
             if self.normalize:
@@ -93,7 +94,7 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """Some embeddings summed up: how many, their mean (E,), and their covariance (E, E) about it, divided by count."""
+    """The statistics of some embeddings: their number, mean (E,) and covariance (E, E), divided by the number."""
 
     count: int
     mean: Floats
@@ -106,9 +107,9 @@ class Cloud:
 
     @property
     def dimension(self) -> float | None:
-        """The participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ: how many directions share the variance.
+        """The participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ: the number of directions that share the variance.
 
-        From 1 to E; None where there is no variance. The sums are traces: Σ λ = tr C, Σ λ² = tr C².
+        It is from 1 to E, and None without variance. The sums are traces: Σ λ = tr C, Σ λ² = tr C².
         """
         if self.count < 2 or self.scatter <= NO_SPREAD * float(self.mean @ self.mean):
             return None
@@ -116,34 +117,34 @@ class Cloud:
 
 
 def between(one: Floats, other: Floats, *, normalize: bool) -> Floats:
-    """The distances (...) of vectors (..., E) to others (..., E), cosine or Euclidean as those to the places."""
+    """The distances (...) between vectors (..., E) and others (..., E): cosine where `normalize`, else Euclidean."""
     cosine = (unit(one) * unit(other)).sum(axis=-1)
     apart: Floats = np.maximum(1 - cosine, 0.0) if normalize else np.linalg.norm(one - other, axis=-1)
     return apart
 
 
 def places(centroids: Centroids, train: Space) -> Places:
-    """What distances are measured to: the run's centroids, or the mean of the training set's bona fide embeddings."""
+    """The points to which distances are measured: the run's centroids, or the mean of the bona fide training set."""
     if centroids.normalize_query:
         return Places(centroids.vectors.astype(np.float64), normalize=True)
     return Places(cloud(train.vectors, train.trials.is_bonafide, normalize=False).mean[None], normalize=False)
 
 
 def cloud(vectors: NDArray[np.float32], chosen: NDArray[np.bool_], *, normalize: bool) -> Cloud:
-    """The chosen of embeddings (N, E) summed up, as scoring compares them; zeros where none is chosen."""
+    """The statistics of the chosen embeddings of (N, E), as scoring compares them; zeros where none is chosen."""
     count, width = int(chosen.sum()), vectors.shape[1]
     total, products = np.zeros(width), np.zeros((width, width))
     for rows, block in _blocks(vectors, normalize=normalize):
         total += block[chosen[rows]].sum(axis=0)
     mean = total / max(count, 1)
-    for rows, block in _blocks(vectors, normalize=normalize):  # about the mean: squares of what is far lose digits
+    for rows, block in _blocks(vectors, normalize=normalize):  # subtract the mean first: large squares lose digits
         apart = block[chosen[rows]] - mean
         products += apart.T @ apart
     return Cloud(count, mean, products / max(count, 1))
 
 
 def merged(clouds: Sequence[Cloud]) -> tuple[Cloud, float, float]:
-    """Classes as one cloud, and what of its scatter lies within and between them.
+    """Merge the clouds of the classes, and split the scatter into its parts within and between classes.
 
     within = Σ n_c/n tr C_c      between = Σ n_c/n ‖m_c − m‖²      within + between = tr C
     """
@@ -160,7 +161,7 @@ def merged(clouds: Sequence[Cloud]) -> tuple[Cloud, float, float]:
 
 
 def groups(space: Space) -> dict[str, Names]:
-    """The group (N,) of each trial by kind, "" where unknown; a kind of which nothing is known is left out."""
+    """The group (N,) of each trial by kind of group, "" where unknown. Kinds without any known group are left out."""
     table = space.trials
     attack = np.where(table.is_bonafide, "", space.condition)
     bins = np.floor(np.nan_to_num(table.quality, nan=-1.0) / MOS_BIN).astype(np.int64)
@@ -182,23 +183,23 @@ def _named(codes: NDArray[np.int64], names: Mapping[int, str]) -> Names:
 
 
 def assignments(space: Space, nearest: NDArray[np.int64], *, count: int) -> Report:
-    """How many trials of each group lie nearest to each of `count` centroids: kind -> group -> counts.
+    """The number of trials of each group that are nearest to each of `count` centroids: kind -> group -> counts.
 
-    Of speakers the most frequent are told, those first.
+    Of the speakers only the `SPEAKERS` most frequent are reported, the most frequent first.
     """
     found = {}
     for kind, members in groups(space).items():
         names, codes = np.unique(members, return_inverse=True)
         table = np.bincount(codes * count + nearest, minlength=len(names) * count).reshape(-1, count)
-        told = {str(name): counts.tolist() for name, counts in zip(names, table, strict=True) if name}
+        by_name = {str(name): counts.tolist() for name, counts in zip(names, table, strict=True) if name}
         if kind == "speaker":
-            told = dict(sorted(told.items(), key=lambda item: -sum(item[1]))[:SPEAKERS])
-        found[kind] = told
+            by_name = dict(sorted(by_name.items(), key=lambda item: -sum(item[1]))[:SPEAKERS])
+        found[kind] = by_name
     return found
 
 
 def distances(space: Space, distance: Floats) -> Report:
-    """How far the trials of each condition lie from the nearest centroid: group -> n, mean, quantiles."""
+    """The distances of each group's trials to the nearest centroid: group -> n, mean, quantiles."""
     condition = space.condition
     return {
         str(name): {"n": len(own), "mean": own.mean(), "quantiles": np.quantile(own, QUANTILES).tolist()}
@@ -208,9 +209,9 @@ def distances(space: Space, distance: Floats) -> Report:
 
 
 def path(vectors: NDArray[np.float32] | None, *, normalize: bool) -> Report | None:
-    """How far centroids (epochs, K, E) moved in each epoch, and how far they are from those of the last one.
+    """How far each centroid of (epochs, K, E) moved in each epoch, and how far it was from its last position.
 
-    Each is measured to itself, by cosine or Euclidean distance; None before the first epoch, which has none before it.
+    Distances are cosine where `normalize`, else Euclidean. `moved` is None for the first epoch.
     """
     if vectors is None or not len(vectors):
         return None
@@ -231,9 +232,10 @@ def similarity(vectors: NDArray[np.float32]) -> list[list[float]]:
 
 
 def purity(is_bonafide: NDArray[np.bool_], nearest: NDArray[np.int64]) -> float:
-    """The share of trials that are of the same class as most trials with the same nearest centroid.
+    """The share of trials whose class is the majority class at their nearest centroid.
 
-    1: every centroid has one class near it. With one centroid it is the share of the larger class, the least there is.
+    It is 1 where each centroid has trials of one class only. With one centroid it is the share of the larger class,
+    which is the lowest possible value.
     """
     spoof = np.bincount(nearest[~is_bonafide], minlength=nearest.max() + 1)
     bonafide = np.bincount(nearest[is_bonafide], minlength=nearest.max() + 1)
@@ -241,10 +243,10 @@ def purity(is_bonafide: NDArray[np.bool_], nearest: NDArray[np.int64]) -> float:
 
 
 def silhouette(space: Space, *, normalize: bool) -> float | None:
-    """The mean silhouette of the classes, -1 to 1, on a seeded sample; None where that is of one class or all alone.
+    """The mean silhouette of the classes, from -1 to 1, on a sample with a fixed seed.
 
-    Of a trial it is (b − a) / max(a, b), with the mean distances a to its own class and b to the other (Rousseeuw,
-    1987), by cosine or Euclidean distance.
+    The silhouette of a trial is (b − a) / max(a, b): a is the mean distance to its own class, b to the other class
+    (Rousseeuw, 1987). None for a sample of one class or of fewer than three trials.
     """
     from sklearn.metrics import silhouette_score
 
@@ -258,7 +260,7 @@ def silhouette(space: Space, *, normalize: bool) -> float | None:
 
 
 def auc(near: Floats, far: Floats) -> float:
-    """The probability that a number of `far` is above one of `near`, ties counting half."""
+    """The probability that a number of `far` is larger than a number of `near`; ties count half."""
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate((near, far)))[len(near) :]
@@ -266,10 +268,9 @@ def auc(near: Floats, far: Floats) -> float:
 
 
 def hardest(name: str, space: Space, *, training: Trials, search: Search) -> list[Report]:
-    """The bona fide that score lowest and the spoof that score highest, each with its nearest training utterances.
+    """The bona fide with the lowest scores and the spoofs with the highest, each with its nearest training trials.
 
-    `search` is that of the training set's embeddings: its distances are Euclidean between embeddings as scoring
-    compares them, whatever the distance to centroids is.
+    search: finds the nearest embeddings of the training set. Its distances are always Euclidean.
     """
     bonafide, spoof = (np.flatnonzero(own) for own in (space.trials.is_bonafide, ~space.trials.is_bonafide))
     lowest = bonafide[np.argsort(space.scores[bonafide], kind="stable")][:HARDEST]
@@ -301,48 +302,53 @@ def analyse(
     """The analysis of a run, ready for JSON.
 
     Args:
-        spaces: set -> its trials and embeddings; the first one is the training set.
-        over_training: (epochs, K, E), the centroids after each epoch, where they were kept.
-        search: finds the nearest of the training set's embeddings, as `Embeddings.search` does.
+        spaces: set -> its trials and embeddings; the first set is the training set.
+        over_training: (epochs, K, E), the centroids after each epoch; None where the run did not keep them.
+        search: finds the nearest embeddings of the training set, as `Embeddings.search` does.
     """
     train, *others = spaces
     to = places(centroids, spaces[train])
     near = {name: to.nearest(space.vectors) for name, space in spaces.items()}
     clouds = {name: _clouds(space, normalize=to.normalize) for name, space in spaces.items()}
+    count = len(to.vectors)
     report = {
         "run": run,
-        "centroids": len(to.vectors),
+        "centroids": count,
         "embedding_dim": int(to.vectors.shape[1]),
         "distance": _metric(to.normalize),
         "train": train,
         "sets": list(spaces),
         "similarity": similarity(centroids.vectors),
-        "assignments": {
-            name: assignments(space, near[name][0], count=len(to.vectors)) for name, space in spaces.items()
-        },
+        "assignments": {name: assignments(space, near[name][0], count=count) for name, space in spaces.items()},
         "distances": {name: distances(space, near[name][1]) for name, space in spaces.items()},
         "path": path(over_training, normalize=to.normalize),
         "geometry": {name: _geometry(space, near[name][0], clouds[name], to) for name, space in spaces.items()},
-        "shift": {
-            name: shift(
-                near[name][1][space.trials.is_bonafide],
-                near[train][1][spaces[train].trials.is_bonafide],
-                apart=float(between(clouds[name][0].mean, clouds[train][0].mean, normalize=to.normalize)),
-            )
-            for name, space in spaces.items()
-        },
+        "shift": _shifts(spaces, train, {name: distance for name, (_, distance) in near.items()}, clouds, to),
         "hardest": [
             trial
             for name in others
             for trial in hardest(name, spaces[name], training=spaces[train].trials, search=search)
         ],
     }
-    rounded: Report = _rounded(report)
-    return rounded
+    return dict(_rounded(report))
+
+
+def _shifts(
+    spaces: Mapping[str, Space],
+    train: str,
+    distance: Mapping[str, Floats],
+    clouds: Mapping[str, tuple[Cloud, Cloud]],
+    to: Places,
+) -> Report:
+    """The shift of every set against the training set."""
+    bonafide = {name: distance[name][space.trials.is_bonafide] for name, space in spaces.items()}
+    means = {name: clouds[name][0].mean for name in spaces}
+    apart = {name: float(between(means[name], means[train], normalize=to.normalize)) for name in spaces}
+    return {name: shift(bonafide[name], bonafide[train], apart=apart[name]) for name in spaces}
 
 
 def _clouds(space: Space, *, normalize: bool) -> tuple[Cloud, Cloud]:
-    """Bona fide and spoof."""
+    """The clouds of bona fide and spoof."""
     kept = space.trials.is_bonafide
     return cloud(space.vectors, kept, normalize=normalize), cloud(space.vectors, ~kept, normalize=normalize)
 
@@ -360,10 +366,11 @@ def _geometry(space: Space, nearest: NDArray[np.int64], clouds: tuple[Cloud, Clo
 
 
 def shift(distance: Floats, in_training: Floats, *, apart: float) -> Report:
-    """How much farther the bona fide of a set lie from the nearest centroid than those of the training set.
+    """How much farther the bona fide of a set are from the nearest centroid than those of the training set.
 
     Args:
-        distance, in_training: of bona fide trials, of the set and of the training set. apart: of the two means.
+        distance: to the nearest centroid, of the set's bona fide. in_training: of the training set's bona fide.
+        apart: the distance between the means of both.
     """
     if not len(distance) or not len(in_training):
         return {"bonafide_to_train": None, "bonafide_distance": None, "ratio": None, "auc": None}
@@ -381,14 +388,14 @@ def _metric(normalize: bool) -> str:
 
 
 def _blocks(vectors: NDArray[np.float32], *, normalize: bool) -> Iterator[tuple[slice, Floats]]:
-    """Embeddings (N, E) as scoring compares them, (B, E) float64 at a time, and the rows that they are of."""
+    """Yield embeddings (N, E), as scoring compares them, in blocks: their rows, and the vectors (B, E) float64."""
     for start in range(0, len(vectors), BLOCK):
         rows = slice(start, start + BLOCK)
         yield rows, compared(np.asarray(vectors[rows]), normalize=normalize).astype(np.float64)
 
 
 def _rounded(node: Any) -> Any:
-    """A report with its numbers to a few digits; what is not finite, as in an epoch that diverged, is None."""
+    """Round all numbers of a report. A number that is not finite, as in an epoch that diverged, becomes None."""
     if isinstance(node, dict):
         return {key: _rounded(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -1,23 +1,24 @@
-"""A linear probe of every cached layer, from its pooled features alone, and a greedy choice of layers.
+"""A linear probe of every cached layer, and a greedy choice of layers.
 
-An utterance is x (2D,): the mean and the standard deviation over its valid frames of each of a layer's D channels.
-Everything is fitted on the training set, both classes weighing half whatever their sizes: so a corpus with twice as
-many spoof gives the same probe, and the loss weighs the two errors as the EER does.
+An utterance is x (2D,): the mean and the standard deviation of each of a layer's D channels over the valid frames.
+Probes are fitted on the training set. Each class has half of the weight. So a corpus with twice as many spoofs gives
+the same probe, and the loss weights the two kinds of error as the EER does.
 
-    z = (x − μ) / σ             μ and σ² are the mean and the variance of the training set, by channel
+    z = (x − μ) / σ             μ and σ²: mean and variance of the training set, for each channel
     logistic    w·z + b         w, b = argmin ½ Σ_class mean_class log(1 + exp(−y (w·z + b))) + λ/2 ‖w‖², y = ±1
-    centroid    cos(z, c)       c = mean of z / ‖z‖ over the bona fide
+    centroid    cos(z, c)       c: mean of z / ‖z‖ over the bona fide
 
-`centroid` is what a one-class loss (ACS, OC-Softmax) would start from: one direction, of the bona fide alone; the spoof
-enter by μ and σ. They have to: channels of XLSR differ in scale by orders of magnitude, so that raw vectors all point
-the same way, and bona fide standardised by statistics of their own have no mean direction.
+`centroid` shows the starting point of a one-class loss (ACS, OC-Softmax): one direction, from the bona fide alone. The
+spoofs count only in μ and σ. They are needed there. The scales of XLSR's channels differ by orders of magnitude, so all
+raw vectors point in nearly the same direction; and bona fide vectors that are standardized by their own statistics have
+no mean direction.
 
-Layers are chosen on dev, and dev alone: first the one of the lowest EER by `logistic`, then each time the one that
-lowers the EER of the layers together most. Together means the mean of their log-odds w·z + b, the sum rule (Kittler et
-al., On combining classifiers, 1998): Bayes' rule for layers that are independent given the class. It has no weights to
-fit, so that neither overconfident training scores nor the labels of dev can bend them.
+Layers are chosen on dev only. The first one has the lowest EER by `logistic`; each further one lowers the EER of all
+chosen layers most. Several layers are scored by the mean of their log-odds w·z + b, the sum rule (Kittler et al., On
+combining classifiers, 1998). It is Bayes' rule for layers that are independent given the class. It has no weights to
+fit, so it cannot overfit to the training scores or to dev.
 
-Nothing here is drawn at random: the same features give the same bits on the same machine.
+Nothing is random: the same features give the same bits on the same machine.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from pipeline.metrics.eer import official_eer
 
 TRAIN, DEV = "train", "dev"
 LOGISTIC, CENTROID = "logistic", "centroid"
-RIDGE = 0.01  # λ; without it 2,048 channels part the 2,580 bona fide of a usual training set by heart
-TOLERANCE = 1e-4  # of the gradient; the EER has long stopped moving by then
-ITERATIONS = 1_000  # it takes some fifty
+RIDGE = 0.01  # λ; without it 2,048 channels overfit the 2,580 bona fide of a usual training set
+TOLERANCE = 1e-4  # of the gradient; the EER stops changing long before
+ITERATIONS = 1_000  # the most; about fifty are needed
 MOST_LAYERS = 4
-BLOCK = 1_024  # utterances that are standardised at a time
+BLOCK = 1_024  # utterances that are standardized at once
 
 Read = Callable[[str, Tap], NDArray[np.float32]]  # set, layer -> (N, 2, D)
 Vectors = NDArray[np.float32]
@@ -51,7 +52,7 @@ Classes = NDArray[np.bool_]  # is_bonafide, (N,)
 
 @dataclass(frozen=True, eq=False)
 class Standard:
-    """The standardisation of one layer: mean and scale are (2D,) float32."""
+    """The standardization of one layer. mean, scale: (2D,) float32."""
 
     mean: Vectors
     scale: Vectors
@@ -63,7 +64,7 @@ class Standard:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Both probes of one layer: weights and centroid are (2D,) float32 for standardised vectors."""
+    """Both probes of one layer. weights, centroid: (2D,) float32, for standardized vectors."""
 
     standard: Standard
     weights: Vectors
@@ -71,7 +72,7 @@ class Probe:
     centroid: Vectors
 
     def scores(self, pooled: NDArray[np.float32]) -> dict[str, Scores]:
-        """The scores (N,) of pooled features (N, 2, D) by method; higher means more bona fide."""
+        """Method -> the scores (N,) of pooled features (N, 2, D). Higher means more bona fide."""
         vectors = flat(pooled)
         blocks = [self._scores(self.standard(vectors[rows])) for rows in _blocks(len(vectors))]
         logistic, centroid = np.concatenate(blocks, axis=1).astype(np.float64)
@@ -86,7 +87,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the choice: the layer that it adds, and the EER in percent of all layers so far together, by set."""
+    """A step of the choice: the layer that it adds, and set -> EER in percent of all layers chosen so far."""
 
     layer: Tap
     eer: dict[str, float]
@@ -94,9 +95,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the probes of all layers came to.
+    """The results of the probes.
 
-    layers: layer -> method -> set -> EER in percent. steps: the layers chosen on dev, in the order of their choice.
+    layers: layer -> method -> set -> EER in percent. steps: one for each layer chosen on dev, in order.
     """
 
     layers: dict[Tap, dict[str, dict[str, float]]]
@@ -104,29 +105,29 @@ class Findings:
 
     @property
     def chosen(self) -> tuple[Tap, ...]:
-        """The layers chosen, in the order of their choice."""
+        """The chosen layers, in order."""
         return tuple(step.layer for step in self.steps)
 
 
 def probe(
     read: Read, is_bonafide: Mapping[str, Classes], *, layers: Sequence[Tap], evaluation: Sequence[str]
 ) -> Findings:
-    """Probe every layer and choose some; one layer of one set is in memory at a time, twice over.
+    """Probe every layer and choose some. Memory holds one layer of one set at a time, twice.
 
     Args:
         read: gives the pooled features (N, 2, D) float32 of a set and layer, N as in `is_bonafide`.
-        is_bonafide: set -> (N,); holds train, dev and the evaluation sets.
-        evaluation: sets whose EER is told beside that of dev; they decide nothing.
+        is_bonafide: set -> (N,) for train, dev and the evaluation sets.
+        evaluation: sets to report, too. They have no part in the choice.
 
-    Raises ValueError for a set of one class, for features of another shape, and for such as are not finite.
+    Raises ValueError for a set of one class, and for features that have another shape or are not finite.
     """
-    told = tuple(dict.fromkeys((DEV, *evaluation)))
-    log_odds: dict[str, dict[Tap, Scores]] = {name: {} for name in told}
+    reported = tuple(dict.fromkeys((DEV, *evaluation)))
+    log_odds: dict[str, dict[Tap, Scores]] = {name: {} for name in reported}
     eers: dict[Tap, dict[str, dict[str, float]]] = {}
     for layer in tqdm(layers, unit="layer", disable=None):
         fitted = fit(_checked(read, is_bonafide, TRAIN, layer), is_bonafide[TRAIN])
         eers[layer] = {LOGISTIC: {}, CENTROID: {}}
-        for name in told:
+        for name in reported:
             scores = fitted.scores(_checked(read, is_bonafide, name, layer))
             log_odds[name][layer] = scores[LOGISTIC]
             for method, values in scores.items():
@@ -156,9 +157,9 @@ def _steps(
 def fit(pooled: NDArray[np.float32], is_bonafide: Classes) -> Probe:
     """Fit both probes of a layer on the training set's pooled features (N, 2, D).
 
-    Raises ValueError where there are not both classes, or a feature is not finite.
+    Raises ValueError for trials of one class only, and for a feature that is not finite.
     """
-    standard, z = standardised(flat(pooled), is_bonafide)
+    standard, z = standardized(flat(pooled), is_bonafide)
     regression = LogisticRegression(
         C=1 / (RIDGE * len(z)), class_weight="balanced", tol=TOLERANCE, max_iter=ITERATIONS
     ).fit(z, is_bonafide)
@@ -171,17 +172,17 @@ def fit(pooled: NDArray[np.float32], is_bonafide: Classes) -> Probe:
 
 
 def flat(pooled: NDArray[np.float32]) -> Vectors:
-    """(N, 2, D) -> (N, 2D)."""
+    """The means and standard deviations of an utterance as one vector: (N, 2, D) -> (N, 2D)."""
     return pooled.reshape(len(pooled), -1)
 
 
-def standardised(vectors: Vectors, is_bonafide: Classes) -> tuple[Standard, Vectors]:
-    """The standardisation by vectors (N, 2D), both classes weighing half, and the vectors after it.
+def standardized(vectors: Vectors, is_bonafide: Classes) -> tuple[Standard, Vectors]:
+    """The standardization by vectors (N, 2D), in which each class has half of the weight, and the vectors after it.
 
-    A channel that does not vary becomes zero and keeps its scale.
+    A constant channel becomes zero and has the scale 1.
     """
     weights = balance(is_bonafide)
-    # in float64: the mean of a constant is that constant, and what is left of it nothing
+    # In float64 the mean of a constant is exactly that constant, and the difference is zero.
     mean = sum((weights[rows] @ vectors[rows] for rows in _blocks(len(vectors))), start=np.zeros(vectors.shape[1]))
     z = vectors - mean.astype(np.float32)
     scale = np.sqrt(weights.astype(np.float32) @ np.square(z))
@@ -191,7 +192,7 @@ def standardised(vectors: Vectors, is_bonafide: Classes) -> tuple[Standard, Vect
 
 
 def balance(is_bonafide: Classes) -> NDArray[np.float64]:
-    """Weights (N,) that sum to one half over each class. Raises ValueError where there is one class only."""
+    """Weights (N,) that sum to one half over each class. Raises ValueError for one class only."""
     bonafide = int(is_bonafide.sum())
     spoof = len(is_bonafide) - bonafide
     if not bonafide or not spoof:
@@ -200,22 +201,23 @@ def balance(is_bonafide: Classes) -> NDArray[np.float64]:
 
 
 def centroid(z: Vectors) -> Vectors:
-    """The mean (2D,) of vectors (N, 2D) of length one; those of length zero count as they are."""
+    """The mean (2D,) of vectors (N, 2D) after each is brought to unit length. A vector of zeros stays zeros."""
     lengths = np.linalg.norm(z, axis=1, keepdims=True)
     mean: Vectors = (z / np.maximum(lengths, np.finfo(np.float32).tiny)).mean(axis=0)
     return mean
 
 
 def fused(log_odds: Mapping[Tap, Scores], layers: Sequence[Tap]) -> Scores:
-    """The scores (N,) of some layers together: the mean of their log-odds."""
+    """The scores (N,) of several layers: the mean of their log-odds."""
     mean: Scores = np.mean([log_odds[layer] for layer in layers], axis=0)
     return mean
 
 
 def choose(log_odds: Mapping[Tap, Scores], is_bonafide: Classes, *, most: int = MOST_LAYERS) -> tuple[Tap, ...]:
-    """Choose at most so many layers greedily: each lowers the EER of all together most; none that does not is taken.
+    """Choose up to `most` layers. Each step adds the layer that lowers the EER of all chosen layers most.
 
-    log_odds: layer -> (N,), of the one set that decides. Of layers that are equally good the first one is taken.
+    The choice ends when no layer lowers the EER. Of equally good layers the first one is taken.
+    log_odds: layer -> (N,), of the set that decides.
     """
     chosen: tuple[Tap, ...] = ()
     lowest = math.inf
@@ -230,7 +232,7 @@ def choose(log_odds: Mapping[Tap, Scores], is_bonafide: Classes, *, most: int = 
 
 
 def eer(scores: Scores, is_bonafide: Classes) -> float:
-    """The official EER in percent. Raises ValueError for a set of one class, and for nan."""
+    """The official EER in percent. Raises ValueError for trials of one class only, and for nan."""
     return 100 * official_eer(det_points(scores[is_bonafide], scores[~is_bonafide])).eer
 
 

@@ -1,8 +1,9 @@
-"""Embeddings in two dimensions, for a map: a stratified sample of trials, projected by PCA, t-SNE or UMAP.
+"""A map of embeddings: a stratified sample of trials, projected to two dimensions by PCA, t-SNE or UMAP.
 
-Embeddings are projected as scoring compares them. PCA is fitted on the whole sample, all sets together, in float64; the
-centroids of a run that scores at unit length are put into it. t-SNE and UMAP start from the PCA and have no place for
-what was not in the sample. Everything is seeded: the same embeddings give the same map on the same machine.
+Embeddings have the form in which scoring compares them. PCA is fitted on the whole sample of all sets, in float64. The
+centroids of a run that scores at unit length are projected, too. t-SNE and UMAP start from the PCA. They cannot place
+points outside the sample, so their maps have no centroids. Seeds are fixed: the same embeddings give the same map on
+the same machine.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.scoring.centroids import unit
 
 BITS = 12  # of a coordinate in the map
-LEAST = 5  # different embeddings, for t-SNE and UMAP
+LEAST = 5  # different embeddings that t-SNE and UMAP need
 PERPLEXITY = 30.0
 UMAP_NEIGHBOURS = 15
-START = 1e-4  # standard deviation of the start of t-SNE, as its author has it
-NEAR = 6  # neighbours of a point that the map names
+START = 1e-4  # standard deviation of the start of t-SNE, as its author recommends
+NEAR = 6  # neighbours that the map names for each point
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 Map = dict[str, Any]
@@ -37,7 +38,7 @@ Map = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Points (N, 2) of a sample, and where the centroids (K, 2) lie among them, if they have a place there."""
+    """The points (N, 2) of a sample, and the centroids (K, 2) where the projection can place them."""
 
     name: str
     note: str
@@ -46,24 +47,24 @@ class Projection:
 
 
 def sample(strata: Names, count: int) -> NDArray[np.intp]:
-    """Rows (M,), ascending, of at most `count` trials, seeded: from each stratum as many as the root of its size asks.
+    """Draw the rows (M,), ascending, of at most `count` trials with a fixed seed, in proportion to √(size of stratum).
 
-    So a rare attack keeps more than its share. Every stratum keeps at least one trial where there are not more strata
-    than `count`. Source of the allocation: Bankier, Power allocations (1988), with the power 1/2.
+    So a rare attack gets more than its share. Every stratum keeps at least one trial where `count` allows it.
+    Source: Bankier, Power allocations (1988), with the power 1/2.
     """
     order = np.random.default_rng(SEED).permutation(len(strata))
     _, codes, sizes = np.unique(strata[order], return_inverse=True, return_counts=True)
     together = np.argsort(codes, kind="stable")
-    place = np.empty(len(order), np.int64)  # of a trial in its stratum, from 0
+    place = np.empty(len(order), np.int64)  # the position of a trial in its stratum, from 0
     place[together] = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[codes[together]]
     due = np.argsort(place / np.sqrt(sizes[codes]), kind="stable")
     return np.sort(order[due[:count]])
 
 
 def pca(vectors: Floats, centroids: Floats | None = None) -> Projection:
-    """Vectors (N, E) on the two axes of most variance; the largest entry of an axis is positive.
+    """Project vectors (N, E), and centroids (K, E), on the two axes of most variance.
 
-    The centroids (K, E) are put on the same axes. An axis without variance gives zeros.
+    The entry of an axis with the largest magnitude is positive. An axis without variance gives zeros.
     """
     mean = vectors.mean(axis=0)
     apart = vectors - mean
@@ -79,9 +80,9 @@ def pca(vectors: Floats, centroids: Floats | None = None) -> Projection:
 
 
 def tsne(vectors: Floats, start: Floats) -> Projection | None:
-    """Vectors (N, E) by t-SNE from the points (N, 2) of a PCA; None where too few differ.
+    """Project vectors (N, E) by t-SNE, starting from the points (N, 2) of a PCA; None where too few vectors differ.
 
-    One thread computes it, as the sums of several depend on which is first.
+    It runs in one thread, because the sums of several threads depend on their timing.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
@@ -96,7 +97,7 @@ def tsne(vectors: Floats, start: Floats) -> Projection | None:
 
 
 def umap(vectors: Floats, start: Floats) -> Projection | None:
-    """Vectors (N, E) by UMAP from the points (N, 2) of a PCA; None where too few differ.
+    """Project vectors (N, E) by UMAP, starting from the points (N, 2) of a PCA; None where too few vectors differ.
 
     Raises InputError where the extra `umap` is not installed.
     """
@@ -109,9 +110,9 @@ def umap(vectors: Floats, start: Floats) -> Projection | None:
     if _too_few(vectors):
         return None
     neighbours = min(UMAP_NEIGHBOURS, len(vectors) - 1)
-    beginning = (10 * start / np.abs(start).max()).astype(np.float32)  # its own spectral start is as wide
+    beginning = (10 * start / np.abs(start).max()).astype(np.float32)  # as wide as UMAP's own spectral start
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of things that it calls itself
+        warnings.simplefilter("ignore")  # UMAP warns about its own calls
         reducer = library.UMAP(n_neighbors=neighbours, init=beginning, random_state=SEED, n_jobs=1)
         points = reducer.fit_transform(vectors.astype(np.float32))
     return Projection(NAMES["umap"], f"{neighbours} neighbours", points.astype(np.float64))
@@ -122,7 +123,7 @@ def _too_few(vectors: Floats) -> bool:
 
 
 def project(vectors: Floats, wanted: Sequence[str], *, centroids: Floats | None) -> list[Projection]:
-    """The wanted projections of vectors (N, E), PCA first and always; those that so few points do not have left out."""
+    """The wanted projections of vectors (N, E). PCA always comes first; others need enough different points."""
     first = pca(vectors, centroids)
     methods = {"tsne": tsne, "umap": umap}
     others = [methods[name](vectors, first.points) for name in wanted if name in methods]
@@ -130,7 +131,7 @@ def project(vectors: Floats, wanted: Sequence[str], *, centroids: Floats | None)
 
 
 def neighbours(vectors: Floats) -> list[list[int]]:
-    """The nearest other rows of each of vectors (N, E), nearest first."""
+    """The rows of the nearest others of each of vectors (N, E), nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(NEAR, len(vectors) - 1)
@@ -150,13 +151,13 @@ def build_map(
     count: int,
     wanted: Sequence[str],
 ) -> Map:
-    """The map of a run: a sample of at most `count` trials of all sets, projected, and what is known of each point.
+    """The map of a run: a sample of at most `count` trials of all sets, their projections, and facts about each.
 
-    Coordinates are whole numbers from 0 to 4095, each axis stretched over all of them. A category is left out where
-    nothing is known of it.
+    Coordinates are whole numbers from 0 to 4095, and each axis uses the full range. A category without known values is
+    left out.
 
     Args:
-        spaces: set -> its trials and embeddings; the first one is the training set.
+        spaces: set -> its trials and embeddings; the first set is the training set.
         wanted: names of projections.
     """
     strata = [np.char.add(f"{name}\t", _stratum(space)) for name, space in spaces.items()]
@@ -170,7 +171,7 @@ def build_map(
         "run": run,
         "points": len(points),
         "bits": BITS,
-        "projections": [_quantised(each) for each in projections],
+        "projections": [_quantized(each) for each in projections],
         "utterance": drawn.trials.utterance.tolist(),
         "audio": drawn.audio.tolist(),
         "score": scores,
@@ -181,7 +182,7 @@ def build_map(
 
 
 def _taken(spaces: Mapping[str, Space], chosen: NDArray[np.intp]) -> tuple[Space, Names]:
-    """Chosen rows, ascending, of several sets one behind the other, and the set that each (M,) is of."""
+    """Take chosen rows, ascending, of several sets that are counted one after the other; and the set (M,) of each."""
     parts, names, start = [], [], 0
     for name, space in spaces.items():
         rows = chosen[(start <= chosen) & (chosen < start + len(space.trials))] - start
@@ -194,12 +195,12 @@ def _taken(spaces: Mapping[str, Space], chosen: NDArray[np.intp]) -> tuple[Space
 
 
 def _stratum(space: Space) -> Names:
-    """Class and attack (N,)."""
+    """The stratum (N,) of each trial: its class and attack."""
     return np.where(space.trials.is_bonafide, BONAFIDE, np.char.add(f"{SPOOF}\t", space.trials.attack))
 
 
-def _quantised(projection: Projection) -> Map:
-    """A projection as the map holds it."""
+def _quantized(projection: Projection) -> Map:
+    """A projection in the form of the map, with whole numbers as coordinates."""
     centroids = projection.centroids
     every = projection.points if centroids is None else np.concatenate((projection.points, centroids))
     low, span = every.min(axis=0), np.ptp(every, axis=0)
@@ -216,7 +217,7 @@ def _quantised(projection: Projection) -> Map:
 
 
 def _categories(drawn: Space, owner: Names, nearest: NDArray[np.int64]) -> Map:
-    """What points can be coloured by, where it is known of any: names, and the number of the name that each has."""
+    """The categories by which points can be coloured: their names, and for each point the number of its name."""
     found = {
         "class": np.where(drawn.trials.is_bonafide, BONAFIDE, SPOOF),
         "set": owner,
@@ -228,7 +229,7 @@ def _categories(drawn: Space, owner: Names, nearest: NDArray[np.int64]) -> Map:
 
 
 def _coded(kind: str, names: Names) -> Map:
-    """Distinct names and the code of each: bona fide first, numbers by size, sets as they come."""
+    """The distinct names, and the code of each entry. Bona fide comes first, numbers by size, sets in given order."""
     distinct = list(dict.fromkeys(names.tolist()))
     if kind != "set":
         distinct.sort(key=lambda name: (name != BONAFIDE, name.rjust(8) if name.isdigit() else name))

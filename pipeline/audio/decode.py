@@ -1,9 +1,9 @@
-"""Audio files to windows of float32 mono samples at 16 kHz.
+"""Decode audio files to float32 mono samples at 16 kHz.
 
-libsndfile decodes first. It refuses M4A, Ogg FLAC and some FLAC files (part of ASVspoof 2021; irregular metadata is one
-cause), and guesses the length of an MP3 or FLAC file that does not state it; those go to PyAV (FFmpeg), the extra `av`.
-FFmpeg skips over damage and reads as far as a file goes, so what it decodes is held against the length and the checksum
-that the file itself states: a file that is cut off or damaged is refused whoever decodes it.
+libsndfile is tried first. It refuses M4A, Ogg FLAC and some FLAC files (some of ASVspoof 2021; one cause is irregular
+metadata), and it guesses the length of MP3 and FLAC files that do not state it. PyAV (FFmpeg), the extra `av`, decodes
+those. FFmpeg skips damaged parts and accepts files that are cut off. So its samples are compared with the length and
+the checksum that the file states. A file that is cut off or damaged is refused by both ways.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pipeline.core.errors import InputError
 
 SUFFIXES = frozenset({".aif", ".aiff", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".wav"})
 
-OGG_FLAGS, OGG_LAST = 5, 4  # offset of a page's flags, and the flag of the last one (RFC 3533)
-ID3_HEADER = 10  # bytes before an ID3v2 tag, its size in the last four, seven bits each
-MPEG_SYNC, MPEG_LAYER = 0xFFE0, 0x0006  # of an MPEG audio frame's first two bytes: the first eleven set, and a layer
-XING_WITHIN = 256  # bytes from the start of the first MPEG frame that hold the frame count, if there is one
-UNKNOWN_FRAMES = 2**62  # libsndfile's length of a FLAC file that does not state its own is above this
-UNKNOWN_BYTES = 0x7FFF_0000  # sizes above this stand in the header of a WAV that was piped: nobody filled them in
+OGG_FLAGS, OGG_LAST = 5, 4  # the offset of a page's flags, and the flag of the last page (RFC 3533)
+ID3_HEADER = 10  # bytes of the header of an ID3v2 tag; its last four hold the size, seven bits in each
+MPEG_SYNC, MPEG_LAYER = 0xFFE0, 0x0006  # in the first two bytes of an MPEG frame: eleven bits that are set, and a layer
+XING_WITHIN = 256  # the frame count, where an MP3 file has it, is in the first bytes of the first frame
+UNKNOWN_FRAMES = 2**62  # where a FLAC file does not state its length, libsndfile gives one above this
+UNKNOWN_BYTES = 0x7FFF_0000  # a WAV file that was written to a pipe states a size above this, as nobody filled it in
 BLOCK = 1_000_000  # samples read at once: a minute at 16 kHz
-DELAY_S = 0.1  # encoder delay and padding: what containers count and decoders drop, or the other way round
+DELAY_S = 0.1  # the length that a container states may differ this much, by the encoder's delay and padding
 Decoder = Literal["libsndfile", "PyAV"]
 
 
 class Audio(NamedTuple):
-    """A usable audio file: (samples,) float32 mono at 16 kHz, the digest of its bytes, and what decoded it."""
+    """A decoded file: (samples,) float32 mono at 16 kHz, the digest of the file's bytes, and the decoder."""
 
     samples: Samples
     content: str
@@ -44,11 +44,11 @@ class Audio(NamedTuple):
 
 
 class _UndecodableError(Exception):
-    """libsndfile cannot decode the file, and why; PyAV may."""
+    """libsndfile cannot decode the file, with the reason; PyAV perhaps can."""
 
 
 def digest(data: bytes) -> str:
-    """Sixteen hex digits of the sha256 of a file's bytes."""
+    """The first sixteen hex digits of the sha256 of a file's bytes."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -58,11 +58,12 @@ def load(path: Path, *, content: str | None = None) -> Samples:
 
 
 def read(path: Path, *, content: str | None = None) -> Audio:
-    """Read and decode a file; channels are averaged, other rates resampled.
+    """Read and decode a file. Channels are averaged, and other rates are resampled to 16 kHz.
 
-    Raises InputError for a file that is missing, empty, not audio, cut off, damaged, shorter than one frame, silent
-    (every sample the same), has NaN or infinite samples, or whose digest is not `content`, if given; and where PyAV is
-    needed and not installed.
+    content: the digest that the file should have; None accepts any.
+
+    Raises InputError for a file that is missing, empty, no audio, cut off, damaged, shorter than one frame, or silent
+    (all samples are equal); that has NaN or infinite samples or another digest; or that needs PyAV where it is missing.
     """
     data = _bytes(path)
     found = digest(data)
@@ -94,7 +95,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _mono(path: Path, channels: Samples, rate: int) -> Samples:
-    """(samples, channels) at any rate to (samples,) at 16 kHz. Raises InputError for what cannot be used."""
+    """Convert (samples, channels) at any rate to (samples,) at 16 kHz. Raises InputError for unusable samples."""
     if len(channels) * SAMPLE_RATE // rate < MIN_SAMPLES:
         raise InputError(
             f"{path}: expected at least {1000 * MIN_SAMPLES // SAMPLE_RATE} ms of audio (one frame), "
@@ -125,11 +126,11 @@ def of_samples(samples: Samples, rate: int, *, name: str) -> Samples:
     return _mono(Path(name), found.reshape(len(found), -1), int(rate))
 
 
-# What the bytes tell before anything is decoded
+# Checks of the bytes before decoding
 
 
 def _container(data: bytes) -> str | None:
-    """FFmpeg's name of the container, by the first bytes; None for those that PyAV is not asked for."""
+    """FFmpeg's name of the container, by the first bytes; None for containers that PyAV does not get."""
     start = _after_id3(data)
     head = data[start : start + 8]
     if head.startswith(b"fLaC"):
@@ -143,7 +144,7 @@ def _container(data: bytes) -> str | None:
 
 
 def _after_id3(data: bytes) -> int:
-    """Where the audio starts: behind an ID3v2 tag, if there is one."""
+    """The offset of the audio, after an ID3v2 tag if there is one."""
     if not data.startswith(b"ID3"):
         return 0
     size = 0
@@ -153,14 +154,14 @@ def _after_id3(data: bytes) -> int:
 
 
 def _counts_frames(data: bytes) -> bool:
-    """Whether an MP3 file states its number of frames; libsndfile guesses it from the first bit rate otherwise."""
+    """Whether an MP3 file states its number of frames. If not, libsndfile guesses it from the first bit rate."""
     start = _after_id3(data)
     tag = re.search(rb"(?:Xing|Info)(.{4})(.{4})", data[start : start + XING_WITHIN], re.DOTALL)
     return tag is not None and bool(tag[1][3] & 1) and any(tag[2])
 
 
 def _check_end(path: Path, data: bytes) -> None:
-    """Raise InputError where an Ogg stream lacks its flagged last page, or an MP4 box reaches beyond the file."""
+    """Raise InputError where an Ogg file does not end with a last page, or an MP4 box is longer than the file."""
     whole = True
     if data.startswith(b"OggS"):
         flags = data.rfind(b"OggS") + OGG_FLAGS
@@ -172,13 +173,13 @@ def _check_end(path: Path, data: bytes) -> None:
 
 
 def _end_of_boxes(data: bytes) -> int:
-    """Where the last of a file's top-level MP4 boxes (ISO 14496-12, 4.2) says that it ends."""
+    """The offset at which the last top-level MP4 box of a file should end (ISO 14496-12, 4.2)."""
     place = 0
     while place + 8 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")
         if size == 1:  # the size follows the type
             size = int.from_bytes(data[place + 8 : place + 16], "big")
-        if size < 8:  # 0 is up to the end of the file; anything else is no box
+        if size < 8:  # 0 means: up to the end of the file; other values are no box
             break
         place += size
     return place
@@ -192,15 +193,18 @@ def _cut_off(path: Path) -> InputError:
 
 
 def _by_libsndfile(path: Path, data: bytes) -> tuple[Samples, int]:
-    """(samples, channels) and their rate. Raises _UndecodableError, or InputError for a file that PyAV cannot mend."""
+    """Decode by libsndfile: (samples, channels) and their rate.
+
+    Raises _UndecodableError where PyAV should try, InputError for a file that is cut off.
+    """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            # libsndfile shortens a cut-off WAV silently, noting it in its log alone
+            # libsndfile accepts a WAV file that is cut off. Only its log says so.
             if any(int(size) < UNKNOWN_BYTES for size in re.findall(r"(\d+) \(should be", file.extra_info)):
                 raise _cut_off(path)
             if file.frames > UNKNOWN_FRAMES or (file.format == "MP3" and not _counts_frames(data)):
                 raise _UndecodableError("the file does not state its length")
-            # block by block: a damaged header may state billions of samples, and they would be allocated at once
+            # Read in blocks: a damaged header may state billions of samples, and one read would allocate them all.
             blocks = [file.read(BLOCK, dtype="float32", always_2d=True)]
             while len(blocks[-1]) == BLOCK:
                 blocks.append(file.read(BLOCK, dtype="float32", always_2d=True))
@@ -219,7 +223,10 @@ def _by_libsndfile(path: Path, data: bytes) -> tuple[Samples, int]:
 
 
 def _by_pyav(path: Path, data: bytes, *, reason: str) -> tuple[Samples, int]:
-    """(samples, channels) and their rate. Raises InputError for what is not whole; `reason` is libsndfile's refusal."""
+    """Decode by PyAV: (samples, channels) and their rate. reason: why libsndfile refused the file.
+
+    Raises InputError for a file that is no audio, cut off or damaged, and where PyAV is not installed.
+    """
     container = _container(data)
     if container is None:
         raise InputError(f"{path}: expected an audio file (WAV, FLAC, OGG, MP3, M4A), got none ({reason})")
@@ -237,7 +244,7 @@ def _by_pyav(path: Path, data: bytes, *, reason: str) -> tuple[Samples, int]:
     if track is None:
         raise InputError(f"{path}: expected audio in one known format, got none or several; remove the trial")
     if container == "mp3" and not _counts_frames(data):
-        track = track._replace(stated=0)  # FFmpeg guesses, too
+        track = track._replace(stated=0)  # FFmpeg guesses it, too
     if not _is_whole(track):
         raise _damaged(path, f"libsndfile: {reason}; PyAV: {len(track.samples)} samples, not those that it states")
     return _full_scale(track.samples), track.rate
@@ -248,9 +255,9 @@ def _damaged(path: Path, details: str) -> InputError:
 
 
 class _Track(NamedTuple):
-    """What FFmpeg decoded: (samples, channels) in its own sample type, and what the file states of them.
+    """A track as FFmpeg decoded it: (samples, channels) in its own sample type, and facts that the file states.
 
-    stated: the number of samples, 0 where unknown. broken: a packet was damaged, or frames do not follow each other.
+    stated: the number of samples, 0 where unknown. broken: a packet was damaged, or a frame is missing.
     flac_info: the STREAMINFO block, empty for other codecs.
     """
 
@@ -262,13 +269,13 @@ class _Track(NamedTuple):
 
 
 def _decoded(file: Any) -> _Track | None:
-    """The first audio track of an open container; None where there is none, or its format changes on the way."""
+    """Decode the first audio track of an open container; None where there is none, or its format changes."""
     streams = file.streams.audio
-    if not streams or streams[0].codec_context is None:  # no audio, or in a codec that FFmpeg does not know
+    if not streams or streams[0].codec_context is None:  # no audio, or a codec that FFmpeg does not know
         return None
     stream, context = streams[0], streams[0].codec_context
     is_flac = context.name == "flac"
-    context.thread_type = "NONE"  # files are decoded side by side
+    context.thread_type = "NONE"  # several files are decoded at once, each by one thread
     if is_flac:
         context.options = {"err_detect": "crccheck+explode"}
     blocks: list[NDArray[Any]] = []
@@ -277,7 +284,7 @@ def _decoded(file: Any) -> _Track | None:
     for packet in file.demux(stream):
         broken |= packet.is_corrupt
         for frame in packet.decode():
-            if is_flac:  # whose frames are numbered by samples; one with a damaged header is skipped
+            if is_flac:  # FLAC frames carry the number of their first sample, so a frame that was skipped shows
                 broken |= frame.pts is None or expected not in (None, frame.pts)
                 expected = (frame.pts or 0) + frame.samples
             formats.add((frame.format.name, frame.layout.nb_channels, frame.sample_rate))
@@ -296,7 +303,7 @@ def _decoded(file: Any) -> _Track | None:
 
 
 def _is_whole(track: _Track) -> bool:
-    """Whether a track has the checksum that it states (FLAC does), or else the length."""
+    """Whether a track has the checksum that the file states (FLAC has one), or else the stated length."""
     checksum = track.flac_info[18:34]
     if any(checksum):
         return _flac_checksum(track) == checksum
@@ -307,7 +314,7 @@ def _is_whole(track: _Track) -> bool:
 def _flac_checksum(track: _Track) -> bytes:
     """The MD5 of FLAC samples as STREAMINFO (RFC 9639, 8.2) has it: little-endian, channels interleaved."""
     bits = (track.flac_info[12] & 1) << 4 | track.flac_info[13] >> 4
-    values = track.samples >> (8 * track.samples.itemsize - bits - 1)  # FFmpeg fills the type from above
+    values = track.samples >> (8 * track.samples.itemsize - bits - 1)  # FFmpeg uses the highest bits of the type
     plain = values.astype("<i4").view(np.uint8).reshape(-1, 4)[:, : bits // 8 + 1]
     return hashlib.md5(plain.tobytes(), usedforsecurity=False).digest()
 

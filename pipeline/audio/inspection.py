@@ -1,6 +1,6 @@
-"""The last step before a trial table is written: every audio file is looked up, decoded, and its digest kept.
+"""Check every audio file of a trial table: find it, decode it, and note the digest of its bytes.
 
-Everything that makes a file unusable is found here and reported together, before hours of computing.
+All files that cannot be used are found here and reported together, before hours of computing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pipeline.audio import decode
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import Trials
 
-THREADS = min(max(4, os.cpu_count() or 1), 32)  # decoding releases the interpreter lock; some wait for the disk
-AHEAD = 16  # items a worker that are under way or wait to be asked for
+THREADS = min(max(4, os.cpu_count() or 1), 32)  # decoding releases the interpreter lock, and some threads wait for disk
+AHEAD = 16  # for each worker: items that are in work, or done and not yet taken
 
 OnBadAudio = Literal["fail", "skip"]
 Say = Callable[[str], None]
@@ -35,31 +35,31 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
 ) -> Generator[Result, None, None]:
-    """`map` by threads: results in the order of the items, of which no more than `workers * AHEAD` are waiting."""
+    """`map` by threads: the results in the order of the items. At most `workers * AHEAD` items are in work."""
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    executor = ThreadPoolExecutor(workers)
     try:
         for item in items:
             if len(waiting) == workers * AHEAD:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(function, item))
+            waiting.append(executor.submit(function, item))
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)
 
 
 def with_contents(
     table: Trials, root: Path, *, on_bad_audio: OnBadAudio = "fail", say: Say = lambda _line: None
 ) -> Trials:
-    """The table with the digest of every audio file; each is read and decoded once.
+    """Return the table with the digest of every audio file. Each file is read and decoded once.
 
     Args:
-        on_bad_audio: `skip` drops the trials whose audio is missing or cannot be used.
-        say: told what was dropped, how many files no trial names, and how many PyAV decoded.
+        on_bad_audio: `skip` drops the trials whose audio is missing or cannot be used; `fail` raises an error.
+        say: prints which trials were dropped, how many files belong to no trial, and how many PyAV decoded.
 
-    Raises InputError listing all files that are missing, or else all that cannot be used (`fail`), and where no trial
-    of one of the classes is left (`skip`).
+    Raises InputError with all files that are missing, or with all that cannot be used (`fail`); and where all trials of
+    a class are dropped (`skip`).
     """
     there = _look_up(table, root, say=say)
     missing = [f"utterance {table.utterance[row]}: {root / str(table.path[row])}" for row in np.flatnonzero(~there)]
@@ -77,7 +77,7 @@ def with_contents(
 
 
 class Problem(NamedTuple):
-    """What is wrong with some of the audio, how to mend it, and one line for each file."""
+    """A problem of some audio files, its remedy, and one line for each file."""
 
     what: str
     remedy: str
@@ -85,21 +85,21 @@ class Problem(NamedTuple):
 
 
 def _without(table: Trials, good: NDArray[np.bool_], problem: Problem, *, on_bad_audio: OnBadAudio, say: Say) -> Trials:
-    """The good trials, (N,) bool. Raises InputError where bad ones may not be skipped, or a class is lost by it."""
-    told = f"{len(problem.lines)} of {len(table)} audio files {problem.what}:\n{listing(problem.lines)}"
+    """Keep the trials that `good` (N,) marks. Raises InputError where others may not be dropped, or a class is lost."""
+    message = f"{len(problem.lines)} of {len(table)} audio files {problem.what}:\n{listing(problem.lines)}"
     if on_bad_audio == "fail":
-        raise InputError(f"{told}\n{problem.remedy}; or drop these trials: on_bad_audio: skip")
+        raise InputError(f"{message}\n{problem.remedy}; or drop these trials: on_bad_audio: skip")
     kept = table.take(good)
     bonafide = int(kept.is_bonafide.sum())
     if not 0 < bonafide < len(kept):
         left = f"{bonafide} bona fide and {len(kept) - bonafide} spoof trials"
-        raise InputError(f"{told}\nexpected trials of both classes without these, got {left}; {problem.remedy}")
-    say(f"{told}\nthese trials are dropped (on_bad_audio: skip)")
+        raise InputError(f"{message}\nexpected trials of both classes without these, got {left}; {problem.remedy}")
+    say(f"{message}\nthese trials are dropped (on_bad_audio: skip)")
     return kept
 
 
 def _look_up(table: Trials, root: Path, *, say: Say) -> NDArray[np.bool_]:
-    """Which trials have an audio file, (N,) bool. Every folder is listed once: no file is asked for by itself."""
+    """Which trials have an audio file, (N,) bool. Each folder is listed once, which is faster than asking by file."""
     named: dict[str, set[str]] = {}
     for path in table.path.tolist():
         folder, name = posixpath.split(path)
@@ -113,7 +113,7 @@ def _look_up(table: Trials, root: Path, *, say: Say) -> NDArray[np.bool_]:
 
 
 def _files(folder: Path) -> set[str]:
-    """The names of the files in a folder; none where there is no such folder."""
+    """The names of the files in a folder; none where there is no folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -126,7 +126,7 @@ def _is_audio(name: str) -> bool:
 
 
 def _read_all(table: Trials, root: Path) -> tuple[list[str], list[str], int]:
-    """The digests, N, empty where the audio cannot be used; the problems; how many files PyAV decoded."""
+    """The N digests, empty for audio that cannot be used; a line for each of these; the number that PyAV decoded."""
 
     def read(row: int) -> tuple[str, str, bool]:
         try:

@@ -1,4 +1,4 @@
-"""Utterances to windows of samples, decoded and augmented ahead of the encoder by threads or processes."""
+"""Load the windows of utterances: threads or processes decode and augment them before the encoder needs them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.params import WindowParams
 from pipeline.core.trial_table import Trials
 
-DECODERS = 4  # threads that decode ahead of the encoder
-WORKERS = 16  # at most: processes that do the same where there are views, as augmenting barely gains from threads
+DECODERS = 4  # threads that decode
+WORKERS = 16  # the most processes that decode and augment; augmenting gains little from threads
 
 Windows = tuple[NDArray[np.float32], NDArray[np.int64]]  # (n, S) samples at 16 kHz, (n,) how many of each are valid
 Loading = list[Future[tuple[windowing.Samples, int]]]
@@ -30,7 +30,7 @@ Loading = list[Future[tuple[windowing.Samples, int]]]
 
 @dataclass(frozen=True)
 class Clip:
-    """What loading one utterance needs to know of its trial."""
+    """One utterance to load: its name, its audio file, and the digest of the file."""
 
     utterance: str
     path: Path
@@ -38,14 +38,14 @@ class Clip:
 
 
 def clip_of(trials: Trials, row: int, *, audio_root: Path) -> Clip:
-    """The utterance of one trial."""
+    """The clip of one trial."""
     return Clip(str(trials.utterance[row]), audio_root / str(trials.path[row]), str(trials.content[row]))
 
 
 def load_window(clip: Clip, *, view: str, window: WindowParams) -> tuple[windowing.Samples, int]:
-    """Decode an utterance, take a view of the whole of it, cut its window: (S,) and how many of them are valid.
+    """Decode an utterance, augment all of it as the view says, and cut its window.
 
-    Raises InputError naming the utterance.
+    Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """
     try:
         samples = views.apply(view, decode.load(clip.path, content=clip.content), utterance=clip.utterance)
@@ -57,13 +57,13 @@ def load_window(clip: Clip, *, view: str, window: WindowParams) -> tuple[windowi
         raise InputError(f"utterance {clip.utterance}: {error}") from None
 
 
-def load(pool: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams) -> Loading:
+def load(executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams) -> Loading:
     """Start loading utterances."""
-    return [pool.submit(load_window, clip, view=view, window=window) for clip in clips]
+    return [executor.submit(load_window, clip, view=view, window=window) for clip in clips]
 
 
 def loaded(loading: Loading, rows: slice) -> Windows:
-    """Some of the windows, waited for. Raises InputError with all utterances that cannot be used, others too."""
+    """Wait for some of the windows. Raises InputError with all utterances of the unit that cannot be used."""
     try:
         found = [future.result() for future in loading[rows]]
     except InputError:
@@ -73,8 +73,8 @@ def loaded(loading: Loading, rows: slice) -> Windows:
 
 
 @contextlib.contextmanager
-def pool(*, augmenting: bool) -> Iterator[Executor]:
-    """Threads, or processes where there is something to augment. Raises InputError where a process died."""
+def open_executor(*, augmenting: bool) -> Iterator[Executor]:
+    """An executor: threads, or processes where they augment. Raises InputError where a process died."""
     found = processes() if augmenting else ThreadPoolExecutor(DECODERS)
     try:
         yield found
@@ -88,20 +88,20 @@ def pool(*, augmenting: bool) -> Iterator[Executor]:
 
 
 def processes() -> Executor:
-    """Processes that augment; threads where this process is one that may have none of its own, such as Dask's."""
+    """Processes that augment; threads where this process may not start others, such as a worker of Dask."""
     if multiprocessing.current_process().daemon:
         return ThreadPoolExecutor(DECODERS)
-    spawn = multiprocessing.get_context("spawn")  # a fork would take along the encoder's threads, locks and memory
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the encoder's threads, locks and memory
     return ProcessPoolExecutor(workers(), mp_context=spawn, initializer=_follow_parent)
 
 
 def workers() -> int:
-    """How many processes augment: one for every processor that this one may use, up to a limit."""
+    """The number of processes that augment: one for each processor that this one may use, up to `WORKERS`."""
     return min(len(os.sched_getaffinity(0)), WORKERS)
 
 
 def _follow_parent() -> None:
-    """Make a worker leave Ctrl-C to its parent, and end where the parent was killed, which does not wait for it."""
+    """In a worker: leave Ctrl-C to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,9 +1,9 @@
-"""The quality of every utterance of a table, estimated once and kept in a CSV cache.
+"""The quality (MOS) of every utterance of a table, estimated once and kept in a CSV cache.
 
-The cache is appended to as the estimates come, one line an utterance, and is never rewritten: a run that was killed
-continues where it was, and a line that was torn by it is cut off. A line counts for the same utterance, the same bytes
-of its file, and the same version of the estimator; lines of others stay, so that going back finds them again. Keep it
-out of DVC's outputs, which are deleted before a stage runs.
+Each estimate is appended to the cache as one line, and the file is never rewritten. So a run that was killed continues
+where it stopped; an unfinished last line is removed. A line is used for the same utterance, the same bytes of its file
+and the same version of the estimator. Other lines stay, and older parameters find them again. The cache must not be an
+output of DVC, which deletes outputs before a stage runs.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from pipeline.core.trial_table import MOS_RANGE, Trials
 
 HEADER = "utterance,content,estimator,mos\n"
 DIGITS = 4  # of a MOS; finer ones differ between processors
-WORKERS = os.cpu_count() or 1  # an estimator computes outside the interpreter lock, on one processor
+WORKERS = os.cpu_count() or 1  # an estimator uses one processor and does not hold the interpreter lock
 
 Key = tuple[str, str]  # utterance, digest of its file's bytes
 
 
 def with_quality(table: Trials, root: Path, *, estimator: Any, cache: Path) -> Trials:
-    """The table with the quality that an estimator gives, or as it is where the corpus gives it.
+    """Return the table with the estimated quality, or unchanged where the corpus itself gives it.
 
     Args:
-        table: with the contents that `prepare` has read.
+        table: with the digests of the audio files.
         estimator: a member of `pipeline.quality`.
-        cache: the CSV file of estimates; it and its folder are made.
+        cache: the CSV file of estimates; it and its folder are made where they are missing.
 
-    Raises InputError listing all utterances whose audio cannot be read, or whose estimate is no MOS; the others are
-    kept in the cache.
+    Raises InputError with all utterances whose audio cannot be read or whose estimate is no MOS. The other estimates
+    are kept in the cache.
     """
     if estimator.estimate is None:
         return table
@@ -56,7 +56,7 @@ def with_quality(table: Trials, root: Path, *, estimator: Any, cache: Path) -> T
 def _estimate_all(
     table: Trials, root: Path, *, rows: list[int], estimator: Any, identity: str, cache: Path
 ) -> dict[Key, float]:
-    """Estimate the rows side by side and append them to the cache in their order, whatever the number of workers."""
+    """Estimate the rows by several threads and append them to the cache in their order."""
 
     def outcome(row: int) -> float | str:
         return _estimate(table, row, root=root, estimator=estimator)
@@ -83,7 +83,7 @@ def _estimate_all(
 
 
 def _estimate(table: Trials, row: int, *, root: Path, estimator: Any) -> float | str:
-    """The MOS of one utterance, or what is wrong with it. What stops the estimator altogether is raised."""
+    """The MOS of one utterance, or a message about it. Errors of the estimator itself are raised."""
     name = f"utterance {table.utterance[row]}"
     try:
         samples = decode.load(root / str(table.path[row]), content=str(table.content[row]))
@@ -99,9 +99,9 @@ def _estimate(table: Trials, row: int, *, root: Path, estimator: Any) -> float |
 
 
 def _read(cache: Path, identity: str) -> dict[Key, float]:
-    """What a cache holds of one estimator; a cache that is not there is begun, a torn last line is cut off.
+    """Read the estimates of one estimator. A missing cache is begun, and an unfinished last line is removed.
 
-    Raises InputError, with the line, for a file that is no such cache.
+    Raises InputError, with the line, for a file that is no cache of estimates.
     """
     cache.parent.mkdir(parents=True, exist_ok=True)
     data = cache.read_bytes() if cache.exists() else b""

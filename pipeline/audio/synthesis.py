@@ -1,7 +1,7 @@
-"""Speech-like signals and what makes spoofs of them: sources, filters, vocoders, a recording chain.
+"""Speech-like signals, and vocoders that turn them into spoofs: sources, filters, vocoders, a recording chain.
 
-A signal is (samples,) float32 at 16 kHz. A short-time spectrum is (T, F) complex64, T frames every HOP samples. The
-same input and generator give the same bits for any number of threads: no BLAS, nothing kept between calls.
+A signal is (samples,) float32 at 16 kHz. A short-time spectrum is (T, F) complex64, a frame every HOP samples. The same
+input and generator give the same bits for any number of threads: no BLAS, and no state between calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.audio.windowing import SAMPLE_RATE
 
 Array = NDArray[np.float32]
 Spectra = NDArray[np.complex64]
-Times = NDArray[np.float64]  # (P,) in samples, between them too
+Times = NDArray[np.float64]  # (P,) in samples, with fractions
 
 HOP, WINDOW, FFT = 128, 512, 1024  # samples; the padding up to FFT holds the ringing of the formants
 HANN = signal.get_window("hann", WINDOW).astype(np.float32)
@@ -36,12 +36,12 @@ def rms(x: NDArray[np.floating]) -> float:
 
 
 def frame_count(n: int) -> int:
-    """T for n samples."""
+    """The number of frames T of n samples."""
     return -(-n // HOP) + WINDOW // HOP - 1
 
 
 def stretch(track: Array, n: int) -> Array:
-    """A track (T,) at the centres of the frames, drawn out to (n,) samples."""
+    """Interpolate a track (T,), which has a value at the centre of each frame, to (n,) samples."""
     centres = np.arange(len(track)) * HOP + HOP - WINDOW / 2
     return np.interp(np.arange(n), centres, track).astype(np.float32)
 
@@ -54,17 +54,17 @@ def stft(x: Array) -> Spectra:
 
 
 def overlap_add(spectra: Spectra, n: int) -> Array:
-    """Filtered frames, with their ringing, to (n,) samples; the window adds up to 2."""
+    """Add filtered frames, with their ringing, to (n,) samples. The windows add up to 2."""
     return _add_frames(fft.irfft(spectra, FFT, axis=1), n) / 2.0
 
 
 def _windowed_overlap_add(spectra: Spectra, n: int) -> Array:
-    """The signal (n,) whose STFT is nearest to `spectra`; the squared window adds up to 1.5."""
+    """The signal (n,) with the STFT nearest to `spectra`. The squared windows add up to 1.5."""
     return _add_frames(fft.irfft(spectra, FFT, axis=1)[:, :WINDOW] * HANN, n) / 1.5
 
 
 def _add_frames(frames: Array, n: int) -> Array:
-    """(T, WINDOW or FFT) -> (n,), frames added HOP apart."""
+    """Add frames (T, WINDOW or FFT), each HOP samples after the one before, to (n,) samples."""
     blocks = frames.reshape(len(frames), -1, HOP)
     out = np.zeros((len(frames) + blocks.shape[1], HOP), np.float32)
     for i in range(blocks.shape[1]):
@@ -76,13 +76,13 @@ def _add_frames(frames: Array, n: int) -> Array:
 
 
 def pulse_times(f0: Array) -> Times:
-    """When the phase of f0 (samples,) in Hz completes a period, (P,)."""
+    """The times (P,) at which the phase of f0 (samples,), in Hz, completes a period."""
     phase = np.cumsum(f0, dtype=np.float64) / SAMPLE_RATE
     return np.interp(np.arange(1, int(phase[-1])), phase, np.arange(len(f0)))
 
 
 def pulses(times: Times, strength: NDArray[np.float64], n: int) -> Array:
-    """Pulses, each shared by the two samples around its time, (n,)."""
+    """Pulses as a signal (n,). A pulse between two samples is divided between them."""
     times = np.clip(times, 0, n - 2)
     at = times.astype(np.int64)
     late = times - at
@@ -91,7 +91,7 @@ def pulses(times: Times, strength: NDArray[np.float64], n: int) -> Array:
 
 
 def glottal_pulses(times: Times, strength: NDArray[np.float64], *, opening: float, n: int) -> Array:
-    """The derivative of the glottal flow, (n,): opens slowly within `opening` seconds, closes at once."""
+    """The derivative of the glottal flow, (n,). It opens slowly within `opening` seconds and closes at once."""
     t = np.linspace(0, 1, int(opening * SAMPLE_RATE), dtype=np.float32)
     return np.convolve(pulses(times, strength, n), 3 * t**2 - 4 * t**3)[:n]
 
@@ -109,7 +109,7 @@ def vocal_tract(formants: Array) -> Spectra:
 
 
 def pitch(x: Array) -> tuple[Array, Array]:
-    """F0 in Hz, bridged where there is none, and voicing from 0 to 1, both (samples,), by autocorrelation."""
+    """F0 in Hz and voicing from 0 to 1, both (samples,), by autocorrelation. F0 is interpolated where x is unvoiced."""
     width = 640
     frames = sliding_window_view(np.pad(x, width // 2), width)[::HOP] * signal.get_window("hann", width)
     r = fft.irfft(np.abs(fft.rfft(frames, 2048, axis=1)) ** 2, axis=1)
@@ -125,14 +125,14 @@ def pitch(x: Array) -> tuple[Array, Array]:
 
 
 def excitation(x: Array, rng: np.random.Generator, *, breath: float) -> Array:
-    """What a vocoder feeds its filter, (samples,) of power one: pulses where x is voiced, noise elsewhere.
+    """The input of a vocoder's filter, (samples,) with power one: pulses where x is voiced, noise elsewhere.
 
-    `breath` is the share of noise, in power, where x is voiced.
+    breath: the share of noise, in power, where x is voiced.
     """
     f0, voiced = pitch(x)
     times = pulse_times(f0)
     bare = pulses(times, np.sqrt(SAMPLE_RATE / np.interp(times, np.arange(len(x)), f0)), len(x))
-    # Spread over about 2 ms, as narrow-band vocoders do: a bare pulse would give itself away by its peak.
+    # Each pulse is spread over about 2 ms, as narrow-band vocoders do. The peak of a bare pulse is too easy to detect.
     spread = noise(rng, 96) * np.exp(-np.arange(96, dtype=np.float32) / 24)
     buzz = np.convolve(bare, spread / np.sqrt((spread**2).sum()))[: len(x)]
     voiced = voiced * np.float32(1 - breath)
@@ -143,7 +143,7 @@ def excitation(x: Array, rng: np.random.Generator, *, breath: float) -> Array:
 
 
 def griffin_lim(x: Array, rng: np.random.Generator, *, mels: int, rounds: int) -> Array:
-    """The magnitudes that a mel spectrogram leaves, with phases found from random ones by iteration."""
+    """A mel spectrogram turned back into a signal: phases begin at random and are improved by iteration."""
     spectra = stft(x)
     bank = _mel_bank(mels)
     # einsum, not BLAS: the same bits for any number of threads.
@@ -157,7 +157,7 @@ def griffin_lim(x: Array, rng: np.random.Generator, *, mels: int, rounds: int) -
 
 
 def _mel_bank(mels: int) -> Array:
-    """Triangles on the mel scale, (mels, F); they add up to one between the outer centres."""
+    """Triangular filters on the mel scale, (mels, F). They add up to one between the first and the last centre."""
     mel = 2595 * np.log10(1 + HERTZ / 700)
     centre = np.linspace(0, mel[-1], mels + 2)[1:-1]
     bank: Array = np.maximum(0, 1 - np.abs(mel - centre[:, None]) * (mels + 1) / mel[-1]).astype(np.float32)
@@ -165,7 +165,7 @@ def _mel_bank(mels: int) -> Array:
 
 
 def lpc_vocoder(x: Array, rng: np.random.Generator, *, order: int, breath: float) -> Array:
-    """An all-pole envelope a frame over the excitation that the pitch of x gives."""
+    """An all-pole envelope for each frame, excited by pulses at the pitch of x."""
     r = fft.irfft(np.abs(stft(x)) ** 2, axis=1)[:, : order + 1]  # (T, order + 1), autocorrelation
     error = r[:, 0] * 1.0001 + 1e-9
     a = np.zeros_like(r)
@@ -179,7 +179,7 @@ def lpc_vocoder(x: Array, rng: np.random.Generator, *, order: int, breath: float
 
 
 def homomorphic_vocoder(x: Array, rng: np.random.Generator, *, quefrencies: int) -> Array:
-    """An envelope a frame from the low quefrencies of the cepstrum, with zero phase, over the excitation as above."""
+    """An envelope for each frame from the low quefrencies of the cepstrum, with zero phase, excited as above."""
     cepstrum = fft.irfft(np.log(np.abs(stft(x)) + 1e-2 * rms(x)), axis=1)  # (T, FFT)
     cepstrum[:, quefrencies : 1 - quefrencies] = 0
     plain = stft(excitation(x, rng, breath=0.0)) / np.sqrt((HANN**2).sum())
@@ -188,7 +188,7 @@ def homomorphic_vocoder(x: Array, rng: np.random.Generator, *, quefrencies: int)
 
 
 def flat_pitch(x: Array, *, periods: float) -> Array:
-    """Grains of x, `periods` long, laid anew at the median of its pitch (PSOLA)."""
+    """Grains of x, `periods` periods long, placed again at a constant pitch, the median of x (PSOLA)."""
     f0, voiced = pitch(x)
     old, new = pulse_times(f0), pulse_times(np.full_like(f0, np.median(f0[voiced > 0.5])))
     centre = old[np.abs(old[:, None] - new).argmin(0)].astype(np.int64)  # (P,), the nearest grain
@@ -205,11 +205,11 @@ def flat_pitch(x: Array, *, periods: float) -> Array:
 
 
 def all_pass(x: Array, *, delays: NDArray[np.int64], gains: NDArray[np.float64]) -> Array:
-    """x through a cascade of Schroeder's all-pass reverberators (1961): phases scattered, magnitudes kept.
+    """x through a cascade of Schroeder's all-pass reverberators (1961), which change phases and keep magnitudes.
 
     delays: (K,) in samples. gains: (K,), below one in magnitude.
     """
-    size = fft.next_fast_len(len(x) + SAMPLE_RATE // 2, real=True)  # half a second for the echoes to die
+    size = fft.next_fast_len(len(x) + SAMPLE_RATE // 2, real=True)  # half a second until the echoes are gone
     turn = np.linspace(0, np.pi, size // 2 + 1, dtype=np.float32)
     spectrum = fft.rfft(x, size)
     for delay, gain in zip(delays, gains.astype(np.float32), strict=True):
@@ -220,14 +220,14 @@ def all_pass(x: Array, *, delays: NDArray[np.int64], gains: NDArray[np.float64])
 
 
 def limited(x: Array, ceiling: float) -> Array:
-    """x held softly below `ceiling` times its own RMS."""
+    """x limited smoothly to `ceiling` times its own RMS."""
     top = np.float32(ceiling * rms(x))
     y: Array = top * np.tanh(x / top)
     return y
 
 
 def slope(x: Array, db_per_octave: float) -> Array:
-    """x with a spectrum that slopes around 1 kHz and has nothing at 0 Hz."""
+    """x with a spectral slope of `db_per_octave` that leaves 1 kHz unchanged, and nothing at 0 Hz."""
     size = fft.next_fast_len(len(x), real=True)
     hz = fft.rfftfreq(size, 1 / SAMPLE_RATE)
     gain = (np.maximum(hz, 60) / 1000) ** (db_per_octave / 6.02) * hz**2 / (hz**2 + 60**2)

@@ -1,4 +1,4 @@
-"""The window that the encoder hears: the first samples of an utterance; a shorter one is repeated or zero-padded."""
+"""The window that the encoder gets: the first samples of an utterance. A shorter one is repeated or zero-padded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ Pad = Literal["repeat", "zero"]
 Samples = NDArray[np.float32]
 
 
-# Windows
-
-
 def window(samples: Samples, *, length: int, pad: Pad) -> tuple[Samples, int]:
     """The first `length` samples, (length,), and how many of them are valid.
 
-    A shorter signal is repeated from its start (`repeat`: all samples are valid, as in the public countermeasures) or
-    followed by zeros (`zero`: only its own samples are valid).
+    A shorter signal is repeated from its start (`repeat`; all samples count as valid, as in public countermeasures), or
+    zeros follow it (`zero`; only its own samples are valid).
     """
     if len(samples) >= length:
         return samples[:length], length

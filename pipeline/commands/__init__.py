@@ -1,4 +1,4 @@
-"""The command `bonafide`: one file a command, each with `main(argv)`; its docstring's first line is its help."""
+"""The command `bonafide`. Each file is a command with a `main(argv)`; the first line of its docstring is its help."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def main() -> None:
 
 
 def dispatch(argv: Sequence[str]) -> None:
-    """Run one command with its arguments. Raises SystemExit for a name that is none, InputError where it does."""
+    """Run one command with its arguments. Raises SystemExit for an unknown command, and the errors of the command."""
     commands = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if not path.stem.startswith("_")}
     parser = argparse.ArgumentParser(
         prog="bonafide",
         description="Tools for research on audio deepfake detection.",
         epilog="commands:\n"
         + "\n".join(f"  {name:10} {_purpose(path)}" for name, path in commands.items())
-        + "\n\n`bonafide COMMAND --help` says how to use one.",
+        + "\n\n`bonafide COMMAND --help` explains a command and shows examples.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="bonafide COMMAND ...",
     )
@@ -38,6 +38,6 @@ def dispatch(argv: Sequence[str]) -> None:
 
 
 def _purpose(path: Path) -> str:
-    """The first line of a module's docstring, without importing what the module needs."""
+    """The first line of a module's docstring. The module is not imported, because some imports are slow."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Arguments that the commands on score files share."""
+"""The arguments that all commands on score files have."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from pipeline.metrics.scorefile import Layout, ScoreFile
 
 
 def add_arguments(parser: ArgumentParser, *, threshold: str) -> None:
-    """Add the arguments of every command that joins score files with a key; `threshold` says what it is used for."""
+    """Add the arguments of a command that joins score files with a key. threshold: the help of --threshold."""
     add = parser.add_argument
-    add("scores", type=Path, nargs="+", metavar="SCORES", help="score files, one a system")
-    add("--key", type=Path, help="what is bona fide: a protocol or key of a public corpus, a manifest, a trial table")
-    add("--split", metavar="NAME", help="part of the key that was scored; unless given, phase eval of a 2021 key")
-    add("--format", choices=("auto", *get_args(Layout)), default="auto", help="layout of SCORES (default: auto)")
+    add("scores", type=Path, nargs="+", metavar="SCORES", help="score files, one for each system")
+    add(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="file with the true classes: a protocol or key of a public corpus, a manifest, or a trial table",
+    )
+    add("--split", metavar="NAME", help="the part of the key that was scored; default: all, and eval of a 2021 key")
+    add("--format", choices=("auto", *get_args(Layout)), default="auto", help="layout of SCORES; default: auto")
     add("--threshold", type=finite, action="append", metavar="X", help=threshold)
 
 
 def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """Parse what `add_arguments` added; a threshold is given for each of the score files or for none."""
+    """Parse the arguments of `add_arguments`, and check that thresholds are given for all score files or for none."""
     given = parser.parse_args(argv)
     if given.threshold and len(given.threshold) != len(given.scores):
         parser.error(f"expected --threshold once for each of {len(given.scores)} score files, got {given.threshold}")
@@ -31,7 +36,7 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Names
 
 
 def finite(text: str) -> float:
-    """A finite number of the command line."""
+    """Parse a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -42,6 +47,6 @@ def finite(text: str) -> float:
 
 
 def score_files(given: Namespace) -> list[ScoreFile]:
-    """The score files of parsed arguments."""
+    """Read the score files that the arguments name."""
     layout: Layout | None = None if given.format == "auto" else given.format
     return [scorefile.parse(path, layout) for path in given.scores]

@@ -1,9 +1,8 @@
-"""Is this bona fide? Scores, decisions, probabilities, nearest training utterances and timelines of audio files."""
+"""Is this audio bona fide? Scores, decisions and probabilities of files, nearest training utterances, timelines."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import os
@@ -18,76 +17,78 @@ from tqdm import tqdm
 from pipeline.audio import decode
 from pipeline.commands import _score_arguments
 from pipeline.core import files
+from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing
 
-if TYPE_CHECKING:  # importing torch takes seconds, and --help needs none of it
+if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
     from pipeline.detect import Detection, System, Timeline, Unreadable
 
 EXAMPLES = """\
-RUN is the name of a run of the project in the current folder (data/runs has them), or the folder of a package that
-`bonafide package` wrote. A folder of audio is searched with its subfolders; hidden files are left out, and links to
-folders are not followed. Files may be anything that training may be: WAV, FLAC, OGG, MP3, and M4A with the extra `av`,
-at any rate. A file is decoded whole, large ones one at a time: an hour of 44.1 kHz stereo takes 3 GB of memory.
+RUN is the name of a run of the project in the current folder (`ls data/runs` shows them), or a folder that
+`bonafide package` wrote. A folder of audio is searched with its subfolders. Hidden files are left out, and links to
+folders are not followed. Formats are WAV, FLAC, OGG, MP3, and M4A with the extra `av`, at any sampling rate. A file is
+decoded whole, and large files are decoded one at a time: an hour of 44.1 kHz stereo takes 3 GB of memory.
 
-what is told of a file:
+results for each file:
   score        of the first window, as in training; higher means more bona fide
-  decision     bonafide where the score is above the threshold: that of the EER on dev, or --threshold
-  probability  of bona fide where half of all speech is, by the calibration on dev; recordings unlike dev may be off
-  centroid     the nearest one, from 0; with QAMO, centroids are levels of quality and 0 is the worst
-  neighbours   with --explain: nearest training utterances by embedding, with label, attack and distance; the run must
-               have been analysed (section `analyse` of params.yaml)
+  decision     bonafide where the score is above the threshold: the EER threshold of dev, or --threshold
+  probability  that the file is bona fide, if half of all files are; calibrated on dev, so it may be wrong for
+               recordings that are unlike dev
+  centroid     the number of the nearest centroid, from 0; with QAMO a centroid is a quality level, and 0 is the worst
+  neighbours   with --explain: the nearest training utterances, with label, attack and distance between embeddings; the
+               run must have been analysed (section `analyse` of params.yaml)
 
---timeline looks at all of a file, not its first window alone: a score for every window of the run's length, each half a
-window after the one before, as FOLDER/<file>.csv (start and end in seconds, score, probability) and .png. Of partially
-spoofed speech it shows where. A silent window has no score. The lowest of many scores is low by chance too: judge it by
-the timelines of files that you trust.
+--timeline scores all of a file and not only its first window. Windows overlap by half. It writes FOLDER/<file>.csv
+(start and end in seconds, score, probability) and a drawing FOLDER/<file>.png, and shows which parts of a file are
+spoofed. A silent window has no score. The lowest of many scores is also low by chance: compare it with timelines of
+files that you trust.
 
-A file that cannot be scored, or a folder that cannot be read, is told on stderr and in the output, the others go on,
-and the exit code is then 1. Bytes of a name that are no UTF-8 are shown as \\udc80 to \\udcff.
+A file that cannot be scored, or a folder that cannot be read, gives an error on stderr and in the output. The other
+files are still scored, and the exit code is 1. Bytes of a name that are not UTF-8 appear as \\udc80 to \\udcff.
 
 examples:
   bonafide detect some.wav --run linear-qamo-all-clean-1
   bonafide detect some.wav other.flac --run linear-qamo-all-clean-1 --explain
   bonafide detect interview.mp3 --run package/ --timeline timelines
-  bonafide detect recordings/ --run package/ --json > scores.jsonl           one JSON object a line, as they come
+  bonafide detect recordings/ --run package/ --json > scores.jsonl           one JSON object in each line
 """
 HEADER = f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'centroid':>8}  file"
 
 
-class Source(NamedTuple):
-    """An audio file, and its name below the folder of timelines."""
+class AudioFile(NamedTuple):
+    """An audio file, and the path of its timeline below the folder of timelines."""
 
     path: Path
     name: Path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. Raises InputError for arguments that cannot be used, SystemExit(1) where files could not be."""
+    """Run the command. Raises InputError for arguments that cannot be used, SystemExit(1) after files that cannot."""
     given = _arguments(argv)
     _show_any_name()
-    sources, closed = _sources(given.files)
+    found_files, closed = _audio_files(given.files)
     if given.timeline:
-        _check_distinct(sources)
-    from pipeline import detect  # with torch, which takes seconds: --help goes without
+        _check_distinct(found_files)
+    from pipeline import detect  # here, because torch imports slowly and --help does not need it
     from pipeline.detect import assembly
 
     parts = assembly.find(given.run)
     if given.explain:
-        parts.training()  # so that it is told before seconds have gone by
+        parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
-    found = system.detect((source.path for source in sources), explain=given.explain)
+    found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:
         print(f"{system.parts.name}: bona fide above {system.threshold:.5g}\n{HEADER}")
     for folder in unreadable:
         _tell(folder, {}, as_json=given.json)
     failed = 0
-    with tqdm(total=len(sources), unit="file", disable=None, leave=False) as bar:
-        for source, result in zip(sources, found, strict=True):
-            timeline = _timeline(system, source, given.timeline) if given.timeline else {}
+    with tqdm(total=len(found_files), unit="file", disable=None, leave=False) as bar:
+        for audio, result in zip(found_files, found, strict=True):
+            timeline = _timeline(system, audio, given.timeline) if given.timeline else {}
             failed += _tell(result, timeline, as_json=given.json)
             bar.update()
-    missed = [f"{failed} of {len(sources)} files could not be scored"] if failed else []
+    missed = [f"{failed} of {len(found_files)} files could not be scored"] if failed else []
     missed += [f"{len(closed)} folders could not be read"] if closed else []
     if missed:
         print(f"error: {', '.join(missed)}", file=sys.stderr)
@@ -95,133 +96,127 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _show_any_name() -> None:
-    """Names of files may be any bytes; those that are no UTF-8 are printed as escapes, not refused."""
+    """Let stdout and stderr print names of files that are not UTF-8, with escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bonafide detect",
-        description="Scores audio files with a trained system, and says which are bona fide.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Scores audio files with a trained system and decides which are bona fide."
+    parser = parser_of("bonafide detect", description, EXAMPLES)
     add = parser.add_argument
-    add("files", type=Path, nargs="+", metavar="FILE", help="audio files, and folders of them")
+    add("files", type=Path, nargs="+", metavar="FILE", help="audio files, or folders of audio files")
     add("--run", required=True, metavar="RUN", help="name of a run of this project, or folder of a package")
     add(
         "--threshold",
         type=_score_arguments.finite,
         metavar="X",
-        help="decide at X (--threshold=-1e-3 below 0), not as on dev",
+        help="decide at X in place of the threshold of dev; for a negative X write --threshold=-1e-3",
     )
     add("--explain", action="store_true", help="show the nearest training utterances")
-    add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file there, CSV and PNG")
-    add("--json", action="store_true", help="print one JSON object a line")
+    add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file, as CSV and PNG")
+    add("--json", action="store_true", help="print one JSON object in each line")
     return parser.parse_args(argv)
 
 
 # ---------------------------------------------------------------- which files
 
 
-def _sources(given: Sequence[Path]) -> tuple[list[Source], dict[Path, str]]:
-    """The files that are named, and those of folders in order; and the folders that cannot be read, with the reasons.
+def _audio_files(given: Sequence[Path]) -> tuple[list[AudioFile], dict[Path, str]]:
+    """The audio files to score, in order; and the folders that cannot be read, with the reasons.
 
     Raises InputError for a folder without audio.
     """
-    sources: list[Source] = []
+    found_files: list[AudioFile] = []
     closed: dict[Path, str] = {}
     for path in given:
         before = len(closed)
-        found = list(_below(path, closed)) if path.is_dir() else [Source(path, Path(path.name))]
+        found = list(_below(path, closed)) if path.is_dir() else [AudioFile(path, Path(path.name))]
         if not found and len(closed) == before:
             raise InputError(
                 f"{path}: expected a folder of audio ({' '.join(sorted(decode.SUFFIXES))}), got none there"
             )
-        sources += found
-    return sources, closed
+        found_files += found
+    return found_files, closed
 
 
-def _below(folder: Path, closed: dict[Path, str]) -> Iterator[Source]:
-    """The audio files of a folder and its subfolders; those that cannot be read are put into `closed`."""
+def _below(folder: Path, closed: dict[Path, str]) -> Iterator[AudioFile]:
+    """Yield the audio files in a folder and its subfolders. Folders that cannot be read go into `closed`."""
 
-    def tell(error: OSError) -> None:
+    def note(error: OSError) -> None:
         closed[Path(error.filename)] = f"{error.filename}: {error.strerror or error}"
 
     above = Path(folder.resolve().name)
-    for place, subfolders, names in os.walk(folder, onerror=tell):
+    for place, subfolders, names in os.walk(folder, onerror=note):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             if Path(name).suffix.lower() in decode.SUFFIXES and not name.startswith("."):
                 path = Path(place, name)
-                yield Source(path, above / path.relative_to(folder))
+                yield AudioFile(path, above / path.relative_to(folder))
 
 
-def _check_distinct(sources: Sequence[Source]) -> None:
-    """Raise InputError where two timelines would be the same file."""
+def _check_distinct(found_files: Sequence[AudioFile]) -> None:
+    """Raise InputError where two timelines would go to the same file."""
     first: dict[Path, Path] = {}
     twice = [
-        f"{source.path} and {first[source.name]}"
-        for source in sources
-        if first.setdefault(source.name, source.path) is not source.path
+        f"{audio.path} and {first[audio.name]}"
+        for audio in found_files
+        if first.setdefault(audio.name, audio.path) is not audio.path
     ]
     if twice:
         raise InputError(f"expected files that differ in their names, for --timeline, got:\n{listing(twice)}")
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- output
 
 
-def _timeline(system: System, source: Source, folder: Path) -> dict[str, Any]:
-    """Write the score over time; what is told of it, or the error."""
-    from pipeline.report import timeline as picture
+def _timeline(system: System, audio: AudioFile, folder: Path) -> dict[str, Any]:
+    """Write the score over time of a file, and return a summary of it, or the error."""
+    from pipeline.report.timeline import draw_timeline
 
     try:
-        found = system.timeline(source.path)
+        found = system.timeline(audio.path)
     except InputError as error:
         return {"error": str(error)}
-    stem = folder / source.name
+    stem = folder / audio.name
     paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", "png")}
     files.write_text(paths["csv"], _to_csv(found, system))
-    picture.draw(paths["png"], found.start, found.end, found.score, threshold=system.threshold)
-    told: dict[str, Any] = {kind: str(path) for kind, path in paths.items()}
-    return told | {"windows": len(found.score), "below": int((found.score <= system.threshold).sum())} | _lowest(found)
+    draw_timeline(paths["png"], found.start, found.end, found.score, threshold=system.threshold)
+    below = int((found.score <= system.threshold).sum())
+    return {kind: str(path) for kind, path in paths.items()} | {
+        "windows": len(found.score),
+        "below": below,
+        "lowest": _lowest(found),
+    }
 
 
-def _lowest(found: Timeline) -> dict[str, Any]:
+def _lowest(found: Timeline) -> dict[str, Any] | None:
     at = found.lowest
-    if at is None:
-        return {"lowest": None}
-    return {"lowest": {"score": _plain(found.score[at]), "start": found.start[at], "end": found.end[at]}}
+    return None if at is None else {"score": _plain(found.score[at]), "start": found.start[at], "end": found.end[at]}
 
 
 def _plain(score: Any) -> float:
-    """A float32 with the digits that it needs."""
+    """A float32 as a float with no more digits than it needs."""
     return float(str(score))
 
 
 def _to_csv(found: Timeline, system: System) -> str:
-    """Lines of start, end, score, probability; a silent window has no numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["start", "end", "score", "probability"])
+    """The timeline as CSV: start, end, score, probability. The last two are empty for a silent window."""
+    rows: list[list[Any]] = [["start", "end", "score", "probability"]]
     for start, end, score in zip(found.start.tolist(), found.end.tolist(), found.score, strict=True):
-        cells: list[Any] = ["", ""]
-        if np.isfinite(score):
-            cells = [score, system.probability(_plain(score))]
-        writer.writerow([f"{start:.4f}", f"{end:.4f}", *cells])
-    return text.getvalue()
+        cells = [score, system.probability(_plain(score))] if np.isfinite(score) else ["", ""]
+        rows.append([f"{start:.4f}", f"{end:.4f}", *cells])
+    return files.csv_text(rows)
 
 
 def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, as_json: bool) -> bool:
-    """Print what was found of one file as it comes, past the bar; whether something could not be."""
+    """Print the results for one file, above the progress bar; return whether there was an error."""
     from pipeline.detect import Unreadable
 
     errors = [result.why] if isinstance(result, Unreadable) else []
     errors += [timeline["error"]] if "error" in timeline else []
-    for why in dict.fromkeys(errors):  # a file that cannot be decoded has neither score nor timeline
+    for why in dict.fromkeys(errors):  # a file that cannot be decoded gives the same error twice
         tqdm.write(f"error: {why}", file=sys.stderr)
     tqdm.write(_json(result, timeline) if as_json else "\n".join(_rows(result, timeline)), file=sys.stdout)
     sys.stdout.flush()
@@ -231,21 +226,21 @@ def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, as_json: 
 def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
     from pipeline.detect import Unreadable
 
-    told: dict[str, Any] = {"file": str(result.path)}
+    facts: dict[str, Any] = {"file": str(result.path)}
     if isinstance(result, Unreadable):
-        told["error"] = result.why
+        facts["error"] = result.why
     else:
-        told |= {"score": result.score, "decision": _decision(result), "probability": result.probability}
-        told["centroid"] = result.centroid
+        facts |= {"score": result.score, "decision": _decision(result), "probability": result.probability}
+        facts["centroid"] = result.centroid
         if result.neighbours:
-            told["neighbours"] = [near._asdict() for near in result.neighbours]
+            facts["neighbours"] = [near._asdict() for near in result.neighbours]
     if timeline:
-        told["timeline"] = timeline
-    return json.dumps(told, allow_nan=False)  # ASCII alone: names may be any bytes
+        facts["timeline"] = timeline
+    return json.dumps(facts, allow_nan=False)  # in ASCII, because names may be any bytes
 
 
 def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table for one file."""
+    """Yield the lines of the table for one file."""
     from pipeline.detect import Unreadable
 
     if isinstance(result, Unreadable):

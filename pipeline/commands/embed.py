@@ -1,4 +1,4 @@
-"""The embeddings of a set with its trials, for your own notebook: Parquet, npz, or TensorBoard's projector."""
+"""Embeddings of a set with its trials, for your own notebook: as Parquet, npz, or for TensorBoard's projector."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from numpy.typing import NDArray
 from pipeline.analysis import embeddings
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import trial_table
+from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
 from pipeline.core.trial_table import LABELS, Trials
 
 DATA = Path("data")  # of the project in the current folder
-BLOCK = 16_384  # rows that are written at a time
+BLOCK = 16_384  # rows that are written at once
 EXAMPLES = """\
 The run must have been analysed: name it in the section `analyse` of params.yaml, and run `dvc repro
-flow/analyse/dvc.yaml`. A row is an utterance, in the order of the trial table. Embeddings are as the backend gives
-them, (N, E) float32; scoring compares them at unit length where the run's loss normalises.
+flow/analyse/dvc.yaml`. Each row is an utterance, in the order of the trial table. Embeddings come unchanged from the
+backend, (N, E) float32. Where the loss of the run normalizes, scoring compares them at unit length.
 
 columns beside the embedding: utterance, path, speaker, label, attack, codec, vocoder ("-" where unknown), quality (MOS,
 nan where unknown)
 
-FILE.npz       NumPy alone: found = np.load("eval.npz"); found["embedding"], found["label"]; nothing is pickled
-FILE.parquet   pandas, polars, R: pd.read_parquet("eval.parquet"); the extra `parquet`
---projector    vectors.tsv, metadata.tsv and projector_config.pbtxt for TensorBoard (tensorboard --logdir FOLDER), or to
-               load at https://projector.tensorflow.org
+FILE.npz       for NumPy, without pickle: found = np.load("eval.npz"); found["embedding"], found["label"]
+FILE.parquet   for pandas, polars, R: pd.read_parquet("eval.parquet"); needs the extra `parquet`
+--projector    vectors.tsv, metadata.tsv and projector_config.pbtxt for TensorBoard (tensorboard --logdir FOLDER) or for
+               https://projector.tensorflow.org
 
 examples:
   bonafide embed linear-qamo-all-clean-1 eval --out eval.npz
@@ -46,7 +47,7 @@ Columns = dict[str, NDArray[Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. Raises InputError for a set that was not embedded, and without the package for a format."""
+    """Run the command. Raises InputError for a set without embeddings, and where a package is not installed."""
     given = _arguments(argv)
     found, table = _read(given.run, given.set)
     columns = _columns(table)
@@ -60,12 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bonafide embed",
-        description="Writes the embeddings of a set with what is known of its trials.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Writes the embeddings of a set with the facts of its trial table."
+    parser = parser_of("bonafide embed", description, EXAMPLES)
     add = parser.add_argument
     add("run", metavar="RUN", help="name of an analysed run of the project in the current folder")
     add("set", metavar="SET", help="name of a set: the training set, dev, or one of evaluate.sets")
@@ -92,15 +89,15 @@ def _read(run: str, name: str) -> tuple[Embeddings, Trials]:
 
 
 def _columns(table: Trials) -> Columns:
-    """What is known of the trials, (N,) each, by name."""
+    """The columns (N,) that describe the trials, by name."""
     label = np.where(table.is_bonafide, *LABELS)
-    told = {"utterance": table.utterance, "path": table.path, "speaker": table.speaker, "label": label}
-    return told | {"attack": table.attack, "codec": table.codec, "vocoder": table.vocoder, "quality": table.quality}
+    columns = {"utterance": table.utterance, "path": table.path, "speaker": table.speaker, "label": label}
+    return columns | {"attack": table.attack, "codec": table.codec, "vocoder": table.vocoder, "quality": table.quality}
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside its place, to be written piece by piece; it is put there when it is whole. Folders are made."""
+    """Open a file beside `path` to write, and rename it to `path` at the end. Missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:
@@ -129,9 +126,9 @@ def _write_parquet(path: Path, columns: Columns, found: Embeddings) -> None:
 
 
 def _write_projector(folder: Path, columns: Columns, found: Embeddings, *, name: str) -> None:
-    """The files that TensorBoard's projector reads; the config comes last."""
+    """Write the files that TensorBoard's projector reads; the configuration comes last."""
     with _beside(folder / "vectors.tsv") as file:
-        np.savetxt(file, found.vectors, delimiter="\t", fmt="%.9g")  # digits that bring a float32 back
+        np.savetxt(file, found.vectors, delimiter="\t", fmt="%.9g")  # enough digits for a float32
     with _beside(folder / "metadata.tsv") as file:
         text = codecs.getwriter("utf-8")(file)
         writer = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
@@ -145,5 +142,5 @@ def _write_projector(folder: Path, columns: Columns, found: Embeddings, *, name:
 
 
 def _cell(value: Any) -> str:
-    """A value without the characters that part cells and lines."""
+    """A value as text without tabs and line breaks."""
     return " ".join(str(value).split())

@@ -1,4 +1,4 @@
-"""EER, t-DCF and DCF of score files with confidence intervals, Cllr, EERs per attack, vocoder, codec and speaker."""
+"""EER, t-DCF and DCF of score files with confidence intervals, Cllr, EERs by attack, vocoder, codec and speaker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import _score_arguments
+from pipeline.core.arguments import parser_of
 from pipeline.core.errors import SHOWN
 from pipeline.core.trial_table import Trials
 from pipeline.metrics import asv_scores, evaluation, join, keys
@@ -21,21 +22,21 @@ from pipeline.report.metrics_table import to_text
 
 FOLDS = 1000
 EXAMPLES = """\
-layouts of SCORES (--format), told by the first line:
-  2019        utterance attack key score, with which --key may be left out
-  2021        utterance score
-  asvspoof5   filename<TAB>cm-score, below a line of these two words
-  csv         below a line that names the columns: utterance (filename, file) and score (cm-score, cm_score)
+layouts of SCORES (--format); auto finds the layout by the first line:
+  2019        lines of utterance, attack, class, score; the class makes --key unnecessary
+  2021        lines of utterance, score
+  asvspoof5   lines of utterance<TAB>score, after the header filename<TAB>cm-score
+  csv         after a header with the columns utterance (or filename, file) and score (or cm-score, cm_score)
 
-Utterances are matched by name. A trial without a score is an error; a score without a trial is left out and counted.
-Higher scores must mean more bona fide: an EER above 50 % gives a warning, and the sign stays as it is.
+Scores are matched to trials by the utterance. A trial without a score is an error. Scores without a trial are left out
+and counted. Higher scores must mean more bona fide. An EER above 50 % gives a warning; signs are never changed.
 
 examples:
   bonafide metrics scores.txt --key ASVspoof2019.LA.cm.eval.trl.txt --asv ASVspoof2019.LA.asv.eval.gi.trl.scores.txt
   bonafide metrics scores.txt --key keys/LA/CM/trial_metadata.txt --split progress --json
-  bonafide metrics mine.txt theirs.txt --key ASVspoof5.eval.track_1.tsv        are they different by more than chance?
-  bonafide metrics dev.txt --key dev.csv                                       gives the threshold of dev, for
-  bonafide metrics eval.txt --key eval.csv --threshold 0.731                   the accuracy that it leads to on eval
+  bonafide metrics mine.txt theirs.txt --key ASVspoof5.eval.track_1.tsv        do they differ by more than chance?
+  bonafide metrics dev.txt --key dev.csv                                       shows the EER threshold on dev
+  bonafide metrics eval.txt --key eval.csv --threshold 0.731                   shows accuracy on eval at this threshold
 """
 
 Report = dict[str, Any]
@@ -54,29 +55,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bonafide metrics",
-        description=f"{(__doc__ or '').strip()} One table, or with --json one object.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("bonafide metrics", (__doc__ or "").strip(), EXAMPLES)
     add = parser.add_argument
     _score_arguments.add_arguments(
-        parser, threshold="tell decisions at X; once for each of SCORES, --threshold=-1e-3 below 0"
+        parser,
+        threshold="report decisions at X; give it once for each of SCORES; for a negative X write --threshold=-1e-3",
     )
     asv = parser.add_mutually_exclusive_group()
-    asv.add_argument("--asv", type=Path, help="scores of the ASV, for the t-DCF: lines `source kind score`")
+    asv.add_argument(
+        "--asv",
+        type=Path,
+        metavar="FILE",
+        help="scores of a speaker verification system (ASV), for the t-DCF: lines of source, kind, score",
+    )
     asv.add_argument(
         "--asv-rates",
         type=float,
         nargs=3,
         metavar=("P_FA", "P_MISS", "P_FA_SPOOF"),
-        help="or its error rates, shares in 0..1; a key of ASVspoof 5 brings those of its evaluation package",
+        help="or its error rates, from 0 to 1; for a key of ASVspoof 5 the default is that of its evaluation package",
     )
     add(
-        "--folds", type=_count, default=FOLDS, metavar="N", help=f"resamples of the intervals, 0: none; default {FOLDS}"
+        "--folds",
+        type=_count,
+        default=FOLDS,
+        metavar="N",
+        help=f"resamples for confidence intervals; 0 for none; default: {FOLDS}",
     )
-    add("--json", action="store_true", help="print one JSON object, speakers one by one")
+    add("--json", action="store_true", help="print one JSON object in place of the table; it has every speaker")
     return _score_arguments.parse_arguments(parser, argv)
 
 
@@ -87,7 +93,7 @@ def _count(text: str) -> int:
 
 
 def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
-    """The rates of the ASV: measured on its scores, given, or those of the ASVspoof 5 package for its keys."""
+    """The error rates of the ASV: measured on its scores, given, or those of ASVspoof 5 for a key of that corpus."""
     if given.asv:
         measured = asv_rates(*asv_scores.read_asv(given.asv))
         return evaluation.checked_asv(measured, where=str(given.asv))
@@ -100,7 +106,7 @@ def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
 def _report(
     files: Sequence[ScoreFile], key: Key, asv: AsvRates | None, thresholds: Sequence[float | None] | None, *, folds: int
 ) -> Report:
-    """The object that --json prints."""
+    """The results, as --json prints them."""
     joined = [join.join(file, key.trials, remedy=keys.MISSING) for file in files]
     given = thresholds or [None for _ in files]
     names = keys.short_names([file.path for file in files])

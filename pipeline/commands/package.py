@@ -1,4 +1,4 @@
-"""One folder with all that detection needs of a run: weights, centroids, threshold, calibration, a model card."""
+"""One folder with everything that detection needs: weights, centroids, threshold, calibration, a model card."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-EXAMPLES = """\
-writes FOLDER, which goes to any machine that has bonafide installed, without the project:
-  package.json    card: parameters, digests of receipts and files, metrics of the sets, threshold, calibration, versions
-  model_card.md   the card for people; add what only you know, such as the licence and whom to ask
-  runs/, index/   backend and centroids (safetensors), centroid index (FAISS)
-  encoder/        weights, if the encoder was fine-tuned here or comes from a local folder or checkpoint; else it is
-                  named, loaded from the hub or drawn from its seed, and refused where its sha256 is not the one of
-                  training
-  embeddings/     of the training set, with labels and attacks in trials/, if the run was analysed: for --explain
+from pipeline.core.arguments import parser_of
+from pipeline.core.files import readable_size
 
-The encoder is loaded once to hold its weights against those that the run was trained with. An older package in FOLDER
-is replaced; a folder of other things is left alone, with an error.
+EXAMPLES = """\
+FOLDER works on any machine where bonafide is installed, without the project:
+  package.json    parameters, digests of receipts and files, metrics of the sets, threshold, calibration, versions
+  model_card.md   the same for people; add what only you know, such as the licence and whom to ask
+  runs/, index/   backend and centroids (safetensors), centroid index (FAISS)
+  encoder/        the weights of an encoder that was fine-tuned here, or that comes from a local folder or checkpoint.
+                  Other encoders are not copied: `detect` loads them from the hub, or makes random weights from the
+                  seed, and refuses weights with another sha256 than in training
+  embeddings/     embeddings of the training set, with labels and attacks in trials/; only for an analysed run;
+                  --explain needs them
+
+The command loads the encoder once, to compare its weights with those of the training. An older package in FOLDER is
+replaced. A folder of other things gives an error and is not changed.
 
 example:
   bonafide package linear-qamo-all-clean-1 --out package
@@ -26,14 +30,14 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. Raises InputError for a run that is not there or not whole."""
+    """Run the command. Raises InputError for a run that is missing or incomplete."""
     given = _arguments(argv)
-    from pipeline.detect import package  # with torch, which takes seconds: --help goes without
+    from pipeline.detect import package  # here, because torch imports slowly and --help does not need it
 
-    card = package.write(given.run, given.out)
+    record = package.write(given.run, given.out)
     size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
-    print(f"{card['name']} -> {given.out}, {len(card['files'])} files, {size / 1e6:.1f} MB")
-    if not card["training_embeddings"]:
+    print(f"{record['name']} -> {given.out}, {len(record['files'])} files, {readable_size(size)}")
+    if not record["training_embeddings"]:
         print(
             "without embeddings of the training set, so --explain will not work: name the run in the section `analyse` "
             "of params.yaml and run `dvc repro flow/analyse/dvc.yaml` first"
@@ -41,12 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bonafide package",
-        description="Writes a trained system as one portable folder.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("bonafide package", "Writes a trained system as one portable folder.", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="name of a run of the project in the current folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     return parser.parse_args(argv)

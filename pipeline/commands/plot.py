@@ -1,4 +1,4 @@
-"""DET curves, histograms, EERs by attack and codec, and threshold transfer of score files, as PNG, SVG and CSV."""
+"""DET curves, histograms, EERs by attack and codec, and error rates by threshold of score files: PNG, SVG, CSV."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.commands import _score_arguments
+from pipeline.core.arguments import parser_of
 from pipeline.core.trial_table import Trials
 from pipeline.metrics import evaluation, join, keys
 from pipeline.metrics.det import Det, det_points
@@ -19,16 +20,16 @@ from pipeline.report import curves, plots
 
 SUFFIXES = (".png", ".svg")
 EXAMPLES = """\
-writes into FOLDER, each as PNG and SVG with its numbers as CSV:
-  det                  DET curves of all systems on probit axes, EER points marked
+files in FOLDER, each as PNG and SVG with its numbers as CSV:
+  det                  DET curves of all systems on probit axes, with a dot at each EER
   histogram/<system>   scores by class and attack, with the EER threshold
-  eer_attacks          EER of every system on every attack, as a heatmap; so for codecs and vocoders, where the key
-                       tells them
-  eer_attacks_codecs/<system>  EER of every attack through every codec, where the key tells codecs
-  transfer             error rates over the score, with the EER threshold and the one given by --threshold; its
-                       numbers are those of det
+  eer_attacks          a heatmap of the EER of every system on every attack
+  eer_codecs, eer_vocoders     the same by codec and by vocoder, if the key has them
+  eer_attacks_codecs/<system>  a heatmap of the EER by attack and codec, if the key has codecs
+  transfer             with --threshold: both error rates by threshold, with the EER threshold and the given one; its
+                       numbers are in det.csv
 
-Layouts of SCORES and keys are those of `bonafide metrics`.
+`bonafide metrics --help` explains the layouts of SCORES and the keys.
 
 example:
   bonafide plot mine.txt theirs.txt --key keys/LA/CM/trial_metadata.txt --threshold 0.71 --threshold -1.3 --out plots
@@ -52,21 +53,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bonafide plot",
-        description=(__doc__ or "").strip(),
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("bonafide plot", (__doc__ or "").strip(), EXAMPLES)
     _score_arguments.add_arguments(
-        parser, threshold="a threshold from dev; once for each of SCORES, --threshold=-1e-3 below 0"
+        parser,
+        threshold="threshold from dev; give it once for each of SCORES; for a negative X write --threshold=-1e-3",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     return _score_arguments.parse_arguments(parser, argv)
 
 
 def _dets(folder: Path, table: Trials, systems: Mapping[str, Scores], *, thresholds: Mapping[str, float]) -> None:
-    """DET curves of all systems; and, where thresholds are given, what they lead to. One CSV file holds both."""
+    """Draw DET curves of all systems, and error rates by threshold where thresholds are given; one CSV for both."""
     dets = {name: curves.thinned(_det(table, scores)) for name, scores in systems.items()}
     curves.write_dets(folder / "det.csv", dets)
     for suffix in SUFFIXES:
@@ -90,7 +87,7 @@ def _histograms(folder: Path, table: Trials, systems: Mapping[str, Scores]) -> N
 
 
 def _grids(folder: Path, table: Trials, systems: Mapping[str, Scores]) -> None:
-    """EERs of a system by attack and codec, where the key tells both."""
+    """Draw the EERs of each system by attack and codec, if the key has both."""
     for name, scores in systems.items():
         attacks, codecs, percent = evaluation.by_attack_and_codec(table, scores)
         if np.isfinite(percent).any():
@@ -106,7 +103,7 @@ def _heatmap(
 
 
 def _heatmaps(folder: Path, systems: Mapping[str, Metrics]) -> None:
-    """EERs by attack, codec and vocoder, of those that the key tells."""
+    """Draw the EERs of all systems by attack, codec and vocoder, as far as the key has them."""
     for kind in ("attacks", "codecs", "vocoders"):
         names = list(next(iter(systems.values()))[kind])
         if not names:

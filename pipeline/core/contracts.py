@@ -1,7 +1,4 @@
-"""The records that rooms hand to each other, and finding a member of an axis by its name.
-
-A backend, loss or corpus is one file, found by its name: `member("losses", "qamo")` is `pipeline/losses/qamo.py`.
-"""
+"""The records and protocols that the rooms share. Tensors have the batch in the first dimension."""
 
 from __future__ import annotations
 
@@ -18,12 +15,13 @@ if TYPE_CHECKING:
 
 
 Reduce = Literal["max", "mean", "softmax"]
-Tap = int | Literal["final"]  # a layer by its number, or the last one after the encoder's LayerNorm
+Tap = int | Literal["final"]  # a layer by its number, or the last layer after the encoder's LayerNorm
+CLEAN = "clean"  # the name of the view without augmentation
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a batch of B utterances knows besides its features.
+    """The labels of a batch of B utterances.
 
     is_bonafide: (B,) bool. level: (B,) int, quality level, 0 is the worst, -1 unknown.
     speaker: (B,) int, index of the speaker, -1 unknown.
@@ -36,9 +34,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a loss must know of the data before it sees any: widths and counts.
+    """Numbers that a loss needs before training begins.
 
-    embedding_dim: width of the embeddings. levels: quality levels. speakers: of the training set. layers: tapped ones.
+    embedding_dim: width of the embeddings. levels: number of quality levels. speakers: number of training speakers.
+    layers: number of layers that the backend reads.
     """
 
     embedding_dim: int
@@ -53,24 +52,24 @@ class Facts:
 
 @runtime_checkable
 class Enrols(Protocol):
-    """A loss whose centres are made of the embeddings of all bona fide training utterances, between epochs.
+    """A loss that computes its centroids between epochs, from the embeddings of all bona fide training utterances.
 
-    An enrolment is their embeddings (M, E) and their speakers (M,), -1 unknown. epoch counts from 1.
+    An enrolment is these embeddings (M, E) and their speakers (M,), -1 unknown. epoch counts from 1.
     """
 
     def start_epoch(self, epoch: int, enrolment: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """Enrol before an epoch where that is due."""
+        """Compute the centroids before an epoch, in the epochs where the loss wants new ones."""
 
     def enrol(self, embeddings: Tensor, speaker: Tensor) -> None:
-        """Make the centres."""
+        """Compute the centroids."""
 
 
 @dataclass(frozen=True, eq=False)
 class Centroids:
-    """All that scoring needs of a trained loss.
+    """Everything that scoring needs from a trained loss.
 
-    vectors: (K, E) float32, finite. The score of an embedding x is reduce_k(vectors_k · q) + bias, where q is x, or
-    x / ‖x‖ when `normalize_query`; `softmax` is the sum of the similarities weighted by their own softmax.
+    vectors: (K, E) float32, finite. The score of an embedding x is reduce_k(vectors_k · q) + bias. q is x / ‖x‖ where
+    `normalize_query` is set, else x. `softmax` is the sum of the similarities, weighted by their own softmax.
     """
 
     vectors: NDArray[np.float32]
@@ -85,6 +84,3 @@ class Centroids:
             raise ValueError("centroids must be finite")
         if self.reduce not in ("max", "mean", "softmax"):
             raise ValueError(f"expected reduce to be max, mean or softmax, got {self.reduce!r}")
-
-
-CLEAN = "clean"  # the view without augmentation

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The device that computes, and its precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ CPU = torch.device("cpu")
 
 
 def device_of(wanted: Literal["auto", "cpu", "cuda"], *, key: str) -> torch.device:
-    """The device of a parameter, named for the message. Raises InputError where it is a GPU and there is none."""
+    """The device that a parameter asks for. key: the parameter's name, for the message.
+
+    Raises InputError where it asks for a GPU and there is none.
+    """
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise InputError(f"{key}: expected a GPU that torch can use, got none; set it to auto or cpu")
@@ -21,9 +24,9 @@ def device_of(wanted: Literal["auto", "cpu", "cuda"], *, key: str) -> torch.devi
 
 
 def precision_on(device: torch.device) -> Precision:
-    """bfloat16 where the device computes in it, which takes half the time or less; float32 elsewhere.
+    """bfloat16 where the hardware computes in it, which takes half the time or less; float32 elsewhere.
 
-    CPUs with AMX do, and those with AVX-512's bfloat16 (2.9 times as fast in bench/RESULTS.md); emulated, it is slower.
+    CPUs with AMX or with bfloat16 in AVX-512 do (2.9 times as fast in bench/RESULTS.md). Emulated bfloat16 is slower.
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

@@ -1,4 +1,4 @@
-"""Errors made for people: what was expected, what came, where, and how to mend it."""
+"""Errors for people. Their message says where the problem is, the expected value, the actual value, and a remedy."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import sys
 from collections.abc import Callable, Sequence
 
 SHOWN = 10
-BROKEN_PIPE = 141  # the exit code of a shell's command that SIGPIPE ends
+BROKEN_PIPE = 141  # the exit code of a command that SIGPIPE ended
 
 
 class InputError(Exception):
-    """Something the user gave is wrong; the message is all that the user needs to mend it."""
+    """An input of the user is wrong. The message has everything that the user needs to correct it."""
 
 
 class HopelessError(InputError):
-    """What is wrong with one part of the work, and would be with every other: nothing can go on."""
+    """An error that would come again with every other part of the work, so the whole work stops."""
 
 
 class UnreachableError(HopelessError):
-    """An object store that does not answer, or not to us."""
+    """An object store does not answer, or refuses access."""
 
 
 def listing(problems: Sequence[str]) -> str:
-    """The first ten problems, one a line, and how many more there are."""
+    """The first ten problems, one in each line, and the number of the others."""
     lines = [f"  {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
@@ -32,14 +32,14 @@ def listing(problems: Sequence[str]) -> str:
 
 
 def exit_on_input_error(main: Callable[[], None]) -> None:
-    """Run a command; bad input ends it with one message on stderr and exit code 2, never a traceback."""
+    """Run a command. Bad input ends it with one message on stderr and exit code 2, without a traceback."""
     try:
         main()
     except InputError as error:
         message = str(error)
-    except BrokenPipeError:  # whoever read the output went away; what was to come after it was not done
+    except BrokenPipeError:  # the reader of the output has ended, so the command did not finish its work
         os._exit(BROKEN_PIPE)
-    except OSError as error:  # no permission, no space, no such folder: the system's words say which and where
+    except OSError as error:  # no permission, no space, no such folder: the system's own words say it
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     else:
         return
@@ -48,18 +48,18 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
 
 
 def collect_garbage_seldom() -> None:
-    """Make a process that builds large things and ends look for garbage less often.
+    """Make Python look for garbage less often, in a process that builds large objects and then ends.
 
-    Importing torch makes hundreds of thousands of objects that all stay, and so does reading 600,000 trials; looking
-    through them again and again takes a fifth of the one and a third of the other.
+    Importing torch, or reading 600,000 trials, makes hundreds of thousands of objects that all stay. Python's repeated
+    search through them takes a fifth of the time of such an import, and a third of the time of such a reading.
     """
     gc.set_threshold(100_000, 50, 100)
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command as the whole process, as `exit_on_input_error` does, and end it without tearing libraries down.
+    """Run a command as the whole process, as `exit_on_input_error` does, and end it without closing libraries.
 
-    Taking torch apart again takes 0.4 s, an eighth of what a small training costs; all files are written by then.
+    Closing torch takes 0.4 s, an eighth of the time of a small training. All files are written before.
     """
 
     def flushed() -> None:

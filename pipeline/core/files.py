@@ -1,12 +1,14 @@
-"""Small files and folders that are either whole or not there, and JSON that is what it should be.
+"""Files and folders that are written in one step, so that nobody sees half of one; JSON and CSV.
 
-A folder of features may lie on an object store. Its path is then one of universal_pathlib's, which has the methods of
-`pathlib.Path`; an object is whole or not there by itself.
+A folder of features may be on an object store. Its path then comes from universal_pathlib and has the methods of
+`pathlib.Path`. Object stores themselves write an object in one step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import shutil
@@ -19,22 +21,22 @@ from pipeline.core.object_store import OPTIONS, is_local, reaching, read_files
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text beside its place and rename it there; folders are made."""
+    """Write UTF-8 text as `write_bytes` writes bytes."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
-    """Write bytes beside their place, flush them to the disk, rename them there; folders are made.
+    """Write bytes to a file beside `path`, flush it to the disk, and rename it to `path`. Missing folders are made.
 
-    own: part of the name beside, where others may write the same file at the same time.
+    own: part of the temporary name, needed where several processes may write the same file at the same time.
 
-    Raises UnreachableError where an object store does not take them, OSError where a disk does not.
+    Raises UnreachableError where an object store refuses, OSError where a disk does.
     """
     if not is_local(path):
         with reaching(path):
             path.write_bytes(bytes(data))
         return
-    # Else a fixed name: what a killed run leaves behind is overwritten by the next.
+    # Without `own` the temporary name is fixed, so the next run overwrites the rest of a killed one.
     beside = path.with_name(f"{path.name}{own and '.'}{own}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell what could not be written, and how to mend it: of a full disk the system does not even say the file."""
+    """Add the path and a remedy to an OSError: for a full disk the system does not even name the file."""
     try:
         yield
     except OSError as error:
@@ -57,7 +59,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def flush_names(folder: Path) -> None:
-    """Put a folder's list of names on the disk, so that no later file is there without an earlier one."""
+    """Flush the names in a folder to the disk, so that no later file is there without an earlier one."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -66,20 +68,20 @@ def flush_names(folder: Path) -> None:
 
 
 def folder_of(url: str) -> Path:
-    """A folder by its path in the project, or by a URL such as s3://bucket/features.
+    """The folder at a path in the project, or at a URL such as s3://bucket/features.
 
-    Raises InputError for a URL of no file system, or of one that needs a package which is not installed.
+    Raises InputError for a URL that fsspec does not know, or that needs a package which is not installed.
     """
     if "://" not in url or url.startswith("file://"):
         return in_project(url.removeprefix("file://"))
-    from upath import UPath  # what it needs of an object store takes a while to import
+    from upath import UPath  # here, because the packages for object stores import slowly
 
     protocol = url.partition("://")[0]
-    # what a listing said is not kept: others may have written since
+    # Listings are not cached, because other processes may write.
     options = {"use_listings_cache": False} | OPTIONS.get(protocol, {})
     try:
         found = UPath(url, **options)
-        found.fs  # noqa: B018  # made now, to fail here
+        found.fs  # noqa: B018  # opens the file system, so that errors come here
     except ImportError as error:
         install = 'pip install "bonafide[s3]"' if protocol == "s3" else f"install what fsspec needs for {protocol}://"
         raise InputError(f"{url}: {install}: {error}") from None
@@ -89,7 +91,7 @@ def folder_of(url: str) -> Path:
 
 
 def folder_beside(folder: Path) -> Path:
-    """An empty folder to fill before `replace_folder` puts it in place."""
+    """Make an empty folder beside `folder`, to be filled and then moved there by `replace_folder`."""
     folder = folder.resolve()  # "." has no name
     beside = folder.parent / f"{folder.name}.part"
     shutil.rmtree(beside, ignore_errors=True)
@@ -99,7 +101,7 @@ def folder_beside(folder: Path) -> Path:
 
 
 def check_place(folder: Path, *, mark: str) -> None:
-    """Raise InputError where `replace_folder` would refuse: a folder of something else is in the way."""
+    """Raise InputError where `replace_folder` would: a folder without the file `mark` is in the way."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
         raise InputError(
             f"{folder}: expected a free place or an older folder with {mark}, got a folder of other things"
@@ -107,9 +109,9 @@ def check_place(folder: Path, *, mark: str) -> None:
 
 
 def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
-    """Put a folder that was filled beside its place there, in place of an older one that has the file `mark` too.
+    """Move a folder that `folder_beside` made to its place, and delete an older one there that has the file `mark`.
 
-    Raises InputError where a folder of something else is in the way; it is left alone.
+    Raises InputError where a folder of other things is in the way; it is not changed.
     """
     check_place(folder, mark=mark)
     folder = folder.resolve()
@@ -119,10 +121,9 @@ def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
 
 
 def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError where it is missing, something else, or lacks a key.
+    """Read a JSON object from a file. Raises InputError where it is missing, is no JSON object, or lacks a key.
 
-    Args:
-        what: what the file should be, for the message. remedy: the command that makes it.
+    what: the kind of file, for the message. remedy: the command that makes it.
     """
     data = read_files([path]).get(path)
     if data is None:
@@ -131,7 +132,7 @@ def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -
 
 
 def parse_json(path: Path, data: bytes, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
-    """A JSON object from the bytes of a file. Raises InputError where they are something else, or lack a key."""
+    """Read a JSON object from the bytes of a file, as `read_json` does."""
     try:
         found = json.loads(data)
     except ValueError:
@@ -144,12 +145,29 @@ def parse_json(path: Path, data: bytes, *, what: str, keys: Iterable[str] = (), 
 
 
 def in_project(path: str | Path) -> Path:
-    """A relative path as the project's own, for what neither git nor DVC brings along: stores, audio, estimates.
+    """A relative path in the project itself, for files that neither git nor DVC copies: stores, audio, estimates.
 
-    An experiment of DVC (`dvc exp run --temp`, `--queue`) runs in a copy of the project that has none of them, and DVC
-    tells its stages where the project itself is.
+    An experiment of DVC (`dvc exp run --temp`, `--queue`) runs in a copy of the project without these files. DVC gives
+    the stages the place of the project itself in `DVC_ROOT`.
     """
     project = os.environ.get("DVC_ROOT")
     if project is None or Path(project).resolve() == Path.cwd():
         return Path(path)
     return Path(project) / path
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows of cells as CSV text; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def readable_size(count: int) -> str:
+    """A number of bytes with three digits and a unit, such as 1.25 GB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,4 +1,7 @@
-"""Members of an axis (backends, losses, corpora, quality estimators) found by their names, and what each must have."""
+"""Find a member of an axis (backends, losses, corpora, quality estimators) by its name, and check its contract.
+
+A member is one file: `member("losses", "qamo")` is the module `pipeline/losses/qamo.py`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def names(axis: str) -> list[str]:
 
 
 def member(axis: str, name: str) -> ModuleType:
-    """The module of a member.
+    """Import the module of a member.
 
     axis: the folder below `pipeline/`, such as `losses`. name: the file without its suffix.
     Raises InputError for an unknown name, with the members there are, and for a file that lacks something that its axis

@@ -11,17 +11,17 @@ from typing import Any
 
 from pipeline.core.errors import UnreachableError
 
-# Of an object store: without them s3fs reads ten rows of a batch at once, however many are asked for.
+# For an object store by protocol. Without this s3fs reads only ten rows of a batch at once.
 OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"max_pool_connections": 64}}}
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path lies in a file system of this machine, and not on an object store."""
+    """True for a path in a file system of this machine, False for one on an object store."""
     return isinstance(path, Path)
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file. Raises UnreachableError where an object store does not tell."""
+    """Whether a file exists. Raises UnreachableError where an object store does not answer."""
     if is_local(path):
         return path.is_file()
     with reaching(path):
@@ -33,9 +33,9 @@ def is_there(path: Path) -> bool:
 
 
 def read_files(paths: Sequence[Path]) -> dict[Path, bytes]:
-    """The bytes of those files that are there; of an object store all at once, as each takes a round trip.
+    """The bytes of the files that exist. From an object store they are all requested at once, which is faster.
 
-    Raises UnreachableError where an object store does not give them.
+    Raises UnreachableError where an object store does not answer.
     """
     if not paths or is_local(paths[0]):
         return {path: path.read_bytes() for path in paths if path.is_file()}
@@ -45,9 +45,9 @@ def read_files(paths: Sequence[Path]) -> dict[Path, bytes]:
 
 
 def read_ranges(folder: Path, names: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes | None]:
-    """Bytes of files below a folder of an object store, from start to end, all asked for at once; None without a file.
+    """Bytes of files in a folder of an object store, from start to end, all requested at once; None for a missing file.
 
-    What goes beyond the end of a file is left out. Raises UnreachableError where the object store does not give them.
+    A range beyond the end of a file gives fewer bytes. Raises UnreachableError where the object store does not answer.
     """
     places = [f"{folder.path}/{name}" for name in names]  # type: ignore[attr-defined]  # universal_pathlib's
     return _fetch(folder, places, starts, ends)
@@ -56,7 +56,7 @@ def read_ranges(folder: Path, names: Sequence[str], starts: Sequence[int], ends:
 def _fetch(
     there: Path, places: Sequence[str], starts: Sequence[int | None], ends: Sequence[int | None]
 ) -> list[bytes | None]:
-    """Bytes at places of the object store of a path, None for what is missing."""
+    """Bytes at places of the object store that holds `there`; None for a missing file."""
     fs = there.fs  # type: ignore[attr-defined]  # universal_pathlib's
     with reaching(there):
         found = fs.cat_ranges(list(places), list(starts), list(ends), on_error="return")
@@ -68,20 +68,20 @@ def _given(url: str, data: bytes | Exception) -> bytes | None:
         return data
     if isinstance(data, FileNotFoundError):
         return None
-    if isinstance(data, OSError) and data.errno == errno.EINVAL:  # as s3fs says that a range begins beyond the end
+    if isinstance(data, OSError) and data.errno == errno.EINVAL:  # s3fs: the range begins beyond the end of the file
         return b""
     raise _unreachable(url, data)
 
 
 def sizes_below(folder: Path) -> dict[str, int]:
-    """All files below a folder, by their paths relative to it, with their sizes in bytes.
+    """All files below a folder: relative path -> size in bytes.
 
-    Raises UnreachableError where an object store does not tell.
+    Raises UnreachableError where an object store does not answer.
     """
     if is_local(folder):
         sizes = {}
         for file in (Path(base, name) for base, _, names in os.walk(folder) for name in names):
-            with contextlib.suppress(FileNotFoundError):  # just renamed, by an extraction that runs
+            with contextlib.suppress(FileNotFoundError):  # an extraction has just renamed it
                 sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
         return sizes
     start = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]  # universal_pathlib's
@@ -105,9 +105,9 @@ def last_change_below(folder: Path) -> float | None:
 
 
 def remove_folder(folder: Path, *, mark: str) -> None:
-    """Delete a folder of an object store, beginning with the file `mark`: without it, it passes for nothing.
+    """Delete a folder of an object store. The file `mark` goes first: without it nothing takes the rest for a store.
 
-    Raises UnreachableError where the object store does not let go of it.
+    Raises UnreachableError where the object store does not answer or refuses.
     """
     names = sorted(sizes_below(folder), key=lambda name: name != mark)
     with reaching(folder):
@@ -118,7 +118,7 @@ def remove_folder(folder: Path, *, mark: str) -> None:
 
 @contextlib.contextmanager
 def reaching(path: Path) -> Iterator[None]:
-    """Tell what keeps an object store from answering: each has errors of its own."""
+    """Turn every error of an object store into UnreachableError; each kind of store has its own errors."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`params.yaml`: read, checked and typed; a wrong key or value is an error that names it and its line."""
+"""The sections and types of `params.yaml`, and the checks between its sections."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class _Section(BaseModel):
 
 
 class SetParams(_Section):
-    """One set of trials: which adapter reads it, from where.
+    """One set of trials.
 
-    protocol is the file that lists the trials (DVC reruns `prepare` when it changes), root the folder that the paths
-    are relative to. quality says who estimates the MOS: `column` is the corpus itself, other names are files of
-    `pipeline/quality/`.
+    corpus: the adapter, a file of `pipeline/corpora/`. protocol: the file that lists the trials; DVC reruns `prepare`
+    when it changes. root: the folder of the audio. quality: the source of the MOS, a file of `pipeline/quality/`;
+    `column` takes the values of the corpus itself.
     """
 
     corpus: Name
@@ -54,12 +54,12 @@ class SetParams(_Section):
 
     @property
     def folder(self) -> Path:
-        """The folder that paths are relative to, of the project itself where DVC runs an experiment in a copy."""
+        """The folder of the audio: that of the project itself, also where DVC runs an experiment in a copy of it."""
         return in_project(self.root)
 
 
 class RandomEncoder(_Section):
-    """Size and seed of a randomly initialised encoder of XLSR's structure."""
+    """Size and seed of a random encoder with XLSR's structure."""
 
     layers: Positive
     width: Positive
@@ -78,10 +78,10 @@ class RandomEncoder(_Section):
 
 
 class EncoderParams(_Section):
-    """Where the encoder comes from: a hub name, a local folder, a checkpoint of fairseq's, or `random` with its size;
-    fine-tuned or frozen.
+    """The source of the encoder, and how it is fine-tuned.
 
-    finetune is None for a frozen encoder, which is also one whose section says `on: false`.
+    source: a hub name, a local folder, a fairseq checkpoint, or `random`, which needs the section `random`. finetune:
+    None for a frozen encoder; a section with `on: false` becomes None.
     """
 
     source: str
@@ -105,18 +105,18 @@ class EncoderParams(_Section):
 
 
 class WindowParams(_Section):
-    """Samples at 16 kHz that the encoder sees of an utterance, and what fills up a shorter one."""
+    """The samples at 16 kHz that the encoder gets from an utterance, and how a shorter one is filled up."""
 
     samples: Annotated[int, Field(ge=400)]
     pad: Literal["repeat", "zero"]
 
 
 class ExtractParams(_Section):
-    """What is cached, and how it is computed; views are those beside `clean`, of the training set alone.
+    """Which features are cached, and how they are computed.
 
-    storage is how frames are kept; precision is what the encoder computes in, auto: bfloat16 where the device has it.
-    batch_size auto finds itself on a GPU. scheduler is Dask's: the address of one that runs, or local:N for N workers
-    on this machine.
+    views: augmented views beside `clean`, for the training set only. storage: the type of frames in the store.
+    precision: the type in which the encoder computes; auto is bfloat16 where the device has it. batch_size: auto finds
+    the size on a GPU. scheduler: the address of a running Dask scheduler, or local:N for N workers on this machine.
     """
 
     layers: Layers
@@ -132,7 +132,7 @@ class ExtractParams(_Section):
 
     @property
     def first_batch(self) -> int:
-        """How many utterances the encoder gets at once, to begin with; on a CPU more are no faster."""
+        """The number of utterances in the first batch. On a CPU larger batches are no faster."""
         return 8 if self.batch_size == "auto" else self.batch_size
 
     @model_validator(mode="after")
@@ -147,13 +147,13 @@ class ExtractParams(_Section):
 
 
 class FeaturesParams(_Section):
-    """Where feature stores lie: a folder, or the URL of one on an object store."""
+    """Where feature stores are: a folder, or the URL of a folder on an object store."""
 
     root: str
 
     @property
     def folder(self) -> Path:
-        """The root of all stores, of the project itself where DVC runs an experiment in a copy.
+        """The root of all stores: that of the project itself, also where DVC runs an experiment in a copy of it.
 
         Raises InputError for a URL that cannot be opened.
         """
@@ -161,7 +161,7 @@ class FeaturesParams(_Section):
 
 
 class LearningRates(_Section):
-    """Adam's learning rates: for the backend, for the loss's vectors, and for the layer weighting."""
+    """Adam's learning rates for the backend, the vectors of the loss, and the layer weighting."""
 
     backend: Rate
     centroids: Rate
@@ -169,20 +169,20 @@ class LearningRates(_Section):
 
 
 class PoolParams(_Section):
-    """Two sets, or pools that stand above, that are trained on together, each with an equal share of every batch."""
+    """Sets that are trained together, each with an equal share of every batch: two sets, or pools defined above."""
 
     first: Name
     second: Name
 
 
 class DatasetParams(_Section):
-    """Where the features lie that training reads: on disk, in memory, or in the device's memory."""
+    """Where training reads features from: the disk, memory, or the memory of the device."""
 
     hold: Literal["disk", "ram", "device"]
 
 
 class ViewsParams(_Section):
-    """The augmented views that training draws in place of the clean features, and how often it does."""
+    """The augmented views that training draws in place of the clean features, and the probability of that."""
 
     draw: Views
     probability: Share
@@ -195,13 +195,13 @@ class ViewsParams(_Section):
 
 
 class FinetuneRates(LearningRates):
-    """Those, and one for the encoder."""
+    """The learning rates of fine-tuning: one more, for the encoder."""
 
     encoder: Rate
 
 
 class LoraParams(_Section):
-    """Low-rank updates of the encoder in place of its weights: W + alpha / rank · B A, for the named linear maps."""
+    """Low-rank updates of the named linear maps: fine-tuning trains A and B of W + alpha / rank · B A, and not W."""
 
     rank: Positive
     alpha: Rate
@@ -213,14 +213,13 @@ class LoraParams(_Section):
 
 
 class FinetuneParams(_Section):
-    """How the encoder is trained end to end with a backend and a loss, whose own parameters stand in their sections.
+    """How the encoder is trained end to end with a backend and a loss, which have their own sections.
 
-    set is the set that it is trained on; layers are those that the backend reads, views those that RawBoost and the
-    like make on the fly. A step of the optimiser takes accumulate × batch_size utterances, of which batch_size are in
-    the device's memory at once.
-    freeze_front_end keeps the convolutions as they are; gradient_checkpointing computes layers twice to save memory.
-    With `on: false` the encoder is frozen, and the section only names what it would be trained with.
-    With lora the encoder's own weights all stay as they are; without it they are all trained.
+    on: false freezes the encoder. set: the training set. layers: those that the backend reads. views: augmented views,
+    computed during training. accumulate: a step of the optimizer takes accumulate × batch_size utterances, of which
+    batch_size are in the device's memory at once. freeze_front_end: do not train the convolutions.
+    gradient_checkpointing: compute layers twice to save memory. lora: train low-rank updates, and none of the encoder's
+    own weights; without it all of them are trained.
     """
 
     on: bool = True
@@ -250,7 +249,7 @@ class FinetuneParams(_Section):
 
 
 class TrainParams(_Section):
-    """How every cell of the grid is trained; set is the set or pool that it is trained on."""
+    """How every cell of the grid is trained. set: the set or pool to train on."""
 
     set: Name
     device: Literal["auto", "cpu", "cuda"]
@@ -264,7 +263,7 @@ class TrainParams(_Section):
 
 
 class GridParams(_Section):
-    """The ablation grid: every backend with every loss, on every choice of layers and of views, from every seed."""
+    """The ablation grid: every backend with every loss, choice of layers, choice of views, and seed."""
 
     backend: Names
     loss: Names
@@ -274,10 +273,10 @@ class GridParams(_Section):
 
     @property
     def runs(self) -> dict[str, str]:
-        """The names of all runs, `<backend>-<loss>-<layers>-<views>-<seed>`, and of each the system that it is one of.
+        """Run -> its system, for all runs of the grid. A run is named `<backend>-<loss>-<layers>-<views>-<seed>`.
 
-        Runs of a system differ in the seed alone. Its name is that of the run without the seed, and without the
-        layers and views where the grid has one choice of them.
+        The runs of a system differ only in the seed. The name of the system is that of its runs without the seed, and
+        without the layers or views where the grid has only one choice of them.
         """
         found = {}
         for cell in itertools.product(self.backend, self.loss, self.layers, self.views, self.seed):
@@ -288,11 +287,11 @@ class GridParams(_Section):
 
 
 class AnalyseParams(_Section):
-    """Runs of the grid whose embeddings are kept, indexed and looked at, and how.
+    """The runs of the grid whose embeddings are kept and analysed, and how.
 
-    scorings are further scores of theirs, by the embeddings of the training set: centroids of its bona fide by k-means
-    (`centroids` of them; null: as many as the silhouette favours), distances to the nearest `neighbours`, Mahalanobis.
-    points is how many trials the map of embeddings shows, by the projections.
+    backend, loss, layers, views, seed: every combination is a run. scorings: further scores of these runs by the
+    embeddings of the training set. centroids: of the scoring kmeans; None takes the number with the best silhouette.
+    neighbours: of the scorings knn and knn_difference. points: trials on the map. projections: of the map.
     """
 
     backend: Choices
@@ -314,7 +313,7 @@ class AnalyseParams(_Section):
 
 
 class AsvParams(_Section):
-    """Error rates of a speaker verification system at its own EER threshold, shares in 0..1; the t-DCF needs them."""
+    """The error rates, from 0 to 1, of a speaker verification system at its own EER threshold, for the t-DCF."""
 
     p_fa: Share
     p_miss: Share
@@ -322,11 +321,11 @@ class AsvParams(_Section):
 
 
 class EvaluateParams(_Section):
-    """The sets that every run is scored on, and how.
+    """The sets on which every run is scored, and how.
 
-    finetuned names the run that the encoder was fine-tuned with, which is then scored as those of the grid are; it is a
-    list of one or none, as that is what DVC makes stages of. bootstrap is the number of resamples behind the confidence
-    intervals, 0 for none; asv has the rates of the speaker verification system of a set, for its t-DCF.
+    finetuned: [] or one name. With a name, the run of the fine-tuning is scored, too, under that name. bootstrap: the
+    number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the speaker
+    verification system by set.
     """
 
     sets: Names
@@ -336,7 +335,7 @@ class EvaluateParams(_Section):
 
 
 class ReportParams(_Section):
-    """The set whose EER orders the leaderboard, and a caveat that the page shows."""
+    """How the report looks. sort_by: the set by whose EER the leaderboard is sorted. note: shown on the page."""
 
     sort_by: Name
     note: str = ""
@@ -361,10 +360,10 @@ class Params(_Section):
     analyse: AnalyseParams
     report: ReportParams
 
-    _places: dict[Keys, str] = PrivateAttr(default_factory=dict)  # where each key stands, as file:line
+    _places: dict[Keys, str] = PrivateAttr(default_factory=dict)  # key -> file:line
 
     def where(self, *keys: str | int) -> str:
-        """`file:line: a.b.c`, for a message about a value that was read; the line is that of the nearest key above."""
+        """`file:line: a.b.c`, for a message about a value. The line is that of the key, or of the nearest key above."""
         name = ".".join(str(key) for key in keys)
         for end in range(len(keys), 0, -1):
             if place := self._places.get(keys[:end]):
@@ -372,7 +371,7 @@ class Params(_Section):
         return name
 
     def misfits(self) -> list[str]:
-        """What is wrong between the sections: names that one uses and another lacks."""
+        """Messages about sections that do not fit together: names that one uses and another lacks."""
         wrong = [] if "dev" in self.sets else [f"{self.where('sets')}: expected a set dev"]
         wrong += (wrong_pools := self._wrong_pools())
         there = self.train.set in {**self.sets, **self.pools}
@@ -417,14 +416,14 @@ class Params(_Section):
 
     @property
     def analysed(self) -> tuple[str, ...]:
-        """The runs of the grid whose embeddings are kept and looked at."""
+        """The runs of the grid whose embeddings are kept and analysed."""
         chosen = self.analyse
         cells = itertools.product(chosen.backend, chosen.loss, chosen.layers, chosen.views, chosen.seed)
         return tuple("-".join(map(str, cell)) for cell in cells)
 
     @property
     def rescored(self) -> dict[str, str]:
-        """What the scorings make of analysed runs, `<run>-<scoring>`, each with its system, `<system>-<scoring>`."""
+        """The further scores of analysed runs: `<run>-<scoring>` -> `<system>-<scoring>`."""
         trained = self.grid.runs
         return {
             f"{run}-{scoring}": f"{trained[run]}-{scoring}"
@@ -434,7 +433,7 @@ class Params(_Section):
 
     @property
     def runs(self) -> dict[str, str]:
-        """The rows of the leaderboard, with their systems: runs of the grid, the fine-tuned one, what is rescored."""
+        """Run -> its system, for all runs of the leaderboard: those of the grid, the fine-tuned one, the rescored."""
         return self.grid.runs | {run: run for run in self.evaluate.finetuned} | self.rescored
 
     def _not_in_the_grid(self) -> list[str]:
@@ -450,7 +449,7 @@ class Params(_Section):
         ]
 
     def _not_finetuned(self) -> list[str]:
-        """What keeps the fine-tuned run from being scored: a frozen encoder, or layers of its backend not cached."""
+        """Messages where the fine-tuned run cannot be scored: the encoder is frozen, or its layers are not cached."""
         if not self.evaluate.finetuned:
             return []
         if self.encoder.finetune is None:
@@ -478,7 +477,7 @@ class Params(_Section):
         return wrong
 
     def members(self, name: str) -> tuple[str, ...]:
-        """The sets of a pool, in order; a set is its own only one."""
+        """The sets of a pool, in order; for a set the set itself."""
         if name not in self.pools:
             return (name,)
         pool = self.pools[name]

@@ -1,4 +1,4 @@
-"""`params.yaml` read: every error names the line."""
+"""Read `params.yaml`. Every error names the line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.core.params import Keys, Params
 
 
 def load(path: Path) -> Params:
-    """Read and check a parameter file. Raises InputError naming file, line, key, what was expected and what came."""
+    """Read and check a parameter file. Raises InputError with file, line, key, the expected and the actual value."""
     if not path.is_file():
         raise InputError(f"{path}: no parameter file there; run from the project's folder")
     try:
@@ -39,7 +39,7 @@ def load(path: Path) -> Params:
 
 
 def _plain(node: Any) -> Any:
-    """ruamel's containers and scalars as plain Python ones."""
+    """Turn the containers and scalars of ruamel.yaml into plain Python ones."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -51,7 +51,7 @@ def _plain(node: Any) -> Any:
 
 
 def _lines(node: Any, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
-    """Every key of a tree with its line, from 1."""
+    """Yield every key of a tree with its line; lines count from 1."""
     if isinstance(node, dict | list):
         lc: Any = node.lc  # type: ignore[union-attr]  # ruamel's containers know line and column
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -66,7 +66,7 @@ def _say(path: Path, places: Mapping[Keys, str], problem: Any) -> str:
     keys: Keys = problem["loc"]
     missing = problem["type"] == "missing"
     known = next(keys[:end] for end in range(len(keys), -1, -1) if keys[:end] in places or not end)
-    # deeper parts of `loc` name the alternatives of a type, not keys of the file
+    # The deeper parts of `loc` are names of types, not keys of the file.
     name = ".".join(str(key) for key in (keys if missing else known)) or "parameters"
     where = places.get(known, f"{path}:1")
     if problem["type"] == "extra_forbidden":

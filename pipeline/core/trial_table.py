@@ -1,14 +1,13 @@
-"""The trial table: which utterances a set holds and what is known of each.
+"""The trial table: the utterances of a set, with class, speaker, attack and other facts.
 
-A table is a frozen record of NumPy columns, one row a trial, in the order of the protocol. `from_rows` makes it and
-checks everything that can be checked without opening audio.
+A table is a frozen record of NumPy columns with a row for each trial, in the order of the protocol. `from_rows` makes a
+table and checks everything that can be checked without opening audio.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
 import posixpath
 import re
@@ -21,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import InputError, listing
+from pipeline.core.files import csv_text
 
 LABELS = ("bonafide", "spoof")
 COLUMNS = ("utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality", "content")
 UNKNOWN = "-"
-MOS_RANGE = (0.0, 6.0)  # wider than the scale's 1..5: published estimates reach from 0.51 to 5.07
-PLAIN_PATH = re.compile(r"(?!\.)[^/\\:]+(/(?!\.)[^/\\:]+)*").fullmatch  # most paths: no dots ahead, nothing doubled
+MOS_RANGE = (0.0, 6.0)  # wider than the scale of 1 to 5: published estimates range from 0.51 to 5.07
+PLAIN_PATH = re.compile(r"(?!\.)[^/\\:]+(/(?!\.)[^/\\:]+)*").fullmatch  # needs no cleaning, as most paths
 
 
 class Row(NamedTuple):
-    """One trial as an adapter read it; `where` names its file and line for error messages."""
+    """One trial from an adapter. where: its file and line, for messages."""
 
     where: str
     utterance: str
@@ -48,10 +48,10 @@ class Row(NamedTuple):
 class Trials:
     """N trials, column by column.
 
-    utterance, path, speaker, attack, codec, vocoder: (N,) str, "-" where unknown or not applicable; attack and vocoder
-    say how a spoof was made. `path` is relative to the corpus root, with forward slashes.
-    is_bonafide: (N,) bool. quality: (N,) float64, MOS on the scale 1..5, nan where unknown.
-    content: (N,) str, digest of the audio file's bytes; empty until `prepare` has read it.
+    utterance, path, speaker, attack, codec, vocoder: (N,) str, "-" where unknown or without meaning. attack and vocoder
+    name how a spoof was made. path is relative to the root of the corpus, with forward slashes.
+    is_bonafide: (N,) bool. quality: (N,) float64, MOS on the scale 1 to 5, nan where unknown.
+    content: (N,) str, digest of the bytes of the audio file; empty until `prepare` has read the file.
     """
 
     utterance: NDArray[np.str_]
@@ -68,14 +68,14 @@ class Trials:
         return len(self.utterance)
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Trials:
-        """The trials of the given rows, in their order."""
+        """The trials of some rows, in the order of the rows."""
         return Trials(**{name: column[rows] for name, column in vars(self).items()})
 
 
 def pool(tables: Mapping[str, Trials]) -> Trials:
-    """The trials of several sets as one table, in the order of the sets.
+    """Join the tables of several sets, in the order of the sets.
 
-    Raises InputError where two sets name one utterance.
+    Raises InputError where two sets have the same utterance.
     """
     sets: dict[str, str] = {}
     twice = [
@@ -91,7 +91,7 @@ def pool(tables: Mapping[str, Trials]) -> Trials:
 
 
 def _mos(text: str) -> float:
-    """MOS from a cell; empty is unknown (nan). Raises ValueError where it is no MOS."""
+    """The MOS in a cell; nan for an empty cell. Raises ValueError where it is no MOS."""
     if text in ("", UNKNOWN, "nan"):
         return float("nan")
     value = float(text)
@@ -101,9 +101,9 @@ def _mos(text: str) -> float:
 
 
 def _clean(path: str) -> str:
-    """A path below the corpus root in its plain form; empty where it is none.
+    """The plain form of a path below the root of the corpus; empty for any other path.
 
-    Lexical on purpose: a link below the root is the user's own doing, a manifest may come from anywhere.
+    Links are not followed. A manifest may come from anywhere and must not lead outside; a link is the user's own.
     """
     if PLAIN_PATH(path):
         return path
@@ -113,7 +113,7 @@ def _clean(path: str) -> str:
 
 
 def _problem(row: Row) -> str | None:
-    """What is wrong with one row, or None."""
+    """A message about a row that cannot be used, else None."""
     if row.utterance.split() != [row.utterance]:
         return f"expected an utterance name without white space, got {row.utterance!r}"
     if row.label not in LABELS:
@@ -128,10 +128,10 @@ def _problem(row: Row) -> str | None:
 
 
 def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
-    """Check rows and gather them into a table.
+    """Check rows and make a table of them. source: names the file in messages.
 
-    Raises InputError, with all problems by file and line, for a label, path, name or quality that is not valid, an
-    utterance listed twice, no trials at all, or only one of the two classes.
+    Raises InputError, with all problems by file and line, for a label, path, name or quality that is not valid, for an
+    utterance that is listed twice, for no trials, and for trials of one class only.
     """
     kept = list(rows)
     names = [row.utterance for row in kept]
@@ -163,7 +163,7 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
 
 
 def _problems(rows: Sequence[Row]) -> str:
-    """What is wrong with rows that cannot all be used, by file and line."""
+    """A message about all rows that cannot be used, by file and line."""
     problems: list[str] = []
     first: dict[str, str] = {}
     for row in rows:
@@ -178,18 +178,14 @@ def _problems(rows: Sequence[Row]) -> str:
 
 def to_csv(trials: Trials) -> str:
     """The table as CSV text with the header `COLUMNS`; the same table gives the same bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
     columns = {name: column.tolist() for name, column in vars(trials).items()}
     columns["label"] = [LABELS[0] if bonafide else LABELS[1] for bonafide in columns["is_bonafide"]]
     columns["quality"] = ["" if math.isnan(mos) else repr(mos) for mos in columns["quality"]]
-    writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
-    return text.getvalue()
+    return csv_text([COLUMNS, *zip(*(columns[name] for name in COLUMNS), strict=True)])
 
 
 def read(path: Path) -> Trials:
-    """Read a table that `to_csv` made. Raises InputError, with the line, where it is not one."""
+    """Read a table that `to_csv` wrote. Raises InputError, with the line, for another file."""
     if not path.is_file():
         raise InputError(f"{path}: no trial table there; run `dvc repro prepare`")
     try:
@@ -217,7 +213,7 @@ def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[Row]:
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 text of a table, whoever wrote it. Raises InputError for other bytes."""
+    """Read UTF-8 text, with or without a byte order mark. Raises InputError for other bytes."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -226,7 +222,7 @@ def read_text(path: Path) -> str:
 
 
 def fingerprint(trials: Trials) -> str:
-    """Sixteen hex digits over the ordered utterances and the bytes of their files; labels do not change features."""
+    """Sixteen hex digits over the ordered utterances and the bytes of their files. Labels are not part of it."""
     digest = hashlib.sha256()
     for utterance, content in zip(trials.utterance, trials.content, strict=True):
         digest.update(f"{utterance}\t{content}\n".encode())

@@ -1,4 +1,4 @@
-"""The encoder's identity card: source, architecture, normalisation and the sha256 of its weights."""
+"""The encoder's identity card: source, architecture, normalization and the sha256 of its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a card is read where no model is needed, and torch takes a 
 
 @dataclass(frozen=True)
 class Card:
-    """The identity of an encoder: where it came from, what it is, and a sha256 over its weights."""
+    """The identity of an encoder: its source, its architecture, and a sha256 over its weights."""
 
     source: str
     weights_sha256: str
@@ -49,9 +49,9 @@ class Card:
                 raise InputError(f"extract.layers: expected 0 to {self.layers} or final, got {tap!r}")
 
 
-NAMING = 1  # raise it when loading a file gives its tensors other names or bytes
+NAMING = 1  # raise it when a change of the code gives the tensors of a file other names or bytes
 
-# What the weights' shapes do not tell of the arithmetic.
+# The facts of the configuration that the arithmetic depends on and the shapes of the weights do not show.
 _ARCHITECTURE = (
     "model_type",
     "num_hidden_layers",
@@ -69,7 +69,7 @@ _ARCHITECTURE = (
     "conv_stride",
     "num_conv_pos_embeddings",
     "num_conv_pos_embedding_groups",
-    # of one kind alone
+    # only some kinds of encoders have these
     "feat_proj_layer_norm",
     "num_buckets",
     "max_bucket_distance",
@@ -81,9 +81,9 @@ def card_of(
     *,
     source: str,
     normalize: Literal["utterance", "none"],
-    before: checksums.Facts = (),
+    before: checksums.FileFacts = (),
 ) -> Card:
-    """The card of a model that has all its layers. before: of the files that it was read from, before it was."""
+    """The card of a model with all its layers. before: the facts of its files, from before they were read."""
     by = f"naming {NAMING}, transformers {version('transformers')}"
     config = model.config.to_dict()
     return Card(
@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """sha256 over the names, shapes and float32 bytes of all weights, whatever file they came in."""
+    """The sha256 over the names, shapes and float32 bytes of all weights. The format of the file does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

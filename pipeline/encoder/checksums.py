@@ -1,7 +1,8 @@
-"""Checksums that take a while, remembered from one command to the next in the user's cache folder.
+"""Slow checksums, remembered in the user's cache folder from one command to the next.
 
-A file is known by its path, size and times: of its content and, which nobody sets by hand, of its last change of any
-kind. What changed moments ago is not remembered: a second change may leave the same times.
+A file counts as unchanged while its path, size, inode and two times stay the same: the time when its content changed,
+and the time when anything about it changed, which no program sets at will. A file that changed moments ago is not
+remembered, because a second change could leave the same times.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from pathlib import Path
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json, write_text
 
-SETTLED_S = 2.0  # the coarsest times of a file system in use
+SETTLED_S = 2.0  # seconds; some file systems keep times no finer than this
 MOST = 100  # checksums that are kept
 
-# Of each file: path as given, path without links, size, inode, times of the last change of content and of any kind (ns)
-Facts = Sequence[tuple[str, str, int, int, int, int]]
+# For each file: path as given, path without links, size, inode, times of the change of content and of any change (ns)
+FileFacts = Sequence[tuple[str, str, int, int, int, int]]
 
 
-def facts(files: Sequence[Path]) -> Facts:
-    """What is known of files, to be asked before they are read. Empty for none, and where one is not there."""
+def facts(files: Sequence[Path]) -> FileFacts:
+    """The facts of some files; ask for them before you read the files. Empty where one of the files is missing."""
     try:
         return [_facts(file) for file in files]
     except OSError:
         return []
 
 
-def checksum(before: Facts, *, by: str, compute: Callable[[], str]) -> str:
-    """What `compute` gives, or gave, for what was read of some files.
+def checksum(before: FileFacts, *, by: str, compute: Callable[[], str]) -> str:
+    """The result of `compute`, remembered while the files that it depends on do not change.
 
     Args:
-        before: of all that the checksum depends on, from before it was read; nothing is remembered of no files, or
-            where they have changed since. by: how it is computed.
+        before: the facts of these files, from before they were read. Nothing is remembered where this is empty, or
+            where the files have changed since. by: names the way of computing; another name is computed again.
     """
     if not before or any(abs(time.time() - when / 1e9) < SETTLED_S or when > time.time_ns() for *_, when in before):
         return compute()
@@ -49,7 +50,7 @@ def checksum(before: Facts, *, by: str, compute: Callable[[], str]) -> str:
         if not same or facts([Path(place) for place, *_ in before]) != before:
             return found
         known = dict(list(known.items())[-MOST + 1 :]) | {key: found}
-        with contextlib.suppress(OSError):  # a home that may not be written to: computed again next time
+        with contextlib.suppress(OSError):  # the folder is read-only: compute it again next time
             write_text(_place(), json.dumps(known, indent=1) + "\n")
     return known[key]
 
@@ -63,7 +64,7 @@ def _facts(file: Path) -> tuple[str, str, int, int, int, int]:
 def _known() -> dict[str, str]:
     try:
         found = read_json(_place(), what="list of checksums", remedy="delete it")
-    except InputError:  # none yet, or damaged: computed again
+    except InputError:  # there is none yet, or it is damaged: compute again
         return {}
     return {key: value for key, value in found.items() if isinstance(value, str)}
 

@@ -1,9 +1,9 @@
-"""Checkpoints whose encoder was made by fairseq, read without fairseq: names, shapes and numbers of transformers.
+"""Read the encoder of a fairseq checkpoint without fairseq, and give its weights the names of transformers.
 
-Two kinds: fairseq's pretraining files (`xlsr2_300m.pt` and its siblings of 1 and 2 billion parameters), and
-countermeasures that were fine-tuned with such an encoder inside, whose names carry a prefix such as
-`module.ssl_model.model.`. Nothing of a file is executed: only tensors, plain containers and `argparse.Namespace`, which
-older files hold, are unpickled.
+There are two kinds of checkpoints: fairseq's pretraining files (`xlsr2_300m.pt`, and those of 1 and 2 billion
+parameters), and countermeasures that contain such an encoder. In the second kind the names of the weights have a prefix
+such as `module.ssl_model.model.`. No code of a file is run: only tensors, plain containers and `argparse.Namespace`,
+which older files use, are unpickled.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SUFFIXES = (".pt", ".pth")
 KERNELS, STRIDES = (
     (10, 3, 3, 3, 3, 2, 2),
     (5, 2, 2, 2, 2, 2, 2),
-)  # of every wav2vec 2.0; strides leave no trace in weights
-HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}  # by width: base, 300M, 1B, 2B; nor do heads
-FIRST = "feature_extractor.conv_layers.0.0.weight"  # the name that an encoder is known by
-PRETRAINING = ("quantizer.", "project_q.", "final_proj.", "label_embs_concat")  # of the pretraining task alone
+)  # of every wav2vec 2.0; the shapes of weights do not show strides
+HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}  # by width: base, 300M, 1B, 2B; shapes do not show heads either
+FIRST = "feature_extractor.conv_layers.0.0.weight"  # a checkpoint with this name contains an encoder
+PRETRAINING = ("quantizer.", "project_q.", "final_proj.", "label_embs_concat")  # used only in pretraining
 
-# Names in transformers by names in fairseq, which may be the beginning of a longer one.
+# The beginning of a name in fairseq, and what takes its place in transformers.
 NAMES = (
     (r"mask_emb$", "masked_spec_embed"),
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
@@ -50,18 +50,18 @@ NAMES = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """An encoder's weights by their names in transformers, and the arguments of the configuration that they need."""
+class FairseqEncoder:
+    """The weights of an encoder by their names in transformers, and arguments for `Wav2Vec2Config`."""
 
     weights: dict[str, Tensor]
     config: dict[str, Any]
 
 
-def read(path: Path) -> Checkpoint:
-    """The encoder in a checkpoint.
+def read(path: Path) -> FairseqEncoder:
+    """Read the encoder in a checkpoint.
 
-    Raises InputError where the file is none, holds more than tensors and plain values, holds no encoder or several, or
-    an encoder with names or shapes that no wav2vec 2.0 has.
+    Raises InputError for a file that is no checkpoint, that holds more than tensors and plain values, that holds no
+    encoder or several, or whose encoder has names or shapes that no wav2vec 2.0 has.
     """
     found = _unpickled(path)
     state = _state(path, found)
@@ -75,7 +75,7 @@ def read(path: Path) -> Checkpoint:
             f"{path}: expected an encoder of wav2vec 2.0 below {prefix!r}, got {len(unknown)} weights that it has none "
             f"of:\n{listing(unknown)}"
         )
-    return Checkpoint({str(renamed[name]): tensor for name, tensor in own.items()}, config)
+    return FairseqEncoder({str(renamed[name]): tensor for name, tensor in own.items()}, config)
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
 
 
 def _state(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict: the whole, or what stands below `model` or `state_dict`."""
+    """The state dict: below `model`, below `state_dict`, or the whole file."""
     for place in (found.get("model"), found.get("state_dict"), found):
         if isinstance(place, Mapping):
             state = {str(name): value for name, value in place.items() if isinstance(value, Tensor)}
@@ -106,7 +106,7 @@ def _state(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _prefix(path: Path, state: Mapping[str, Tensor]) -> str:
-    """What stands before the names of the encoder."""
+    """The prefix of the encoder's names."""
     prefixes = [name.removesuffix(FIRST) for name in state if name.endswith(FIRST)]
     if len(prefixes) == 1:
         return prefixes[0]
@@ -125,7 +125,7 @@ def _renamed(name: str) -> str | None:
 
 
 def _said(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says of its model, in `cfg`, or in `args` as older ones do; nothing in countermeasures."""
+    """The model's configuration from `cfg`, or from `args` in older checkpoints; empty for countermeasures."""
     cfg, args = found.get("cfg"), found.get("args")
     if isinstance(cfg, Mapping) and isinstance(cfg.get("model"), Mapping):
         return dict(cfg["model"])
@@ -133,7 +133,7 @@ def _said(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(path: Path, own: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of transformers' Wav2Vec2Config, from the shapes of the weights and what the checkpoint says."""
+    """Arguments for `Wav2Vec2Config`, from the shapes of the weights and the checkpoint's configuration."""
     try:
         convolutions = [own[f"feature_extractor.conv_layers.{i}.0.weight"] for i in range(len(KERNELS))]
         width = len(own["post_extract_proj.weight"])
@@ -149,7 +149,7 @@ def _config(path: Path, own: Mapping[str, Tensor], said: Mapping[str, Any]) -> d
     heads = said.get("encoder_attention_heads", HEADS.get(width))
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise InputError(
-            f"{path}: expected a checkpoint that tells its number of attention heads, or one of width "
+            f"{path}: expected a checkpoint with its number of attention heads, or one of width "
             f"{', '.join(map(str, HEADS))}, got one of width {width}"
         )
     by_layer = "feature_extractor.conv_layers.1.2.1.weight" in own

@@ -1,4 +1,4 @@
-"""Loading an encoder: a hub name, a transformers folder, a fairseq checkpoint, or random weights; and saving one."""
+"""Load an encoder from a hub name, a transformers folder or a fairseq checkpoint, or make a random one; and save it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pipeline.encoder.xlsr import Device, Encoder
 
 NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
 KINDS: dict[str, Any] = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}
-# Everything random that transformers switches on by default. Fine-tuning keeps it off, too: fairseq's large
-# configuration, which XLSR was pretrained with, has no dropout, and published countermeasures mask nothing.
+# Turn off all randomness that transformers turns on by default. It stays off in fine-tuning: the configuration that
+# XLSR was pretrained with has no dropout, and published countermeasures mask nothing.
 _QUIET = {
     "apply_spec_augment": False,
     "layerdrop": 0.0,
@@ -39,9 +39,9 @@ _QUIET = {
 
 
 def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
-    """The whole encoder in eval mode, float32, on the CPU, and its card.
+    """Load the whole encoder in eval mode, float32, on the CPU, and its card.
 
-    Raises InputError for a source that cannot be loaded or lacks weights of the encoder.
+    Raises InputError for a source that cannot be loaded or that lacks weights of the encoder.
     """
     before = checksums.facts(_weight_files(params))
     if params.random:
@@ -55,10 +55,9 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
 
 
 def load_deployed(params: EncoderParams, *, weights: Path | None) -> tuple[Wav2Vec2Model, Card]:
-    """The encoder that features come from, and its card: the fine-tuned one where the parameters ask for it.
+    """Load the encoder that computes the features, and its card: the fine-tuned encoder where fine-tuning is on.
 
-    Args:
-        weights: the folder that `kept.weights_of` finds; read only where fine-tuning is on.
+    weights: the folder that `kept.weights_of` finds; it is read only where fine-tuning is on.
 
     Raises InputError as `load`, and where the folder holds no fine-tuned encoder.
     """
@@ -79,12 +78,12 @@ def deployed(
     device: Device,
     precision: Precision,
 ) -> Encoder:
-    """The encoder that features come from, cut above its highest tap, on its device.
+    """Load the encoder that computes the features, without the layers above its highest tap, onto its device.
 
     Args:
-        weights: as `load_deployed` takes it. card: of the encoder that is expected.
+        weights: as in `load_deployed`. card: the card of the expected encoder.
 
-    Raises InputError as `load_deployed`, where it is another encoder, or where there is no such device.
+    Raises InputError as `load_deployed`, where it is another encoder, or where a GPU is wanted and there is none.
     """
     model, found = load_deployed(params, weights=weights)
     if found != card:
@@ -100,18 +99,18 @@ def _name(card: Card) -> str:
 
 
 def save(model: Wav2Vec2Model, folder: Path) -> None:
-    """Write config.json and model.safetensors as transformers does, and loads them."""
+    """Write config.json and model.safetensors in the format of transformers."""
     logging.disable_progress_bar()
     model.save_pretrained(folder)
 
 
 def write_note(folder: Path, text: str) -> None:
-    """Say in the folder of the fine-tuned encoder what it holds."""
+    """Write a note about the contents of the encoder's folder. For a frozen encoder the note is all that it holds."""
     (folder / NOTE_FILE).write_text(text + "\n")
 
 
 def _random(shape: RandomEncoder) -> Wav2Vec2Model:
-    """XLSR's structure in the given size, weights drawn from the shape's own seed."""
+    """An encoder of XLSR's structure in the given size, with random weights from the given seed."""
     config = Wav2Vec2Config(
         num_hidden_layers=shape.layers,
         hidden_size=shape.width,
@@ -132,10 +131,10 @@ def _from_fairseq(path: Path) -> Wav2Vec2Model:
     if not path.is_file():
         raise InputError(f"encoder.source: expected a checkpoint of fairseq's, got no file {path}")
     found = fairseq.read(path)
-    with torch.device("meta"):  # no weights are drawn that are then replaced
+    with torch.device("meta"):  # draws no random weights, because all are replaced below
         model = Wav2Vec2Model(Wav2Vec2Config(**found.config, **_QUIET))
     weights = {name: tensor.float() for name, tensor in found.weights.items()}
-    unused = "masked_spec_embed"  # of the pretraining task, and not in every countermeasure
+    unused = "masked_spec_embed"  # used only in pretraining, and missing in some countermeasures
     weights.setdefault(unused, torch.zeros(found.config["hidden_size"]))
     wanted = model.state_dict()
     wrong = [f"missing {name}" for name in wanted if name not in weights]
@@ -154,7 +153,7 @@ def _from_fairseq(path: Path) -> Wav2Vec2Model:
 def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
     logging.disable_progress_bar()
     try:
-        # A source may bring code of its own, which is never run: transformers would ask, and somebody say yes.
+        # A source may contain code. It is never run: transformers would ask, and a user might say yes.
         kind = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False).model_type
         if kind not in KINDS:
             raise InputError(f"encoder.source: expected one of {', '.join(KINDS)}, got {source!r}, a {kind}")
@@ -173,16 +172,16 @@ def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
             f"model.safetensors), could not load the {kind} {source!r}: {error}"
         ) from None
     missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
-    if missing:  # transformers would fill them with random numbers
+    if missing:  # transformers has filled them with random numbers
         raise InputError(
             f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
         )
-    encoder: Wav2Vec2Model = model  # or one of its kin, which are used alike
+    encoder: Wav2Vec2Model = model  # HuBERT and WavLM have the same interface
     return encoder
 
 
 def _weight_files(params: EncoderParams) -> list[Path]:
-    """The files that weights are read from; of a hub name those in transformers' cache, if they are there already."""
+    """The files that hold the weights; for a hub name those in transformers' cache, none where it is not there yet."""
     folder = Path(params.source)
     if params.random:
         return []

@@ -1,11 +1,7 @@
-"""XLSR: windows of samples to the features of chosen layers.
+"""XLSR, or another encoder of its structure (wav2vec 2.0, HuBERT, WavLM): windows to features of chosen layers.
 
-Loads wav2vec 2.0 and its kin of the same structure (HuBERT, WavLM) by hub name or from a local folder through
-transformers, or from a checkpoint of fairseq's, or builds a small one with random weights. Whatever the source, the
-weights are named by a sha256 over their tensors.
-
-Layer k is the output after k transformer layers, 0 is the input of the first: the residual stream, without the
-encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
+Layer k is the output after k transformer layers, and layer 0 is the input of the first one. Both are the residual
+stream, without the encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
 """
 
 from __future__ import annotations
@@ -23,18 +19,18 @@ from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
-# Of a group of a convolution: on CPUs with AMX, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums below this,
-# off by more than the sums themselves. XLSR has 64; encoders for tests have fewer than 16.
+# Channels in a group of a convolution. With fewer, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums on CPUs
+# with AMX; the error is larger than the sum. XLSR has 64 channels in a group, encoders of tests have fewer than 16.
 FEW_CHANNELS = 16
 NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
 
 
 class Encoder(nn.Module):
-    """An encoder cut above its highest tap.
+    """An encoder without the layers above its highest tap: windows to the features of each tap.
 
-    Takes windows and gives the features of each tap; nothing above the highest tap is kept or computed. In bfloat16
-    linear maps and convolutions compute, and their weights are kept so. Normalisations, the residual stream between the
-    layers, which grows large, and convolutions of few channels a group stay float32.
+    With precision bfloat16, linear maps and convolutions compute in bfloat16, and their weights are stored so. Three
+    things stay float32: normalizations, the residual stream between the layers, which grows large, and convolutions
+    with few channels in a group.
     """
 
     def __init__(
@@ -53,11 +49,11 @@ class Encoder(nn.Module):
         self._caught: dict[Tap, Tensor] = {}
         if "final" not in taps:
             highest = max(int(tap) for tap in taps)
-            # transformers needs one layer; with only layer 0 tapped its output is dropped
+            # transformers needs at least one layer. Where only layer 0 is tapped, the output of layer 1 is not used.
             model.encoder.layers = model.encoder.layers[: max(highest, 1)]
-        if precision == "float32":  # on a GPU convolutions take the shorter TF32 unless told not to
+        if precision == "float32":  # by default a GPU uses the less precise TF32 for convolutions
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        else:  # once, and not by autocast for every batch
+        else:  # convert weights once; autocast would convert them for every batch
             for part in model.modules():
                 if isinstance(part, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(part):
                     part.bfloat16()
@@ -83,19 +79,19 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
-        """Features of every tap for a batch of windows, outside any graph. See `features`."""
+        """The features of every tap for a batch of windows, without gradients. See `features`."""
         return self.features(windows, valid)
 
     def features(self, windows: Tensor, valid: Tensor) -> tuple[dict[Tap, Tensor], Tensor]:
-        """Features of every tap for a batch of windows; differentiable where the weights are.
+        """The features of every tap for a batch of windows, with gradients where the weights have them.
 
         Args:
             windows: (B, S) float32 samples at 16 kHz.
-            valid: (B,) int, how many samples of each window are signal; the rest is padding. Best on the CPU: asking a
-                GPU for it waits for all that it was given before.
+            valid: (B,) int, the number of samples of each window that are signal; the rest is padding. Keep it on the
+                CPU: reading it from a GPU waits for all work of the GPU.
 
         Returns:
-            tap -> (B, T, D) float32, and n_frames (B,), where `valid` is: how many frames of each are signal.
+            tap -> (B, T, D) float32; and n_frames (B,), the number of frames that are signal, on the device of `valid`.
         """
         whole = bool((valid >= windows.shape[1]).all())
         mask = torch.arange(windows.shape[1], device=windows.device) < valid.to(windows.device)[:, None]  # (B, S)
@@ -114,14 +110,14 @@ class Encoder(nn.Module):
 
 
 def _widen(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The input of the first layer as float32; sums with what layers give, in whatever precision, then stay it."""
+    """Convert the input of the first layer to float32. The layers add to it, so the residual stream stays float32."""
     return inputs[0].float(), *inputs[1:]
 
 
 def _enter_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     outside = torch.autocast(inputs[0].device.type, enabled=False)
     outside.__enter__()  # type: ignore[no-untyped-call]
-    module.__dict__.setdefault("outside", []).append(outside)  # a model may be wrapped twice
+    module.__dict__.setdefault("outside", []).append(outside)  # a list, because two encoders may share one model
     return tuple(x.float() for x in inputs)
 
 
@@ -130,7 +126,7 @@ def _leave_float32(module: nn.Module, _inputs: tuple[Tensor, ...], _output: Any)
 
 
 def normalized(windows: Tensor, mask: Tensor) -> Tensor:
-    """Each window (B, S) to zero mean and unit variance over its valid samples."""
+    """Normalize each window (B, S) to zero mean and unit variance over its valid samples."""
     count = mask.sum(1, keepdim=True)  # (B, 1)
     mean = (windows * mask).sum(1, keepdim=True) / count
     centred = (windows - mean) * mask

@@ -1,9 +1,9 @@
-"""Units of an extraction on Dask's workers: of a cluster whose scheduler runs, or a few on this machine.
+"""Makes the units of an extraction on Dask workers: those of a running cluster, or a few on this machine.
 
-A task is one shard in all views that it lacks, and the files of a shard are written by one worker alone. A worker that
-dies takes nothing along but the shards that it was at, which others make again. Workers see the same folders as this
-process, work in the same one, and each has a GPU of its own where there are some (dask-cuda sees to that on a
-cluster). What Dask sends between them is pickled: keep its ports to yourself.
+A task is one shard with all its missing views, so one worker alone writes the files of a shard. When a worker dies,
+only the shards that it was making are lost, and another worker makes them again. Workers need the same folders as this
+process and run in the same working folder. Where there are GPUs, each worker has its own (on a cluster dask-cuda
+arranges that). Dask sends pickled objects, which can run code: keep its ports closed to others.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 HERE = "local:"
-AHEAD = 2  # tasks for every thread of the workers: one that it makes, and one that waits
-CONNECT_S = 30  # until there must be a scheduler, and a worker
+AHEAD = 2  # tasks sent for each thread of the workers: one that runs, and one that waits
+CONNECT_S = 30  # seconds to wait for a scheduler, and for a worker
 
 
 def _code() -> str:
@@ -46,12 +46,12 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-CODE = _code()  # sha256 of the pipeline's modules when this process loaded them
+CODE = _code()  # sha256 of the pipeline's files at the time this process started
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker needs to make units of one store. taps: all layers that any unit needs."""
+class ExtractionJob:
+    """Everything that a worker needs to make units of one store. taps: all layers that any unit lacks."""
 
     target: Store
     encoder: MakeEncoder
@@ -62,34 +62,36 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """One shard: the units of it that are to be made, and its utterances."""
+    """The units of one shard that are missing, and the utterances of the shard."""
 
     units: tuple[Unit, ...]
     clips: tuple[Clip, ...]
 
     @property
     def shard(self) -> int:
-        """Which one."""
+        """The number of the shard."""
         return self.units[0].shard
 
 
-Problem = tuple[int, str]  # a shard, and what is wrong with it
+Problem = tuple[int, str]  # a shard, and a message about it
 
 
-def make(todo: Sequence[Unit], clips: Callable[[Unit], list[Clip]], *, job: Job, advance: Advance) -> list[str]:
-    """Have units made; what is wrong with those that could not be made, shard by shard.
+def make(
+    todo: Sequence[Unit], clips: Callable[[Unit], list[Clip]], *, job: ExtractionJob, advance: Advance
+) -> list[str]:
+    """Make units on the workers and return one message for each shard that failed, in the order of the shards.
 
     Args:
-        clips: gives the utterances of a unit's shard. advance: told how many more are done.
+        clips: gives the utterances of a unit's shard. advance: called with the number of utterances that were computed.
 
-    Raises InputError where there is no scheduler or no worker, or none any more before all is done, and where a worker
-    cannot get at the encoder or the folders; OSError where the disk is full: then nothing goes on.
+    Raises InputError where there is no scheduler or worker, or all of them went away, and where a worker cannot use the
+    encoder or the folders; OSError where the disk is full. These stop the whole work.
     """
     by_shard = (tuple(group) for _, group in itertools.groupby(todo, key=lambda unit: unit.shard))
     tasks = (Task(group, tuple(clips(group[0]))) for group in by_shard)
     with _client(str(job.params.scheduler)) as client:
         problems, killed = _attempt(client, job, tasks, advance=advance)
-        # Dask blames the death of a worker on all tasks that it had been sent; whose fault it is shows one by one.
+        # Dask counts the death of a worker against all tasks that it held. Making them one by one finds the real cause.
         for task in killed:
             more, again = _attempt(client, job, iter([task]), advance=advance)
             problems += more
@@ -103,8 +105,10 @@ def make(todo: Sequence[Unit], clips: Callable[[Unit], list[Clip]], *, job: Job,
     return [text for _, text in sorted(problems, key=lambda problem: problem[0])]
 
 
-def _attempt(client: Any, job: Job, tasks: Iterator[Task], *, advance: Advance) -> tuple[list[Problem], list[Task]]:
-    """Have tasks made; what is wrong with some, and those at which workers died."""
+def _attempt(
+    client: Any, job: ExtractionJob, tasks: Iterator[Task], *, advance: Advance
+) -> tuple[list[Problem], list[Task]]:
+    """Make tasks; return the messages about failed ones, and the tasks whose workers died."""
     from distributed import CancelledError, KilledWorker
 
     problems: list[Problem] = []
@@ -119,14 +123,14 @@ def _attempt(client: Any, job: Job, tasks: Iterator[Task], *, advance: Advance) 
             raise _gone(job) from None
         except (InputError, OSError):
             raise
-        except Exception as error:  # whatever a worker raises
+        except Exception as error:  # a worker may raise anything
             problems.append((task.shard, f"shard {task.shard}: {type(error).__name__}: {error}"))
         advance(len(task.clips) * len(task.units))
     return problems, killed
 
 
-def _ended(client: Any, job: Job, tasks: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
-    """Tasks and their futures as they come to an end; no more are sent than workers soon need, who come and go."""
+def _ended(client: Any, job: ExtractionJob, tasks: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
+    """Yield tasks with their futures as they end. Only a few tasks wait at the workers, as workers come and go."""
     folder = Path.cwd()
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     sent: dict[str, Task] = {}
@@ -137,7 +141,7 @@ def _ended(client: Any, job: Job, tasks: Iterator[Task]) -> Iterator[tuple[Task,
                 future = client.submit(_make, job, task, folder, pure=False)
                 sent[future.key] = task
                 future.add_done_callback(ended.put)
-        except Exception as error:  # of many kinds, by when the connection broke
+        except Exception as error:  # the kind depends on the moment at which the connection broke
             raise _gone(job) from error
         if not sent:
             return
@@ -149,7 +153,7 @@ def _ended(client: Any, job: Job, tasks: Iterator[Task]) -> Iterator[tuple[Task,
         yield sent.pop(future.key), future
 
 
-def _gone(job: Job) -> InputError:
+def _gone(job: ExtractionJob) -> InputError:
     return InputError(
         f"extract.scheduler: {job.params.scheduler} is gone; complete shards are kept: start it again and run the same "
         "command"
@@ -158,9 +162,9 @@ def _gone(job: Job) -> InputError:
 
 @contextlib.contextmanager
 def _client(scheduler: str) -> Iterator[Any]:
-    """A client of the scheduler at an address, or of one made here with its workers; what they log is kept quiet here.
+    """A client of the scheduler at an address, or of a new one on this machine with its workers. Their logs are hidden.
 
-    Raises InputError where there is none, or it has no worker.
+    Raises InputError where no scheduler answers, or it has no worker.
     """
     from distributed import Client
     from distributed.utils import silence_logging_cmgr
@@ -178,7 +182,7 @@ def _client(scheduler: str) -> Iterator[Any]:
 
 
 def _need_a_scheduler(address: str) -> None:
-    """Wait for a scheduler, for a while. Raises InputError where none answers."""
+    """Wait up to `CONNECT_S` seconds for a scheduler. Raises InputError where none answers."""
     from distributed import Security
     from distributed.comm import connect
 
@@ -195,7 +199,7 @@ def _need_a_scheduler(address: str) -> None:
 
 
 def _need_a_worker(client: Any, scheduler: str) -> None:
-    """Wait for a worker, for a while. Raises InputError where none comes."""
+    """Wait up to `CONNECT_S` seconds for a worker. Raises InputError where none comes."""
     try:
         client.wait_for_workers(1, timeout=CONNECT_S)
     except TimeoutError:
@@ -207,7 +211,7 @@ def _need_a_worker(client: Any, scheduler: str) -> None:
 
 
 def _workers_here(count: str) -> Any:
-    """Workers on this machine, which share its processors; a GPU each in turn where there are some."""
+    """Workers on this machine. They share its processors, and its GPUs in turn where it has some."""
     import torch
     from distributed import Nanny, Scheduler, SpecCluster
 
@@ -222,7 +226,7 @@ def _workers_here(count: str) -> Any:
         env = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = given[i % gpus]
-        # with a GPU, one thread decodes and writes while it computes for the other
+        # With a GPU a worker has two threads: one decodes and writes while the GPU computes for the other.
         options = {"nthreads": 2 if gpus else 1, "memory_limit": 0, "env": env, "silence_logs": logging.CRITICAL}
         workers[i] = {"cls": Nanny, "options": common | options}
     scheduler = {"cls": Scheduler, "options": common | {"port": 0}}
@@ -232,8 +236,8 @@ def _workers_here(count: str) -> Any:
 # ---------------------------------------------------------------- at a worker
 
 
-def _make(job: Job, task: Task, folder: Path) -> list[str]:
-    """Make the units of a shard; what is wrong with those that could not be made."""
+def _make(job: ExtractionJob, task: Task, folder: Path) -> list[str]:
+    """Make the units of a shard and return one message for each unit that failed. This runs in a worker."""
     if job.code != CODE:
         raise InputError(
             f"the worker on {platform.node()} runs other code than the extraction; restart the workers with this "
@@ -256,7 +260,7 @@ def _make(job: Job, task: Task, folder: Path) -> list[str]:
 
 
 class _Shared:
-    """An encoder that computes for one thread of a worker at a time; it keeps what its layers gave."""
+    """An encoder that the threads of a worker use one at a time, because it stores the outputs of its layers."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -268,15 +272,15 @@ class _Shared:
             return self._encoder(*windows)
 
 
-_kept: list[tuple[tuple[Any, ...], _Shared]] = []  # of a worker: the encoder that it used last, and for what
+_kept: list[tuple[tuple[Any, ...], _Shared]] = []  # in a worker: the encoder that it used last, and its identity
 _keeping = threading.Lock()
 
 
-def _shared(job: Job) -> _Shared:
-    """The encoder of a job, which the worker keeps for the next task."""
+def _shared(job: ExtractionJob) -> _Shared:
+    """The encoder of a job. The worker keeps it for the next task."""
     wanted = (job.target.path, job.taps, job.encoder)
     with _keeping:
         if not _kept or _kept[0][0] != wanted:
-            _kept.clear()  # before another one is loaded: two may not fit
+            _kept.clear()  # before another one is loaded, because two may not fit into memory
             _kept.append((wanted, _Shared(job.encoder(job.taps))))
         return _kept[0][1]

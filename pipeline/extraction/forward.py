@@ -1,4 +1,4 @@
-"""Windows through the encoder: batches that fit the device, features as they are stored, nothing but finite ones."""
+"""Windows through the encoder, in batches that fit the device, to features in the type of the store, checked."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Blocks = tuple[dict[Tap, Block], dict[Tap, Block], Block]  # layer -> (n, T, D) 
 
 
 class BatchSize:
-    """How many utterances the encoder gets at once.
+    """The number of utterances that the encoder computes at once.
 
-    Where it grows, it doubles on a GPU while half of the memory is free. Where memory does not suffice, half as many
-    are taken, and from then on no more than that.
+    grows: on a GPU, double the number while a batch leaves half of the memory free. Where a batch does not fit, the
+    number is halved and does not grow again.
     """
 
     def __init__(self, first: int, *, grows: bool) -> None:
@@ -32,7 +32,7 @@ class BatchSize:
         self._grows = grows
 
     def went_well(self, count: int, device: torch.device) -> None:
-        """Take more from now on where `count`, as many as allowed, left half of the memory free."""
+        """Double the number where a full batch of `count` left half of the memory free."""
         if not self._grows or count < self.now or device.type != "cuda":
             return
         used, whole = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
@@ -41,7 +41,7 @@ class BatchSize:
             self.now *= 2
 
     def did_not_fit(self, count: int) -> None:
-        """Take fewer than `count` from now on. Raises HopelessError where not even one fits."""
+        """Halve the number. Raises HopelessError where not even one utterance fits."""
         if count == 1:
             raise HopelessError(
                 "not even one utterance fits into the memory of the device; take a shorter window "
@@ -51,9 +51,9 @@ class BatchSize:
 
 
 class Features:
-    """Features of n utterances as they are stored, filled batch by batch; on a GPU they are copied beside the encoder.
+    """The features of n utterances in the type of the store, filled batch by batch.
 
-    names: the n utterances, for messages.
+    From a GPU they are copied to memory while the encoder computes. names: the n utterances, for messages.
     """
 
     def __init__(self, names: Sequence[str], layers: Sequence[Tap], device: torch.device) -> None:
@@ -66,19 +66,19 @@ class Features:
         self._n_frames = torch.empty(len(names), dtype=torch.int64)
 
     def fill(self, rows: slice, taps: dict[Tap, Tensor], n_frames: Tensor) -> None:
-        """Take over a batch: tap -> (B, T, D), and (B,) on the CPU."""
+        """Store the features of a batch: tap -> (B, T, D), and n_frames (B,) on the CPU."""
         self._n_frames[rows] = n_frames
         if self._copies is not None:
             n_frames = n_frames.pin_memory().to(self._copies.device, non_blocking=True)
             self._copies.wait_stream(torch.cuda.current_stream(self._copies.device))
             for frames in taps.values():
-                frames.record_stream(self._copies)  # the encoder must not have the memory before it is copied
-        with torch.cuda.stream(self._copies):  # nothing without a GPU
+                frames.record_stream(self._copies)  # keep the memory from the encoder until it is copied
+        with torch.cuda.stream(self._copies):  # without a GPU this does nothing
             for i, layer in enumerate(self._layers):
                 frames = taps[layer]
                 stored = frames if self._copies is None else frames.half()  # half as many bytes to copy
                 self._room(self._frames, layer, frames, torch.float16)[rows].copy_(stored, non_blocking=True)
-                pooled = pool(frames, n_frames)
+                pooled = mean_and_deviation(frames, n_frames)
                 self._room(self._pooled, layer, pooled, torch.float32)[rows].copy_(pooled, non_blocking=True)
                 self._peaks[i, rows].copy_(frames.abs().amax(dim=(1, 2)), non_blocking=True)
 
@@ -89,9 +89,9 @@ class Features:
         return kind[layer]
 
     def blocks(self) -> Blocks:
-        """All of them, once every batch was taken over.
+        """The features of all n utterances, after the last batch.
 
-        Raises InputError naming utterances whose features are NaN, infinite or beyond float16.
+        Raises InputError with the utterances whose features are NaN, infinite or too large for float16.
         """
         if self._copies is not None:
             self._copies.synchronize()
@@ -102,7 +102,7 @@ class Features:
 
 @functools.cache
 def _copies(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a GPU that copies beside the encoder: always the same, as each keeps memory of its own."""
+    """The stream of a GPU for copies. One stream is used for all, because each stream keeps memory of its own."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -115,11 +115,11 @@ def compute(
     names: Sequence[str],
     advance: Callable[[int], object] = lambda _count: None,
 ) -> Features:
-    """Features of n utterances.
+    """Compute the features of n utterances.
 
     Args:
-        windows: gives some of the n windows. names: the n utterances, for messages.
-        batch: how many at once; adapted to what fits. advance: told how many more are done.
+        windows: gives the windows of some of the n utterances. names: the n utterances, for messages.
+        batch: the size of a batch, which is adapted to the memory. advance: called with the size of each batch.
 
     Raises InputError as `windows` does, HopelessError where not even one utterance fits into memory.
     """
@@ -130,9 +130,9 @@ def compute(
         rows = slice(done, min(done + batch.now, len(names)))
         samples, valid = (torch.from_numpy(array) for array in windows(rows))
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)  # what went before says nothing of this batch
+            torch.cuda.reset_peak_memory_stats(device)  # to measure this batch alone
         try:
-            found.fill(rows, *model(samples.to(device), valid))  # counts stay here: asking the GPU would wait for it
+            found.fill(rows, *model(samples.to(device), valid))  # `valid` stays on the CPU: reading from a GPU waits
         except torch.OutOfMemoryError:
             batch.did_not_fit(len(valid))
             continue
@@ -143,7 +143,7 @@ def compute(
 
 
 def check_range(peaks: Block, *, names: Sequence[str], layers: Sequence[Tap]) -> None:
-    """Raise InputError, naming utterances, where the largest magnitudes (L, n) are NaN, infinite or beyond float16."""
+    """Raise InputError, naming utterances, where peaks (L, n), the largest magnitudes, are not finite in float16."""
     bad = ~(peaks <= FLOAT16_MAX)  # NaN compares false
     if bad.any():
         problems = [
@@ -154,7 +154,7 @@ def check_range(peaks: Block, *, names: Sequence[str], layers: Sequence[Tap]) ->
         raise InputError(problems[0] if len(problems) == 1 else f"{len(problems)} utterances:\n{listing(problems)}")
 
 
-def pool(frames: Tensor, n_frames: Tensor) -> Tensor:
+def mean_and_deviation(frames: Tensor, n_frames: Tensor) -> Tensor:
     """Mean and standard deviation (biased) over the valid frames: (B, T, D), (B,) -> (B, 2, D)."""
     mask = (torch.arange(frames.shape[1], device=frames.device) < n_frames[:, None])[..., None]  # (B, T, 1)
     count = n_frames[:, None].to(frames.dtype)

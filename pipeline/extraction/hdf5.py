@@ -1,4 +1,4 @@
-"""Layers of a store as one HDF5 file, for programs that read no Zarr, and back, byte by byte."""
+"""Layers of a store as one HDF5 file, for programs that do not read Zarr; and such a file back into a store."""
 
 from __future__ import annotations
 
@@ -25,18 +25,15 @@ from pipeline.features.zarr_metadata import FORMAT
 ATTRIBUTES = "attributes"  # of a view in the store, as JSON, such as the version of the augmented views
 
 
-# ---------------------------------------------------------------- one file
-
-
 def export(
     receipt: Path, file: Path, *, root: Path, trials: Trials, layers: Sequence[Tap] = (), views: Sequence[str] = ()
 ) -> int:
-    """Write chosen layers and views of a set into one HDF5 file, whole or not at all; its size in bytes.
+    """Write layers and views of a set into one HDF5 file in one step, and return its size in bytes.
 
     Args:
-        trials: of the set, for the names and classes. layers, views: of the receipt's; all of them where none is named.
+        trials: the trials of the set, for names and classes. layers, views: those to write; none means all.
 
-    Raises InputError for a pool, trials of another set, or a layer or view that the receipt has not.
+    Raises InputError for a pool, for trials of another set, and for a layer or view that is not in the receipt.
     """
     import h5py
 
@@ -82,9 +79,10 @@ def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> N
 
 
 def bring_back(file: Path, *, root: Path) -> Store:
-    """Put what `export` wrote into the store that it came from, made where it is not there; shards that are, stay.
+    """Put the features of a file that `export` wrote back into their store, and make the store where there is none.
 
-    Raises InputError for a file that `export` did not write, or of which arrays are missing or of another shape.
+    Shards that are complete in the store stay as they are. Raises InputError for a file that `export` did not write, or
+    that lacks arrays or has arrays of another shape.
     """
     import h5py
 
@@ -104,7 +102,7 @@ def bring_back(file: Path, *, root: Path) -> Store:
 
 
 def _spec(file: Path, source: Any) -> tuple[Spec, str]:
-    """The spec of the store that a file came from, and the name of its set."""
+    """The spec of the file's store, and the name of its set."""
     try:
         if source.attrs["format"] != FORMAT:
             raise InputError(f"{file}: expected features of store format {FORMAT}, got {source.attrs['format']}")
@@ -144,19 +142,20 @@ def _bring_back_view(file: Path, source: Any, store: Store, view: str) -> None:
 
 
 def _attributes(file: Path, source: Any, store: Store, view: str) -> dict[str, Any]:
-    """What stands with a view in a file, or in the store, where files did not tell it yet."""
+    """The attributes of a view in a file, or in the store, because files of older versions do not have them."""
     there, found = store.attributes(view), source[view].attrs.get(ATTRIBUTES)
     if found is None:
         return there
     try:
-        told: dict[str, Any] = json.loads(found)
+        attributes: dict[str, Any] = json.loads(found)
     except ValueError:
         raise InputError(f"{file}: expected the attributes of {view} as JSON, got {found!r}") from None
-    if there not in ({}, told):
+    if there not in ({}, attributes):
         raise InputError(
-            f"{file}: expected {view} as {store.path} has it, {there}, got {told}; move that store away, or export anew"
+            f"{file}: expected {view} as {store.path} has it, {there}, got {attributes}; move that store away, or "
+            "export anew"
         )
-    return told
+    return attributes
 
 
 def _only(receipt: Path, root: Path) -> tuple[Store, dict[str, Any]]:

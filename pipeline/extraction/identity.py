@@ -1,4 +1,4 @@
-"""What the parameters ask for, as the spec of a feature store: all that its numbers depend on."""
+"""The spec of the feature store that the parameters ask for: everything that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.core.devices import Precision
 
 
-FEATURES_VERSION = 1  # raise it when the same audio and encoder give other numbers
+FEATURES_VERSION = 1  # raise it when a change of the code gives other numbers for the same audio and encoder
 
 
 def read_card(path: Path) -> Card:
@@ -49,7 +49,7 @@ def spec_of(trials: Trials, card: Card, params: ExtractParams) -> Spec:
 
 
 def precision_of(params: ExtractParams) -> Precision:
-    """What the encoder computes in. Raises InputError where the device is a GPU and there is none."""
+    """The precision in which the encoder computes. Raises InputError where a GPU is wanted and there is none."""
     if params.precision != "auto":
         return params.precision
     from pipeline.core import devices  # with torch, which takes a second

@@ -1,10 +1,10 @@
-"""Stage one: run the encoder once over a set and cache the features of its layers, of every view.
+"""Stage one: run the encoder over a set and store the features of its layers, in every view.
 
-The work is a plan of units (`pipeline.extraction.units`), each one shard of one view. Units are independent and
-idempotent. A killed extraction continues with the first unit that has no marker. A unit that fails, because of its
-audio or its features, stops none of the others. Units are made in this process, or by Dask's workers
-(`pipeline.extraction.cluster`). Augmented views (`pipeline.audio.views`) are made of the set that `train.set` names
-alone: evaluation sets are never augmented.
+The work is a list of units (`pipeline.extraction.units`); a unit is one shard of one view. Units do not depend on each
+other, and making one twice gives the same bytes. An extraction that was killed continues with the first unit that has
+no marker. A unit that fails does not stop the others. Units are made in this process, or by Dask workers
+(`pipeline.extraction.cluster`). Only the set that `train.set` names gets augmented views (`pipeline.audio.views`);
+evaluation sets are never augmented.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pipeline.audio import views
 from pipeline.audio.loader import Clip, clip_of
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError, listing
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, readable_size
 from pipeline.core.object_store import is_local
 from pipeline.core.params import ExtractParams
 from pipeline.core.trial_table import Trials
 from pipeline.encoder.cards import Card
 from pipeline.extraction import units
 from pipeline.extraction.identity import spec_of
-from pipeline.extraction.progress import Progress
+from pipeline.extraction.progress import ExtractionProgress
 from pipeline.extraction.units import MakeEncoder, Unit
 from pipeline.features import zarr_metadata
 from pipeline.features.store import Store
 
-SPARE_BYTES = 64 * 2**20  # left free on the disk for markers, receipts and everybody else
+SPARE_BYTES = 64 * 2**20  # to leave free on the disk for markers, receipts and other programs
 
 Say = Callable[[str], None]
 
 
 def views_of(params: ExtractParams) -> tuple[str, ...]:
-    """The views that are cached: `clean`, and those of the parameters.
+    """The views to store: `clean` and those of the parameters.
 
-    Raises InputError for a name in the parameters that no augmented view has.
+    Raises InputError for a name in the parameters that is no augmented view.
     """
     for name in params.views:
         if views.parse(name).kind == CLEAN:
@@ -48,7 +48,7 @@ def views_of(params: ExtractParams) -> tuple[str, ...]:
 
 
 def plan(target: Store, names: Sequence[str], layers: Sequence[Tap]) -> list[Unit]:
-    """The units that are not complete, shard by shard, in every shard view by view."""
+    """The units that are not complete, in the order of shards, and of views in each shard."""
     lacking = {name: target.incomplete(name, layers) for name in names}
     every = ((shard, name) for shard in range(target.spec.shards) for name in names)
     return [Unit(shard, name, lacking[name][shard]) for shard, name in every if shard in lacking[name]]
@@ -57,20 +57,20 @@ def plan(target: Store, names: Sequence[str], layers: Sequence[Tap]) -> list[Uni
 def describe(
     target: Store, units: Sequence[Unit], names: Sequence[str], layers: Sequence[Tap], *, free: int | None
 ) -> str:
-    """What is about to be done: utterances, views, layers, units, bytes, free disk, which an object store has not."""
+    """Describe the work before it begins. free: bytes that are free on the disk, None for an object store."""
     spec = target.spec
     lines = [
         f"{spec.utterances} utterances, views {_names(names)}, layers {_names(layers)}, "
         f"{spec.frames} frames of {spec.channels}, computed in {spec.encoder['compute_dtype']}, kept in {spec.storage}"
     ]
     lines += [f"{name}: {_progress(target, [unit for unit in units if unit.view == name], layers)}" for name in names]
-    there = f", {_size(free)} free" if free is not None else ""
-    lines.append(f"{_size(needed(target, units))} to write{there} at {target.path}")
+    there = f", {readable_size(free)} free" if free is not None else ""
+    lines.append(f"{readable_size(needed(target, units))} to write{there} at {target.path}")
     return "\n".join(lines)
 
 
 def _progress(target: Store, units: Sequence[Unit], layers: Sequence[Tap]) -> str:
-    """What is there of one view and what is to do."""
+    """One line about a view: its complete shards, and the layers that are missing."""
     shards = target.spec.shards
     done = f"{shards - len(units)} of {shards} shards are complete; to do: "
     if not units:
@@ -85,18 +85,8 @@ def _names(names: Sequence[Tap | str]) -> str:
     return ", ".join(str(name) for name in names)
 
 
-def _size(count: int) -> str:
-    """Bytes for people."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
 def needed(target: Store, units: Sequence[Unit]) -> int:
-    """Bytes that the units will write."""
+    """The number of bytes that the units will write."""
     return sum(target.spec.bytes_of(len(u.layers), rows=len(target.spec.rows(u.shard))) for u in units)
 
 
@@ -104,10 +94,12 @@ def check_disk(target: Store, units: Sequence[Unit], *, free: int | None) -> Non
     """Raise InputError where the disk is too small for the units."""
     want = needed(target, units)
     if units and free is not None and want + SPARE_BYTES > free:
+        sizes = (want, SPARE_BYTES, free, want + SPARE_BYTES - free)
+        wanted, spare, got, lacking = (readable_size(size) for size in sizes)
         raise InputError(
-            f"{target.path}: expected {_size(want)} of free disk and {_size(SPARE_BYTES)} to spare, got {_size(free)}, "
-            f"{_size(want + SPARE_BYTES - free)} too little; free some, ask for fewer layers or views (extract.layers, "
-            "extract.views) or move the stores (features.root)"
+            f"{target.path}: expected {wanted} of free disk and {spare} to spare, got {got}, {lacking} too little; "
+            "free some, ask for fewer layers or views (extract.layers, extract.views) or move the stores "
+            "(features.root)"
         )
 
 
@@ -122,15 +114,16 @@ def extract(
     params: ExtractParams,
     say: Say,
 ) -> dict[str, Any]:
-    """Complete the store of a set and give its receipt.
+    """Complete the store of a set and return its receipt.
 
     Args:
         set_name: part of the store's name.
-        encoder: a function of the taps that gives an `Encoder`; called only when there is something to compute.
-        say: where the plan is printed.
+        encoder: a function from taps to an `Encoder`; it is called only when there is something to compute.
+        say: prints the description of the work.
 
-    Raises InputError for names of no view, a store of another spec or with views of another version, too small a disk,
-    a worker that died; and, when all others are complete, for units whose audio or features cannot be used.
+    Raises InputError for a name that is no view, a store of another spec or with views of another version, a disk that
+    is too small, and a worker that died. When all other units are complete, it raises InputError for the units whose
+    audio or features cannot be used.
     """
     layers, names = params.layers, views_of(params)
     spec = spec_of(trials, card, params)
@@ -159,18 +152,19 @@ def _make(
     encoder: MakeEncoder,
     params: ExtractParams,
 ) -> None:
-    """Make units, here or elsewhere. Raises InputError where some could not be made."""
+    """Make units in this process or on a cluster. Raises InputError where some failed."""
 
     def clips(unit: Unit) -> list[Clip]:
         return [clip_of(trials, row, audio_root=audio_root) for row in target.spec.rows(unit.shard)]
 
     taps = tuple(layer for layer in params.layers if any(layer in unit.layers for unit in todo))
     total = sum(len(target.spec.rows(unit.shard)) for unit in todo)
-    with Progress(total) as bar:
+    with ExtractionProgress(total) as bar:
         if params.engine == "dask":
             from pipeline.extraction import cluster
 
-            problems = cluster.make(todo, clips, job=cluster.Job(target, encoder, taps, params), advance=bar.update)
+            job = cluster.ExtractionJob(target, encoder, taps, params)
+            problems = cluster.make(todo, clips, job=job, advance=bar.update)
         else:
             tasks = [(unit, partial(clips, unit)) for unit in todo]
             problems = units.make(tasks, target=target, model=encoder(taps), params=params, advance=bar.update)
@@ -181,11 +175,11 @@ def _make(
         )
 
 
-VERSION_KEY = "views_version"  # in the attributes of an augmented view's group, and in receipts that have one
+VERSION_KEY = "views_version"  # in the attributes of an augmented view, and in receipts with augmented views
 
 
 def check_versions(target: Store, names: Sequence[str]) -> None:
-    """Raise InputError where an augmented view of the store was made by another version of the views."""
+    """Raise InputError where another version of the code made an augmented view of the store."""
     for name in names:
         folder = target.path / name
         if name == CLEAN or not any(folder.glob("*/zarr.json")):
@@ -198,14 +192,14 @@ def check_versions(target: Store, names: Sequence[str]) -> None:
 
 
 def _attributes(name: str) -> dict[str, Any]:
-    """What stands with a view."""
+    """The attributes of a view."""
     return {} if name == CLEAN else {VERSION_KEY: views.VIEWS_VERSION}
 
 
 def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Sequence[Tap]) -> dict[str, Any]:
-    """What DVC tracks in place of the store: same content, same bytes.
+    """The receipt of a store, which DVC tracks in its place: the same content gives the same bytes.
 
-    The version of the views stands in it where there are views beside `clean`.
+    It has the version of the augmented views where there are some.
     """
     spec = target.spec
     version = {VERSION_KEY: views.VIEWS_VERSION} if len(names) > 1 else {}

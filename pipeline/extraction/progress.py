@@ -1,4 +1,4 @@
-"""A bar on a terminal, a line a minute elsewhere, while extraction goes on."""
+"""The progress of an extraction: a bar on a terminal, a line each minute elsewhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-SAY_S = 60  # between two lines about progress where there is no terminal
+SAY_S = 60  # seconds from one line to the next where there is no terminal
 
 
-class Progress:
-    """A bar in a terminal; elsewhere, as in the log of a cluster's job, a line now and then."""
+class ExtractionProgress:
+    """Shows a bar on a terminal; elsewhere, as in the log of a cluster, it prints a line each minute."""
 
     def __init__(self, total: int) -> None:
         self._bar = tqdm(total=total, unit="utt", disable=None)
@@ -19,11 +19,11 @@ class Progress:
         self._done = 0
         self._began = self._said = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ExtractionProgress:
         return self
 
     def update(self, count: int) -> None:
-        """So many more are done."""
+        """Count more utterances that are done."""
         self._bar.update(count)
         self._done += count
         now = time.monotonic()

@@ -1,14 +1,15 @@
-"""Units of work of an extraction, wherever they run: one shard of one view, from files of audio to its marker.
+"""The units of work of an extraction. A unit is one shard of one view, from its audio files to its marker.
 
-While the encoder works on a unit, the next one is decoded and augmented, and the last one pooled, checked and written.
-A unit that cannot be made is told and left out, and the others go on.
+While the encoder computes one unit, threads or processes decode and augment the next one, and another thread checks and
+writes the last one. A unit that fails is reported, and the others are still made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,7 +32,7 @@ MakeEncoder = Callable[[tuple[Tap, ...]], "Encoder"]
 
 @dataclass(frozen=True)
 class Unit:
-    """One shard of a view and the layers that it still needs."""
+    """One shard of a view, with the layers that it still lacks."""
 
     shard: int
     view: str
@@ -40,7 +41,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes the encoder of the parameters, in any process. weights, card: as `xlsr.deployed` takes them."""
+    """Loads the encoder of the parameters, in any process. weights, card: as in `encoder.models.deployed`."""
 
     params: EncoderParams
     weights: Path | None
@@ -49,7 +50,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16"]
 
     def __call__(self, taps: tuple[Tap, ...]) -> Encoder:
-        """The encoder on its device. Raises InputError where it is not the one on the card."""
+        """Load the encoder onto its device. Raises InputError where it is not the encoder of the card."""
         from pipeline.encoder import models
 
         return models.deployed(
@@ -65,52 +66,53 @@ def make(
     params: ExtractParams,
     advance: Advance,
 ) -> list[str]:
-    """Make units, one after the other; what is wrong with those that could not be made.
+    """Make units, one after the other, and return one message for each unit that failed.
 
     Args:
-        tasks: units, each with what gives the utterances of its shard. advance: told how many more are computed.
+        tasks: units, each with a function that gives the utterances of its shard. advance: called with the number of
+            utterances that were computed.
 
-    Raises HopelessError where an object store is out of reach or nothing fits into memory, InputError where a process
-    that augments died, OSError where the disk is full: then nothing goes on.
+    Raises HopelessError where an object store does not answer or nothing fits into memory, InputError where a process
+    that augments died, OSError where the disk is full. These stop the whole work.
     """
     from pipeline.extraction.forward import BatchSize, compute
 
     batch, problems = BatchSize(params.first_batch, grows=params.batch_size == "auto"), []
-    with (
-        loader.pool(augmenting=any(unit.view != CLEAN for unit, _ in tasks)) as pool,
-        _Behind(target) as behind,
-    ):
-
-        def load(task: int) -> tuple[list[str], loader.Loading]:
-            unit, clips = tasks[task][0], tasks[task][1]()
-            loading = loader.load(pool, clips, view=unit.view, window=params.window)
-            return [clip.utterance for clip in clips], loading
-
-        following = load(0)
-        for i, (unit, _) in enumerate(tasks):
-            names, loading = following
-            if i + 1 < len(tasks):
-                following = load(i + 1)
+    augmenting = any(unit.view != CLEAN for unit, _ in tasks)
+    with loader.open_executor(augmenting=augmenting) as executor, _Writer(target) as writer:
+        for unit, names, loading in _loading(tasks, executor, params):
+            windows = partial(loader.loaded, loading)
             try:
-                found = compute(
-                    model,
-                    lambda rows, loading=loading: loader.loaded(loading, rows),  # type: ignore[misc]
-                    unit.layers,
-                    batch=batch,
-                    names=names,
-                    advance=advance,
-                )
+                found = compute(model, windows, unit.layers, batch=batch, names=names, advance=advance)
             except HopelessError:
                 raise
             except InputError as error:
                 problems.append(_problem(unit, error))
                 continue
-            behind.write(unit, found)
-    return problems + behind.problems
+            writer.write(unit, found)
+    return problems + writer.problems
 
 
-class _Behind:
-    """Writes units on a thread, one behind the computation and no more: memory stays bounded."""
+def _loading(
+    tasks: Sequence[tuple[Unit, Callable[[], list[Clip]]]], executor: Executor, params: ExtractParams
+) -> Iterator[tuple[Unit, list[str], loader.Loading]]:
+    """Yield each unit with the names of its utterances and their windows, which load while the unit before computes."""
+
+    def start(task: int) -> tuple[Unit, list[str], loader.Loading]:
+        unit, clips = tasks[task][0], tasks[task][1]()
+        loading = loader.load(executor, clips, view=unit.view, window=params.window)
+        return unit, [clip.utterance for clip in clips], loading
+
+    following = start(0)
+    for i in range(len(tasks)):
+        current = following
+        if i + 1 < len(tasks):
+            following = start(i + 1)
+        yield current
+
+
+class _Writer:
+    """Writes units on a thread. At most one unit waits to be written, so memory stays bounded."""
 
     def __init__(self, target: Store) -> None:
         self.problems: list[str] = []
@@ -118,7 +120,7 @@ class _Behind:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._last: tuple[Unit, Future[None]] | None = None
 
-    def __enter__(self) -> _Behind:
+    def __enter__(self) -> _Writer:
         return self
 
     def write(self, unit: Unit, found: Features) -> None:

@@ -19,14 +19,14 @@ from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.features import sources, streaming
 from pipeline.features.reader import Reader
-from pipeline.features.receipt_files import open_receipts
-from pipeline.features.sources import Addresses, Joined, OnDisk, Source
+from pipeline.features.receipt_files import open_sets
+from pipeline.features.sources import Addresses, JoinedSource, OnDisk, Source
 from pipeline.features.specs import fingerprint
 from pipeline.features.streaming import Batch
 
-SAME_KIND = (  # what mends features of two kinds
-    "run `dvc repro extract`, and where it finds nothing to do, write extract.precision out: auto is another one on "
-    "other hardware"
+SAME_KIND = (  # the remedy where two sets have features of different kinds
+    "run `dvc repro extract`, and if that finds nothing to do, set extract.precision to float32 or bfloat16: auto can "
+    "differ between machines"
 )
 
 Reads = Literal["pooled", "frames"]
@@ -35,10 +35,10 @@ Hold = Literal["disk", "ram", "device"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """N utterances of one set, or of several joined: their cached features and what is known of them.
+    """N utterances of one set, or of several joined sets: their trials and their cached features.
 
-    name: of the set. encoder: fingerprint of the encoder and window. digest: of the features' bytes, from the receipt.
-    views: the augmented ones that it has. groups: (N,) int, which of the joined sets an utterance is of.
+    name: the set's name. encoder: fingerprint of encoder and window. digest: sha256 from the receipt, which pins the
+    bytes of the features. views: the augmented views. groups: (N,) int, the set of each utterance in a joined dataset.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Dataset:
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What two sets must agree on to be trained on and scored together, JSON-ready."""
+        """The facts in which a training set and a scored set must agree, ready for JSON."""
         return {"encoder": self.encoder, "layers": list(self.layers), "channels": self.channels}
 
     def features(self, addresses: Addresses) -> Batch:
-        """Features of some addresses and their valid frames, in memory of their own.
+        """Read the features of some addresses, and their valid frames, into new memory.
 
         Returns:
             (B, L, T, D) frames or (B, L, 2, D) pooled means and standard deviations, float32; n_frames (B,) int64.
@@ -79,36 +79,27 @@ def open_set(
     hold: Hold = "disk",
     device: str = "cpu",
 ) -> Dataset:
-    """The features that a receipt stands for, the clean ones and the named augmented views of them.
+    """Open the clean features of a set, with some of its augmented views. For a pool its sets are joined.
 
     Args:
-        receipt: of a set, or of a pool, whose sets are then joined. trials: of all of it.
-        layers: some of the receipt's, in this order; None: all of them.
-        hold: read from disk batch by batch, or once into memory, or once onto `device`.
+        receipt: the receipt of the set or pool. trials: all its trials.
+        layers: the layers to read, in this order; None: all layers of the receipt.
+        hold: where to keep the features: on disk and read by batch, or read once into memory or onto `device`.
 
-    Raises InputError where the receipt is missing or not of these trials, lacks a layer or view, or its store is
-    missing, incomplete, or holds other bytes; or where what is to be held does not fit.
+    Raises InputError where the receipt is missing, belongs to other trials, or lacks a layer or view; where a store is
+    missing, incomplete, or holds other bytes; and where the features do not fit into memory.
     """
-    start, parts = 0, []
-    for name, (store, card) in open_receipts(receipt, root=root).items():
-        own = trials.take(np.arange(start, min(start + card["utterances"], len(trials))))
-        start += card["utterances"]
-        if card["trials"] != trial_table.fingerprint(own):
-            raise _other_trials(receipt)
-        chosen = tuple(card["layers"] if layers is None else layers)
-        _check_there(receipt, "layers", chosen, card["layers"])
-        _check_there(receipt, "views", views, card["views"])
-        source = OnDisk(Reader(store, views=(CLEAN, *views), layers=chosen, pooled=reads == "pooled"))
-        placed = _placed(source, hold, views=1 + len(views), device=torch.device(device), name=name)
-        encoder = fingerprint(card["encoder"])
-        parts.append(Dataset(name, own, placed, chosen, card["channels"], encoder, card["digest"], tuple(views)))
-    if start != len(trials):
-        raise _other_trials(receipt)
+    parts = []
+    for part in open_sets(receipt, trials, root=root):
+        found = part.receipt
+        chosen = tuple(found["layers"] if layers is None else layers)
+        _check_there(receipt, "layers", chosen, found["layers"])
+        _check_there(receipt, "views", views, found["views"])
+        source = OnDisk(Reader(part.store, views=(CLEAN, *views), layers=chosen, pooled=reads == "pooled"))
+        placed = _placed(source, hold, views=1 + len(views), device=torch.device(device), name=part.name)
+        encoder, channels, digest = fingerprint(found["encoder"]), found["channels"], found["digest"]
+        parts.append(Dataset(part.name, part.trials, placed, chosen, channels, encoder, digest, tuple(views)))
     return join(parts) if len(parts) > 1 else parts[0]
-
-
-def _other_trials(receipt: Path) -> InputError:
-    return InputError(f"{receipt}: the trials changed since these features were extracted; run `dvc repro extract`")
 
 
 def _check_there(receipt: Path, what: str, wanted: Sequence[Any], there: Sequence[Any]) -> None:
@@ -126,10 +117,12 @@ def _placed(source: OnDisk, where: Hold, *, views: int, device: torch.device, na
 
 
 def join(datasets: Sequence[Dataset]) -> Dataset:
-    """Several sets as one to train on, `groups` telling which is which; of views, those that all of them have.
+    """Join several sets into one to train on; `groups` holds the number of each utterance's set.
 
-    Names that two sets share get their set's name ahead, and speakers always do: those of different sets are taken for
-    different people. Raises InputError where features differ in kind, or two sets of one name share an utterance.
+    The name of a speaker gets the set's name in front, so the same name in two sets means two speakers. Where two sets
+    share the name of an utterance, all utterances get the set's name in front.
+
+    Raises InputError where the features or views differ in kind, or where two sets of one name share an utterance.
     """
     first = datasets[0]
     for other in datasets[1:]:
@@ -141,7 +134,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     return Dataset(
         name="+".join(data.name for data in datasets),
         trials=_joined_trials(datasets),
-        source=Joined([data.source for data in datasets]),
+        source=JoinedSource([data.source for data in datasets]),
         layers=first.layers,
         channels=first.channels,
         encoder=first.encoder,

@@ -1,7 +1,13 @@
-"""Files mapped side by side at addresses of one's own choice.
+"""Files mapped side by side in one reserved range of addresses.
 
-Through the C library: Python's own maps each keep a file open, of which a process may have 1,024, and have no say in
-where they lie.
+A memory map makes the bytes of a file look like an array: the system reads a page of the file when that page is used.
+This module calls the C library. Python's own `mmap` keeps a file open for each map, and a process may open 1,024 files;
+it also cannot choose the address of a map.
+
+    reserve(size)     |................................................|   addresses only, no memory, no reading
+    put(file 0, ..)   |file 0 file 0|..................................|
+    put(file 2, ..)   |file 0 file 0|...............|file 2 file 2|....|   reads like one array with gaps
+    forget(..)        |................................................|   the same addresses, free again
 """
 
 from __future__ import annotations
@@ -25,18 +31,18 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 PROT_NONE = 0
-MAP_FIXED = 0x10  # as in Linux and macOS; Python does not name it
+MAP_FIXED = 0x10  # map at exactly this address; the value on Linux and macOS, which Python does not name
 NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 
 
 class NoMoreMapsError(Exception):
-    """Not memory has run out, but what a process may map."""
+    """The process has reached the number of maps that the kernel allows; memory is not the problem."""
 
 
 def put(path: Path, at: NDArray[np.uint8]) -> int:
-    """Map a file read-only over reserved addresses; its size in bytes.
+    """Map a file read-only at the beginning of some reserved addresses, and return its size in bytes.
 
-    Raises InputError where it is missing or empty, or larger than the place.
+    Raises InputError for a file that is missing, empty, or larger than the addresses.
     """
     try:
         with path.open("rb") as file:
@@ -55,9 +61,11 @@ def put(path: Path, at: NDArray[np.uint8]) -> int:
 
 
 def reserve(size: int) -> NDArray[np.uint8]:
-    """Addresses that nothing else takes and nothing can be read from yet; given back with the last array of them.
+    """Reserve `size` addresses as an array of bytes, which cannot be read until `put` maps files there.
 
-    Raises InputError where a process may not have as many.
+    Nothing else in the process gets these addresses. They are released when the last array over them is deleted.
+
+    Raises InputError where the process may not reserve that many.
     """
     try:
         start = _mmap(None, size, PROT_NONE, NOTHING)
@@ -66,13 +74,14 @@ def reserve(size: int) -> NDArray[np.uint8]:
             f"expected {size:,} bytes of addresses to map features at, which take no memory: {error}; lift the limit "
             "(ulimit -v unlimited)"
         ) from None
+    # The array holds the buffer. When both are gone, `finalize` releases the addresses; at exit the kernel does it.
     buffer = (ctypes.c_ubyte * size).from_address(start)
-    weakref.finalize(buffer, _libc.munmap, start, size).atexit = False  # the array holds the buffer
+    weakref.finalize(buffer, _libc.munmap, start, size).atexit = False
     return np.ctypeslib.as_array(buffer)
 
 
 def forget(reserved: NDArray[np.uint8]) -> None:
-    """Take all maps out of reserved addresses."""
+    """Remove all maps from reserved addresses, which stay reserved."""
     _mmap(reserved.ctypes.data, len(reserved), PROT_NONE, NOTHING | MAP_FIXED)
 
 

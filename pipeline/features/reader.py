@@ -1,11 +1,26 @@
-"""Reading the feature store: the rows of a batch by their addresses.
+"""Read the feature store: the rows of a batch by their addresses.
 
-A shard file is rows of equal length and a tail (`pipeline.features.store`). All shards of an array but the last have
-one size, so a row's place follows from its number. On a disk of this machine the reader reserves addresses for all
-shards of an array side by side, puts a map of each shard file at its place when it is first needed, and gathers the
-rows of a batch by one `torch.index_select` a layer. On an object store it asks for the bytes of all rows of a batch at
-once. A row is held against its checksum when it is first read, on a disk once for each reader: damage is an error,
-never a number.
+A shard file is rows of equal length, then a tail (`pipeline.features.store`). All shards of an array have the same
+size, except the last. So the number of a row is enough to compute where it lies.
+
+On a disk of this machine the reader maps shard files into one reserved range of addresses (`pipeline.features.mapped`).
+Each layer has a part of that range, each shard a slot of equal size in it:
+
+      layer 0                                         layer 1
+    |  slot 0       |  slot 1       |  slot 2       |  slot 0       |  slot 1       | ...
+    | row row tail -| (not mapped)  | row row tail -| row row tail -|
+                                          ^
+                                          row 1 of slot 2 begins at slot · stride + place · length
+
+The dashes are unused addresses up to the end of a page.
+
+A shard file is mapped when one of its rows is first needed. Then the whole range reads like one long array, and one
+`torch.index_select` for each layer copies the rows of a batch, whichever files they come from.
+
+From an object store the reader requests the bytes of all rows of a batch at once.
+
+The checksum of a row is compared when the row is first read, on a disk once in the life of a reader. Damaged bytes
+raise an error and never become numbers.
 """
 
 from __future__ import annotations
@@ -32,14 +47,17 @@ from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES, Block, c
 from pipeline.features.specs import layer_array, pooled_array, scale_array
 from pipeline.features.store import REPAIR, Store
 
-# Files a reader maps before it forgets them all. The kernel allows 65,530 maps a process; a file takes up to two, as it
-# parts the reserved addresses around it, and training has two readers or, with pools, more.
+# Files that a reader maps before it removes all its maps. The kernel allows 65,530 maps for each process. A file can
+# take two of them, because it splits the reserved range around it. Training has two readers, and more with pools.
 MOST_MAPS = 10_000
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The shard files of one array: rows of a shape and dtype, `shard` of them in every file but the last."""
+    """How the shard files of one array are laid out.
+
+    row: shape of a row. dtype: of its values. shard: rows in each file, except the last, which may have fewer.
+    """
 
     row: tuple[int, ...]
     dtype: str
@@ -52,16 +70,16 @@ class Layout:
 
     @property
     def tail(self) -> int:
-        """Bytes of a file's index and its checksum."""
+        """Bytes of the index at the end of a file, with its checksum."""
         return self.shard * INDEX_ENTRY_BYTES + CRC_BYTES
 
     @property
     def stride(self) -> int:
-        """Bytes of addresses that a file needs, in whole pages."""
+        """Addresses from one slot to the next: the size of a full file, rounded up to whole pages."""
         return -(-(self.shard * self.length + self.tail) // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def check(self, path: Path, data: NDArray[np.uint8], *, rows: int) -> None:
-        """Raises InputError where the bytes of a file are not `rows` rows of this layout with a sound index."""
+        """Raise InputError unless the bytes of a file are `rows` rows of this layout and a correct index."""
         size, index = rows * self.length + self.tail, data[-self.tail : -CRC_BYTES]
         if len(data) != size or crc32c(index).tobytes() != data[-CRC_BYTES:].tobytes():
             raise InputError(
@@ -74,11 +92,11 @@ class Layout:
 
 
 class Reader:
-    """Rows of chosen layers and views of a complete store, straight into a batch.
+    """Reads rows of chosen layers and views of a complete store directly into a batch.
 
-    Utterance i of the v-th view has the address v · N + i: the first view's addresses are the utterances' numbers.
-    Frames are given as float16 and means and standard deviations as float32, however they are stored. at_hand says
-    whether a row is a copy in memory away, and not a round trip.
+    Utterance i of the v-th view has the address v · N + i, so the addresses of the first view are the numbers of the
+    utterances. Frames come as float16, means and standard deviations as float32, also where the store holds int8.
+    at_hand: True where reading a row is a copy in memory, False where it is a request to an object store.
     """
 
     def __init__(self, store: Store, *, views: Sequence[str], layers: Sequence[Tap], pooled: bool) -> None:
@@ -96,9 +114,11 @@ class Reader:
         self._scales = None if self._stored == self.dtype else torch.from_numpy(_read_scales(store, views, layers))
 
     def gather(self, addresses: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
-        """Rows (B,) of all layers in one tensor (B, L, T, D) float16, or (B, L, 2, D) float32, made or given as `out`.
+        """Read the rows of addresses (B,), all layers, into a tensor (B, L, T, D) float16 or (B, L, 2, D) float32.
 
-        Raises InputError where a shard file is missing or not what the store's spec says.
+        out: the tensor to fill; None makes a new one.
+
+        Raises InputError for a shard file that is missing or does not fit the spec of the store.
         """
         if out is None:
             out = torch.empty((len(addresses), *self.row), dtype=self.dtype)
@@ -117,32 +137,34 @@ class Reader:
 
 
 class _Files(Protocol):
-    """Shard files of some arrays; a slot is a shard of a view: view · shards + shard."""
+    """The shard files of some arrays. The slot of a shard is view · shards + shard."""
 
     def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
-        """Fill out (B, L, ...) with the rows at places (B,) of the shards of slots (B,)."""
+        """Fill out (B, L, ...): row b is number places[b] in the shard of slots[b]."""
 
 
 class _Maps:
-    """Shard files of a disk of this machine, mapped side by side."""
+    """Shard files on a disk of this machine, mapped side by side. The drawing at the top of this file shows it."""
 
     def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
         self._store = store
         self._arrays = arrays
         self._layout = layout
-        self._mapped = np.zeros(len(arrays) * store.spec.shards, bool)  # of each slot, for all layers at once
-        self._sound = np.zeros((len(self._mapped), layout.shard), bool)  # of each row, likewise
-        self._lock = threading.Lock()  # maps are forgotten while nobody reads
+        self._mapped = np.zeros(len(arrays) * store.spec.shards, bool)  # by slot; all layers are mapped together
+        self._sound = np.zeros((len(self._mapped), layout.shard), bool)  # by slot and row: its checksums were compared
+        self._lock = threading.Lock()  # no thread may remove maps while another one reads
         self._bytes = mapped.reserve(len(arrays[0]) * len(self._mapped) * layout.stride)
         self._layers = self._rows_of_layers()
 
     def _rows_of_layers(self) -> list[Tensor]:
-        """Of each layer, what indexing gives the row that begins with the given element: a view that overlaps."""
+        """For each layer a tensor: its entry i is the row that begins at element i of the layer's addresses."""
         row = self._layout.row
         elements = torch.from_numpy(self._bytes).view(getattr(torch, self._layout.dtype))
         layers = len(self._arrays[0])
         reach = len(elements) // layers
         size = (reach - math.prod(row) + 1, *row)
+        # The trick: a step of one element from entry to entry, so the rows overlap and may begin anywhere. A checksum
+        # follows each row and padding each file, so no regular grid of rows fits; nothing is copied to make this view.
         strides = (1, row[1], 1)
         return [torch.as_strided(elements, size, strides, layer * reach) for layer in range(layers)]
 
@@ -156,7 +178,7 @@ class _Maps:
                 torch.index_select(rows_of_layer, 0, torch.from_numpy(begins), out=out[:, layer])
 
     def _check(self, slots: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Hold rows of mapped shards against their checksums. Raises InputError for one that is damaged."""
+        """Compare rows of mapped shards with their checksums. Raises InputError for a damaged row."""
         length, stride = self._layout.length, self._layout.stride
         for slot, place in zip(slots.tolist(), places.tolist(), strict=True):
             for layer in range(len(self._layers)):
@@ -169,7 +191,7 @@ class _Maps:
         self._sound[slots, places] = True
 
     def _need(self, slots: NDArray[np.int64]) -> None:
-        """Map the shards that are not yet, after forgetting all others where there would be too many."""
+        """Map the shards that are not mapped yet. Where that makes too many maps, remove all others first."""
         there = self._mapped[slots]
         if there.all():
             return None
@@ -193,7 +215,7 @@ class _Maps:
             self._mapped[slot] = True
 
     def _map(self, slot: int) -> None:
-        """Put one shard of one view at its place, all layers of it."""
+        """Map one shard of one view into its slot, in all layers."""
         layout, spec = self._layout, self._store.spec
         view, shard = divmod(slot, spec.shards)
         for layer, array in enumerate(self._arrays[view]):
@@ -204,9 +226,9 @@ class _Maps:
 
 
 class _Ranges:
-    """Shard files of an object store, of which ranges of bytes are asked for: rows that follow each other as one range.
+    """Shard files on an object store, read by ranges of bytes. Rows that follow each other are one range.
 
-    Each row is held against its checksum.
+    The checksum of each row is compared each time.
     """
 
     def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
@@ -247,7 +269,7 @@ class _Ranges:
 
 
 def _read_frames(store: Store) -> NDArray[np.int32]:
-    """n_frames (N,) of a complete store, its checksums compared."""
+    """Read n_frames (N,) of a complete store and compare its checksums."""
     spec = store.spec
     paths = [store.shard_path("n_frames", shard) for shard in range(spec.shards)]
     chunks = _read_chunks(paths, "<i4", spec.shard)
@@ -255,7 +277,7 @@ def _read_frames(store: Store) -> NDArray[np.int32]:
 
 
 def _read_scales(store: Store, views: Sequence[str], layers: Sequence[Tap]) -> NDArray[np.float32]:
-    """What the int8 values of a complete store are multiplied with: (views · shards, L, D), checksums compared."""
+    """Read the factors (views · shards, L, D) of a store's int8 values and compare their checksums."""
     spec = store.spec
     arrays = [f"{view}/{scale_array(layer)}" for view in views for layer in layers]
     paths = [store.shard_path(array, shard) for array in arrays for shard in range(spec.shards)]
@@ -265,7 +287,7 @@ def _read_scales(store: Store, views: Sequence[str], layers: Sequence[Tap]) -> N
 
 
 def _read_chunks(paths: Sequence[Path], dtype: str, count: int) -> list[Block]:
-    """Chunks of `count` values each. Raises InputError for one that is missing or damaged."""
+    """Read chunks of `count` values each. Raises InputError for one that is missing or damaged."""
     found, chunks = read_files(paths), []
     for path in paths:
         data = np.frombuffer(found.get(path, b""), np.uint8)

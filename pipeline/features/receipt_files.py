@@ -1,29 +1,38 @@
-"""Receipts: JSON that pins the features of a set, and that DVC tracks instead of the features."""
+"""Receipts: a JSON file for each set that pins the bytes of its features. DVC tracks receipts and no features."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
+from pipeline.core.trial_table import Trials
 from pipeline.features.store import OTHER_SPEC, Store
 from pipeline.features.zarr_metadata import FORMAT
 
-# ---------------------------------------------------------------- receipts
-
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
-
-
 AGAIN = "run `dvc repro -f extract`"
 
 
-def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
-    """The receipt of a set by the set's name, or those that the receipt of a pool holds.
+class OpenSet(NamedTuple):
+    """One set with its name, its trials, the store that holds its features, and its receipt."""
 
-    Raises InputError where the file is missing or something else.
+    name: str
+    trials: Trials
+    store: Store
+    receipt: dict[str, Any]
+
+
+def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the receipts in a file by set: one for a set, several for a pool.
+
+    Raises InputError where the file is missing or is no receipt.
     """
     found = read_json(path, what="receipt", remedy=AGAIN)
     receipts = found.get("pool", {path.stem: found})
@@ -38,10 +47,10 @@ def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str, Any]]]:
-    """The stores that a receipt stands for, one of a set and several of a pool, with the receipt of each, by set.
+    """Open the stores of a receipt by set, each with its own receipt: one store for a set, several for a pool.
 
-    Raises InputError where the receipt is missing or something else, or a store is missing, incomplete, of another
-    spec, or holds other bytes.
+    Raises InputError where the receipt is missing or is no receipt; and where a store is missing, is incomplete, has
+    another spec, or holds other bytes.
     """
     found = {}
     for name, receipt in read_receipts(path).items():
@@ -52,3 +61,20 @@ def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str,
             raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {AGAIN}")
         found[name] = store, receipt
     return found
+
+
+def open_sets(path: Path, trials: Trials, *, root: Path) -> list[OpenSet]:
+    """Open the stores of a receipt, as `open_receipts` does, each with its own part of the trials.
+
+    trials: all trials of the set, or of the pool in the order of its sets.
+
+    Raises InputError as `open_receipts`, and where the features belong to other trials.
+    """
+    sets, start = [], 0
+    for name, (store, receipt) in open_receipts(path, root=root).items():
+        end = start + receipt["utterances"]
+        sets.append(OpenSet(name, trials.take(np.arange(start, min(end, len(trials)))), store, receipt))
+        start = end
+    if start != len(trials) or any(one.receipt["trials"] != trial_table.fingerprint(one.trials) for one in sets):
+        raise InputError(f"{path}: the trials changed since these features were extracted; run `dvc repro extract`")
+    return sets

@@ -1,4 +1,4 @@
-"""What training draws: views, quality levels and stratified batches."""
+"""What training draws: augmented views, quality levels, and batches that hold both classes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from pipeline.core.contracts import CLEAN, Labels
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 
-# ---------------------------------------------------------------- labels, augmentation, order
-
 
 @dataclass(frozen=True)
 class Augment:
-    """With which probability training takes one of the augmented views, each as likely, instead of the clean one."""
+    """The probability that training reads an augmented view instead of the clean one; all views are equally likely."""
 
     views: tuple[str, ...]
     probability: float
@@ -33,17 +31,17 @@ NO_AUGMENT = Augment((), 0.0)
 
 
 def level_shift(view: str) -> int:
-    """How many quality levels a view lies above the clean utterance: every augmented one is a level lower.
+    """The number to add to the quality level of the clean utterance: -1 for every augmented view, 0 for the clean one.
 
-    A level never falls below 0. Truong et al. (QAMO), arXiv 2509.20679.
+    A level never falls below 0. Source: Truong et al. (QAMO), arXiv 2509.20679.
     """
     return 0 if view == CLEAN else -1
 
 
 def thresholds(trials: Trials, *, levels: int, given: Sequence[float] | None) -> tuple[float, ...]:
-    """The MOS at which quality levels part: as given, or the quantiles that split the bona fide evenly.
+    """The MOS values between quality levels: as given, or the quantiles that split the bona fide trials evenly.
 
-    Raises InputError where there are levels to make and no bona fide utterance has a quality.
+    Raises InputError where two or more levels are wanted and no bona fide trial has a quality.
     """
     if given is not None:
         return tuple(given)
@@ -57,7 +55,7 @@ def thresholds(trials: Trials, *, levels: int, given: Sequence[float] | None) ->
 
 
 def labels(trials: Trials, cuts: Sequence[float]) -> Labels:
-    """Labels of all N trials; a MOS equal to a threshold belongs to the level above it, an unknown one is level -1."""
+    """Labels of all N trials. A MOS equal to a threshold belongs to the level above; an unknown MOS gives level -1."""
     level = np.where(np.isnan(trials.quality), -1, np.digitize(trials.quality, np.asarray(cuts, dtype=np.float64)))
     names = {name: i for i, name in enumerate(sorted(set(trials.speaker.tolist()) - {trial_table.UNKNOWN}))}
     return Labels(
@@ -76,13 +74,14 @@ def take(whole: Labels, rows: NDArray[np.int64]) -> Labels:
 def batches(
     is_bonafide: NDArray[np.bool_], *, size: int, seed: int, epoch: int, groups: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows of each batch of an epoch, the classes spread evenly over the batches of `size`, give or take one.
+    """Yield the rows of each batch of an epoch. The batches of `size` hold equal numbers of each class, to within one.
 
-    Every utterance comes once, but every batch holds bona fide: where there are fewer than batches, they come again.
+    Every utterance comes once. Where there are fewer bona fide utterances than batches, bona fide ones are repeated, so
+    that every batch holds at least one.
 
-    With groups (N,), the corpora that utterances are of, every batch has as many of each corpus, give or take one, and
-    bona fide of each that has any: the largest corpus comes once, utterances of the others come again. Raises
-    InputError for a batch too small for that.
+    groups: (N,) int, the corpus of each utterance. With it every batch holds equal numbers from each corpus, to within
+    one, and a bona fide utterance from each corpus that has any. The largest corpus comes once, and utterances of
+    smaller corpora are repeated. Raises InputError where the batch is too small for that.
     """
     rng = np.random.default_rng((seed, epoch))
     count = -(-len(is_bonafide) // size)
@@ -93,7 +92,7 @@ def batches(
     spoof = rng.permutation(np.flatnonzero(~is_bonafide))
     if len(bonafide) < count:
         bonafide = np.resize(bonafide, count)
-    # the longer parts of one class meet the shorter parts of the other
+    # array_split puts the longer parts first. One class is reversed, so that long parts join short parts.
     for some, others in zip(np.array_split(bonafide, count), reversed(np.array_split(spoof, count)), strict=True):
         yield np.concatenate([some, others])
 
@@ -106,7 +105,7 @@ def _balanced(
     if size < 2 * len(corpora):
         raise InputError(f"train.batch_size: expected at least {2 * len(corpora)} for {len(corpora)} sets, got {size}")
     count = -(-len(corpora) * max(len(bonafide) + len(spoof) for bonafide, spoof in corpora) // size)
-    # every corpus comes to the length of the longest, once each of its batches has bona fide
+    # Every corpus is repeated to this length: that of the longest corpus, counting the bona fide that are repeated.
     length = max(max(len(bonafide), count if len(bonafide) else 0) + len(spoof) for bonafide, spoof in corpora)
     parts: list[list[NDArray[np.int64]]] = []
     for i, (bonafide, spoof) in enumerate(corpora):
@@ -115,14 +114,14 @@ def _balanced(
         share = share if len(spoof) else length
         some = np.array_split(_repeated(bonafide, share, rng), count)
         others = np.array_split(_repeated(spoof, length - share, rng), count)[::-1]
-        turn = -1 if i % 2 else 1  # the longer batches of one corpus meet the shorter ones of the next
+        turn = -1 if i % 2 else 1  # reverse every other corpus, so that its long parts join short parts
         parts += [some[::turn], others[::turn]]
     for batch in zip(*parts, strict=True):
         yield np.concatenate(batch)
 
 
 def _repeated(rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`length` of some rows in random order, all of them before any comes again."""
+    """Return `length` of the rows in random order; every row comes once before any row comes again."""
     if not len(rows):
         return rows
     return np.concatenate([rng.permutation(rows) for _ in range(-(-length // len(rows)))] or [rows])[:length]

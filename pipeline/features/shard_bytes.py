@@ -1,4 +1,4 @@
-"""The bytes of a shard file: chunks of one utterance with their crc32c, and the index of them."""
+"""The bytes of a shard file: one chunk for each utterance, each with its crc32c, and an index of the chunks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ Block = NDArray[Any]
 Encode = Callable[[Block], NDArray[np.uint8]]
 
 
-# ---------------------------------------------------------------- bytes of a shard
-
-
 def encode_shard(block: Block, *, shard: int) -> NDArray[np.uint8]:
-    """The bytes of one shard file: a block (n, ...) as n chunks with crc32c, and the index of `shard` entries."""
+    """Encode a block (n, ...) as the bytes of a shard file: n chunks with crc32c, and an index of `shard` entries."""
     n = len(block)
     rows = np.ascontiguousarray(block).reshape(n, -1).view(np.uint8)  # (n, row bytes)
     length = rows.shape[1] + CRC_BYTES
@@ -32,28 +29,28 @@ def encode_shard(block: Block, *, shard: int) -> NDArray[np.uint8]:
     for i in range(n):
         chunks[i, -CRC_BYTES:] = crc32c(rows[i])
     index = data[n * length : -CRC_BYTES].view("<u1").reshape(shard, INDEX_ENTRY_BYTES)
-    index[:] = 0xFF  # all ones: no such chunk
+    index[:] = 0xFF  # all ones mean: no such chunk
     index[:n] = np.stack([np.arange(n) * length, np.full(n, length)], axis=1).astype("<u8").view(np.uint8)
     data[-CRC_BYTES:] = crc32c(index)
     return data
 
 
 def encode_chunk(block: Block) -> NDArray[np.uint8]:
-    """The bytes of one chunk of an array without shards: values and their crc32c."""
+    """Encode the chunk of an array without shards: its values and their crc32c."""
     values = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
     return np.concatenate([values, crc32c(values)])
 
 
 def crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The checksum of some bytes, as four of them."""
+    """The crc32c of some bytes, as four bytes."""
     return np.array([google_crc32c.value(data.tobytes())], dtype="<u4").view(np.uint8)
 
 
-def quantised(frames: Block) -> tuple[Block, Block]:
-    """Frames (n, T, D) float16 as int8, and what to multiply each channel with, (D,) float32.
+def quantized(frames: Block) -> tuple[Block, Block]:
+    """Convert frames (n, T, D) float16 to int8, with one factor for each channel, (D,) float32, to multiply by.
 
-    The largest magnitude of a channel in these n utterances becomes 127; the error is at most half a step, that
-    magnitude / 254.
+    The largest magnitude of a channel in these n utterances becomes 127. The error is at most half a step, which is
+    that magnitude / 254.
     """
     scales = np.abs(frames).max(axis=(0, 1)).astype(np.float32) / INT8_MAX
     steps = frames.astype(np.float32) / np.where(scales > 0, scales, 1)

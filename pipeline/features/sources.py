@@ -1,7 +1,7 @@
-"""Features by their addresses: where they lie, and reading them ahead of the computation.
+"""Sources of features: a store on disk, a tensor in memory or on a GPU, or several sources joined.
 
-Utterance i of N has the *address* i; in the v-th augmented view of a set it has the address v · N + i, v from 1. What
-is gathered is named by addresses, so that augmentation is arithmetic on them.
+Features are read by *address*. Clean utterance i of N has the address i; in the v-th augmented view, v from 1, it has
+the address v · N + i. So taking an augmented view is adding to an address.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from pipeline.core.errors import InputError
 from pipeline.features.reader import Reader
 
 Addresses = NDArray[np.int64]
-
-
-# ---------------------------------------------------------------- where features lie
-CHUNK_BYTES = 8 * 2**20  # of features gathered ahead at once: small batches several at a time, large ones singly
+CHUNK_BYTES = 8 * 2**20  # features read ahead at once: several small batches, or one large batch
 
 
 class Source(Protocol):
@@ -41,15 +38,15 @@ class Source(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """As stored: float16 frames, float32 means and standard deviations."""
+        """The type of the store: float16 for frames, float32 for means and standard deviations."""
 
     @property
     def device(self) -> torch.device:
-        """Where `gather` needs its `out`."""
+        """The device on which `gather` needs its `out`."""
 
     @property
     def at_hand(self) -> bool:
-        """Whether gathering is a copy in memory, and not a round trip to an object store."""
+        """True where `gather` is a copy in memory, False where it is a request to an object store."""
 
     def gather(self, addresses: Addresses, out: Tensor) -> None:
         """Fill out (B, *row) with the features of B addresses."""
@@ -57,7 +54,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Features read from a store as they are needed."""
+    """Features that are read from a store batch by batch."""
 
     reader: Reader
     device: torch.device = CPU
@@ -89,7 +86,7 @@ class OnDisk:
 
 @dataclass(frozen=True)
 class Held:
-    """Features that were read once: a tensor (V · N, *row), in memory or on a device. n_frames: (N,)."""
+    """Features that were read once into a tensor (V · N, *row), in memory or on a GPU. n_frames: (N,)."""
 
     tensor: Tensor
     n_frames: NDArray[np.int32]
@@ -107,7 +104,7 @@ class Held:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor is."""
+        """The device of the tensor."""
         return self.tensor.device
 
     def gather(self, addresses: Addresses, out: Tensor) -> None:
@@ -116,9 +113,9 @@ class Held:
 
 
 def hold(source: Source, *, views: int, device: torch.device, name: str) -> Held:
-    """Read all of a source into memory or onto a device.
+    """Read all features of a source into memory or onto a GPU.
 
-    Raises InputError, before anything is read, where it does not fit there.
+    name: the set, for messages. Raises InputError, before it reads anything, where they do not fit.
     """
     shape = (views * len(source.n_frames), *source.row)
     needed, free = math.prod(shape) * source.dtype.itemsize, free_bytes(device)
@@ -139,7 +136,7 @@ def hold(source: Source, *, views: int, device: torch.device, name: str) -> Held
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken in memory, by what Linux says and a container may, or on a CUDA device."""
+    """Bytes that are free on a GPU, or in memory within the limit of the container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -149,12 +146,12 @@ def free_bytes(device: torch.device) -> int:
     if most == "max":
         return free
     used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    taken = int((group / "memory.current").read_text()) - int(used["inactive_file"])  # caches give way
+    taken = int((group / "memory.current").read_text()) - int(used["inactive_file"])  # caches can be dropped
     return min(free, max(int(most) - taken, 0))
 
 
-class Joined:
-    """Several sources with the same views as one, one after the other in every view."""
+class JoinedSource:
+    """Several sources with the same views, one after the other in every view."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = tuple(sources)

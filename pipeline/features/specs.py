@@ -1,4 +1,4 @@
-"""The spec of a feature store: all that its numbers depend on, and its fingerprints."""
+"""The spec of a feature store: everything that its numbers depend on, and the fingerprint of that."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.core.contracts import Tap
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES
 
-if TYPE_CHECKING:
-    pass
-
-
-STORAGE = "storage"  # key of the encoder's facts; absent for float16, which all stores once were
+STORAGE = "storage"  # key in `Spec.encoder`; without it frames are float16, as in all stores of older versions
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a store holds, except for its layers and views, which may grow.
+    """What a store holds. Its layers and views are not part of the spec, because more can be added.
 
-    encoder: everything that the numbers depend on (card, window, dtype, version), JSON-ready.
-    trials: fingerprint of the ordered utterances. utterances N, frames T, channels D, shard: utterances a shard.
+    encoder: everything that the numbers depend on (encoder, window, dtype, version), ready for JSON.
+    trials: fingerprint of the ordered utterances. utterances: N. frames: T. channels: D. shard: utterances in a shard.
     """
 
     encoder: dict[str, Any]
@@ -46,16 +42,16 @@ class Spec:
         return range(shard * self.shard, min((shard + 1) * self.shard, self.utterances))
 
     def folder(self, set_name: str) -> str:
-        """Where the store of this spec lies below the root."""
+        """The path of this spec's store below the root."""
         return f"{fingerprint(self.encoder)}/{set_name}-{self.trials}.zarr"
 
     @property
     def storage(self) -> str:
-        """How frames are kept: float16 or int8."""
+        """The type of frames in the store: float16 or int8."""
         return str(self.encoder.get(STORAGE, "float16"))
 
     def bytes_of(self, layers: int, *, rows: int | None = None) -> int:
-        """Bytes on disk of `layers` layers of one view with their pooled arrays, for all or `rows` utterances."""
+        """Bytes on disk of `layers` layers of one view with their pooled arrays; rows: utterances, None for all."""
         rows = self.utterances if rows is None else rows
         frames = self.frames * self.channels * np.dtype(self.storage).itemsize + CRC_BYTES + INDEX_ENTRY_BYTES
         pooled = 2 * self.channels * 4 + CRC_BYTES + INDEX_ENTRY_BYTES
@@ -63,7 +59,7 @@ class Spec:
         return layers * ((frames + pooled) * rows + scales)
 
     def arrays(self, layer: Tap) -> tuple[Array, ...]:
-        """What a view holds of one layer."""
+        """The arrays of one layer in a view."""
         frames = Array(layer_array(layer), (self.utterances, self.frames, self.channels), self.storage)
         pooled = Array(pooled_array(layer), (self.utterances, 2, self.channels), "float32")
         if self.storage == "float16":
@@ -73,7 +69,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a view: its name, shape and type; of_shards: a row stands for a shard and not for an utterance."""
+    """One array of a view. of_shards: it has a row for each shard, not for each utterance."""
 
     name: str
     shape: tuple[int, ...]
@@ -82,7 +78,7 @@ class Array:
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of a JSON-ready mapping."""
+    """Sixteen hex digits of the sha256 of facts that are ready for JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,7 +93,7 @@ def pooled_array(layer: Tap) -> str:
 
 
 def scale_array(layer: Tap) -> str:
-    """Array name of what a layer's int8 values are multiplied with."""
+    """Array name of the factors of a layer's int8 values."""
     return f"scale_{_suffix(layer)}"
 
 
@@ -114,12 +110,12 @@ def is_spec(kept: dict[str, Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """As JSON would give it back."""
+    """The value after a way through JSON: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 def difference(kept: dict[str, Any], spec: Spec) -> str:
-    """Where the spec of a store differs from the one that is wanted, for a message."""
+    """The differences between the spec of a store and the wanted one, for a message."""
     wanted = plain(dataclasses.asdict(spec))
     keys = [key for key in wanted if kept.get(key) != wanted[key]]
     return ", ".join(f"{key}: the store has {kept.get(key)}, the parameters say {wanted[key]}" for key in keys)

@@ -6,15 +6,17 @@
         zarr.json                     attributes: the format's version and the spec
         n_frames                      (N,) int32
         clean/layer_07                (N, T, D) float16, or int8
-        clean/scale_07                (shards, D) float32, beside int8 alone: what a shard's values are multiplied with
+        clean/scale_07                (shards, D) float32, only with int8: the factors of each shard's values
         clean/pooled_07               (N, 2, D) float32: mean and standard deviation over the valid frames
-        done/clean/00003.json         written last: a sha256 of every array's shard 3, and a checksum of these
+        done/clean/00003.json         the marker of shard 3, written last: the sha256 of its files, and its own checksum
 
-Arrays are uncompressed, one utterance an inner chunk with a crc32c, `shard` utterances a shard file. So a shard file
-is rows of equal length, `row bytes | crc32c`, then the shard index: any Zarr reader opens it, and a memory map of it
-is an array. Shard bytes are made here rather than by zarr-python, to be written beside and renamed, and read back
-nowhere in between; a test holds them equal to zarr-python's. On a disk of this machine one extraction at a time may
-write a store; object stores have no locks that hold everywhere, and there it is up to you.
+Arrays are uncompressed. Each utterance is an inner chunk with a crc32c, and a shard file holds `shard` of them. So a
+shard file is rows of equal length, `row bytes | crc32c`, and then the shard index. Any Zarr reader opens it, and a
+memory map of it is an array. This module makes the bytes of a shard itself, not with zarr-python, so that it can write
+a file under another name and rename it when it is complete. A test compares the bytes with those of zarr-python.
+
+On a disk of this machine a lock allows one extraction at a time to write a store. Object stores have no such lock:
+there you must not start two.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, parse_json, read_json, replace_folder, write_bytes, writing
 from pipeline.core.object_store import is_local, is_there, read_files, sizes_below
-from pipeline.features.shard_bytes import Block, Encode, encode_chunk, encode_shard, quantised
+from pipeline.features.shard_bytes import Block, Encode, encode_chunk, encode_shard, quantized
 from pipeline.features.specs import (
     Spec,
     difference,
@@ -52,17 +54,13 @@ from pipeline.features.specs import (
 from pipeline.features.zarr_metadata import FORMAT, metadata, view_metadata
 
 WRITERS = 4  # files of a shard that are written at once
-MARK = "marker"  # key of a marker's own checksum; absent in those that had none
-
-
+MARK = "marker"  # key of a marker's own checksum; markers of older versions do not have it
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
-
-
-# ---------------------------------------------------------------- the store
+OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"
 
 
 class Store:
-    """One store, open for writing shards and for checking what is there."""
+    """An open store: writes shards, and checks which shards are complete."""
 
     def __init__(self, path: Path, spec: Spec) -> None:
         self.path = path
@@ -71,9 +69,9 @@ class Store:
     @staticmethod
     @contextlib.contextmanager
     def locked(path: Path) -> Iterator[None]:
-        """Keep other extractions on this machine's disks from writing this store; nothing on an object store.
+        """Keep other extractions from writing this store on a disk; on an object store this does nothing.
 
-        Raises InputError where one already does.
+        Raises InputError where another extraction writes it already.
         """
         if not is_local(path):
             yield
@@ -82,20 +80,20 @@ class Store:
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             file = place.open("w")
-        with file as lock:  # released by the kernel, however we end
+        with file as lock:  # the kernel releases the lock, however this process ends
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not place.exists() or not os.path.samestat(os.fstat(lock.fileno()), place.stat()):
-                    raise BlockingIOError  # it went with its store, by `cache gc`, since we opened it
+                    raise BlockingIOError  # `cache gc` deleted it with its store after this process opened it
             except BlockingIOError:
                 raise InputError(f"{path}: another extraction is writing this store; wait for it or stop it") from None
             yield
 
     @classmethod
     def create(cls, root: Path, set_name: str, spec: Spec) -> Store:
-        """Open the store of a spec, made now if it is not there; metadata that is damaged is made anew.
+        """Open the store of a spec, or make it where there is none; damaged metadata is written again.
 
-        Raises InputError where one of another spec or format lies at its place.
+        Raises InputError where its place holds a store of another spec or format.
         """
         path, files = root / spec.folder(set_name), metadata(spec)
         made = is_there(path / "zarr.json")
@@ -113,7 +111,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, spec: Spec | None = None) -> Store:
-        """Open a store that is there. Raises InputError where it is missing, or of another spec or format."""
+        """Open an existing store. Raises InputError where it is missing, or has another spec or format."""
         if not is_there(path / "zarr.json"):
             raise InputError(f"{path}: no feature store there; run `dvc repro -f extract`")
         move = "move the store away and run `dvc repro -f extract`"
@@ -131,27 +129,27 @@ class Store:
     # ------------------------------------------------ writing
 
     def add_arrays(self, view: str, layers: Iterable[Tap], *, attributes: Mapping[str, Any] | None = None) -> None:
-        """Make what a view does not have yet, or damaged: its group, with the attributes, and then arrays of layers.
+        """Write the metadata of a view and of its layers where it is missing or damaged: the group, then the arrays.
 
-        attributes: None: those that it has.
+        attributes: those of the view; None keeps those that it has.
         """
         known = self.attributes(view) if attributes is None else attributes
         self._restore(view_metadata(self.spec, view, layers, known))
 
     def attributes(self, view: str) -> dict[str, Any]:
-        """What stands with a view; nothing where it is not there. Raises InputError for a group that is none."""
+        """The attributes of a view; empty where the view does not exist. Raises InputError where it is no view."""
         path = self.path / view / "zarr.json"
         if not is_there(path):
             return {}
         return dict(read_json(path, what="view of a feature store", keys=["attributes"], remedy=REPAIR)["attributes"])
 
     def _restore(self, files: Mapping[str, bytes]) -> None:
-        """Write those files that are missing, or hold anything else."""
+        """Write the files that are missing or have other bytes."""
         there = read_files([self.path / name for name in files])
         _write_tree(self.path, {name: data for name, data in files.items() if there.get(self.path / name) != data})
 
     def sweep(self) -> None:
-        """Remove what killed writers left beside their files. For who has the lock alone."""
+        """Remove the unfinished files of killed writers. Only the holder of the lock may call it."""
         if is_local(self.path):
             for folder, _, names in os.walk(self.path):
                 for name in names:
@@ -159,12 +157,12 @@ class Store:
                         Path(folder, name).unlink(missing_ok=True)
 
     def missing(self, view: str, layers: Sequence[Tap], shard: int) -> tuple[Tap, ...]:
-        """The layers that a shard does not have yet, by its marker, or no longer, by its files."""
+        """The layers that a shard lacks: they are not in its marker, or their files are gone."""
         return self._lacking(view, layers, shard, self.marker(view, shard), self._has)
 
     def incomplete(self, view: str, layers: Sequence[Tap]) -> dict[int, tuple[Tap, ...]]:
-        """The shards that lack layers, and which; all shards of a view at once."""
-        # of an object store all names at once: asking for each takes a round trip
+        """The shards of a view that lack layers, with those layers."""
+        # One listing for an object store: a request for each name takes too long.
         has = self._has if is_local(self.path) else sizes_below(self.path).__contains__
         markers = (_sound(path, data) for path, data in self._marker_files(view))
         lacking = (self._lacking(view, layers, i, marker, has) for i, marker in enumerate(markers))
@@ -186,11 +184,11 @@ class Store:
         return is_there(self.path / name)
 
     def markers(self, view: str) -> list[dict[str, str]]:
-        """The marker of every shard as it stands: array -> sha256 of its shard file; empty where there is none."""
+        """The marker of every shard, as its file says: array -> sha256 of the shard file; empty without a marker."""
         return [_marker(path, data) for path, data in self._marker_files(view)]
 
     def marker(self, view: str, shard: int) -> dict[str, str]:
-        """Array -> sha256 of its shard file, for all that is complete; empty where nothing is, or nobody knows."""
+        """The complete arrays of a shard: array -> sha256 of its shard file; empty without a valid marker."""
         path = self._marker_path(view, shard)
         return _sound(path, read_files([path]).get(path))
 
@@ -207,7 +205,7 @@ class Store:
         return self.path / self.shard_name(array, shard)
 
     def shard_name(self, array: str, shard: int) -> str:
-        """Where that file lies in the store."""
+        """The path of that file in the store."""
         axes = 1 if array == "n_frames" else 2 if array.rpartition("/")[2].startswith("scale_") else 3
         return "/".join([array, "c", str(shard), *["0"] * (axes - 1)])
 
@@ -219,18 +217,18 @@ class Store:
         pooled: Mapping[Tap, Block],
         n_frames: Block,
     ) -> None:
-        """Write some layers of one shard whole, and then its marker.
+        """Write some layers of one shard, and then its marker.
 
         Args:
             features: layer -> (n, T, D) float16. pooled: layer -> (n, 2, D) float32. n_frames: (n,).
 
-        Idempotent: the same blocks give the same bytes, and a shard that is written again is replaced in one step.
+        The same blocks always give the same bytes. Each file is replaced in one step.
         """
         arrays: dict[str, tuple[Block, Encode]] = {"n_frames": (self._padded(n_frames), encode_chunk)}
         sharded = partial(encode_shard, shard=self.spec.shard)
         for layer, block in features.items():
             if self.spec.storage == "int8":
-                block, scales = quantised(block)
+                block, scales = quantized(block)
                 arrays[f"{view}/{scale_array(layer)}"] = scales, encode_chunk
             arrays[f"{view}/{layer_array(layer)}"] = block, sharded
             arrays[f"{view}/{pooled_array(layer)}"] = pooled[layer], sharded
@@ -241,14 +239,15 @@ class Store:
             block, encode = arrays[name]
             return _put(self.shard_path(name, shard), encode(block).data)
 
-        with ThreadPoolExecutor(WRITERS) as pool:  # side by side, as each waits for the disk
-            marker |= dict(zip(arrays, pool.map(put, arrays), strict=True))
+        with ThreadPoolExecutor(WRITERS) as executor:  # several at once, because each waits for the disk
+            marker |= dict(zip(arrays, executor.map(put, arrays), strict=True))
         self._mark(view, shard, marker)
 
     def _without(self, view: str, shard: int, arrays: dict[str, tuple[Block, Encode]]) -> dict[str, str]:
-        """The marker without what is about to be replaced: killed on the way, it must not stand for a mixture.
+        """Take the arrays that will be replaced out of the marker, and return the rest of it.
 
-        n_frames is taken out of `arrays` where it is there and the same.
+        So a process that is killed while it writes leaves no marker for a mixture of old and new files. `n_frames` is
+        taken out of `arrays` where the store has the same bytes already.
         """
         marker = self.marker(view, shard)
         block, encode = arrays["n_frames"]
@@ -264,7 +263,7 @@ class Store:
         _put(self._marker_path(view, shard), _marker_bytes({**marker, MARK: fingerprint(marker)}))
 
     def _padded(self, n_frames: Block) -> Block:
-        """As Zarr stores the last chunk of an unsharded array: in full."""
+        """Fill up the last chunk: Zarr stores every chunk of an array without shards in full."""
         frames = np.full(self.spec.shard, -1, "<i4")
         frames[: len(n_frames)] = n_frames
         return frames
@@ -272,7 +271,7 @@ class Store:
     # ------------------------------------------------ checking
 
     def digest(self, views: Sequence[str], layers: Sequence[Tap]) -> str:
-        """sha256 over the checksums of every shard of the given views and layers.
+        """The sha256 over the checksums of all shards of some views and layers.
 
         Raises InputError where a shard is not complete.
         """
@@ -289,9 +288,9 @@ class Store:
         return digest.hexdigest()
 
     def verify(self, views: Sequence[str], layers: Sequence[Tap]) -> int:
-        """Read every shard file and compare its sha256 with its marker; the number of files.
+        """Read every shard file, compare its sha256 with its marker, and return the number of files.
 
-        Raises InputError naming the files that differ or are missing.
+        Raises InputError with the files that differ or are missing.
         """
         wrong: list[str] = []
         files = 0
@@ -303,18 +302,15 @@ class Store:
                     data = read_files([path]).get(path)
                     got = "no file" if data is None else hashlib.sha256(data).hexdigest()
                     line = f"{path}: expected sha256 {expected[:12]}..., got {got[:12]}"
-                    if got != expected and line not in wrong:  # every view has n_frames
+                    if got != expected and line not in wrong:  # n_frames comes again with every view
                         wrong.append(line)
         if wrong:
             raise InputError(f"{len(wrong)} of {files} shard files are damaged; {REPAIR}:\n{listing(wrong)}")
         return files
 
     def _names(self, view: str, layers: Sequence[Tap]) -> list[str]:
-        """All arrays of some layers of a view."""
+        """The names of all arrays of some layers of a view."""
         return ["n_frames", *(f"{view}/{array.name}" for layer in layers for array in self.spec.arrays(layer))]
-
-
-OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"
 
 
 def _write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -329,7 +325,7 @@ def _marker(path: Path, data: bytes | None) -> dict[str, str]:
 
 
 def _sound(path: Path, data: bytes | None) -> dict[str, str]:
-    """What a marker says is complete: nothing, where it is not byte for byte as it was written."""
+    """The complete arrays by a marker: none where its bytes are not exactly those that were written."""
     found = _marker(path, data)
     sums = {array: sha256 for array, sha256 in found.items() if array != MARK}
     if MARK in found:
@@ -344,9 +340,9 @@ def _marker_bytes(marker: Mapping[str, str]) -> bytes:
 
 
 def _put(path: Path, data: bytes | memoryview) -> str:
-    """Write a file whole and give the sha256 of its bytes.
+    """Write a file in one step and return the sha256 of its bytes.
 
-    By way of a name of its own: a worker that was given up for dead may still be writing the same file.
+    The unfinished file has a random name, because a lost worker may still write the same file.
     """
     write_bytes(path, data, own=uuid.uuid4().hex)
     return hashlib.sha256(data).hexdigest()

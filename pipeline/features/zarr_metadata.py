@@ -9,11 +9,11 @@ from typing import Any
 from pipeline.core.contracts import Tap
 from pipeline.features.specs import Array, Spec
 
-FORMAT = 1  # raised when stores written by an older version can no longer be read
+FORMAT = 1  # raise it when this code can no longer read older stores
 
 
 def metadata(spec: Spec) -> dict[str, bytes]:
-    """The files of a store without views, the one that says that it is a store last."""
+    """The metadata files of a store without views. The last one, zarr.json, marks the folder as a store."""
 
     def fill(group: Any) -> None:
         group.attrs.update({"format": FORMAT, "spec": dataclasses.asdict(spec)})
@@ -27,7 +27,7 @@ def metadata(spec: Spec) -> dict[str, bytes]:
 
 
 def view_metadata(spec: Spec, view: str, layers: Iterable[Tap], attributes: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of one view, the group's before those of its arrays."""
+    """The metadata files of one view: first the group's, then those of its arrays."""
 
     def fill(root: Any) -> None:
         root.create_group(f"done/{view}")
@@ -59,8 +59,8 @@ def _settings(array: Array, chunks: tuple[int, ...], shards: tuple[int, ...] | N
 
 
 def _zarr_files(fill: Callable[[Any], None]) -> dict[str, bytes]:
-    """The files that zarr-python makes of a group."""
-    import zarr  # readers go without it, and start a little faster for that
+    """The metadata files that zarr-python writes for a group."""
+    import zarr  # here, so that programs that only read start faster
 
     memory: dict[str, Any] = {}
     fill(zarr.create_group(zarr.storage.MemoryStore(memory)))

@@ -1,12 +1,10 @@
-"""The analysis of a run's embeddings for people: JSON, tables as CSV, and pictures; the same analysis, the same bytes.
+"""The analysis of a run's embeddings as files: JSON, CSV tables and pictures. The same analysis gives the same bytes.
 
-The pictures show what the files beside them hold: `map.json` the projections, `analysis.json` the rest.
+`map.json` has the numbers behind the pictures of projections, `analysis.json` those behind the other pictures.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,11 @@ ANALYSIS_FILE, MAP_FILE = "analysis.json", "map.json"
 
 
 def write(folder: Path, report: Report, chart: Map) -> None:
-    """Write everything of an analysis and its map into a folder."""
+    """Write all files of an analysis and its map into a folder."""
     files.write_text(folder / ANALYSIS_FILE, json.dumps(report, indent=1, allow_nan=False) + "\n")
     files.write_text(folder / MAP_FILE, json.dumps(chart, separators=(",", ":"), allow_nan=False) + "\n")
     for name, rows in tables(report).items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        files.write_text(folder / f"{name}.csv", text.getvalue())
+        files.write_text(folder / f"{name}.csv", files.csv_text(rows))
     for number, projection in enumerate(chart["projections"]):
         draw_projection(folder / f"{projection['name'].replace('-', '').lower()}.png", chart, number)
     draw_distances(folder / "distances.png", report)
@@ -37,7 +33,7 @@ def write(folder: Path, report: Report, chart: Map) -> None:
 
 
 def tables(report: Report) -> dict[str, list[tuple[Any, ...]]]:
-    """The parts of an analysis as tables, each with its header first; what is null is an empty cell."""
+    """The parts of an analysis as tables. The first row is the header; None is an empty cell."""
     shape, dimensions = ("purity", "silhouette", "within", "between"), ("all", BONAFIDE, SPOOF)
     away = ("bonafide_to_train", "bonafide_distance", "ratio", "auc")
     who = ("utterance", "label", "attack")
@@ -97,7 +93,7 @@ def _steps(report: Report) -> list[tuple[Any, ...]]:
 
 
 def summary(report: Report) -> str:
-    """What is essential, a few lines for a terminal."""
+    """The most important results, in a few lines for a terminal."""
     count, width = report["centroids"], report["embedding_dim"]
     lines = [f"{report['run']}: {count} centroid{'s' * (count > 1)}, embeddings of width {width}"]
     cosines = [value for i, row in enumerate(report["similarity"]) for value in row[:i]]
@@ -106,18 +102,18 @@ def summary(report: Report) -> str:
     for name in report["sets"]:
         own, away = report["geometry"][name], report["shift"][name]
         lines.append(
-            f"{name}: silhouette of the classes {_told(own['silhouette'])}, purity {_told(own['purity'])}, "
-            f"effective dimension {_told(own['effective_dimension']['all'])}, bona fide "
-            f"{_told(away['ratio'])} times as far from the centroids as in {report['train']}"
+            f"{name}: silhouette of the classes {_shown(own['silhouette'])}, purity {_shown(own['purity'])}, "
+            f"effective dimension {_shown(own['effective_dimension']['all'])}, bona fide "
+            f"{_shown(away['ratio'])} times as far from the centroids as in {report['train']}"
         )
     worst: dict[str, Any] = {}
     for trial in report["hardest"]:
         if trial["label"] == SPOOF:
-            worst.setdefault(trial["set"], trial)  # the first one scores highest
+            worst.setdefault(trial["set"], trial)  # the first spoof has the highest score
     for name, own in worst.items():
         lines.append(f"{name}: the spoof {own['utterance']} ({own['attack']}) scores {own['score']:.3g}")
     return "\n".join(lines)
 
 
-def _told(value: float | None) -> str:
+def _shown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"

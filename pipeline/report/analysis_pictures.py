@@ -18,6 +18,7 @@ from pipeline.report.plots import (
     SPOOF_COLOUR,
     colour_of,
     dash_of,
+    empty_figure,
     new_figure,
     plain,
     save,
@@ -29,23 +30,23 @@ if TYPE_CHECKING:
 
 
 PANEL = (3.6, 3.4)  # inches, width and height of a panel with points
-PALE_COLOUR = "#c8c8c8"  # of what is behind: the rest, the unknown
-TOLD = 9  # names that a panel tells by colours of their own; the rest is one
-ROWS = 24  # groups of a set that a picture of distances shows
-WRITTEN = 12  # centroids up to which a similarity is written into its cell
+PALE_COLOUR = "#c8c8c8"  # of points in the background: the other names, and unknown values
+NAMED = 9  # the most names with colours of their own in a panel; the others share one colour
+ROWS = 24  # the most groups of a set in a picture of distances
+WRITTEN = 12  # the most centroids with numbers written into the cells of the similarity
 SPOKEN = {BONAFIDE: "bona fide", UNKNOWN: "unknown"}
 LEGEND_WIDTH = 54  # letters
-SIZES = (2.0, 9.0)  # least and most of a point, in square points
-CROWD = 9_000  # the sizes of all points together, where that is between
-ROW = 0.22  # inches of a box
-DARK = 0.6  # cosine from which its cell is dark enough for white
-LEAST_SHOWN = 1e-6  # of the largest distance of a path
+SIZES = (2.0, 9.0)  # the smallest and the largest size of a point, in square points
+CROWD = 9_000  # the total size of all points, within these limits
+ROW = 0.22  # inches, height of a box
+DARK = 0.6  # from this cosine on, a cell is dark and its text is white
+LEAST_SHOWN = 1e-6  # shorter distances of a path, as a share of the longest one, are left out
 METRICS = {"cosine": "cosine", "euclidean": "Euclidean"}
-LINES = 10  # centroids up to which a legend names their lines
+LINES = 10  # the most centroids with a legend
 
 
 def draw_projection(path: Path, chart: Map, number: int) -> None:
-    """Draw one projection of a map, a panel for each thing that points can be coloured by; crosses are centroids."""
+    """Draw one projection of a map, with a panel for each category that colours the points. Crosses are centroids."""
     projection = chart["projections"][number]
     shown = [kind for kind, own in chart["categories"].items() if kind != "centroid" or len(own["names"]) > 1]
     shown += [kind for kind in chart["numbers"] if kind != "score"]
@@ -63,15 +64,15 @@ def draw_projection(path: Path, chart: Map, number: int) -> None:
 
 
 def _scatter_names(axes: Axes, projection: Map, kind: str, *, names: Sequence[str], codes: Sequence[int]) -> None:
-    """Points in the colours of what they are; the rarest of many share one."""
+    """Points coloured by their names. Where there are too many names, the rarest ones share a colour."""
     common = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
-    told = sorted(common[: len(names) if len(names) <= TOLD + 1 else TOLD].tolist())
+    named = sorted(common[: len(names) if len(names) <= NAMED + 1 else NAMED].tolist())
     colours = dict.fromkeys(range(len(names)), PALE_COLOUR)
-    colours |= {i: _name_colour(kind, names[i], place, len(told)) for place, i in enumerate(told)}
+    colours |= {i: _name_colour(kind, names[i], place, len(named)) for place, i in enumerate(named)}
     _scatter(axes, projection, [colours[code] for code in codes])
-    labels = [(SPOKEN.get(names[i], plain(names[i])), colours[i]) for i in told]
-    if len(told) < len(names):
-        labels.append((f"{len(names) - len(told)} others", PALE_COLOUR))
+    labels = [(SPOKEN.get(names[i], plain(names[i])), colours[i]) for i in named]
+    if len(named) < len(names):
+        labels.append((f"{len(names) - len(named)} others", PALE_COLOUR))
     for label, colour in labels:
         axes.plot([], [], "o", color=colour, markersize=4, label=label)
     axes.set_title(kind, fontsize="medium")
@@ -94,13 +95,13 @@ def _name_colour(kind: str, name: str, place: int, count: int) -> Any:
 
     if name == UNKNOWN:
         return PALE_COLOUR
-    if kind == "quality level":  # they have an order
+    if kind == "quality level":  # levels have an order, so their colours have one, too
         return colormaps["viridis"](place / max(count - 1, 1) * 0.9)
     return {BONAFIDE: BONAFIDE_COLOUR, SPOOF: SPOOF_COLOUR}.get(name, colour_of(place))
 
 
 def _scatter_numbers(axes: Axes, projection: Map, kind: str, values: Sequence[float | None]) -> None:
-    """Points in the colours of a number; those without one are pale."""
+    """Points coloured by a number. Points without a number are pale."""
     known = np.array([value is not None for value in values])
     numbers = np.array([value for value in values if value is not None])
     x, y = np.array(projection["x"]), np.array(projection["y"])
@@ -113,7 +114,7 @@ def _scatter_numbers(axes: Axes, projection: Map, kind: str, values: Sequence[fl
 
 
 def _scatter(axes: Axes, projection: Map, colours: Sequence[Any]) -> None:
-    """Points one over the other in a random order, so that no group hides another."""
+    """Points drawn in random order, so that no group hides another."""
     order = np.random.default_rng(SEED).permutation(len(colours))
     x, y = np.array(projection["x"])[order], np.array(projection["y"])[order]
     axes.scatter(x, y, s=_size(x), c=[colours[i] for i in order], linewidths=0)
@@ -124,9 +125,9 @@ def _size(points: NDArray[np.int64]) -> float:
 
 
 def draw_distances(path: Path, report: Report) -> None:
-    """Draw how far each group lies from the nearest centroid: a box from 25 to 75 %, whiskers from 5 to 95 %.
+    """Draw the distances of each group to the nearest centroid: boxes from 25 to 75 %, whiskers from 5 to 95 %.
 
-    A panel a set; of many groups the bona fide and the largest.
+    There is a panel for each set. Of many groups it shows the bona fide and the largest others.
     """
     chosen = [_largest(report["distances"][name]) for name in report["sets"]]
     figure, panels = _stacked([len(groups) for groups in chosen])
@@ -155,15 +156,15 @@ def draw_distances(path: Path, report: Report) -> None:
 
 
 def _largest(groups: Report) -> Report:
-    """At most so many groups as a panel has rows, in their order: the bona fide and the largest of the others."""
+    """The groups that a panel shows, in their order: the bona fide and the largest others, up to `ROWS`."""
     common = sorted(groups, key=lambda name: (name != BONAFIDE, -groups[name]["n"]))[:ROWS]
     return {name: own for name, own in groups.items() if name in common}
 
 
 def draw_path(path: Path, report: Report) -> None:
-    """Draw how far each centroid moved in every epoch of training, and how far it was from where it ended.
+    """Draw how far each centroid moved in every epoch of training, and how far it was from its last position.
 
-    The scale is logarithmic: what is less than a millionth of the largest distance is left out.
+    The scale is logarithmic. Distances below a millionth of the largest one are left out.
     """
     way = report["path"]
     figure, panels = new_figure(2, width=6.0, height=2.2)
@@ -211,13 +212,9 @@ def draw_similarity(path: Path, report: Report) -> None:
 
 
 def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure of panels without scales, in rows of so many."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """A figure with `count` panels without scales, in rows of `columns`."""
     rows = -(-count // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, 0.3 + PANEL[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(width=PANEL[0] * columns, height=0.3 + PANEL[1] * rows)
     panels = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
     for axes in panels:
         axes.set(xticks=[], yticks=[])
@@ -226,13 +223,8 @@ def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def _stacked(rows: Sequence[int]) -> tuple[Figure, list[Axes]]:
-    """A figure of panels one below the other on one scale, as high as their rows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    height = 0.8 + 0.35 * len(rows) + ROW * sum(rows)
-    figure = Figure(figsize=(6.0, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    """A figure with panels one below the other that share a scale; their heights follow their numbers of rows."""
+    figure = empty_figure(width=6.0, height=0.8 + 0.35 * len(rows) + ROW * sum(rows))
     panels = list(figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=rows).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

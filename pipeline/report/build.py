@@ -1,4 +1,4 @@
-"""Everything the report consists of, from the files of the runs to the files of the report."""
+"""Build the report: read the files of the runs and write the files of the report."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pipeline.report.page import embedding_space, layer_curve, page
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders: metrics with <run>.json and <run>/<set>.json, plots with <run>/{det,histogram}/<set>.csv, trainings
-    with <run>.csv for the runs that were trained, seconds with <run>.json for those that were trained here. What is
-    None is not shown: layers with layers.csv and chosen.json, which need not be there, analysis with a folder for each
-    analysed run."""
+    """The folders that the report reads.
+
+    metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram}/<set>.csv. trainings: <run>.csv of runs that
+    were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may be
+    missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
+    """
 
     metrics: Path
     plots: Path
@@ -40,24 +42,18 @@ def build(
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
 ) -> str:
-    """Write leaderboard.csv, leaderboard.txt, runs.csv and index.html into `out`, and `summary`; the table as text.
+    """Write leaderboard.csv, leaderboard.txt, runs.csv and index.html into `out`, and `summary`; return the table.
 
     Args:
-        summary: the JSON file that DVC shows as metrics. runs: the system of every run. analysed: those of the runs
-            whose embeddings are shown. rescored: those that are scores by an embedding index, not trained. finetuned:
-            that which the encoder was fine-tuned with.
+        summary: the JSON file that DVC shows as metrics. runs: run -> its system. analysed: runs with embeddings to
+            show. rescored: runs that score by an embedding index. finetuned: the run that was trained with the encoder.
 
-    Raises InputError where a file is missing or malformed, or runs were evaluated on different trials.
+    Raises InputError where a file is missing or malformed, or where runs were evaluated on different trials.
     """
     board = leaderboard_files.gather(
-        inputs.metrics,
-        runs=runs,
-        sets=sets,
-        sort_by=sort_by,
-        seconds=inputs.seconds,
-        rescored=rescored,
-        finetuned=finetuned,
-    )
+        inputs.metrics, runs=runs, sets=sets, sort_by=sort_by,
+        seconds=inputs.seconds, rescored=rescored, finetuned=finetuned,
+    )  # fmt: skip
     html = page.render(
         board,
         _curves(board, inputs),
@@ -89,8 +85,8 @@ def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
 
 def _spaces(
     board: leaderboard.Leaderboard, inputs: Inputs, analysed: Collection[str]
-) -> tuple[embedding_space.Space, ...]:
-    """The analysed runs, those of the best systems first."""
+) -> tuple[embedding_space.AnalysedRun, ...]:
+    """The analysed runs; those of the best systems come first."""
     if inputs.analysis is None:
         return ()
     in_order = [run for system in board.systems for run in board.runs[system]]
@@ -98,5 +94,5 @@ def _spaces(
 
 
 def _way(out: Path) -> str:
-    """The way from the page to the project's root, where stages run, such as `../..`."""
+    """The relative path from the page to the root of the project, where stages run, such as `../..`."""
     return Path(os.path.relpath(Path.cwd(), out)).as_posix()

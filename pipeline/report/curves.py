@@ -1,12 +1,11 @@
-"""Curves of one run on one set: DET points and score histograms thinned for a plot, and their CSV files.
+"""Curves of one run on one set: thinned DET curves, score histograms, and their CSV files.
 
-The CSV files hold exact values at the points that they keep, so that `dvc plots` and the page draw the same curves.
+A thinned curve keeps some of the points, with exact values, so that `dvc plots` and the page draw the same curve.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +20,17 @@ from pipeline.core.trial_table import UNKNOWN
 from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
 
-POINTS = 500  # of a DET curve: more than a plot can show
+POINTS = 500  # of a DET curve; a plot can show no more
 BINS = 60  # of a histogram
 DET_TICKS = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
-WIDEST_LOW, USUAL_HIGH, BEYOND_EER = 0.05, 0.4, 0.05  # rates: how a DET plot chooses its range
+WIDEST_LOW, USUAL_HIGH, BEYOND_EER = 0.05, 0.4, 0.05  # rates by which a DET plot chooses its range
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of each class by score: centre, bonafide and spoof are (BINS,), either class sums to 1.
+    """The share of each class by score. centre, bonafide, spoof: (BINS,); each class sums to 1.
 
-    attacks: the same for the spoof of single attacks, by name.
+    attacks: the same for the spoofs of each attack, by name.
     """
 
     centre: NDArray[np.float64]
@@ -41,8 +40,8 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The course of a training: epoch, loss and dev_eer (percent) are (epochs,); nan where it was not measured."""
+class TrainingCurve:
+    """The course of a training. epoch, loss, dev_eer (percent): (epochs,); nan where it was not measured."""
 
     epoch: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -50,10 +49,10 @@ class Training:
 
 
 def thin(det: Det, *, keep: Sequence[int], points: int = POINTS) -> NDArray[np.intp]:
-    """Indices, ascending, of at most `points` DET points evenly spaced along the curve as a DET plot shows it.
+    """The indices, ascending, of at most `points` DET points that a DET plot shows at equal distances.
 
-    The ends and the indices in `keep` are always among them. The spacing is by log-odds, which is close to the
-    probit of the axes and needs no iteration. Raises ValueError where `points` cannot hold the ends and `keep`.
+    The ends and the indices in `keep` are always among them. Distances are by log-odds, which are close to the probit
+    of the axes and faster. Raises ValueError where `points` is too small for the ends and `keep`.
     """
     size = det.frr.size
     fixed = {0, size - 1, *keep}
@@ -75,7 +74,7 @@ def taken(det: Det, indices: NDArray[np.intp]) -> Det:
 
 
 def thinned(det: Det) -> Det:
-    """As many points of a DET curve as a plot can show, the EER point among them."""
+    """The points of a DET curve that a plot can show, with the point of the EER."""
     return taken(det, thin(det, keep=[official_eer(det).point]))
 
 
@@ -86,9 +85,9 @@ def histogram(
     attack: NDArray[np.str_] | None = None,
     bins: int = BINS,
 ) -> Histogram:
-    """Histogram of scores (N,) over bins of equal width from the smallest to the greatest score.
+    """The histogram of scores (N,) over bins of equal width, from the lowest to the highest score.
 
-    attack: (N,) names, "-" where unknown; without it the spoof are not told apart.
+    attack: (N,) names, "-" where unknown; None gives no histograms by attack.
     """
     edges = np.histogram_bin_edges(scores, bins=bins)  # (bins + 1,)
     bonafide, _ = np.histogram(scores[is_bonafide], bins=edges)
@@ -104,24 +103,24 @@ def histogram(
 
 
 def probit(rates: NDArray[np.float64], *, low: float, high: float) -> NDArray[np.float64]:
-    """The scale of a DET axis: the normal quantile of rates in 0..1, held within low..high, which lie in (0, 1)."""
+    """The scale of a DET axis: the normal quantile of rates, which are first limited to low..high in (0, 1)."""
     quantile = NormalDist().inv_cdf
     return np.array([quantile(rate) for rate in np.clip(rates, low, high).tolist()])
 
 
 def beyond_frame(det: Det, *, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A DET curve (far, frr) on probit axes from low to high, for drawing clipped to them.
+    """A DET curve (far, frr) on probit axes from low to high, to be drawn and clipped.
 
-    Rates of 0 and 1 have no probit: they are held outside the frame, where they draw no line along its border.
+    Rates of 0 and 1 have no probit. They are placed outside the frame, so that no line runs along its border.
     """
     low, high = low / 4, (3 + high) / 4
     return probit(det.far, low=low, high=high), probit(det.frr, low=low, high=high)
 
 
 def det_limits(dets: Sequence[Det], eers: Sequence[float]) -> tuple[float, float]:
-    """The range of rates that a DET plot shows, two of `DET_TICKS`: from what the curves resolve to past every EER.
+    """The lowest and the highest rate of a DET plot, two of `DET_TICKS`.
 
-    eers: the EER of each curve, a share in 0..1.
+    The range begins at the smallest rate of the curves and includes every EER. eers: of each curve, from 0 to 1.
     """
     rates = np.concatenate([rate for det in dets for rate in (det.frr, det.far)])
     resolved = min(rates[rates > 0].min(), WIDEST_LOW)
@@ -136,7 +135,7 @@ def write_det(path: Path, det: Det) -> None:
 
 
 def write_histogram(path: Path, shares: Histogram) -> None:
-    """Write a histogram as CSV: score (a bin's centre), bonafide, spoof, spoof/<attack> (shares in 0..1)."""
+    """Write a histogram as CSV: score (the centre of a bin), bonafide, spoof, spoof/<attack> (shares in 0..1)."""
     attacks = {f"spoof/{name}": share for name, share in shares.attacks.items()}
     _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof} | attacks)
 
@@ -154,29 +153,29 @@ def write_dets(path: Path, dets: Mapping[str, Det]) -> None:
 def write_heatmap(
     path: Path, *, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64], corner: str
 ) -> None:
-    """Write EERs, (rows, columns) in percent, as CSV; `corner` heads the column of the rows' names."""
+    """Write EERs, (rows, columns) in percent, as CSV. corner: the header of the column with the names of rows."""
     cells = ([name, *map(repr, line)] for name, line in zip(rows, percent.tolist(), strict=True))
     _write_rows(path, [corner, *columns], cells)
 
 
 def read_det(path: Path) -> Det:
-    """Read what `write_det` wrote. Raises InputError, with file and line, where it is not that."""
+    """Read a file of `write_det`. Raises InputError, with file and line, for another file."""
     far, frr, threshold = _read_csv(path, ("far", "frr", "threshold"), stage="flow/evaluate/dvc.yaml")
     return Det(frr=frr, far=far, threshold=threshold)
 
 
 def read_histogram(path: Path) -> Histogram:
-    """Read both classes of what `write_histogram` wrote. Raises InputError, with file and line, if it is not that."""
+    """Read both classes in a file of `write_histogram`. Raises InputError, with file and line, for another file."""
     centre, bonafide, spoof = _read_csv(path, ("score", "bonafide", "spoof"), stage="flow/evaluate/dvc.yaml")
     return Histogram(centre, bonafide, spoof)
 
 
-def read_training(path: Path) -> Training:
-    """Read the columns epoch, loss, dev_eer (percent) of a training curve; an empty cell is nan.
+def read_training(path: Path) -> TrainingCurve:
+    """Read the columns epoch, loss, dev_eer (percent) of a training curve. An empty cell is nan.
 
     Raises InputError, with file and line, where a column is missing or a cell is not a number.
     """
-    return Training(*_read_csv(path, ("epoch", "loss", "dev_eer"), stage="train"))
+    return TrainingCurve(*_read_csv(path, ("epoch", "loss", "dev_eer"), stage="train"))
 
 
 def _write_csv(path: Path, columns: Mapping[str, NDArray[np.float64]]) -> None:
@@ -185,15 +184,11 @@ def _write_csv(path: Path, columns: Mapping[str, NDArray[np.float64]]) -> None:
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    files.write_text(path, text.getvalue())
+    files.write_text(path, files.csv_text([header, *rows]))
 
 
 def _read_csv(path: Path, columns: Sequence[str], *, stage: str) -> list[NDArray[np.float64]]:
-    """The named columns of a CSV file as numbers; other columns are left alone."""
+    """The named columns of a CSV file as numbers. Other columns are ignored."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
     with path.open(newline="", encoding="utf-8") as file:

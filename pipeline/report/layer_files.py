@@ -1,11 +1,10 @@
-"""The layer probe for people: a drawing, its numbers as CSV, and a summary as JSON; all EERs in percent."""
+"""The files of the layer probe: a drawing, its numbers as CSV, and a summary as JSON. EERs are in percent."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.analysis.layer_probe import CENTROID, DEV, LOGISTIC, Findings
 from pipeline.core import files
@@ -13,22 +12,20 @@ from pipeline.core.contracts import Tap
 from pipeline.report import plots
 
 DASHES = {LOGISTIC: "-", CENTROID: ":"}
-DIGITS = 5  # of an EER in a file, after the point
+DIGITS = 5  # of an EER in a file, after the decimal point
 
 
 def write_csv(path: Path, findings: Findings) -> None:
-    """Write one row a layer, method and set: layer, method, set, eer."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("layer", "method", "set", "eer"))
+    """Write a row for each layer, method and set, with the columns layer, method, set, eer."""
+    rows: list[tuple[Any, ...]] = [("layer", "method", "set", "eer")]
     for layer, methods in findings.layers.items():
         for method, eers in methods.items():
-            writer.writerows((layer, method, name, round(eer, DIGITS)) for name, eer in eers.items())
-    files.write_text(path, text.getvalue())
+            rows += [(layer, method, name, round(eer, DIGITS)) for name, eer in eers.items()]
+    files.write_text(path, files.csv_text(rows))
 
 
 def write_json(path: Path, findings: Findings) -> None:
-    """Write the layers chosen; the EER of the first, the first two, ... together; and that of every layer alone."""
+    """Write the chosen layers; the EER of the first one, the first two and so on; and the EER of every single layer."""
     summary = {
         "chosen": list(findings.chosen),
         "steps": [{"layer": step.layer, "eer": _rounded(step.eer)} for step in findings.steps],
@@ -45,16 +42,16 @@ def _rounded(eers: dict[str, float]) -> dict[str, float]:
 
 
 def draw(path: Path, findings: Findings) -> None:
-    """Draw EER by layer, a colour a set, a line style a method; rings on dev's line number the layers chosen.
+    """Draw the EER by layer, as PNG or SVG by the suffix.
 
-    PNG or SVG by the suffix; the same findings give the same bytes.
+    Each set has a colour, each method a line style. Numbered rings on the line of dev mark the chosen layers.
     """
     layers = list(findings.layers)
     figure, (axes,) = plots.new_figure(1, width=max(5.0, 2.0 + 0.28 * len(layers)), height=3.6)
     for i, name in enumerate(findings.layers[layers[0]][LOGISTIC]):
         for method, dash in DASHES.items():
             eers = [findings.layers[layer][method][name] for layer in layers]
-            axes.plot(eers, color=f"C{i % 10}", linestyle=dash, marker=".", label=f"{name}, {method}")
+            axes.plot(eers, color=plots.colour_of(i), linestyle=dash, marker=".", label=f"{name}, {method}")
     for number, layer in enumerate(findings.chosen, start=1):
         at = (layers.index(layer), findings.layers[layer][LOGISTIC][DEV])
         axes.plot(*at, "o", color="#333333", fillstyle="none", markersize=11)

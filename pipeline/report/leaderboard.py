@@ -1,13 +1,15 @@
 """The leaderboard: every system's metrics on every set, sorted by the EER on one of them, as CSV, text and JSON.
 
-A system is what its runs have in common: they differ in the seed alone. Its EER is the mean over them. Two things make
-that number uncertain: the trials that it was measured on (the bootstrap interval of each run) and the seeds (their
-standard deviation s over n runs). With e the standard error that belongs to the mean bootstrap interval and t the
-quantile of Student's distribution with n - 1 degrees of freedom, the 95 % interval of the system is its mean
-± sqrt((1.96 e)² + t² s²/n); a single run keeps its own interval, and without bootstrap there is none. A system is
-within noise of the best where their difference is at most the root of both squared half widths, as for independent
-numbers. On the same trials they are not independent, and the best of many is partly lucky: to claim a difference of two
-systems, name them beforehand and pair their trials (`bonafide metrics A B`).
+The runs of a system differ only in the seed, and the system's EER is their mean. Two things make it uncertain: the
+choice of trials (the bootstrap interval of each run) and the choice of seeds (the standard deviation s over n runs).
+Let e be the standard error that belongs to the mean bootstrap interval, and t the quantile of Student's distribution
+with n - 1 degrees of freedom. Then the 95 % interval of the system is its mean ± sqrt((1.96 e)² + t² s²/n). A single
+run keeps its own interval, and without bootstrap there is no interval.
+
+A system is within noise of the best one where their difference is at most the root of the sum of both squared half
+widths, as for independent numbers. But numbers on the same trials are not independent, and the best of many is partly
+lucky. To claim that two systems differ, choose them before you look, and compare them trial by trial
+(`bonafide metrics A B`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 
 BEST = "*"
 NEAR = "~"
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of 1, 2, ... degrees of freedom
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # for 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
 
 Interval = tuple[float, float]
@@ -27,7 +29,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack of a set: EER in percent against all bona fide, and its number of spoof trials."""
+    """One attack of a set: its EER in percent against all bona fide, and its number of spoof trials."""
 
     eer: float
     spoof: int
@@ -35,7 +37,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Result:
-    """One run on one set: EER and its 95 % interval in percent, its threshold, numbers of trials, attacks by name."""
+    """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name."""
 
     eer: float
     interval: Interval | None
@@ -45,13 +47,13 @@ class Result:
     attacks: dict[str, Attack]
 
     def counts(self) -> tuple[int, int, dict[str, int]]:
-        """What must agree between runs for their values to be comparable."""
+        """The counts that must be equal for two runs to be comparable."""
         return self.bonafide, self.spoof, {name: attack.spoof for name, attack in self.attacks.items()}
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a run cost and came to: dev EER in percent, learned parameters, seconds (None: not trained here)."""
+class TrainedFacts:
+    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not trained here)."""
 
     dev_eer: float
     parameters: int
@@ -60,9 +62,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Value:
-    """An EER in percent over the seeds of a system: their mean, standard deviation (None of one) and 95 % interval.
+    """An EER in percent over the seeds of a system: mean, standard deviation (None for one seed), 95 % interval.
 
-    half: half the width of the interval, before it ends at 0 and 100.
+    half: half the width of the interval, before it is cut at 0 and 100.
     """
 
     mean: float
@@ -72,7 +74,7 @@ class Value:
 
 
 def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> Value:
-    """The value of a system from the EERs of its runs and their intervals, both in percent."""
+    """The EER of a system from the EERs and intervals of its runs, all in percent."""
     count = len(eers)
     mean = math.fsum(eers) / count
     deviation = statistics.stdev(eers) if count > 1 else None
@@ -91,27 +93,27 @@ def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> V
 class Leaderboard:
     """Systems from best to worst on the set `sort_by`.
 
-    runs: of each system. results holds one result for every (run, set), trainings one for every run. rescored: systems
-    that are scores by the embedding index of a trained system. finetuned: the one that the encoder was fine-tuned with.
+    runs: system -> its runs. results: one for each (run, set). trainings: one for each run. rescored: systems that
+    score by the embedding index of a trained system. finetuned: the system that was trained with the encoder.
     """
 
     systems: tuple[str, ...]
     runs: dict[str, tuple[str, ...]]
     sets: tuple[str, ...]
     sort_by: str
-    trainings: dict[str, Training]
+    trainings: dict[str, TrainedFacts]
     results: dict[tuple[str, str], Result]
     rescored: frozenset[str] = frozenset()
     finetuned: frozenset[str] = frozenset()
 
     @property
     def chosen(self) -> str:
-        """The trained system of the lowest dev EER; scores by an embedding index cannot be deployed."""
+        """The trained system with the lowest dev EER. Systems that score by an embedding index cannot be deployed."""
         trained = (system for system in self.systems if system not in self.rescored)
         return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
 
     def first(self, name: str) -> Result:
-        """A result on the set, for what all runs have in common: its trials and attacks."""
+        """Any result on the set, for facts that all runs share: the counts of trials, and the attacks."""
         return next(result for (_, on), result in self.results.items() if on == name)
 
     def eer(self, system: str, name: str) -> Value:
@@ -120,7 +122,7 @@ class Leaderboard:
         return over_seeds([result.eer for result in found], [result.interval for result in found])
 
     def dev_eer(self, system: str) -> Value:
-        """The EER of a system on the dev set that selected it, as `train` measured it; it has no interval."""
+        """The EER of a system on the dev set, as `train` measured it to select checkpoints. It has no interval."""
         return over_seeds([self.trainings[run].dev_eer for run in self.runs[system]], [])
 
     def attack(self, system: str, name: str, attack: str) -> float:
@@ -133,20 +135,20 @@ class Leaderboard:
         return min(self.attack(system, name, attack) for system in self.systems)
 
     def parameters(self, system: str) -> int:
-        """Learned scalars of backend and loss, and of the encoder where it was trained with them."""
+        """The number of learned parameters of backend and loss, and of the encoder where it was trained with them."""
         return self.trainings[self.runs[system][0]].parameters
 
     def seconds(self, system: str) -> float | None:
-        """Mean time that training a run took, None where none was trained here."""
+        """The mean time of training a run, None where no run was trained here."""
         known = [seconds for run in self.runs[system] if (seconds := self.trainings[run].seconds) is not None]
         return math.fsum(known) / len(known) if known else None
 
     def selected(self, system: str) -> str:
-        """The run of a system that stands for it in charts: of the lowest dev EER."""
+        """The run that charts show for a system: the one with the lowest dev EER."""
         return min(self.runs[system], key=lambda run: (self.trainings[run].dev_eer, run))
 
     def mark(self, system: str, name: str) -> str:
-        """`*` for the best on a set, `~` where the difference to it is within noise, else nothing."""
+        """`*` for the best system on a set, `~` for a system within noise of it, else nothing."""
         best = min((self.eer(other, name) for other in self.systems), key=lambda value: value.mean)
         value = self.eer(system, name)
         if value.mean == best.mean:

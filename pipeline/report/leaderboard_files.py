@@ -1,9 +1,7 @@
-"""The files of the leaderboard: results of the stages, read and checked; tables, written as text, CSV and JSON."""
+"""The files of the leaderboard: read the results of the stages, and write tables as text, CSV and JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -13,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InputError, listing
-from pipeline.report.leaderboard import BEST, NEAR, Attack, Interval, Leaderboard, Result, Training, Value
+from pipeline.core.files import csv_text
+from pipeline.report.leaderboard import BEST, NEAR, Attack, Interval, Leaderboard, Result, TrainedFacts, Value
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
 FINETUNED = "‡"
-SELECTION = "(dev)"  # in brackets, as the set that chose the checkpoints is no test of them
+SELECTION = "(dev)"  # in brackets, because dev chose the checkpoints and is no test of them
 
 
 def read_result(path: Path) -> Result:
-    """Read the metrics that `evaluate` wrote. Raises InputError where they are missing or something else."""
+    """Read the metrics of `evaluate`. Raises InputError where the file is missing or has other contents."""
     found = _json(path, EVALUATE)
     try:
         return Result(
@@ -40,14 +39,14 @@ def read_result(path: Path) -> Result:
         raise _unexpected(path, "metrics with eer, threshold, bonafide, spoof and attacks", error, EVALUATE) from None
 
 
-def read_training(path: Path, seconds: Path) -> Training:
-    """Read the metrics that `train` wrote, and its seconds where it ran here.
+def read_training(path: Path, seconds: Path) -> TrainedFacts:
+    """Read the metrics of `train`, and its seconds where it ran here.
 
-    Raises InputError where they are missing or something else.
+    Raises InputError where the file is missing or has other contents.
     """
     found = _json(path, TRAIN)
     try:
-        return Training(
+        return TrainedFacts(
             dev_eer=_finite(found["dev_eer"]),
             parameters=int(found["parameters"]),
             seconds=_finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
@@ -98,11 +97,11 @@ def gather(
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
 ) -> Leaderboard:
-    """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set; sort the systems by EER, then name.
+    """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set, and sort the systems by EER and name.
 
     Args:
-        runs: the system of every run. seconds: folder with <run>.json for the runs that were trained here.
-        rescored: the runs that are scores by an embedding index. finetuned: that which the encoder was fine-tuned with.
+        runs: run -> its system. seconds: folder with <run>.json for the runs that were trained here.
+        rescored: the runs that score by an embedding index. finetuned: the run that was trained with the encoder.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
@@ -110,6 +109,19 @@ def gather(
     _check_names(list(runs), sets, sort_by)
     if not set(runs) - set(rescored):
         raise InputError(f"expected at least one trained run, got only scores by an index: {listing(list(rescored))}")
+    trainings, results = _read_all(folder, list(runs), sets, seconds=seconds)
+    _check_same_trials(folder, list(runs), sets, results)
+    members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
+    by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
+    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
+    order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
+    return replace(board, systems=tuple(order))
+
+
+def _read_all(
+    folder: Path, runs: Sequence[str], sets: Sequence[str], *, seconds: Path
+) -> tuple[dict[str, TrainedFacts], dict[tuple[str, str], Result]]:
+    """Read the metrics of every run and set. Raises InputError with all files that cannot be used."""
     problems, results, trainings = [], {}, {}
     for run in runs:
         try:
@@ -122,14 +134,9 @@ def gather(
             except InputError as error:
                 problems.append(str(error))
     if problems:
-        files = len(runs) * (len(sets) + 1)
-        raise InputError(f"{len(problems)} of {files} files of metrics cannot be used:\n{listing(problems)}")
-    _check_same_trials(folder, list(runs), sets, results)
-    members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
-    by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
-    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
-    order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
-    return replace(board, systems=tuple(order))
+        count = len(runs) * (len(sets) + 1)
+        raise InputError(f"{len(problems)} of {count} files of metrics cannot be used:\n{listing(problems)}")
+    return trainings, results
 
 
 def _check_names(runs: Sequence[str], sets: Sequence[str], sort_by: str) -> None:
@@ -145,7 +152,7 @@ def _check_names(runs: Sequence[str], sets: Sequence[str], sort_by: str) -> None
 def _check_same_trials(
     folder: Path, runs: Sequence[str], sets: Sequence[str], results: dict[tuple[str, str], Result]
 ) -> None:
-    """An EER says nothing beside one on other trials."""
+    """Raise InputError where runs have different trials, because then their EERs cannot be compared."""
     for name in sets:
         for run in runs:
             if results[run, name].counts() != results[runs[0], name].counts():
@@ -156,10 +163,10 @@ def _check_same_trials(
 
 
 def to_csv(board: Leaderboard) -> str:
-    """The leaderboard as CSV, a line a system, EERs in percent.
+    """The leaderboard as CSV, with a line for each system and EERs in percent. Cells without a value are empty.
 
-    rank, system, runs, dev_eer, dev_eer_sd, of every set eer/<set> with _sd, _low, _high (95 %) and _mark, seconds,
-    parameters, and eer/<set>/<attack>; cells without a value are empty.
+    Columns: rank, system, runs, dev_eer, dev_eer_sd; for each set eer/<set> with _sd, _low, _high (95 %) and _mark;
+    seconds, parameters; and eer/<set>/<attack>.
     """
     attacks = [(name, attack) for name in board.sets for attack in board.first(name).attacks]
     header = ["rank", "system", "runs", "dev_eer", "dev_eer_sd"]
@@ -174,11 +181,11 @@ def to_csv(board: Leaderboard) -> str:
             row += [value.mean, value.deviation, *(value.interval or (None, None)), board.mark(system, name)]
         row += [board.seconds(system), board.parameters(system)]
         rows.append(row + [board.attack(system, name, attack) for name, attack in attacks])
-    return _csv(header, rows)
+    return csv_text([header, *rows])
 
 
 def runs_to_csv(board: Leaderboard) -> str:
-    """Every run by itself as CSV: system, run, dev_eer, eer/<set>, seconds, parameters."""
+    """The single runs as CSV: system, run, dev_eer, eer/<set>, seconds, parameters."""
     header = ["system", "run", "dev_eer", *(f"eer/{name}" for name in board.sets), "seconds", "parameters"]
     rows = []
     for system in board.systems:
@@ -186,20 +193,12 @@ def runs_to_csv(board: Leaderboard) -> str:
             training = board.trainings[run]
             eers = [board.results[run, name].eer for name in board.sets]
             rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters])
-    return _csv(header, rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([header, *rows])
 
 
 def to_json(board: Leaderboard) -> str:
-    """What `dvc exp show` and `dvc metrics diff` show, EERs in percent: that of each system on `sort_by`, and those of
-    the trained system that dev would choose."""
+    """The summary for `dvc exp show` and `dvc metrics diff`: the EER in percent of each system on `sort_by`, and all
+    EERs of the trained system with the lowest dev EER."""
     chosen = board.chosen
     eers = {system: round(board.eer(system, board.sort_by).mean, 4) for system in sorted(board.systems)}
     sets = {name: round(board.eer(chosen, name).mean, 4) for name in board.sets}
@@ -209,7 +208,7 @@ def to_json(board: Leaderboard) -> str:
 
 
 def to_text(board: Leaderboard) -> str:
-    """The leaderboard as an aligned table, with what its marks mean and what its sets hold below."""
+    """The leaderboard as an aligned table. Notes below it explain its marks and give the size of each set."""
     header = ["", "system", "runs", SELECTION, *board.sets]
     header += ["seconds", "parameters"]
     rows = [header] + [[f"{rank}", *_cells(board, system)] for rank, system in enumerate(board.systems, start=1)]

@@ -1,4 +1,4 @@
-"""The metrics of score files as one aligned table: a row a metric or group, a column a system."""
+"""The metrics of score files as one aligned table: a row for each metric or group, a column for each system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = tuple[str, list[str]]  # a label, and the cell of each system
 def to_text(report: Report) -> str:
     """The object that `bonafide metrics --json` prints, as a table."""
     systems = report["systems"]
-    rows: list[Row] = [("", [system["name"] for system in systems]), *_pooled(systems), *_grouped(systems)]
+    rows: list[Row] = [("", [system["name"] for system in systems]), *_overall(systems), *_grouped(systems)]
     label_width = max(len(label) for label, _ in rows)
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(systems))]
     lines = [
@@ -26,13 +26,14 @@ def to_text(report: Report) -> str:
 
 def _head(report: Report) -> Iterator[str]:
     key, asv = report["key"], report["asv"]
-    of = ", ".join(word for word in (key["corpus"], key["split"]) if word) or "a score file that tells them itself"
+    of = ", ".join(word for word in (key["corpus"], key["split"]) if word) or "a score file with its own labels"
     yield f"key  {key['file']} ({of}): {key['bonafide']} bona fide, {key['spoof']} spoof"
     if asv:
         yield "ASV  " + ", ".join(f"{name} {100 * rate:.5f} %" for name, rate in asv.items())
 
 
-def _pooled(systems: Sequence[Report]) -> Iterator[Row]:
+def _overall(systems: Sequence[Report]) -> Iterator[Row]:
+    """The metrics over all trials, one in each row."""
     yield _row("EER, %", systems, "eer", 2)
     if "eer_interval_by_speaker" in systems[0]:
         yield "  over speakers", [" " * 7 + _interval(system["eer_interval_by_speaker"], 2) for system in systems]
@@ -59,7 +60,7 @@ def _pooled(systems: Sequence[Report]) -> Iterator[Row]:
 
 
 def _grouped(systems: Sequence[Report]) -> Iterator[Row]:
-    """EERs by attack, vocoder and codec, one a row; of the speakers, who may be thousands, the median and the worst."""
+    """EERs by attack, vocoder and codec, one in each row. There may be many speakers: a median and the worst one."""
     blank = [""] * len(systems)
     for kind in ("attacks", "vocoders", "codecs"):
         if first := systems[0][kind]:

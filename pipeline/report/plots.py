@@ -1,6 +1,6 @@
-"""Drawings for papers through matplotlib, PNG or SVG by the suffix of the file; the same data give the same bytes.
+"""Drawings by matplotlib for papers, as PNG or SVG by the suffix of the file. The same data give the same bytes.
 
-Each has its numbers as a CSV file beside it (pipeline/report/curves.py), so that any other tool can draw them again.
+The numbers of each drawing are in a CSV file beside it (`pipeline.report.curves`), for use with other tools.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 BONAFIDE_COLOUR, SPOOF_COLOUR, LINE_COLOUR = "#2b7bba", "#d1603d", "#333333"
 DOTS_PER_INCH = 144
 CELL = (0.55, 0.32)  # inches, width and height of a heatmap's cell
-PALE = 0.55  # share of a heatmap's range from which its text is dark enough for white
+PALE = 0.55  # from this share of a heatmap's range on, a cell is dark and its text is white
 
 
 def draw_dets(path: Path, dets: Mapping[str, Det]) -> None:
-    """Draw the DET curves of several systems, by name, on one pair of probit axes, each EER point marked."""
+    """Draw the DET curves of several systems, by name, on probit axes, with a dot at each EER."""
     eers = {name: official_eer(det) for name, det in dets.items()}
     low, high = det_limits(list(dets.values()), [eer.eer for eer in eers.values()])
     shown = [tick for tick in DET_TICKS if low <= tick <= high]
@@ -66,7 +66,7 @@ def draw_histogram(path: Path, shares: Histogram, *, thresholds: Mapping[str, fl
 
 
 def draw_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], percent: NDArray[np.float64]) -> None:
-    """Draw EERs, (rows, columns) in percent, as a heatmap with its numbers; nan is left blank."""
+    """Draw EERs, (rows, columns) in percent, as a heatmap with numbers; nan leaves a cell blank."""
     figure, axes = _figure(width=2.0 + CELL[0] * len(columns), height=1.2 + CELL[1] * len(rows))
     top = max(float(np.nanmax(percent)), 1e-9)
     axes.imshow(percent, cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
@@ -83,9 +83,9 @@ def draw_heatmap(path: Path, *, rows: Sequence[str], columns: Sequence[str], per
 
 
 def draw_transfer(path: Path, dets: Mapping[str, Det], *, thresholds: Mapping[str, float]) -> None:
-    """Draw what thresholds chosen elsewhere cost: both error rates of each system over the score.
+    """Draw both error rates of each system over the threshold, to show the effect of a threshold from other data.
 
-    A dashed line is the system's own EER threshold, a dotted one the threshold that it brings along.
+    The dashed line is the EER threshold of these scores, the dotted line the given threshold.
     """
     figure, panels = new_figure(len(dets), width=5.0, height=2.4)
     for (name, det), axes in zip(dets.items(), panels, strict=True):
@@ -99,18 +99,18 @@ def draw_transfer(path: Path, dets: Mapping[str, Det], *, thresholds: Mapping[st
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib shows it as it is: no formula between dollars, no entry hidden by a leading underscore."""
+    """Escape a name for matplotlib: dollar signs make no formula, and a leading underscore hides no legend entry."""
     escaped = name.replace("\\", "\\\\").replace("$", r"\$")
     return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 
 
 def colour_of(i: int) -> str:
-    """The colour of the i-th line; they come round again after ten."""
+    """The colour of line i. Ten colours are used in turn."""
     return f"C{i % 10}"
 
 
 def dash_of(i: int) -> str:
-    """A line style that differs where colours come round again."""
+    """The line style of line i. It changes when the colours begin again."""
     return ("-", "--", ":")[i // 10 % 3]
 
 
@@ -120,27 +120,33 @@ def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def new_figure(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels one below the other, each of a size in inches, drawn by Agg.
-
-    matplotlib is imported here, so that what only imports this room does not wait for it.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height * count), layout="constrained")
-    FigureCanvasAgg(figure)
+    """A figure with `count` panels one below the other. width, height: of a panel, in inches."""
+    figure = empty_figure(width=width, height=height * count)
     panels = [figure.add_subplot(count, 1, place + 1) for place in range(count)]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
 
 
+def empty_figure(*, width: float, height: float) -> Figure:
+    """A figure without panels, drawn by Agg. width, height: in inches.
+
+    matplotlib is imported here and not at the top, so that importing this module stays fast.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG by the suffix; the same drawing gives the same bytes."""
+    """Write a figure as PNG or SVG by the suffix. The same drawing gives the same bytes."""
     from matplotlib import rc_context
 
     image, kind = io.BytesIO(), path.suffix.removeprefix(".")
-    # neither a date nor random names of parts, so that the same plot is the same file; text that stays text
+    # No date and no random names, so that the same plot gives the same file. In SVG text stays text.
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with rc_context({"svg.hashsalt": "bonafide", "svg.fonttype": "none"}):
         figure.savefig(image, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Charts that the page draws as inline SVG: axes with round ticks, lines, and their places in pixels."""
+"""Charts that the page draws as inline SVG: axes with round ticks, lines, and their positions in pixels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS, DASHES = 8, 3  # as the page's style sheet has them: 24 lines look different
+COLOURS, DASHES = 8, 3  # of the page's style sheet: 24 lines look different
 WIDE, SQUARE = (330, 190), (330, 330)  # pixels of the area within the axes
-BEYOND = 20  # pixels outside the area where what cannot be shown is drawn, so that no line runs along the border
+BEYOND = 20  # points outside the area are drawn this many pixels outside it, so that no line runs along the border
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
 
     def share(self, value: float) -> float:
-        """How far along the axis a value is, 0 at its low end and 100 at its high end."""
+        """The position of a value along the axis, from 0 at the low end to 100 at the high end."""
         return round(min(max(100 * (value - self.low) / (self.high - self.low), 0.0), 100.0), 2)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: its name in the legend, its CSS classes, points (n, 2), and a dot or None."""
+    """A line of a chart. name: in the legend. style: its CSS classes. points: (n, 2). dot: a marked point, or None."""
 
     name: str
     style: str
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ring:
-    """A ring around a point of a chart, in the units of the axes, with a short text above it."""
+    """A ring around a point of a chart, with a short text above it. x, y: in the units of the axes."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: caption, size of the area in pixels, axes, and lines and rings in the units of the axes."""
+    """A chart: its caption, the size of the area in pixels, its axes, and lines and rings in the units of the axes."""
 
     caption: str
     size: tuple[int, int]
@@ -66,7 +66,7 @@ class Chart:
         return round(self.size[1] - _pixels(value, self.y, self.size[1]), 1)
 
     def path(self, line: Line) -> str:
-        """The points of a line as SVG writes them."""
+        """The points of a line in the notation of SVG."""
         return " ".join(f"{self.across(x):g},{self.down(y):g}" for x, y in line.points.tolist())
 
 
@@ -76,14 +76,14 @@ def _pixels(value: float, axis: Axis, size: int) -> float:
 
 
 def style(rank: int) -> str:
-    """The CSS classes of the line of that rank: a colour, and a dash once all colours are taken."""
+    """The CSS classes of the line with that rank. When all colours are used, the dash changes."""
     return f"c{rank % COLOURS} d{rank // COLOURS % DASHES}"
 
 
 def linear_axis(label: str, values: NDArray[np.float64], *, whole: bool = False, snap: bool = True) -> Axis:
     """An axis over the finite values with about five ticks at 1, 2 or 5 times a power of ten.
 
-    whole: ticks at whole numbers only. snap: the axis ends at ticks, else at the values.
+    whole: ticks at whole numbers only. snap: the axis begins and ends at ticks, else at values.
     """
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
@@ -100,6 +100,6 @@ def linear_axis(label: str, values: NDArray[np.float64], *, whole: bool = False,
 
 
 def _step(least: float) -> float:
-    """The least 1, 2 or 5 times a power of ten that is not below `least`."""
+    """The smallest number not below `least` that is 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))

@@ -1,7 +1,7 @@
-"""The embedding space of analysed runs, as the page shows it: read, checked, and made into panels and map data.
+"""The embedding space of analysed runs on the page: read and check the files, and make panels and data for the map.
 
-A folder a run, with `analysis.json` (centroids, assignments, distances, path, geometry, shift, hardest trials) and
-`map.json` (the points of the interactive map), as `analyse` writes them.
+Each run has a folder with two files of the stage `analyse`: `analysis.json` (centroids, assignments, distances, path,
+geometry, shift, hardest trials) and `map.json` (the points of the interactive map).
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pipeline.report.page.charts import COLOURS, DASHES, WIDE, Axis, Chart, Line
 
 ANALYSIS_FILE, MAP_FILE = "analysis.json", "map.json"
 REMEDY = "run `dvc repro -f flow/analyse/dvc.yaml`"
-KINDS = {"quality_level": "quality level", "mos": "MOS"}  # kinds of trials, in words
-LINES = COLOURS * DASHES  # centroids of a path that can look different
+KINDS = {"quality_level": "quality level", "mos": "MOS"}  # kinds of groups, in words
+LINES = COLOURS * DASHES  # the most centroids with different looks
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-Known = Number | None  # None: cannot be told, such as a silhouette of one group
+Known = Number | None  # None: there is no such number, as for the silhouette of a single group
 
 
 class _Part(BaseModel):
-    """A part of a file: exact types, finite numbers; entries that the page does not need are left alone."""
+    """A part of a file, with exact types and finite numbers. Entries that the page does not need are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class Spread(_Part):
-    """Distances of n trials to their nearest centroid: mean, and the 5, 25, 50, 75 and 95 % quantiles."""
+    """The distances of n trials to their nearest centroid: their mean, and 5, 25, 50, 75 and 95 % quantiles."""
 
     n: Count
     mean: Number
@@ -51,7 +51,7 @@ class Spread(_Part):
 
 
 class Course(_Part):
-    """The way of a run's own vectors over training: (epochs, K) distances from the epoch before, and to the last."""
+    """The path of a run's vectors over training: distances (epochs, K) from the epoch before, and to the last one."""
 
     epochs: Annotated[tuple[Count, ...], Field(min_length=1)]
     moved: tuple[tuple[Known, ...], ...]
@@ -67,7 +67,7 @@ class Course(_Part):
 
 
 class Geometry(_Part):
-    """How a set lies in the space, as `pipeline/analysis.py` defines it."""
+    """The geometry of a set, as `pipeline.analysis.geometry` defines it."""
 
     purity: Known
     silhouette: Known
@@ -77,7 +77,7 @@ class Geometry(_Part):
 
 
 class Shift(_Part):
-    """How far the bona fide of a set lie from those of the training set."""
+    """How far the bona fide of a set are from those of the training set."""
 
     bonafide_to_train: Known
     bonafide_distance: Known
@@ -85,8 +85,8 @@ class Shift(_Part):
     auc: Known
 
 
-class Neighbour(_Part):
-    """A training trial near to a hard one."""
+class NearTrial(_Part):
+    """A training trial that is near a hard trial."""
 
     utterance: str
     label: str
@@ -95,18 +95,18 @@ class Neighbour(_Part):
 
 
 class Hard(_Part):
-    """A trial with one of the worst scores of its class, and its nearest training trials."""
+    """A trial with one of the worst scores in its class, and its nearest training trials."""
 
     set: str
     utterance: str
     label: str
     attack: str
     score: Number
-    neighbours: tuple[Neighbour, ...]
+    neighbours: tuple[NearTrial, ...]
 
 
 class Analysis(_Part):
-    """What `analysis.json` holds, for K centroids; similarity and path are of the run's own vectors."""
+    """The contents of `analysis.json`, for K centroids. Similarity and path use the run's own vectors."""
 
     run: str
     centroids: Annotated[int, Field(ge=1)]
@@ -133,8 +133,8 @@ class Analysis(_Part):
         return self
 
 
-class Projection(_Part):
-    """Places of the points in the plane, whole numbers of `bits` bits, and of the centroids where they are known."""
+class PlacedPoints(_Part):
+    """The points of a projection, as whole numbers of `bits` bits, and the centroids where it places them."""
 
     name: str
     note: str
@@ -144,19 +144,19 @@ class Projection(_Part):
 
 
 class Category(_Part):
-    """A name for every point: the names, and each point's as an index."""
+    """A category of the points. names: the possible names. codes: for each point, the index of its name."""
 
     names: tuple[str, ...]
     codes: tuple[Count, ...]
 
 
 class Map(_Part):
-    """What `map.json` holds: columns with an entry a point."""
+    """The contents of `map.json`: columns with an entry for each point."""
 
     run: str
     points: Annotated[int, Field(ge=1)]
     bits: Annotated[int, Field(ge=1, le=16)]
-    projections: Annotated[tuple[Projection, ...], Field(min_length=1)]
+    projections: Annotated[tuple[PlacedPoints, ...], Field(min_length=1)]
     utterance: tuple[str, ...]
     audio: tuple[str, ...]
     score: tuple[Known, ...]
@@ -198,7 +198,7 @@ def _below(what: str, values: Iterable[int], limit: int) -> None:
 
 
 @dataclass(frozen=True)
-class Space:
+class AnalysedRun:
     """An analysed run: its analysis and its map."""
 
     analysis: Analysis
@@ -217,14 +217,14 @@ class Space:
 
     @property
     def distance_axis(self) -> Axis:
-        """One axis for the distances of all sets and groups."""
+        """The common axis for the distances of all sets and groups."""
         spreads = [spread for groups in self.analysis.distances.values() for spread in groups.values()]
         values = [value for spread in spreads for value in spread.quantiles]
         return linear_axis("distance to the nearest centroid", np.array([*values, 0.0]))
 
     @property
     def assignments(self) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
-        """Counts by kind of trials, set and group: the kinds as people write them."""
+        """Kind of group, in words -> set -> group -> counts."""
         found: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {}
         for name, kinds in self.analysis.assignments.items():
             for kind, groups in kinds.items():
@@ -239,7 +239,7 @@ class Space:
 
     @property
     def path_charts(self) -> tuple[Chart, ...]:
-        """How far every centroid moved in each epoch, and how far it was from its last place; none without a path."""
+        """Two charts: how far each centroid moved in each epoch, and its distance to its last position. May be none."""
         path = self.analysis.path
         if path is None:
             return ()
@@ -259,17 +259,17 @@ def _path_chart(caption: str, epochs: Sequence[int], rows: Sequence[Sequence[Kno
     return Chart(caption, WIDE, x, linear_axis("distance", np.append(values.ravel(), 0.0)), tuple(lines))
 
 
-def gather(folder: Path, runs: Iterable[str]) -> tuple[Space, ...]:
-    """Read the analysed runs, each from its folder in `folder`, in the order asked for.
+def gather(folder: Path, runs: Iterable[str]) -> tuple[AnalysedRun, ...]:
+    """Read analysed runs, each from its folder in `folder`, in the given order.
 
-    Raises InputError where a file is missing or not what `analyse` writes.
+    Raises InputError where a file is missing or is no file of `analyse`.
     """
     return tuple(read(folder / run) for run in runs)
 
 
-def read(folder: Path) -> Space:
-    """Read the analysis and the map of one run, whose name the folder has."""
-    space = Space(_read(folder / ANALYSIS_FILE, Analysis), _read(folder / MAP_FILE, Map))
+def read(folder: Path) -> AnalysedRun:
+    """Read the analysis and the map of one run. The folder is named as the run."""
+    space = AnalysedRun(_read(folder / ANALYSIS_FILE, Analysis), _read(folder / MAP_FILE, Map))
     for name, run in ((ANALYSIS_FILE, space.analysis.run), (MAP_FILE, space.map.run)):
         if run != folder.name:
             raise InputError(f"{folder / name}: expected the run {folder.name}, got {run!r}; {REMEDY}")
@@ -291,16 +291,16 @@ def _read(path: Path, kind: type[Part]) -> Part:
 
 @dataclass(frozen=True)
 class MapData:
-    """The maps as JSON for <script> elements: what they consist of, and their columns by id."""
+    """The maps as JSON for <script> elements. index: their parts, with ids of columns. columns: id -> column."""
 
     index: str
     columns: dict[str, str]
 
 
-def map_data(spaces: Sequence[Space], *, root: str) -> MapData:
-    """The maps of all runs; a column that several have alike, such as the utterances, is there once.
+def map_data(spaces: Sequence[AnalysedRun], *, root: str) -> MapData:
+    """The maps of all runs. A column that several runs share, such as the utterances, is stored once.
 
-    root: the way from the page to the folder that audio paths are relative to, such as `../..`.
+    root: the path from the page to the folder to which audio paths are relative, such as `../..`.
     """
     ids: dict[str, str] = {}
 
@@ -312,7 +312,7 @@ def map_data(spaces: Sequence[Space], *, root: str) -> MapData:
 
 
 def _entry(found: Map, column: Any) -> dict[str, Any]:
-    """A map with the ids of its columns in their place."""
+    """A map with ids in place of its columns."""
     return {
         "run": found.run,
         "points": found.points,
@@ -336,11 +336,11 @@ def _entry(found: Map, column: Any) -> dict[str, Any]:
 
 
 def _from_project(path: str) -> str:
-    """The way to an audio file from the project's root, where stages run: a page refers to nothing by its full path."""
+    """The path of an audio file relative to the root of the project, where stages run. A page has no absolute paths."""
     return Path(os.path.relpath(path)).as_posix() if Path(path).is_absolute() else path
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON in ASCII that may stand in a <script> element: nothing in it can end the element."""
+    """Compact JSON in ASCII for a <script> element. Nothing in it can end the element."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

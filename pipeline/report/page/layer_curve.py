@@ -1,4 +1,4 @@
-"""The layer probe on the page: EER of every layer by method and set, with the layers that dev chose."""
+"""The layer probe on the page: the EER of every layer by method and set, with the layers chosen on dev."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CSV_FILE, CHOSEN_FILE = "layers.csv", "chosen.json"
 COLUMNS = ("layer", "method", "set", "eer")
 CHOSEN_BY = ("logistic", "dev")  # the method and the set that chose the layers
 REMEDY = "run `dvc repro -f layers`"
-LABELS = 13  # of layers, at most, that fit side by side
+LABELS = 13  # the most labels of layers that fit side by side
 
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """EER in percent by (method, set) and layer, layers as the probe names them, and those chosen, in order."""
+    """The results of the probe. eers: (method, set) -> layer -> EER in percent. chosen: the chosen layers, in order."""
 
     eers: dict[tuple[str, str], dict[str, float]]
     chosen: tuple[str, ...]
@@ -34,9 +34,9 @@ class LayerCurve:
 
 
 def read(folder: Path) -> LayerCurve | None:
-    """Read what the stage `layers` wrote into a folder; None where it wrote nothing there.
+    """Read the files of the stage `layers` in a folder; None where there are none.
 
-    Raises InputError, with file and line, for another file.
+    Raises InputError, with file and line, for files with other contents.
     """
     path = folder / CSV_FILE
     if not path.is_file():
@@ -83,7 +83,7 @@ def _chosen(path: Path) -> tuple[str, ...]:
 
 
 def chart(curve: LayerCurve) -> Chart:
-    """EER by layer: a colour a set, a dash a method, numbered rings on the layers chosen."""
+    """The chart of the EER by layer: a colour for each set, a dash for each method, numbered rings on chosen layers."""
     layers = curve.layers
     sets, methods = (list(dict.fromkeys(key[part] for key in curve.eers)) for part in (1, 0))
     lines = [

@@ -28,7 +28,7 @@
   let grid = null;
   let size = 0; // pixels of the plane's side
   let at = -1; // the point under the pointer or the keys
-  let opened = -1; // the point whose trial is told beside the map
+  let opened = -1; // the point whose trial is shown beside the map
 
   // Data
 
@@ -321,8 +321,8 @@
     const found = make("ol");
     for (const neighbour of run.neighbours[point]) {
       const item = make("li");
-      const told = run.categories.filter((c) => ["class", "attack", "set"].includes(c.name));
-      const words = told.map((c) => c.names[c.codes[neighbour]]).filter((name) => name !== UNKNOWN);
+      const named = run.categories.filter((c) => ["class", "attack", "set"].includes(c.name));
+      const words = named.map((c) => c.names[c.codes[neighbour]]).filter((name) => name !== UNKNOWN);
       item.append(link(neighbour), ` ${[...new Set(words)].join(", ")}`);
       found.append(item);
     }

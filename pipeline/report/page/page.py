@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: tables, charts as inline SVG that follow light and dark, and the map."""
+"""The report as one HTML page without other files: tables, charts as inline SVG, and the map, in light and dark."""
 
 from __future__ import annotations
 
@@ -7,38 +7,43 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
-from pipeline.report.curves import DET_TICKS, Histogram, Training, beyond_frame, det_limits, probit
+from pipeline.report.curves import DET_TICKS, Histogram, TrainingCurve, beyond_frame, det_limits, probit
 from pipeline.report.leaderboard import Leaderboard
 from pipeline.report.page import embedding_space, layer_curve
 from pipeline.report.page.charts import COLOURS, DASHES, SQUARE, WIDE, Axis, Chart, Line, linear_axis, style
-from pipeline.report.page.embedding_space import Space
+from pipeline.report.page.embedding_space import AnalysedRun
 from pipeline.report.page.layer_curve import LayerCurve
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html.j2"
-STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "map.js")  # inlined
+STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "map.js")  # become part of the page
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What the charts show: DET points and histograms by (run, set), the course of the training by run.
+    """The data of the charts: DET points and histograms by (run, set), and the course of the training by run.
 
-    Of each system that is charted, the run that its lowest dev EER selected; trainings of those that were trained.
+    Each charted system has the data of one run, the one with the lowest dev EER. trainings: only of runs that were
+    trained.
     """
 
     dets: Mapping[tuple[str, str], Det]
     histograms: Mapping[tuple[str, str], Histogram]
-    trainings: Mapping[str, Training]
+    trainings: Mapping[str, TrainingCurve]
 
 
 def charted(board: Leaderboard) -> tuple[str, ...]:
-    """The systems that charts show: the best ones, as many as can look different."""
+    """The systems that charts show: the best ones, as many as there are different looks."""
     return board.systems[: COLOURS * DASHES]
 
 
@@ -47,30 +52,21 @@ def render(
     curves: Curves,
     *,
     layers: LayerCurve | None = None,
-    spaces: Sequence[Space] = (),
+    spaces: Sequence[AnalysedRun] = (),
     audio_root: str = ".",
     note: str = "",
 ) -> str:
     """The whole page as HTML. The same input gives the same bytes.
 
     Args:
-        layers: of the layer probe, None without. spaces: analysed runs, the first one is shown first. audio_root: the
-            way from the page to the folder that audio paths are relative to. note: a banner above everything.
+        layers: the results of the layer probe, if any. spaces: the analysed runs, in the order of the page.
+        audio_root: the path from the page to the folder to which audio paths are relative. note: shown at the top.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     maps = embedding_space.map_data(spaces, root=audio_root)
-    return environment.get_template(TEMPLATE).render(
+    return _template().render(
         style_sheet=Markup((FOLDER / STYLE_SHEET).read_text(encoding="utf-8")),  # noqa: S704  # our own files
         script=Markup(script),  # noqa: S704
         script_hash=_hash(script),
@@ -90,8 +86,22 @@ def render(
     )
 
 
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE)
+
+
 def _hash(script: str) -> str:
-    """A script's hash as a content security policy names it: no other script may run on the page."""
+    """The hash of the script for the content security policy, so that no other script may run on the page."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -101,7 +111,7 @@ def _histogram(board: Leaderboard, curves: Curves, system: str, name: str) -> Ch
 
 
 def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
-    """The DET curves of the charted systems on one set, on probit axes, with a dot at the point of each EER."""
+    """The DET curves of the charted systems on one set, on probit axes, with a dot at each EER."""
     runs = {system: board.selected(system) for system in charted(board)}
     eers = [board.results[run, name].eer for run in runs.values()]
     low, high = det_limits([curves.dets[run, name] for run in runs.values()], [eer / 100 for eer in eers])
@@ -121,9 +131,9 @@ def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
 
 
 def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:
-    """The loss and the EER on the dev set of the charted systems by epoch, with a dot at each lowest value.
+    """The loss and the dev EER of the charted systems by epoch, with a dot at the lowest value of each.
 
-    Systems that were not trained are left out; no charts where none was.
+    Systems that were not trained are left out. Without trained systems there are no charts.
     """
     ranks = {system: rank for rank, system in enumerate(charted(board)) if board.selected(system) in curves.trainings}
     if not ranks:
@@ -145,7 +155,7 @@ def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:
 
 
 def histogram_chart(shares: Histogram, caption: str, *, threshold: float) -> Chart:
-    """The scores of both classes, in percent of the class, with the EER threshold."""
+    """The histogram of the scores of both classes, each in percent of its class, with the EER threshold."""
     y = linear_axis("share, %", 100 * np.concatenate((shares.bonafide, shares.spoof, [0.0])))
     width = shares.centre[1] - shares.centre[0]
     x = linear_axis("score", np.append(shares.centre - width / 2, shares.centre[-1] + width / 2), snap=False)
@@ -163,7 +173,7 @@ def histogram_chart(shares: Histogram, caption: str, *, threshold: float) -> Cha
 
 
 def _steps(centre: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The outline (2n + 2, 2) of a histogram's bins, from the base line and back to it."""
+    """The outline (2n + 2, 2) of a histogram's n bins. It begins and ends on the base line."""
     half = (centre[1] - centre[0]) / 2
     edges = np.append(centre - half, centre[-1] + half)
     return np.stack((np.repeat(edges, 2), np.concatenate(([0.0], np.repeat(heights, 2), [0.0]))), axis=1)
