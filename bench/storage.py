@@ -33,7 +33,7 @@ from pipeline.features.sources import Held
 from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
 from pipeline.scoring import centroids, scorer
-from pipeline.training import cells, loop
+from pipeline.training import cells, heads
 
 Frames = dict[str, tuple[Tensor, NDArray[np.int32]]]  # set -> (N, L, T, D) float32, n_frames (N,)
 
@@ -97,7 +97,7 @@ def eers(settings: Params, trials: dict[str, Trials], frames: Frames, backend: s
         )
         cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
         labels = sampling.labels(train.trials, cuts)
-        fitted = loop.fit(
+        fitted = heads.fit(
             partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
             partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
             train=train,

@@ -3,7 +3,7 @@
     python bench/train.py [--small] [--only asp] [--repeats 5]
 
 Generated features in the shapes of XLSR-300M (201 frames of 1024 float16 a layer; pooled 2 of 1024 float32) go into a
-real store in a temporary folder and are trained on with `fit.train_epoch`, held on disk (warm page cache, gathered
+real store in a temporary folder and are trained on with `loop.train_epoch`, held on disk (warm page cache, gathered
 ahead) and in memory. The baseline has all features in one tensor and indexes it in a plain loop:
 `tensor[rows].float()`; same batches, same steps, no store. A second baseline gathers and converts into memory that it
 uses again, which is the least that reading can cost. All take turns, repetition by repetition; all must come to the
@@ -24,7 +24,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +32,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core import contracts, members, trial_table
+from pipeline.core import members, trial_table
 from pipeline.core.contracts import CLEAN, Facts
 from pipeline.core.params import EncoderParams, LearningRates, RandomEncoder, TrainParams
 from pipeline.encoder import models, xlsr
 from pipeline.features import dataset, sampling, streaming, zarr_metadata
-from pipeline.features.dataset import Batch, Dataset
+from pipeline.features.dataset import Dataset
 from pipeline.features.specs import Spec
 from pipeline.features.store import Store
-from pipeline.training import adam
-from pipeline.training import loop as loop_module
+from pipeline.training import loop
+from pipeline.training.adam import Adam
+from pipeline.training.heads import Head, HeadLearner
 
 XLSR_300M = RandomEncoder(layers=24, width=1024, heads=16, feedforward=4096, conv_channels=512, seed=0)
 SAMPLES = 64_600
@@ -101,7 +102,7 @@ def cached(case: Case, folder: Path) -> Callable[[dataset.Hold], Dataset]:
     return opened
 
 
-def make_run(case: Case, data: Dataset) -> loop_module.Run:
+def make_learner(case: Case, data: Dataset) -> tuple[HeadLearner, Adam]:
     """A training at its start; the same weights every time."""
     torch.manual_seed(0)
     backend = members.member("backends", case.backend).Backend(layers=case.layers, channels=CHANNELS)
@@ -111,38 +112,46 @@ def make_run(case: Case, data: Dataset) -> loop_module.Run:
         set="train", device="cpu", precision="float32", epochs=1, batch_size=case.batch_size,
         learning_rate=rates, weight_decay=1e-4, patience=1, average_best=1,
     )  # fmt: skip
-    return loop_module.Run(
-        backend=backend,
-        loss=loss,
-        optimizer=adam.Adam(adam.groups(backend, loss, rates), weight_decay=1e-4),
-        train=data,
-        dev=data,
+    learner = HeadLearner(
+        system=Head(backend, loss),
+        train=data.trials,
+        dev=data.trials,
+        features=data,
+        dev_features=data,
         labels=sampling.labels(data.trials, ()),
         params=params,
         seed=0,
         augment=sampling.NO_AUGMENT,
         device=torch.device("cpu"),
     )
+    return learner, Adam(learner.groups(), weight_decay=1e-4)
 
 
-def plain_epoch(run: loop_module.Run, tensor: Tensor, *, reuse: bool) -> float:
-    """What `fit.train_epoch` does, from one tensor (N, L, ...) in a plain loop. reuse: of a batch's memory."""
-    data = run.train
-    torch.manual_seed((run.seed << 20) + 1)
-    order = sampling.batches(data.trials.is_bonafide, size=run.params.batch_size, seed=run.seed, epoch=1)
-    stored = torch.empty((run.params.batch_size + 1, *tensor.shape[1:]), dtype=tensor.dtype)
+def epoch(case: Case, data: Dataset) -> float:
+    """An epoch of training as it is; the mean loss."""
+    return loop.train_epoch(*make_learner(case, data), 1)
+
+
+def plain_epoch(case: Case, data: Dataset, tensor: Tensor, *, reuse: bool) -> float:
+    """What `loop.train_epoch` does, from one tensor (N, L, ...) in a plain loop. reuse: of a batch's memory."""
+    learner, optimizer = make_learner(case, data)
+    torch.manual_seed((learner.seed << 20) + 1)
+    order = sampling.batches(data.trials.is_bonafide, size=learner.params.batch_size, seed=learner.seed, epoch=1)
+    stored = torch.empty((learner.params.batch_size + 1, *tensor.shape[1:]), dtype=tensor.dtype)
     features = torch.empty(stored.shape)
-
-    def read() -> Iterator[tuple[Batch, contracts.Labels]]:
-        for rows in order:
-            if reuse:
-                picked = torch.index_select(tensor, 0, torch.from_numpy(rows), out=stored[: len(rows)])
-                batch = picked if picked.dtype == torch.float32 else features[: len(rows)].copy_(picked)
-            else:
-                batch = tensor[torch.from_numpy(rows)].float()
-            yield (batch, streaming.valid_frames(data.source, rows)), sampling.take(run.labels, rows)
-
-    return loop_module.train_on(run, 1, read())
+    learner.system.train()
+    losses = []
+    for rows in order:
+        if reuse:
+            picked = torch.index_select(tensor, 0, torch.from_numpy(rows), out=stored[: len(rows)])
+            batch = picked if picked.dtype == torch.float32 else features[: len(rows)].copy_(picked)
+        else:
+            batch = tensor[torch.from_numpy(rows)].float()
+        n_frames = streaming.valid_frames(data.source, rows)
+        losses.append(learner.loss((batch, n_frames), sampling.take(learner.labels, rows)))
+        optimizer.step()
+    values = torch.stack(losses).tolist()
+    return float(sum(values) / len(values))
 
 
 Seconds = dict[str, list[float]]
@@ -155,10 +164,10 @@ def epochs(case: Case, repeats: int) -> tuple[Seconds, Seconds]:
         disk, ram = opened("disk"), opened("ram")
         tensor = ram.source.tensor  # type: ignore[attr-defined]
         ways: dict[str, Callable[[], float]] = {
-            "plain": lambda: plain_epoch(make_run(case, disk), tensor, reuse=False),
-            "reused": lambda: plain_epoch(make_run(case, disk), tensor, reuse=True),
-            "disk": lambda: loop_module.train_epoch(make_run(case, disk), 1),
-            "ram": lambda: loop_module.train_epoch(make_run(case, ram), 1),
+            "plain": lambda: plain_epoch(case, disk, tensor, reuse=False),
+            "reused": lambda: plain_epoch(case, disk, tensor, reuse=True),
+            "disk": lambda: epoch(case, disk),
+            "ram": lambda: epoch(case, ram),
         }
         clock: Seconds = {name: [] for name in ways}
         processor: Seconds = {name: [] for name in ways}
@@ -220,13 +229,13 @@ def main() -> None:
         if args.only in (None, case.backend):
             clock, processor = epochs(case, args.repeats)
             middle = {name: statistics.median(taken) for name, taken in clock.items()}
-            loop = (encoder * case.utterances + middle["plain"]) / middle["disk"] if encoder else float("nan")
+            in_the_loop = (encoder * case.utterances + middle["plain"]) / middle["disk"] if encoder else float("nan")
             print(
                 f"{case.backend:14} {case.layers:6}  {case.utterances:10,}  {case.batch_size:6}  | "
                 + " ".join(f"{middle[name]:7.2f}" for name in ("plain", "reused", "disk", "ram"))
                 + f" | {ratio(clock['disk'], clock['plain']):10.3f} {ratio(clock['ram'], clock['plain']):10.3f} "
                 f"{ratio(clock['disk'], clock['reused']):12.3f} | {ratio(processor['disk'], processor['plain']):10.3f} "
-                f"| {loop:,.0f}",
+                f"| {in_the_loop:,.0f}",
                 flush=True,
             )
 

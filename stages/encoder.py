@@ -8,20 +8,21 @@ epoch that it finished. For a frozen encoder the folder holds a note alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.core import params_file, trial_table
+from pipeline.core import params_file
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import folder_beside, replace_folder, write_text
-from pipeline.core.params import FinetuneParams, Params
+from pipeline.core.params import Params
 from pipeline.encoder import cards, models
 from pipeline.encoder.cards import Card
-from pipeline.features import sampling
+from pipeline.training import checkpoints
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     if settings.encoder.finetune is None:
         _freeze(settings, args.weights, args.card)
     else:
-        _finetune(settings, settings.encoder.finetune, args)
+        _finetune(settings, args)
 
 
 def _freeze(settings: Params, weights: Path, place: Path) -> None:
@@ -47,37 +48,28 @@ def _freeze(settings: Params, weights: Path, place: Path) -> None:
     _write_card(place, card)
 
 
-def _finetune(settings: Params, wanted: FinetuneParams, args: argparse.Namespace) -> None:
-    from pipeline.finetuning import finetune  # takes a second to import, which a frozen encoder need not wait for
+def _finetune(settings: Params, args: argparse.Namespace) -> None:
+    from pipeline.finetuning import finetune, run_card  # they take a second to import, which a frozen encoder saves
 
     model, source = models.load(settings.encoder)
-    cell = finetune.chosen(settings, source)
-    train, dev = (
-        finetune.Speech(trial_table.read(args.trials / f"{name}.csv"), settings.sets[name].folder)
-        for name in (wanted.set, "dev")
-    )
-    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
-    job = finetune.Job(
-        params=wanted,
-        extract=settings.extract,
-        train=train,
-        dev=dev,
-        labels=sampling.labels(train.trials, cuts),
-        device=str(device_of(settings.extract.device, key="extract.device")),
-    )
-    checkpoint = finetune.Checkpoint.of(args.weights, source, cell=cell, job=job)
-    tuned = finetune.finetune(model, source, cell=cell, job=job, place=checkpoint, say=tqdm.write)
-    card = cards.card_of(tuned.model, source=str(args.weights), normalize=source.normalize)
-    run = finetune.run_card(tuned, card=card, source=source, cell=cell, job=job, cuts=cuts)
-    finetune.save(args.weights, tuned, run=run, source=source.source)
+    device = device_of(settings.extract.device, key="extract.device")
+    asked = finetune.asked_of(settings, source, trials=args.trials)
+    unfinished = args.weights.with_name(f"{args.weights.name}.checkpoint") / asked.identity
+    fitted = finetune.finetune(model, asked, device=device, checkpoint=unfinished, say=tqdm.write)
+    card = cards.card_of(model, source=str(args.weights), normalize=source.normalize)
+    beside = folder_beside(args.weights)
+    run_card.save(beside, model, fitted, run=run_card.run_card(fitted, asked), source=source.source)
+    replace_folder(beside, args.weights, mark=models.NOTE_FILE)
     _, found = models.load_deployed(settings.encoder, weights=args.weights)
     if found != card:
         raise InputError(f"{args.weights}: read back, the weights are not those written; run `dvc repro -f encoder`")
     _write_card(args.card, card)
-    checkpoint.remove()
-    print(f"{len(tuned.curves)} epochs, mean of {', '.join(map(str, tuned.kept))}: dev EER {tuned.dev_eer:.2f} %")
-    if checkpoint.folder.parent.is_dir():
-        print(f"{checkpoint.folder.parent}: holds unfinished trainings with other parameters; remove what you need not")
+    checkpoints.delete(unfinished)
+    with contextlib.suppress(OSError):  # others are unfinished
+        unfinished.parent.rmdir()
+    print(f"{len(fitted.curves)} epochs, mean of {', '.join(map(str, fitted.kept))}: dev EER {fitted.dev_eer:.2f} %")
+    if unfinished.parent.is_dir():
+        print(f"{unfinished.parent}: holds unfinished trainings with other parameters; remove what you need not")
 
 
 def _write_card(path: Path, card: Card) -> None:

@@ -24,6 +24,7 @@ from pipeline.metrics import scorefile
 from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
 from pipeline.scoring import centroids, runs, scorer
+from pipeline.training import history
 
 KEYS = (*runs.KEYS, "curves", "finetune", "epochs", "parameters")  # of the card of a fine-tuned run
 AS_TRAINED = ("epochs", "parameters")
@@ -44,8 +45,7 @@ def main() -> None:
     runs.save(args.run, weights=weights, centroids=centres, card=card)
     scorefile.write(args.dev_scores, dev.trials, scores, layout="2019")
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
-    lines = [f"{epoch['epoch']},{epoch['loss']:.6g},{epoch['dev_eer']:.4f}" for epoch in tuned["curves"]]
-    write_text(args.curves, "\n".join(["epoch,loss,dev_eer", *lines]) + "\n")
+    write_text(args.curves, history.to_csv(tuned["curves"]))
     print(f"{args.run.name}: dev EER {metrics['dev_eer']:.2f} % -> {args.run}")
 
 

@@ -7,23 +7,18 @@ the same weights, and goes on from its last checkpoint where it had been trainin
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import params_file, trial_table
-from pipeline.core.devices import device_of
-from pipeline.core.errors import InputError, run_command
+from pipeline.core import params_file
+from pipeline.core.errors import run_command
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
-from pipeline.features import dataset, sampling
 from pipeline.features.dataset import Dataset
-from pipeline.features.sampling import Augment
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from pipeline.training import cells, checkpoints, loop, progress
+from pipeline.training import cells, checkpoints, heads, history
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted
 
@@ -33,25 +28,13 @@ def main() -> None:
     args = _arguments()
     settings = params_file.load(args.params)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
-    device = str(device_of(settings.train.device, key="train.device"))
-    train = _opened(settings.train.set, args, settings, cell, device=device)
-    dev = _opened("dev", args, settings, cell, device=device)
-    if train.kind != dev.kind:
-        name = settings.train.set
-        raise InputError(f"{name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
-    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
-    labels = sampling.labels(train.trials, cuts)
+    train, dev = (
+        heads.open_features(cell, settings, name, trials=args.trials, receipts=args.features)
+        for name in (settings.train.set, "dev")
+    )
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
-    fitted = loop.fit(
-        partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
-        partial(cell.make_loss, speakers=int(labels.speaker.max()) + 1, layers=len(train.layers)),
-        train=train,
-        dev=dev,
-        labels=labels,
-        params=settings.train,
-        seed=args.seed,
-        augment=Augment(cell.views.draw, cell.views.probability),
-        checkpoint=unfinished,
+    fitted, cuts = heads.fit_cell(
+        cell, train=train, dev=dev, params=settings.train, seed=args.seed, checkpoint=unfinished
     )
     scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout="2019")
     card = _card(cell, settings, train, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
@@ -83,19 +66,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _opened(name: str, args: argparse.Namespace, settings: Params, cell: Cell, *, device: str) -> Dataset:
-    return dataset.open_set(
-        args.features / f"{name}.json",
-        trial_table.read(args.trials / f"{name}.csv"),
-        root=settings.features.folder,
-        reads=cell.backend.reads,
-        layers=cell.layers,
-        views=cell.views.draw if name == settings.train.set else (),
-        hold=settings.dataset.hold,
-        device=device,
-    )
-
-
 def _card(cell: Cell, settings: Params, train: Dataset, dev: Dataset, fitted: Fitted) -> dict[str, Any]:
     return {
         "backend": cell.backend_name,
@@ -120,10 +90,8 @@ def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> Non
     }
     weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, path=fitted.path, card=card | metrics)
-    columns = [field.name for field in dataclasses.fields(progress.Epoch) if field.name != "seconds"]
-    rows = [f"{epoch.epoch},{epoch.loss:.6g},{epoch.dev_eer:.4f}" for epoch in fitted.curves]
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
-    write_text(args.curves, "\n".join([",".join(columns), *rows]) + "\n")
+    write_text(args.curves, history.to_csv(epoch.facts for epoch in fitted.curves))
 
 
 if __name__ == "__main__":

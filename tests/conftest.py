@@ -1,6 +1,8 @@
-"""A tiny encoder, a tiny corpus of noise, and one thread, for the tests that want them."""
+"""What tests of several rooms ask for: a tiny encoder, corpus and project, golden arrays, one thread."""
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pipeline.core.params import EncoderParams, RandomEncoder
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card
+from tests.golden import Arrays, read_golden
 
 TINY = EncoderParams(
     source="random",
@@ -37,6 +40,12 @@ def card() -> Card:
     return models.load(TINY)[1]
 
 
+@pytest.fixture(scope="session")
+def metric_arrays() -> Arrays:
+    """Scores and their metrics by the official evaluation packages."""
+    return read_golden("metrics")
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """On tensors as small as the backends' tests have, threads only wait for each other: up to ten times as long."""
@@ -44,6 +53,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project whose flow has run, made once for all tests of a process; leave it as it is, or copy it."""
+    from tests import systems
+
+    return systems.project(tmp_path_factory.getbasetemp() / "systems")
+
+
+@pytest.fixture
+def here(project: Path) -> Iterator[Path]:
+    """The project as the current folder."""
+    with contextlib.chdir(project):
+        yield project
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the project, to spoil, as the current folder."""
+    shutil.copytree(project, tmp_path / "copy")
+    with contextlib.chdir(tmp_path / "copy"):
+        yield tmp_path / "copy"
 
 
 @pytest.fixture

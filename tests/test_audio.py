@@ -12,22 +12,20 @@ import soundfile
 
 from pipeline.audio import decode, windowing
 from pipeline.core.errors import InputError
-
-GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "window.npz"
+from tests.golden import read_golden
 
 
 def tone(rate: int, seconds: float = 0.5) -> np.ndarray:
     return 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="no golden folder beside the project")
 def test_window_repeats_like_the_reference() -> None:
-    with np.load(GOLDEN, allow_pickle=False) as golden:
-        for i in range(len(golden["lengths"])):
-            for length in (64_600, 66_800):
-                got, valid = windowing.window(golden[f"s{i}/x"], length=length, pad="repeat")
-                np.testing.assert_array_equal(got, golden[f"s{i}/w{length}"])
-                assert valid == length
+    golden = read_golden("window")
+    for i in range(len(golden["lengths"])):
+        for length in (64_600, 66_800):
+            got, valid = windowing.window(golden[f"s{i}/x"], length=length, pad="repeat")
+            np.testing.assert_array_equal(got, golden[f"s{i}/w{length}"])
+            assert valid == length
 
 
 def test_window_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""What backends share: which frames are valid, filling padding, normalising valid frames."""
+"""What backends share: which frames are valid, filling padding, normalizing valid frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.backends._shared import LayerWeights, fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import LayerWeights, fill_padding, normalize_valid, valid_frames
 from tests.backends import noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,10 +49,10 @@ def test_padding_is_zero_unless_told_and_stops_nan_in_the_gradient() -> None:
     assert x.grad.tolist() == [[4.0, 0.0]]
 
 
-def test_only_valid_frames_are_normalised_and_padding_is_zero() -> None:
+def test_only_valid_frames_are_normalized_and_padding_is_zero() -> None:
     x, valid = noise(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
     norm = nn.BatchNorm1d(4).double()
-    got = normalise_valid(norm, x, valid)
+    got = normalize_valid(norm, x, valid)
     rows = torch.stack([x[0, 0], x[0, 1], x[1, 0]])
     want = (rows - rows.mean(dim=0)) / (rows.var(dim=0, correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(torch.stack([got[0, 0], got[0, 1], got[1, 0]]), want, rtol=0, atol=1e-12)
@@ -60,7 +60,7 @@ def test_only_valid_frames_are_normalised_and_padding_is_zero() -> None:
     torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(dim=0), rtol=0, atol=1e-12)
 
 
-def test_without_padding_all_frames_are_normalised() -> None:
+def test_without_padding_all_frames_are_normalized() -> None:
     x = noise(2, 3, 4)
     seen: list[Tensor] = []
 
@@ -68,5 +68,5 @@ def test_without_padding_all_frames_are_normalised() -> None:
         seen.append(frames)
         return 2 * frames
 
-    assert torch.equal(normalise_valid(norm, x, None), 2 * x)
+    assert torch.equal(normalize_valid(norm, x, None), 2 * x)
     assert torch.equal(seen[0], torch.cat([x[0], x[1]]))

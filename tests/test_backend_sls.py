@@ -6,35 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.backends import sls
 from pipeline.core.errors import InputError
-from tests.backends import (
-    check_each_utterance_alone,
-    check_its_input_is_left_alone,
-    check_padding_is_ignored,
-    noise,
-    randomise,
-    with_padding,
-)
+from tests import backends
+from tests.backends import CHANNELS, N_FRAMES, WIDTH, arrays, padded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAYERS, FRAMES, CHANNELS, WIDTH = 3, 7, 8, 5
-N_FRAMES = torch.tensor([7, 4, 1])
 
-
-def make(frames: int = FRAMES) -> sls.Backend:
-    backend = sls.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH, frames=frames)
-    randomise(backend)
+def make() -> sls.Backend:
+    backend: sls.Backend = backends.make("sls")
     backend.norm.running_mean = torch.tensor([0.3], dtype=torch.float64)
     backend.norm.running_var = torch.tensor([1.7], dtype=torch.float64)
     return backend.eval()
-
-
-def padded(fill: float) -> Tensor:
-    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
 
 
 def selu(x: float) -> float:
@@ -43,7 +28,7 @@ def selu(x: float) -> float:
 
 def naive(backend: sls.Backend, utterances: list[Any], mean: float, variance: float) -> list[Any]:
     """Embeddings of utterances (L, n, D) of any length, step by step with scalars; the normalisation is given."""
-    p = {name: parameter.detach().numpy() for name, parameter in backend.named_parameters()}
+    p = arrays(backend)
     embeddings = []
     for utterance in utterances:
         fused = fuse(p, utterance)
@@ -84,7 +69,7 @@ def test_it_agrees_with_a_naive_loop_in_training() -> None:
     backend, features = make().train(), padded(np.nan)
     utterances = [example[:, :n].numpy() for example, n in zip(features, N_FRAMES.tolist(), strict=True)]
     got = backend(features, N_FRAMES)
-    p = {name: parameter.detach().numpy() for name, parameter in backend.named_parameters()}
+    p = arrays(backend)
     seen = np.concatenate([fuse(p, utterance) for utterance in utterances])  # (12, D)
     want = naive(backend, utterances, float(seen.mean()), float(seen.var()))
     np.testing.assert_allclose(got.detach(), want, rtol=0, atol=1e-12)
@@ -109,26 +94,6 @@ def test_derived_by_hand() -> None:
     assert backend.gates(features, torch.tensor([3])).tolist()[0] == pytest.approx([0.75, 0.5], abs=1e-12)
 
 
-@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
-@pytest.mark.parametrize("training", [False, True])
-def test_what_padding_holds_is_ignored(fill: float, training: bool) -> None:
-    check_padding_is_ignored(make().train(training), padded(fill), N_FRAMES)
-
-
-def test_a_padded_batch_is_each_of_its_utterances() -> None:
-    check_each_utterance_alone(make(frames=10), padded(np.nan), N_FRAMES, atol=1e-12)
-
-
-def test_it_does_not_write_into_its_input() -> None:
-    check_its_input_is_left_alone(make(), padded(np.nan), N_FRAMES)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_gradcheck(training: bool) -> None:
-    backend, features = make().train(training), padded(0.0)[:2].requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *_: backend(x, N_FRAMES[:2]), (features, *backend.parameters()))
-
-
 def test_published_size() -> None:
     with torch.device("meta"):
         published = sls.Backend(layers=24, channels=1024)
@@ -137,18 +102,12 @@ def test_published_size() -> None:
 
 
 def test_a_longer_window_is_refused_with_the_value_to_set() -> None:
-    with pytest.raises(InputError, match=r"at most 6 frames, got 7; set backends\.sls\.frames: 7"):
-        make(frames=6)(padded(0.0), N_FRAMES)
-
-
-def test_what_it_reads_and_how_wide_it_is() -> None:
-    assert (make().reads, make().embedding_dim) == ("frames", WIDTH)
+    with pytest.raises(InputError, match=r"at most 6 frames, got 9; set backends\.sls\.frames: 9"):
+        backends.make("sls", frames=6)(padded(0.0), N_FRAMES)
 
 
 @pytest.mark.parametrize("value", [0, -3])
-def test_senseless_widths_are_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=f"embedding_dim.*{value}"):
-        sls.Backend(layers=2, channels=3, embedding_dim=value)
+def test_windows_and_layers_too_small_for_a_field_are_refused(value: int) -> None:
     with pytest.raises(ValueError, match=f"frames and channels.*{value} and 3"):
         sls.Backend(layers=2, channels=3, frames=value)
     with pytest.raises(ValueError, match=r"frames and channels.*201 and 2"):

@@ -1,187 +1,238 @@
+"""What every backend keeps, whatever its architecture; `test_backend_<name>.py` has what is its own."""
+
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.backends import asp, linear
 from pipeline.backends._shared import LayerWeights
+from pipeline.core.members import member
 from tests.backends import (
-    check_each_utterance_alone,
-    check_its_input_is_left_alone,
-    check_padding_is_ignored,
+    CHANNELS,
+    FRAMES,
+    LAYERS,
+    MODES,
+    N_FRAMES,
+    NAMES,
+    SETTINGS,
+    WIDTH,
+    features_for,
     gradients,
+    make,
     noise,
-    randomise,
+    padded,
     with_padding,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Array = NDArray[np.float64]
-LAYERS, FRAMES, CHANNELS, WIDTH = 3, 7, 4, 5
-N_FRAMES = torch.tensor([7, 4, 1])
+every_backend = pytest.mark.parametrize("name", NAMES)
+in_both_modes = pytest.mark.parametrize("mode", MODES)
+# A backend and settings that change what it does with frames.
+POOLED = [("linear", {}), ("mlp", {}), ("per_layer", {})]
+FRAMEWISE: list[tuple[str, dict[str, Any]]] = [
+    ("aasist", {}),
+    ("asp", {}),
+    ("conformer_tcm", {}),
+    ("mhfa", {}),
+    ("nes2net", {"pooling": "mean"}),
+    ("nes2net", {"pooling": "astp"}),
+    ("sls", {}),
+]
+# How far rounding may go: deep networks round more often.
+EXACT = {"aasist": 1e-11, "conformer_tcm": 1e-11, "nes2net": 1e-11}
+# Its nodes depend on the window's length, so that padding counts as silence.
+WINDOWED = "aasist"
 
 
-def make_asp() -> asp.Backend:
-    backend = asp.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH, attention_dim=6)
-    randomise(backend)
-    return backend
+def test_every_backend_has_a_case() -> None:
+    assert sorted(SETTINGS) == NAMES == sorted({name for name, _ in POOLED + FRAMEWISE})
 
 
-def make_linear() -> linear.Backend:
-    backend = linear.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH)
-    randomise(backend)
-    return backend
+@pytest.mark.parametrize(
+    ("name", "changed", "reads", "width", "weightings"),
+    [
+        ("aasist", {}, "frames", 160, 1),
+        ("asp", {}, "frames", WIDTH, 1),
+        ("conformer_tcm", {}, "frames", 8, 1),
+        ("linear", {}, "pooled", WIDTH, 1),
+        ("mhfa", {}, "frames", WIDTH, 2),
+        ("mlp", {}, "pooled", WIDTH, 1),
+        ("nes2net", {}, "frames", CHANNELS, 1),
+        ("nes2net", {"pooling": "astp"}, "frames", 2 * CHANNELS, 1),
+        ("per_layer", {}, "pooled", LAYERS * WIDTH, 0),
+        ("sls", {}, "frames", WIDTH, 0),
+    ],
+)
+def test_what_it_reads_how_wide_it_is_and_how_it_weighs_layers(
+    name: str, changed: dict[str, str], reads: str, width: int, weightings: int
+) -> None:
+    backend = make(name, **changed)
+    assert (backend.reads, backend.embedding_dim) == (reads, width)
+    assert backend(features_for(backend), N_FRAMES).shape == (len(N_FRAMES), width)
+    assert [type(child) for child in backend.children()].count(LayerWeights) == weightings
 
 
-def padded(fill: float) -> Tensor:
-    return with_padding(noise(len(N_FRAMES), LAYERS, FRAMES, CHANNELS), N_FRAMES, fill)
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("asp", 128), ("conformer_tcm", 144), ("linear", 128), ("mhfa", 256), ("mlp", 128), ("per_layer", 128)],
+)
+def test_its_width_by_default(name: str, width: int) -> None:
+    assert member("backends", name).Backend(layers=2, channels=3).embedding_dim == width
 
 
-def arrays(module: nn.Module) -> dict[str, Array]:
-    return {name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
+@every_backend
+def test_initialization_follows_torchs_generator(name: str) -> None:
+    sizes = {"layers": LAYERS, "channels": CHANNELS} | SETTINGS[name]
+
+    def drawn(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return torch.cat([p.detach().flatten() for p in member("backends", name).Backend(**sizes).parameters()])
+
+    assert torch.equal(drawn(3), drawn(3))
+    assert not torch.equal(drawn(3), drawn(4))
 
 
-def weigh(features: Array, logits: Array) -> Array:
-    weights = np.exp(logits) / np.exp(logits).sum()
-    out: Array = sum(weight * layer for weight, layer in zip(weights, features, strict=True))
-    return out
+@every_backend
+@in_both_modes
+def test_state_dict_holds_all_that_the_embedding_needs(name: str, mode: str) -> None:
+    trained, features = make(name), features_for(make(name))
+    trained.train()(features, N_FRAMES)  # moves the batch norms
+    fresh = member("backends", name).Backend(layers=LAYERS, channels=CHANNELS, **SETTINGS[name]).double()
+    fresh.load_state_dict(trained.state_dict())
+    found, want = (backend.train(mode == "train")(features, N_FRAMES) for backend in (fresh, trained))
+    assert torch.equal(found, want)
 
 
-def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
-    out: Array = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * weight + bias
-    return out
+@every_backend
+@in_both_modes
+def test_it_makes_its_tensors_where_its_input_lies(name: str, mode: str) -> None:
+    backend = make(name).train(mode == "train")
+    features = features_for(backend)
+    want = backend(features, N_FRAMES)
+    backend = make(name).train(mode == "train")
+    with torch.device("meta"):  # where a tensor lands that is made without its device being said
+        got = backend(features.requires_grad_(), N_FRAMES)
+        got.sum().backward()
+    assert torch.equal(got, want)
 
 
-def test_linear_agrees_with_a_naive_loop() -> None:
-    backend, features = make_linear(), noise(2, LAYERS, 2, CHANNELS)
-    p = arrays(backend)
-    got = backend(features, torch.tensor([7, 3])).detach().numpy()
-    assert got.shape == (2, WIDTH)
-    for row, example in zip(got, features.numpy(), strict=True):
-        pooled = weigh(example, p["layer_weights.logits"]).reshape(-1)
-        want = p["project.weight"] @ layer_norm(pooled, p["norm.weight"], p["norm.bias"]) + p["project.bias"]
-        np.testing.assert_allclose(row, want, rtol=0, atol=1e-12)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@every_backend
+@in_both_modes
+def test_a_gpu_gives_the_same_embeddings(name: str, mode: str) -> None:
+    features = features_for(make(name))
+    want = make(name).train(mode == "train")(features, N_FRAMES)
+    got = make(name).train(mode == "train").cuda()(features.cuda(), N_FRAMES.cuda())
+    torch.testing.assert_close(got.cpu(), want, rtol=1e-9, atol=1e-9)
 
 
-def test_linear_is_the_mean_over_layers_at_the_start() -> None:
-    backend = linear.Backend(layers=LAYERS, channels=CHANNELS, embedding_dim=WIDTH).double()
-    features = noise(2, LAYERS, 2, CHANNELS)
-    alike = features.mean(dim=1, keepdim=True).expand(-1, LAYERS, -1, -1)
-    n_frames = torch.tensor([7, 3])
-    torch.testing.assert_close(backend(features, n_frames), backend(alike, n_frames), rtol=0, atol=1e-12)
+@every_backend
+@in_both_modes
+def test_the_order_of_a_batch_does_not_matter(name: str, mode: str) -> None:
+    order = torch.tensor([2, 0, 1])
+    features = features_for(make(name))
+    got = make(name).train(mode == "train")(features[order], N_FRAMES[order])
+    want = make(name).train(mode == "train")(features, N_FRAMES)[order]
+    torch.testing.assert_close(got, want, rtol=0, atol=EXACT.get(name, 1e-12))
 
 
-def test_linear_does_not_depend_on_the_scale_of_the_stream() -> None:
-    backend, features = make_linear(), 100 * noise(2, LAYERS, 2, CHANNELS)
-    n_frames = torch.tensor([7, 3])
-    torch.testing.assert_close(backend(features, n_frames), backend(30 * features, n_frames), rtol=0, atol=1e-6)
+@pytest.mark.parametrize(("name", "changed"), [*POOLED, (WINDOWED, {})])
+def test_an_embedding_does_not_depend_on_the_others_of_its_batch(name: str, changed: dict[str, Any]) -> None:
+    backend = make(name, **changed).eval()
+    features = features_for(backend)
+    together = backend(features, N_FRAMES)
+    for row in range(len(N_FRAMES)):
+        alone = backend(features[row : row + 1], N_FRAMES[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=EXACT.get(name, 1e-12))
 
 
-def test_asp_agrees_with_a_naive_loop() -> None:
-    backend, features = make_asp(), padded(np.nan)
-    p = arrays(backend)
-    got = backend(features, N_FRAMES).detach().numpy()
-    assert got.shape == (3, WIDTH)
-    for row, example, frames in zip(got, features.numpy(), N_FRAMES.tolist(), strict=True):
-        stream = weigh(example[:, :frames], p["layer_weights.logits"])  # (T, D)
-        stream = np.stack([layer_norm(frame, p["norm.weight"], p["norm.bias"]) for frame in stream])
-        hidden = [np.tanh(p["bottleneck.weight"] @ frame + p["bottleneck.bias"]) for frame in stream]
-        scores = np.exp([float((p["score.weight"] @ h).item()) for h in hidden])
-        attention = scores / scores.sum()
-        mean = sum(a * frame for a, frame in zip(attention, stream, strict=True))
-        variance = sum(a * frame**2 for a, frame in zip(attention, stream, strict=True)) - mean**2
-        pooled = np.concatenate([mean, np.sqrt(np.maximum(variance, asp.VARIANCE_FLOOR))])
-        np.testing.assert_allclose(row, p["project.weight"] @ pooled + p["project.bias"], rtol=0, atol=1e-10)
-
-
-def test_asp_statistics_derived_by_hand() -> None:
-    frames = torch.tensor([[[1.0, 5.0], [3.0, 5.0], [9.0, 9.0]]])
-    # Weights ½, ½, 0: mean (2, 5); deviation 1, and the floor where nothing varies.
-    got = asp.attentive_statistics(frames, torch.tensor([[0.5, 0.5, 0.0]]))
-    assert got.tolist()[0] == pytest.approx([2.0, 5.0, 1.0, asp.VARIANCE_FLOOR**0.5])
-
-
-def test_asp_keeps_the_deviation_of_a_channel_with_a_large_offset() -> None:
-    frames = 3000.0 + 0.1 * noise(1, 200, 1)
-    got = asp.attentive_statistics(frames.float(), torch.full((1, 200), 1 / 200))
-    assert float(got[0, 1]) == pytest.approx(float(frames.std(correction=0)), rel=2e-3)
-
-
-def test_asp_with_uniform_attention_is_plain_mean_and_deviation() -> None:
-    backend, features = make_asp(), padded(np.nan)
-    backend.score.weight.data.zero_()
-    seen: list[Tensor] = []
-    backend.project.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    backend(features, N_FRAMES)
-    for pooled, example, frames in zip(seen[0], features, N_FRAMES.tolist(), strict=True):
-        stream = backend.norm(backend.layer_weights(example[None, :, :frames]))[0]  # (T, D)
-        deviation = stream.std(dim=0, correction=0).clamp(min=asp.VARIANCE_FLOOR**0.5)
-        torch.testing.assert_close(pooled, torch.cat([stream.mean(dim=0), deviation]), rtol=0, atol=1e-12)
-
-
-def test_asp_attention_sums_to_one_over_the_valid_frames() -> None:
-    backend = make_asp()
-    valid = torch.arange(FRAMES) < N_FRAMES[:, None]
-    attention = backend.attention(noise(3, FRAMES, CHANNELS), valid)
-    assert torch.equal(attention > 0, valid)
-    torch.testing.assert_close(attention.sum(dim=1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-12)
+# Frames and padding
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
-def test_asp_ignores_what_padding_holds(fill: float) -> None:
-    check_padding_is_ignored(make_asp(), padded(fill), N_FRAMES)
+@in_both_modes
+@pytest.mark.parametrize(("name", "changed"), FRAMEWISE)
+def test_what_padding_holds_is_ignored(name: str, changed: dict[str, Any], mode: str, fill: float) -> None:
+    """Embeddings and all gradients are, bit for bit, those of padding with zeros; padding itself has none."""
+    backend = make(name, **changed).train(mode == "train")
+    features, zeros = padded(fill), padded(0.0)
+    assert not torch.equal(features, zeros)
+    assert torch.equal(backend(features, N_FRAMES), backend(zeros, N_FRAMES))
+    found, want = gradients(backend, features, N_FRAMES), gradients(backend, zeros, N_FRAMES)
+    assert len(found) == 1 + len(list(backend.parameters()))
+    for got, expected in zip(found, want, strict=True):
+        assert bool(got.isfinite().all())
+        assert torch.equal(got, expected)
+    assert torch.equal(with_padding(found[0], N_FRAMES, 0.0), found[0])
 
 
-def test_asp_of_a_padded_batch_is_asp_of_each_utterance() -> None:
-    check_each_utterance_alone(make_asp(), padded(np.nan), N_FRAMES, atol=1e-12)
+@pytest.mark.parametrize(("name", "changed"), [case for case in FRAMEWISE if case[0] != WINDOWED])
+def test_an_utterance_in_a_padded_batch_is_the_utterance_alone(name: str, changed: dict[str, Any]) -> None:
+    if name == "sls":  # of a window longer than any utterance
+        changed = {"frames": FRAMES + 3}
+    backend, features = make(name, **changed).eval(), padded(np.nan)
+    together = backend(features, N_FRAMES)
+    for row, frames in enumerate(N_FRAMES.tolist()):
+        alone = backend(features[row : row + 1, :, :frames], torch.tensor([frames]))
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=EXACT.get(name, 1e-12))
 
 
-def test_asp_does_not_write_into_its_input() -> None:
-    check_its_input_is_left_alone(make_asp(), padded(np.nan), N_FRAMES)
-
-
-def test_asp_gradient_is_finite_for_constant_and_single_frames() -> None:
-    features = noise(2, LAYERS, 1, CHANNELS).expand(-1, -1, FRAMES, -1)
-    for gradient in gradients(make_asp(), features, torch.tensor([FRAMES, 1])):
-        assert bool(gradient.isfinite().all())
-
-
-def test_gradcheck() -> None:
-    pooler, reader = make_asp(), make_linear()
-    frames, pooled = padded(0.0)[:2].requires_grad_(), noise(2, LAYERS, 2, CHANNELS).requires_grad_()
-    n_frames = N_FRAMES[:2]
-    assert torch.autograd.gradcheck(lambda x, *_: pooler(x, n_frames), (frames, *pooler.parameters()))
-    assert torch.autograd.gradcheck(lambda x, *_: reader(x, n_frames), (pooled, *reader.parameters()))
-
-
-def test_the_order_of_a_batch_does_not_matter() -> None:
-    order = torch.tensor([2, 0, 1])
-    pooler, frames = make_asp(), padded(0.0)
+@pytest.mark.parametrize(("name", "changed"), [case for case in FRAMEWISE if case[0] not in (WINDOWED, "sls")])
+def test_how_much_padding_there_is_does_not_matter_in_training(name: str, changed: dict[str, Any]) -> None:
+    n_frames, features = torch.tensor([5, 5, 5]), noise(3, LAYERS, FRAMES, CHANNELS)
+    short, long = make(name, **changed).train(), make(name, **changed).train()
     torch.testing.assert_close(
-        pooler(frames[order], N_FRAMES[order]), pooler(frames, N_FRAMES)[order], rtol=0, atol=1e-12
+        long(features, n_frames), short(features[:, :, :5].contiguous(), n_frames), rtol=0, atol=1e-11
     )
-    reader, pooled = make_linear(), noise(3, LAYERS, 2, CHANNELS)
-    torch.testing.assert_close(
-        reader(pooled[order], N_FRAMES[order]), reader(pooled, N_FRAMES)[order], rtol=0, atol=1e-12
-    )
+    for key, buffer in short.named_buffers():
+        torch.testing.assert_close(long.get_buffer(key), buffer, rtol=0, atol=1e-11)
+    rest = gradients(long, features, n_frames)[1:]
+    for got, want in zip(rest, gradients(short, features[:, :, :5], n_frames)[1:], strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-8)
 
 
-def test_each_backend_says_what_it_reads_and_how_wide_it_is() -> None:
-    for backend, reads in ((make_linear(), "pooled"), (make_asp(), "frames")):
-        assert (backend.reads, backend.embedding_dim) == (reads, WIDTH)
-        assert [type(child) for child in backend.children()].count(LayerWeights) == 1
-    assert linear.Backend(layers=2, channels=3).embedding_dim == asp.Backend(layers=2, channels=3).embedding_dim == 128
+@pytest.mark.parametrize(("name", "changed"), FRAMEWISE)
+def test_its_input_is_left_alone(name: str, changed: dict[str, Any]) -> None:
+    features = padded(np.nan)
+    make(name, **changed)(features, N_FRAMES)
+    torch.testing.assert_close(features, padded(np.nan), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("embedding_dim", [0, -3])
-def test_senseless_widths_are_refused(embedding_dim: int) -> None:
-    with pytest.raises(ValueError, match="embedding_dim"):
-        linear.Backend(layers=2, channels=3, embedding_dim=embedding_dim)
-    with pytest.raises(ValueError, match="embedding_dim and attention_dim"):
-        asp.Backend(layers=2, channels=3, embedding_dim=embedding_dim)
-    with pytest.raises(ValueError, match="embedding_dim and attention_dim"):
-        asp.Backend(layers=2, channels=3, attention_dim=embedding_dim)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, "eval") for name in ("asp", "linear", "mhfa", "mlp", "per_layer")] + [("sls", m) for m in MODES],
+)
+def test_gradients_are_those_of_finite_differences(name: str, mode: str) -> None:
+    backend = make(name).train(mode == "train")
+    features, n_frames = features_for(backend)[:2, :, :, :8].clone().requires_grad_(), N_FRAMES[:2]
+    backend = make(name, channels=8).train(mode == "train")
+    assert torch.autograd.gradcheck(lambda x, *_: backend(x, n_frames), (features, *backend.parameters()))
+
+
+# Sizes that make no sense
+
+SIZES = {
+    "asp": ["embedding_dim", "attention_dim"],
+    "conformer_tcm": ["embedding_dim", "heads", "blocks", "kernel_size"],
+    "linear": ["embedding_dim"],
+    "mhfa": ["embedding_dim", "heads", "compression_dim"],
+    "mlp": ["embedding_dim", "hidden_dim", "hidden_layers"],
+    "per_layer": ["layer_dim"],
+    "sls": ["embedding_dim"],
+}
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in SIZES.items() for size in sizes])
+@pytest.mark.parametrize("value", [0, -3])
+def test_senseless_sizes_are_refused(name: str, size: str, value: int) -> None:
+    values = [str(value if own == size else SETTINGS[name][own]) for own in SIZES[name]]
+    names, found = (" and ".join([", ".join(words[:-1]), words[-1]]) for words in (SIZES[name], values))
+    message = f"expected {names} ≥ 1, got {found}" if len(values) > 1 else f"expected {size} ≥ 1, got {value}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(name, **{size: value})

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.core.errors import InputError
 from pipeline.training import checkpoints
+from pipeline.training.checkpoints import CheckpointFolder
 
 TENSORS = {
     "float": torch.tensor([[1.5, float("nan")], [-0.0, 1e-45]]),
@@ -56,12 +57,56 @@ def test_another_file_is_refused(tmp_path: Path, kind: str) -> None:
         checkpoints.read(path, run="r")
 
 
+WEIGHTS = {3: {"w": torch.tensor([3.0])}, 4: {"w": torch.tensor([4.0])}}
+
+
+def test_weights_of_the_epochs_that_are_kept_and_the_state_after_the_last(tmp_path: Path) -> None:
+    place = CheckpointFolder(tmp_path / "c", "r")
+    assert place.read() is None
+    place.write(WEIGHTS, TENSORS, FACTS)
+    found = place.read()
+    assert found is not None
+    assert found[1] == FACTS
+    assert [place.weights(epoch)("w").item() for epoch in (3, 4)] == [3, 4]
+    place.write({5: {"w": torch.tensor([5.0])}}, TENSORS, FACTS)
+    place.keep({3, 5})
+    names = ["last.safetensors", "weights_0003.safetensors", "weights_0005.safetensors"]
+    assert sorted(path.name for path in place.folder.iterdir()) == names
+    assert CheckpointFolder(place.folder, "other").read() is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
+    place = CheckpointFolder(tmp_path / "c", "r")
+    place.write(WEIGHTS, TENSORS, FACTS)
+    path = place.folder / "weights_0004.safetensors"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    else:
+        save_file({"v": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match=rf"weights_0004.*: the checkpoint is damaged .*; delete {place.folder}"):
+        place.weights(4)("w")
+
+
 def test_delete_takes_what_a_killed_write_left(tmp_path: Path) -> None:
-    for name in ("c", "c.part", "other"):
-        (tmp_path / name).write_text("")
     checkpoints.delete(tmp_path / "c")
+    CheckpointFolder(tmp_path / "c", "r").write(WEIGHTS, TENSORS, FACTS)
+    for name in ("last.safetensors.part", "weights_0009.safetensors.part", "thesis.tex"):
+        (tmp_path / "c" / name).write_text("")
     checkpoints.delete(tmp_path / "c")
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.tex"]
+    (tmp_path / "c" / "thesis.tex").unlink()
+    checkpoints.delete(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_full_disk_says_which_file(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "last.safetensors.part").mkdir()  # cannot be written
+    with pytest.raises(OSError, match=r"make room, or allow writing there, and run .*last\.safetensors"):
+        CheckpointFolder(tmp_path / "c", "r").write({}, TENSORS, FACTS)
 
 
 def test_fingerprint_sees_every_bit() -> None:

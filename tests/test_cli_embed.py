@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,9 @@ from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
-from tests import systems
 from tests.systems import FRAMES, POOLED, ROOT
 
 COLUMNS = ["utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality"]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return systems.project(tmp_path_factory.getbasetemp() / "systems")
-
-
-@pytest.fixture
-def here(project: Path) -> Iterator[Path]:
-    """The project as the current folder."""
-    with contextlib.chdir(project):
-        yield project
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from dvc.stage import PipelineStage
 from ruamel.yaml import YAML
 
 from pipeline.core import params_file
+from pipeline.core.members import names
 
 ROOT = Path(__file__).parents[1]
 SHELVES = ("backends", "corpora", "losses", "quality")  # a stage depends on the members that it is given, by name
@@ -57,7 +58,7 @@ def speaks(path: Path) -> bool:
 
 
 def members(stage: PipelineStage) -> Iterator[str]:
-    """The axis members that a stage finds by name, from its own parameters."""
+    """The members that a stage finds by name, from its own parameters; all views, as any may be drawn."""
     kind, _, cell = stage.name.partition("@")
     axes = cell.split("-")
     settings = params_file.load(ROOT / "params.yaml")
@@ -73,6 +74,8 @@ def members(stage: PipelineStage) -> Iterator[str]:
         yield f"pipeline.backends.{axes[0]}"
     if kind == "train":
         yield f"pipeline.losses.{axes[1]}"
+    if kind in ("encoder", "extract"):
+        yield from (f"pipeline.views.{name}" for name in names("views"))
 
 
 def test_every_stage_declares_what_its_script_imports(

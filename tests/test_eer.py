@@ -8,26 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from pipeline.metrics.det import Det, det_points
-from pipeline.metrics.eer import interpolated_eer, official_eer
+from pipeline.metrics.eer import eer_of, interpolated_eer, official_eer
+from tests.golden import Arrays
+from tests.metrics import FLOATS, NO_SCORES, SCORES, SETS
 
 SHARED = Path(__file__).parents[1].parent / "shared"
-GOLDEN = SHARED / "golden" / "metrics.npz"
-SETS = ("plain", "ties", "separated", "inverted", "tiny", "imbalance", "cosine", "cross_ties")
-
-# Few distinct values, so that ties within and between the classes are common.
-SCORES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=20)
-FLOATS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20)
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, NDArray[np.float64]]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as stored:
-        return dict(stored)
 
 
 def eer(bonafide: list[float], spoof: list[float]) -> float:
@@ -46,24 +33,24 @@ def naive_det(bonafide: list[float], spoof: list[float]) -> list[tuple[float, fl
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_det_points_equal_the_reference(golden: dict[str, NDArray[np.float64]], name: str) -> None:
-    det = det_points(golden[f"{name}/bona"], golden[f"{name}/spoof"])
+def test_det_points_equal_the_reference(metric_arrays: Arrays, name: str) -> None:
+    det = det_points(metric_arrays[f"{name}/bona"], metric_arrays[f"{name}/spoof"])
     for key in ("frr", "far", "threshold"):
-        np.testing.assert_allclose(getattr(det, key), golden[f"{name}/det_{key}"], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(getattr(det, key), metric_arrays[f"{name}/det_{key}"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_eer_equals_the_reference(golden: dict[str, NDArray[np.float64]], name: str) -> None:
-    bonafide, spoof = golden[f"{name}/bona"], golden[f"{name}/spoof"]
+def test_the_eer_equals_the_reference(metric_arrays: Arrays, name: str) -> None:
+    bonafide, spoof = metric_arrays[f"{name}/bona"], metric_arrays[f"{name}/spoof"]
     found = official_eer(det_points(bonafide, spoof))
-    assert found.eer == pytest.approx(float(golden[f"{name}/eer"]), rel=0, abs=1e-12)
-    assert found.threshold == pytest.approx(float(golden[f"{name}/eer_threshold"]), rel=0, abs=1e-12)
+    assert found.eer == pytest.approx(float(metric_arrays[f"{name}/eer"]), rel=0, abs=1e-12)
+    assert found.threshold == pytest.approx(float(metric_arrays[f"{name}/eer_threshold"]), rel=0, abs=1e-12)
     negated = official_eer(det_points(-bonafide, -spoof))
-    assert negated.eer == pytest.approx(float(golden[f"{name}/eer_negated"]), rel=0, abs=1e-12)
+    assert negated.eer == pytest.approx(float(metric_arrays[f"{name}/eer_negated"]), rel=0, abs=1e-12)
 
 
-def test_all_golden_sets_are_tested(golden: dict[str, NDArray[np.float64]]) -> None:
-    assert tuple(golden["set_names"].tolist()) == SETS
+def test_all_golden_sets_are_tested(metric_arrays: Arrays) -> None:
+    assert tuple(metric_arrays["set_names"].tolist()) == SETS
 
 
 # Percent, of score files on the ASVspoof 2019 LA evaluation set; the OC-Softmax file holds higher = spoof.
@@ -84,8 +71,7 @@ def test_published_score_files_give_their_published_values(system: str) -> None:
     attack = np.array([row[1] for row in rows])
     is_bonafide = np.array([row[2] == "bonafide" for row in rows])
     scores = sign * np.array([float(row[3]) for row in rows])
-    found = official_eer(det_points(scores[is_bonafide], scores[~is_bonafide]))
-    assert round(100 * found.eer, 5) == pooled
+    assert round(100 * eer_of(scores, is_bonafide).eer, 5) == pooled
     bonafide, spoof = scores[is_bonafide], scores[~is_bonafide]
     names = [f"A{number:02d}" for number in range(7, 20)]
     single = [official_eer(det_points(bonafide, spoof[attack[~is_bonafide] == name])).eer for name in names]
@@ -103,6 +89,13 @@ def test_the_mean_is_taken_where_the_rates_never_meet() -> None:
     found = official_eer(det_points([2.0, 4.0, 5.0], [1.0, 3.0]))
     assert found.eer == pytest.approx(5 / 12)
     assert found.threshold == 2.0
+
+
+def test_the_eer_of_scores_and_labels_is_that_of_the_two_classes() -> None:
+    scores, is_bonafide = np.array([4.0, 1.0, 2.0, 3.0, 5.0]), np.array([True, False, True, False, True])
+    assert eer_of(scores, is_bonafide) == official_eer(det_points([2.0, 4.0, 5.0], [1.0, 3.0]))
+    with pytest.raises(ValueError, match="at least one bona fide"):
+        eer_of(scores, np.zeros(5, dtype=bool))
 
 
 def test_separated_and_inverted_classes() -> None:
@@ -169,15 +162,7 @@ def test_without_ties_both_values_are_within_half_a_step(order: list[int], cut: 
     assert abs(official_eer(det).eer - interpolated_eer(det)) <= step / 2 + 1e-12
 
 
-@pytest.mark.parametrize(
-    ("bonafide", "spoof", "message"),
-    [
-        ([], [1.0], "at least one bona fide score"),
-        ([1.0], [], "at least one spoof score"),
-        ([1.0, float("nan")], [1.0], "got 1 nan of 2"),
-        ([[1.0]], [1.0], r"got shape \(1, 1\)"),
-    ],
-)
+@NO_SCORES
 def test_what_is_no_list_of_scores_is_refused(bonafide: list[float], spoof: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         det_points(bonafide, spoof)

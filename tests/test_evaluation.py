@@ -1,4 +1,4 @@
-"""What is told of a system, against naive loops over the definitions."""
+"""The metrics of a system, against naive loops over the definitions."""
 
 from __future__ import annotations
 
@@ -273,3 +273,40 @@ def test_asv_rates_that_cannot_be_used_are_named_with_their_place() -> None:
         evaluation.checked_asv(rates | {"p_miss": 3}, where="x")
     with pytest.raises(InputError, match=r"^x: expected an ASV with which"):
         evaluation.checked_asv(AsvRates(0.0, 0.0, 0.0), where="x")
+
+
+@pytest.mark.parametrize("asv", [None, ASV])
+def test_two_arrays_give_the_metrics_of_their_trials(
+    table: Trials, scores: NDArray[np.float64], asv: AsvRates | None
+) -> None:
+    found = evaluation.from_scores(scores[table.is_bonafide], scores[~table.is_bonafide].tolist(), asv=asv, folds=50)
+    whole = evaluation.evaluate(table, scores, asv=asv, folds=50)
+    of_trials = {"eer_interval_by_speaker", "attacks", "vocoders", "codecs", "codecs_left_out"}
+    assert found.keys() - whole.keys() == {"cllr_interval"}
+    assert whole.keys() - found.keys() == of_trials
+    assert {name: found[name] for name in found.keys() & whole.keys()} == {
+        name: value for name, value in whole.items() if name not in of_trials
+    }
+    low, high = found["cllr_interval"]
+    assert low < found["cllr"] < high
+    without = evaluation.from_scores(scores[table.is_bonafide], scores[~table.is_bonafide], asv=asv, folds=0)
+    assert not [name for name in without if name.endswith("_interval")]
+
+
+def test_the_interval_of_cllr_is_that_of_a_naive_loop() -> None:
+    rng = np.random.default_rng(3)
+    bonafide, spoof = rng.normal(1, 1, size=40), rng.normal(-1, 2, size=70)
+    found = evaluation.from_scores(bonafide, spoof, folds=200, seed=5)["cllr_interval"]
+    values = []
+    for fold in range(200):
+        draw = np.random.default_rng((5, fold))
+        kept, refused = bonafide[draw.integers(40, size=40)], spoof[draw.integers(70, size=70)]
+        values.append((np.log2(1 + np.exp(-kept)).mean() + np.log2(1 + np.exp(refused)).mean()) / 2)
+    assert found == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist(), abs=1e-6)
+
+
+def test_two_arrays_are_checked() -> None:
+    with pytest.raises(ValueError, match="at least one spoof score"):
+        evaluation.from_scores([1.0], [])
+    with pytest.raises(ValueError, match="1 nan of 2"):
+        evaluation.from_scores([1.0, np.nan], [0.0])

@@ -576,7 +576,7 @@ def test_a_view_without_a_version_is_refused(corpus: Corpus, tmp_path: Path, car
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rawboost9_0", "expected a view (clean, rawboost1_0 to rawboost8_99, noise_0 to noise_99, narrowband), got"),
+        ("rawboost9_0", "expected a view (clean, narrowband, noise_0 to noise_99, rawboost1_0 to rawboost8_99), got"),
         ("clean", "expected views beside clean, which is always cached, got 'clean'; remove it"),
     ],
 )

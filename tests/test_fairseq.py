@@ -14,8 +14,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig,
 from pipeline.core.errors import InputError
 from pipeline.core.params import EncoderParams
 from pipeline.encoder import fairseq, models, xlsr
-from tests.backends import read_golden
-from tests.losses import GOLDEN
+from tests.golden import GOLDEN, read_golden
 
 LAYERS = (0, 1, 2, 3)
 TOLERANCE = 1e-4  # of the golden numbers
@@ -32,8 +31,6 @@ def encoder(path: Path) -> xlsr.Encoder:
 @pytest.fixture(scope="module")
 def state() -> dict[str, Any]:
     """The whole of fairseq's tiny checkpoint."""
-    if not (GOLDEN / "tiny_fairseq.pt").is_file():
-        pytest.skip(f"no checkpoint at {GOLDEN}")
     found: dict[str, Any] = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)
     return found
 

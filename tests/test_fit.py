@@ -20,7 +20,7 @@ from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
 from pipeline.core.params import LearningRates, TrainParams
 from pipeline.core.params_file import load
-from pipeline.core.trial_table import Row, from_rows
+from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.features import dataset, sampling, sources
 from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import Augment
@@ -28,8 +28,8 @@ from pipeline.features.sources import Held
 from pipeline.losses import aoc, cross_entropy, qamo
 from pipeline.metrics.eer import Eer
 from pipeline.scoring import centroids, runs, scorer
-from pipeline.training import adam, cells, checkpoints, loop, selection
-from pipeline.training import progress as progress_module
+from pipeline.training import adam, cells, checkpoints, heads, loop, selection
+from pipeline.training import history as history_module
 from pipeline.training.cells import Cell
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def fitted(
     cuts = sampling.thresholds(train.trials, levels=chosen.split.levels, given=chosen.split.thresholds)
     if backend == "linear":
         train, dev = (holding(data, pooled(array_of(data))) for data in (train, dev))
-    return loop.fit(
+    return heads.fit(
         partial(chosen.make_backend, layers=2, channels=6),
         partial(chosen.make_loss, speakers=0, layers=2),
         train=train,
@@ -188,7 +188,7 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
 
     made = Scripted()
 
-    def scripted_eer(_scores: np.ndarray, _dev: Dataset) -> Eer:
+    def scripted_eer(_scores: np.ndarray, _dev: Trials) -> Eer:
         weights.append(made.weight.item())
         return Eer(next(script) / 100, 0.5, 0)
 
@@ -201,7 +201,7 @@ def test_selection_averages_the_best_and_stops_after_patience(monkeypatch: pytes
     monkeypatch.setattr(loop, "dev_eer", scripted_eer)
     monkeypatch.setattr(adam.Adam, "step", step)
     train = separable(30, seed=0)
-    result = loop.fit(
+    result = heads.fit(
         lambda: made,
         partial(cell("asp", "aoc").make_loss, speakers=0, layers=2),
         train=train,
@@ -220,10 +220,21 @@ ONE_CENTROID = Centroids(np.ones((1, 2), np.float32), normalize_query=True, bias
 
 
 def test_of_equally_good_epochs_the_later_are_kept() -> None:
-    progress = progress_module.Progress()
+    history = history_module.History()
     for epoch, error in enumerate([30.0, 20.0, 30.0, 20.0, 30.0], start=1):
-        progress.add(progress_module.Epoch(epoch, 0.0, error, seconds=0.0), ONE_CENTROID, ({}, {}), keep=3)
-    assert [(error, epoch) for error, epoch, _ in progress.best] == [(20, 4), (20, 2), (30, 5)]
+        history.add(history_module.Epoch(epoch, 0.0, error, seconds=0.0), ONE_CENTROID, {}, keep=3)
+    assert history.best(3) == [4, 2, 5]
+    assert history.best(9) == [4, 2, 5, 3, 1]
+    assert sorted(history.states) == [2, 4, 5]
+
+
+def test_patience_counts_from_the_first_of_the_lowest() -> None:
+    history = history_module.History()
+    assert not history.done(TRAIN)
+    for epoch, error in enumerate([5.0, 3.0, 3.0, 4.0], start=1):
+        history.add(history_module.Epoch(epoch, 0.0, error, seconds=0.0), ONE_CENTROID, {}, keep=3)
+    for epochs, patience, done in ((9, 2, True), (9, 3, False), (4, 3, True)):
+        assert history.done(TRAIN.model_copy(update={"epochs": epochs, "patience": patience})) is done
 
 
 @pytest.mark.parametrize("loss", ["aoc", "qamo", "oc_softmax", "cross_entropy"])
@@ -231,9 +242,9 @@ def test_the_path_is_where_the_centroids_were_after_each_epoch(monkeypatch: pyte
     seen = []
     real = loop.train_epoch
 
-    def watched(run: loop.Run, epoch: int) -> float:
-        value = real(run, epoch)
-        seen.append(run.loss.centroids().vectors.tolist())
+    def watched(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
+        value = real(learner, optimizer, epoch)
+        seen.append(learner.system.loss.centroids().vectors.tolist())
         return value
 
     monkeypatch.setattr(loop, "train_epoch", watched)
@@ -266,7 +277,7 @@ def test_centres_of_speakers_are_enrolled_between_epochs_and_by_the_final_backen
 
     calls: list[int] = []
     epochs_started: list[int] = []
-    result = loop.fit(
+    result = heads.fit(
         partial(chosen.make_backend, layers=2, channels=6),
         make_loss,
         train=train,
@@ -310,25 +321,27 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     real_epoch, real_finish, trained = loop.train_epoch, loop._finished, []
 
-    def dying(run: loop.Run, epoch: int) -> float:
+    def dying(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
         trained.append(epoch)
         if trained == list(range(1, at + 1)) and at < 7:
-            real_epoch(run, epoch)  # killed in the middle: what it did since the checkpoint must not count
+            real_epoch(
+                learner, optimizer, epoch
+            )  # killed in the middle: what it did since the checkpoint must not count
             raise KilledError
-        return real_epoch(run, epoch)
+        return real_epoch(learner, optimizer, epoch)
 
-    def dying_at_the_end(run: loop.Run, progress: progress_module.Progress) -> loop.Fitted:
+    def dying_at_the_end(*given: Any, **named: Any) -> loop.Fitted:
         if at == 7 and len(trained) == 6 and not ended:
             ended.append(True)
             raise KilledError
-        return real_finish(run, progress)
+        return real_finish(*given, **named)
 
     ended: list[bool] = []
     monkeypatch.setattr(loop, "train_epoch", dying)
     monkeypatch.setattr(loop, "_finished", dying_at_the_end)
     with pytest.raises(KilledError):
         fitted(checkpoint=file, **how)
-    assert file.is_file() == (at > 1)
+    assert file.is_dir() == (at > 1)
     assert same(fitted(checkpoint=file, **how), undisturbed)
     assert trained == [*range(1, min(at, 6) + 1), *range(at, 7)]  # nothing that was kept is trained again
     assert [path.name for path in tmp_path.iterdir()] == [file.name]  # the caller's, until the result is on disk
@@ -342,10 +355,10 @@ def test_patience_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     params = TRAIN.model_copy(update={"patience": 3})
     real = loop.train_epoch
 
-    def dying(run: loop.Run, epoch: int) -> float:
+    def dying(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
         if epoch == 4:
             raise KilledError
-        return real(run, epoch)
+        return real(learner, optimizer, epoch)
 
     monkeypatch.setattr(loop, "train_epoch", dying)
     with pytest.raises(KilledError):
@@ -362,11 +375,11 @@ def test_seconds_go_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     real = loop.train_epoch
 
-    def slow(run: loop.Run, epoch: int) -> float:
+    def slow(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
         if epoch == 4 and clock[0] < 1000:
             raise KilledError
         clock[0] += 35
-        return real(run, epoch)
+        return real(learner, optimizer, epoch)
 
     monkeypatch.setattr(loop, "train_epoch", slow)
     with pytest.raises(KilledError):
@@ -381,12 +394,12 @@ def test_checkpoints_are_written_now_and_then(tmp_path: Path, monkeypatch: pytes
     written: list[float] = []
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr(checkpoints, "write", lambda *_args, **_more: written.append(clock[0]))
+    monkeypatch.setattr(loop, "_save", lambda *_args, **_more: written.append(clock[0]))
     real = loop.train_epoch
 
-    def slow(run: loop.Run, epoch: int) -> float:
+    def slow(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
         clock[0] += 35
-        return real(run, epoch)
+        return real(learner, optimizer, epoch)
 
     monkeypatch.setattr(loop, "train_epoch", slow)
     fitted(checkpoint=tmp_path / "c")
@@ -410,7 +423,7 @@ def test_a_checkpoint_of_another_run_is_left_aside(
     expected = fitted(**other)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     fitted(checkpoint=tmp_path / "c")
-    assert (tmp_path / "c").is_file()
+    assert (tmp_path / "c" / "last.safetensors").is_file()
     assert same(fitted(checkpoint=tmp_path / "c", **other), expected)
 
 
@@ -418,11 +431,11 @@ def test_seed_and_views_alone_tell_runs_apart() -> None:
     """Even where the initial weights are the same."""
     run = run_of(separable(12, seed=0, views=("noise_0",)))
     augmented = [replace(run, augment=Augment(("noise_0",), probability)) for probability in (0.2, 0.3)]
-    joined = replace(run, train=replace(run.train, groups=np.arange(12) // 6))
+    joined = replace(run, features=replace(run.features, groups=np.arange(12) // 6))
     relabelled = replace(run, labels=replace(run.labels, level=run.labels.level.clamp(max=1)))
     runs = [run, replace(run, seed=6), *augmented, joined, relabelled]
-    assert len({loop._identity(one) for one in runs}) == len(runs)
-    assert loop._identity(replace(run)) == loop._identity(run)
+    assert len({one.identity for one in runs}) == len(runs)
+    assert replace(run).identity == run.identity
 
 
 def test_hyperparameters_that_are_no_tensors_tell_runs_apart() -> None:
@@ -440,8 +453,8 @@ from pipeline.training import loop
 from tests.test_fit import fitted
 
 real = loop.train_epoch
-def dying(run, epoch):
-    mean = real(run, epoch)
+def dying(learner, optimizer, epoch):
+    mean = real(learner, optimizer, epoch)
     if epoch == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return mean
@@ -457,7 +470,11 @@ def test_sigkill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     trained = []
     real = loop.train_epoch
-    monkeypatch.setattr(loop, "train_epoch", lambda run, epoch: trained.append(epoch) or real(run, epoch))
+    monkeypatch.setattr(
+        loop,
+        "train_epoch",
+        lambda learner, optimizer, epoch: trained.append(epoch) or real(learner, optimizer, epoch),
+    )
     resumed = fitted(checkpoint=file)
     assert trained == [4, 5, 6]
     assert same(resumed, fitted())
@@ -491,7 +508,7 @@ def test_dev_scores_are_those_that_score_would_write() -> None:
     expected = scorer.score_all(result.backend, centroids.build(result.centroids), dev)
     assert result.dev_scores.dtype == np.float32
     assert result.dev_scores.tobytes() == expected.tobytes()
-    assert 100 * selection.dev_eer(result.dev_scores, dev).eer == result.dev_eer
+    assert 100 * selection.dev_eer(result.dev_scores, dev.trials).eer == result.dev_eer
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,14 +518,16 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         fitted(params=TRAIN.model_copy(update={"device": "cuda"}))
 
 
-def run_of(train: Dataset, *, augment: Augment = sampling.NO_AUGMENT, cuts: tuple[float, ...] = (2.0, 4.0)) -> loop.Run:
+def run_of(
+    train: Dataset, *, augment: Augment = sampling.NO_AUGMENT, cuts: tuple[float, ...] = (2.0, 4.0)
+) -> heads.HeadLearner:
     backend, loss = asp.Backend(layers=2, channels=6, embedding_dim=5), aoc.Loss(Facts(5, 3, 0))
-    return loop.Run(
-        backend=backend,
-        loss=loss,
-        optimizer=adam.Adam(adam.groups(backend, loss, TRAIN.learning_rate), weight_decay=0.0),
-        train=train,
-        dev=train,
+    return heads.HeadLearner(
+        system=heads.Head(backend, loss),
+        train=train.trials,
+        dev=train.trials,
+        features=train,
+        dev_features=train,
         labels=sampling.labels(train.trials, cuts),
         params=TRAIN,
         seed=5,
@@ -517,62 +536,63 @@ def run_of(train: Dataset, *, augment: Augment = sampling.NO_AUGMENT, cuts: tupl
     )
 
 
+def optimizer_of(run: heads.HeadLearner) -> adam.Adam:
+    return adam.Adam(run.groups(), weight_decay=0.0)
+
+
 def test_views_are_drawn_as_often_as_asked_and_lower_the_quality_level() -> None:
     n, views = 6000, ("noise_0", "rawboost4_0", "narrowband")
     data = separable(12, seed=0, views=views)
     trials = data.trials.take(np.arange(n) % 12)
     trials = replace(trials, quality=np.where(np.arange(n) % 5 == 0, np.nan, trials.quality))
-    train = replace(data, trials=trials)
-    run = run_of(train, augment=Augment(("narrowband", "noise_0"), 0.4))
-    addresses, labels = loop.drawn(run, 1)
-    np.testing.assert_array_equal(addresses % n, np.arange(n))
-    share = np.bincount(addresses // n, minlength=4) / n
-    np.testing.assert_allclose(share, [0.6, 0.2, 0.0, 0.2], atol=0.02)  # clean, noise_0, rawboost4_0, narrowband
-    for before, after, address in zip(
-        run.labels.level.tolist(), labels.level.tolist(), addresses.tolist(), strict=True
-    ):
-        assert after == (before if address < n or before < 0 else max(before - 1, 0))
+    run = run_of(replace(data, trials=trials), augment=Augment(("narrowband", "noise_0"), 0.4))
+    drawn, labels = run.drawn(1)
+    share = np.bincount(drawn + 1, minlength=3) / n
+    np.testing.assert_allclose(share, [0.6, 0.2, 0.2], atol=0.02)
+    for before, after, view in zip(run.labels.level.tolist(), labels.level.tolist(), drawn.tolist(), strict=True):
+        assert after == (before if view < 0 or before < 0 else max(before - 1, 0))
     assert set(run.labels.level.tolist()) == {-1, 0, 1, 2}
     assert torch.equal(labels.is_bonafide, run.labels.is_bonafide)
-    again, _ = loop.drawn(run, 1)
-    np.testing.assert_array_equal(addresses, again)
-    for other in (loop.drawn(run, 2)[0], loop.drawn(replace(run, seed=6), 1)[0]):
-        assert 0.3 < np.mean((addresses < n) != (other < n)) < 0.65  # independent: 2 · 0.4 · 0.6
+    np.testing.assert_array_equal(run.drawn(1)[0], drawn)
+    for other in (run.drawn(2)[0], replace(run, seed=6).drawn(1)[0]):
+        assert 0.3 < np.mean((drawn < 0) != (other < 0)) < 0.65  # independent: 2 · 0.4 · 0.6
 
 
 def test_clean_training_and_enrolment_see_the_clean_view_alone() -> None:
     train = separable(30, seed=0, views=("noise_0",))
     run = run_of(train)
-    addresses, labels = loop.drawn(run, 1)
-    assert addresses.tolist() == list(range(30))
-    assert labels is run.labels
+    drawn, labels = run.drawn(1)
+    assert set(drawn.tolist()) == {-1}
+    assert torch.equal(labels.level, run.labels.level)
     augmented = replace(run, augment=Augment(("noise_0",), 1.0))
-    assert (loop.drawn(augmented, 1)[0] == np.arange(30, 60)).all()
-    clean = loop._enrolment(run)[0]
-    assert torch.equal(loop._enrolment(augmented)[0], clean)
+    assert set(augmented.drawn(1)[0].tolist()) == {0}
+    clean = loop.enrolment(run)[0]
+    assert torch.equal(loop.enrolment(augmented)[0], clean)
     rows = np.flatnonzero(train.trials.is_bonafide)
     with torch.no_grad():
-        assert torch.equal(clean, run.backend(*train.features(rows)))
+        assert torch.equal(clean, run.system.backend(*train.features(rows)))
 
 
 def test_an_epoch_is_its_steps_by_a_naive_loop() -> None:
     """What stands in a batch: the features of the drawn view with the lowered label, in the sampler's order."""
     train = separable(50, seed=0, views=("noise_0", "narrowband"))
     torch.manual_seed(0)
-    run = run_of(train, augment=Augment(("noise_0", "narrowband"), 0.5))
+    run = run_of(train, augment=Augment(("narrowband", "noise_0"), 0.5))
     torch.manual_seed(0)
     naive = run_of(train)
-    mean = loop.train_epoch(run, 2)
+    mean = loop.train_epoch(run, optimizer_of(run), 2)
     assert torch.initial_seed() == (5 << 20) + 2  # dropout's
-    addresses, labels = loop.drawn(run, 2)
+    drawn, labels = run.drawn(2)
+    address = {-1: 0, 0: 100, 1: 50}  # of the first utterance, by the view drawn
     torch.manual_seed((5 << 20) + 2)
-    losses = []
+    optimizer, losses = optimizer_of(naive), []
     for rows in sampling.batches(train.trials.is_bonafide, size=16, seed=5, epoch=2):
-        features = torch.from_numpy(array_of(train)[addresses[rows]])
-        losses.append(loop.step(naive, (features, torch.full((len(rows),), 4)), sampling.take(labels, rows)).item())
+        features = torch.from_numpy(array_of(train)[[address[drawn[row]] + row for row in rows.tolist()]])
+        losses.append(naive.loss((features, torch.full((len(rows),), 4)), sampling.take(labels, rows)).item())
+        optimizer.step()
     assert mean == sum(losses) / len(losses)
-    for name, tensor in run.backend.state_dict().items():
-        assert torch.equal(tensor, naive.backend.state_dict()[name])
+    for name, tensor in run.system.state_dict().items():
+        assert torch.equal(tensor, naive.system.state_dict()[name])
 
 
 def test_joined_sets_are_trained_on_in_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,7 +601,7 @@ def test_joined_sets_are_trained_on_in_equal_shares(monkeypatch: pytest.MonkeyPa
     seen: list[np.ndarray] = []
     real = sampling.take
     monkeypatch.setattr(sampling, "take", lambda labels, rows: seen.append(rows) or real(labels, rows))
-    loop.train_epoch(run, 1)
+    loop.train_epoch(run, optimizer_of(run), 1)
     assert len(seen) == -(-120 // TRAIN.batch_size)
     for rows in seen:
         shares = np.bincount(joined.groups[rows], minlength=2)
@@ -593,7 +613,7 @@ def test_average_by_hand() -> None:
         {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(7)},
         {"w": torch.tensor([3.0, 6.0]), "count": torch.tensor(9)},
     ]
-    mean = progress_module.average(states)
+    mean = history_module.average([state.__getitem__ for state in states], states[0])
     assert mean["w"].tolist() == [2.0, 4.0]
     assert mean["count"].item() == 7
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from pipeline.audio import decode
 from pipeline.core import trial_table
-from pipeline.training import checkpoints
+from pipeline.training.checkpoints import CheckpointFolder
 from tests.test_audio import write_bad
 from tests.test_store import tree
 
@@ -223,7 +223,7 @@ def test_a_new_loss_is_one_file_and_its_name(project: Project) -> None:
 def test_one_stage_of_one_cell_alone_gives_the_same_bits(project: Project) -> None:
     before = tree(project.folder / "data/runs/linear-qamo-all-clean-1")
     unfinished = project.folder / "data/runs/linear-qamo-all-clean-1.checkpoint"
-    checkpoints.write(unfinished, {}, {}, run="of other parameters")
+    CheckpointFolder(unfinished, "of other parameters").write({}, {}, {})
     assert project.repro("-s", "-f", names("qamo")[0]) == names("qamo")[:1]
     assert tree(project.folder / "data/runs/linear-qamo-all-clean-1") == before
     assert not unfinished.exists()

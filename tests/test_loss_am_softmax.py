@@ -8,42 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.core.contracts import Facts, Labels
+from pipeline.core.contracts import Facts
 from pipeline.losses import am_softmax
-from tests.losses import (
-    Arrays,
-    computes_in_float32_under_autocast,
-    descended,
-    golden_arrays,
-    has_the_gradients_of_finite_differences,
-    is_a_mean_over_both_classes,
-    keeps_its_value_at_any_norm,
-    keeps_its_value_in_any_order,
-    label,
-    meets,
-    number,
-    scores,
-)
+from tests.golden import Arrays, read_golden
+from tests.losses import label, meets, number, random_case, restored, scores, value_and_gradients
 
 ATOL = {"loss": 2e-5, "grad_x": 5e-6, "grad_centers": 5e-6, "score": 1e-6}
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    return golden_arrays("am_softmax.npz")
+    return read_golden("am_softmax")
 
 
 def make(class_vectors: Tensor, **hyperparameters: Any) -> am_softmax.Loss:
     facts = Facts(embedding_dim=class_vectors.shape[1], levels=1, speakers=0)
-    loss = am_softmax.Loss(facts, **hyperparameters).to(class_vectors.dtype)
-    loss.load_state_dict({"class_vectors": class_vectors})
+    loss: am_softmax.Loss = restored("am_softmax", facts, {"class_vectors": class_vectors}, **hyperparameters)
     return loss
-
-
-def random_case(**hyperparameters: Any) -> tuple[am_softmax.Loss, Tensor, Labels]:
-    generator = torch.Generator().manual_seed(0)
-    x, vectors = (torch.randn(rows, 6, dtype=torch.float64, generator=generator) for rows in (9, 2))
-    return make(vectors, **hyperparameters), x, label([True, False, False, True, True, False, False, True, False])
 
 
 @pytest.mark.parametrize(
@@ -54,12 +35,8 @@ def random_case(**hyperparameters: Any) -> tuple[am_softmax.Loss, Tensor, Labels
 def test_meets_the_reference(golden: Arrays, dtype: torch.dtype, prefix: str, margin: float) -> None:
     reference_rows = torch.tensor(golden["centers"], dtype=dtype)  # bona fide first
     loss = make(reference_rows.flip(0), margin=margin)
-    x = torch.tensor(golden["mixed/x"], dtype=dtype, requires_grad=True)
-    value = loss(x, label(golden["mixed/is_bonafide"]))
-    value.backward()
-    assert value.dtype == dtype
-    assert loss.class_vectors.grad is not None
-    for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.class_vectors.grad.flip(0), "grad_centers")):
+    value, to_x, to_vectors = value_and_gradients(loss, golden["mixed/x"], label(golden["mixed/is_bonafide"]))
+    for got, key in ((value, "loss"), (to_x, "grad_x"), (to_vectors.flip(0), "grad_centers")):
         meets(got, golden[f"{prefix}mixed/train/{key}"], ATOL[key], key)
 
 
@@ -87,7 +64,7 @@ def test_numbers_derived_by_hand() -> None:
 
 
 def test_agrees_with_a_naive_loop() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = random_case("am_softmax")
     spoof, bona = loss.class_vectors.detach()
     total = 0.0
     for row, bonafide in zip(x, labels.is_bonafide.tolist(), strict=True):
@@ -98,32 +75,16 @@ def test_agrees_with_a_naive_loop() -> None:
     assert number(loss(x, labels)) == pytest.approx(total / 9, rel=1e-12)
 
 
-def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
-    loss, x, labels = random_case()
-    keeps_its_value_in_any_order(loss, x, labels)
-    keeps_its_value_at_any_norm(loss, x, labels)
-    longer = make(loss.class_vectors.detach() * torch.tensor([[0.1], [50.0]], dtype=torch.float64))
-    assert number(longer(x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
-
-
 def test_classes_are_treated_alike() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = random_case("am_softmax")
     swapped = make(loss.class_vectors.detach().flip(0))
     value = number(loss(x, labels))
     assert number(swapped(x, label(~labels.is_bonafide.numpy()))) == pytest.approx(value, rel=1e-12)
     np.testing.assert_allclose(scores(swapped, x), -scores(loss, x), rtol=0, atol=1e-6)
 
 
-def test_gradients_to_embeddings_and_class_vectors() -> None:
-    has_the_gradients_of_finite_differences(*random_case(scale=4.0))
-
-
-def test_a_class_that_is_missing_drops_its_term() -> None:
-    is_a_mean_over_both_classes(*random_case())
-
-
 def test_an_embedding_of_zeros_is_indifferent() -> None:
-    loss, x, _ = random_case()
+    loss, x, _ = random_case("am_softmax")
     x = torch.zeros_like(x[:1]).requires_grad_()
     value = loss(x, label([True]))
     value.backward()
@@ -133,46 +94,6 @@ def test_an_embedding_of_zeros_is_indifferent() -> None:
 
 
 def test_the_index_scores_the_difference_of_the_cosines() -> None:
-    loss, x, _ = random_case()
-    record = loss.centroids()
-    assert record.vectors.shape == (1, 6)
-    assert (record.normalize_query, record.bias, record.reduce) == (True, 0.0, "max")
+    loss, x, _ = random_case("am_softmax")
     spoof, bona = (torch.cosine_similarity(x, vector[None]) for vector in loss.class_vectors.detach())
     np.testing.assert_allclose(scores(loss, 100 * x), (bona - spoof).numpy(), rtol=0, atol=1e-6)
-
-
-def test_descent_raises_bonafide_above_spoof() -> None:
-    loss, x, labels = random_case()
-    found, flags = descended(loss, x, labels), labels.is_bonafide.numpy()
-    assert found[flags].min() > 0.9
-    assert found[~flags].max() < -0.9
-
-
-def test_class_vectors_are_learned_and_come_from_the_seeded_generator() -> None:
-    facts = Facts(embedding_dim=64, levels=1, speakers=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        first = am_softmax.Loss(facts)
-        torch.manual_seed(7)
-        want = torch.randn(2, 64)
-    assert torch.equal(first.class_vectors, want)
-    assert [name for name, _ in first.named_parameters()] == ["class_vectors"]
-
-
-def test_autocast_does_not_touch_the_numbers() -> None:
-    computes_in_float32_under_autocast(*random_case())
-
-
-@pytest.mark.parametrize(
-    ("hyperparameters", "message"),
-    [
-        ({"scale": 0.0}, "scale > 0"),
-        ({"scale": math.inf}, "scale > 0"),
-        ({"margin": -0.1}, "margin ≥ 0"),
-        ({"margin": math.nan}, "margin ≥ 0"),
-        ({"margin": math.inf}, "margin ≥ 0"),
-    ],
-)
-def test_senseless_hyperparameters_are_refused(hyperparameters: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        am_softmax.Loss(Facts(embedding_dim=4, levels=1, speakers=0), **hyperparameters)

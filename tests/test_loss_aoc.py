@@ -10,24 +10,15 @@ from torch import Tensor
 from pipeline.core.contracts import Facts, Labels
 from pipeline.core.errors import InputError
 from pipeline.losses import aoc
-from tests.losses import (
-    DTYPES,
-    Arrays,
-    golden_arrays,
-    has_the_gradients_of_finite_differences,
-    keeps_its_value_at_any_norm,
-    label,
-    meets,
-    scores,
-    take,
-)
+from tests.golden import Arrays, read_golden
+from tests.losses import DTYPES, label, meets, scores, take, value_and_gradients
 
 ATOL = {"loss": 2e-6, "grad_x": 2e-6, "centroid": 5e-6}
 
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    return golden_arrays("aoc.npz")
+    return read_golden("aoc")
 
 
 def make(embedding_dim: int, **hyperparameters: Any) -> aoc.Loss:
@@ -43,14 +34,13 @@ def batch(rows: int, bonafide: int, *, seed: int = 0, scale: float = 1.0) -> tup
 def test_meets_the_reference_batch_after_batch(golden: Arrays, dtype: torch.dtype, prefix: str) -> None:
     loss = make(32).to(dtype)
     for index in range(6):
-        x = torch.tensor(golden[f"b{index}/x"], dtype=dtype, requires_grad=True)
-        value = loss(x, label(golden[f"b{index}/is_bonafide"]))
-        value.backward()
-        assert value.dtype == dtype
-        for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.centroid, "centroid")):
+        found = value_and_gradients(loss, golden[f"b{index}/x"], label(golden[f"b{index}/is_bonafide"]))
+        for got, key in zip([*found, loss.centroid], ATOL, strict=True):
             meets(got, golden[f"{prefix}b{index}/{key}"], ATOL[key], key)
         assert int(loss.count) == golden[f"b{index}/n"]
-        np.testing.assert_allclose(scores(loss, x), golden[f"{prefix}b{index}/score"], rtol=0, atol=5e-6)
+        np.testing.assert_allclose(
+            scores(loss, torch.tensor(golden[f"b{index}/x"])), golden[f"{prefix}b{index}/score"], rtol=0, atol=5e-6
+        )
     loss(torch.tensor(golden["only_bonafide/x"], dtype=dtype), label([True] * 3))
     np.testing.assert_allclose(loss.centroid.numpy(), golden["only_bonafide/centroid"], rtol=0, atol=5e-6)
     assert int(loss.count) == golden["only_bonafide/n"]
@@ -84,20 +74,12 @@ def test_agrees_with_a_naive_loop() -> None:
         assert float(value) == pytest.approx(1 - sum(bonafide) / len(bonafide) + sum(spoof) / len(spoof), abs=1e-12)
 
 
-def test_loss_does_not_depend_on_the_order_or_in_eval_mode_the_norms_of_a_batch() -> None:
+def test_the_order_of_a_batch_does_not_matter_in_training() -> None:
     x, labels = batch(8, 3)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     loss, shuffled = make(4).double(), make(4).double()
     value = float(loss(x, labels))
     assert float(shuffled(x[order], take(labels, order))) == pytest.approx(value, abs=1e-12)
-    keeps_its_value_at_any_norm(loss.eval(), x, labels)
-
-
-def test_gradients_with_the_centroid_held() -> None:
-    loss = make(4).double()
-    x, labels = batch(6, 2)
-    loss(x, labels)
-    has_the_gradients_of_finite_differences(loss.eval(), x, labels)
 
 
 def test_the_gradient_does_not_flow_through_the_centroid() -> None:
@@ -176,7 +158,7 @@ def test_centroids_before_any_bonafide_say_what_is_wrong() -> None:
         loss.centroids()
 
 
-def test_autocast_does_not_touch_the_numbers() -> None:
+def test_autocast_does_not_touch_the_centroid() -> None:
     x, labels = batch(8, 3)
     half = x.bfloat16()
     plain, cast = make(4), make(4)
@@ -254,9 +236,3 @@ def test_at_unit_length_norms_do_not_matter_in_training() -> None:
     norms = torch.logspace(-3, 3, 8, dtype=torch.float64)[:, None]
     assert float(longer(norms * x, labels)) == pytest.approx(float(plain(x, labels)), rel=1e-12)
     torch.testing.assert_close(longer.centroid, plain.centroid, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("momentum", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_senseless_momentum_is_refused(momentum: float) -> None:
-    with pytest.raises(ValueError, match="0 < momentum < 1"):
-        make(4, momentum=momentum)

@@ -9,39 +9,18 @@ import torch
 from torch import Tensor
 
 from pipeline.backends import per_layer
-from pipeline.core.contracts import Facts, Labels
+from pipeline.core.contracts import Facts
 from pipeline.losses import oc_softmax, per_layer_oc
-from tests.losses import (
-    DTYPES,
-    computes_in_float32_under_autocast,
-    descended,
-    golden_arrays,
-    has_the_gradients_of_finite_differences,
-    is_a_mean_over_both_classes,
-    keeps_its_value_at_any_norm,
-    keeps_its_value_in_any_order,
-    label,
-    meets,
-    number,
-    scores,
-    softplus,
-)
+from tests.golden import read_golden
+from tests.losses import DTYPES, label, meets, number, random_case, restored, scores, softplus, value_and_gradients
 
 LAYERS, WIDTH = 3, 4
 
 
 def make(centres: Tensor, **hyperparameters: Any) -> per_layer_oc.Loss:
     facts = Facts(embedding_dim=centres.numel(), levels=1, speakers=0, layers=len(centres))
-    loss = per_layer_oc.Loss(facts, **hyperparameters).to(centres.dtype)
-    loss.load_state_dict({"centres": centres})
+    loss: per_layer_oc.Loss = restored("per_layer_oc", facts, {"centres": centres}, **hyperparameters)
     return loss
-
-
-def random_case(**hyperparameters: Any) -> tuple[per_layer_oc.Loss, Tensor, Labels]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(9, LAYERS * WIDTH, dtype=torch.float64, generator=generator)
-    centres = torch.randn(LAYERS, WIDTH, dtype=torch.float64, generator=generator)
-    return make(centres, **hyperparameters), x, label([True, False, False, True, True, False, False, True, False])
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -59,19 +38,19 @@ def cosines(row: Tensor, centres: Tensor) -> list[float]:
 def test_one_layer_meets_the_reference_of_oc_softmax(
     dtype: torch.dtype, prefix: str, setting: str, hyperparameters: dict[str, float]
 ) -> None:
-    arrays = golden_arrays("oc_softmax.npz")
+    arrays = read_golden("oc_softmax")
     loss = make(torch.tensor(arrays["center"], dtype=dtype), **hyperparameters)
-    x = torch.tensor(arrays["mixed/x"], dtype=dtype, requires_grad=True)
-    value = loss(x, label(arrays["mixed/is_bonafide"]))
-    value.backward()
+    found = value_and_gradients(loss, arrays["mixed/x"], label(arrays["mixed/is_bonafide"]))
     atol = {"loss": 1e-5, "grad_x": 1e-6, "grad_center": 5e-6}
-    for got, key in ((value, "loss"), (x.grad, "grad_x"), (loss.centres.grad, "grad_center")):
-        meets(got, arrays[f"{prefix}mixed/{setting}/{key}"], atol[key], key)
-    np.testing.assert_allclose(scores(loss, x), arrays[f"{prefix}mixed/score"], rtol=0, atol=1e-6)
+    for got, (key, allowed) in zip(found, atol.items(), strict=True):
+        meets(got, arrays[f"{prefix}mixed/{setting}/{key}"], allowed, key)
+    np.testing.assert_allclose(
+        scores(loss, torch.tensor(arrays["mixed/x"])), arrays[f"{prefix}mixed/score"], rtol=0, atol=1e-6
+    )
 
 
 def test_is_the_mean_of_one_oc_softmax_a_layer() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = random_case("per_layer_oc")
     singles = []
     for segment, centre in zip(x.split(WIDTH, dim=1), loss.centres.detach(), strict=True):
         single = oc_softmax.Loss(Facts(embedding_dim=WIDTH, levels=1, speakers=0)).double()
@@ -89,7 +68,7 @@ def test_numbers_derived_by_hand() -> None:
 
 
 def test_agrees_with_a_naive_loop() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = random_case("per_layer_oc")
     total = 0.0
     for row, bonafide in zip(x, labels.is_bonafide.tolist(), strict=True):
         for s in cosines(row, loss.centres.detach()):
@@ -97,47 +76,29 @@ def test_agrees_with_a_naive_loop() -> None:
     assert number(loss(x, labels)) == pytest.approx(total, rel=1e-8)  # torch's softplus is linear above 20
 
 
-def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch() -> None:
-    loss, x, labels = random_case()
-    keeps_its_value_in_any_order(loss, x, labels)
-    keeps_its_value_at_any_norm(loss, x, labels)
-    value = number(loss(x, labels))
+def test_the_norms_of_the_segments_do_not_matter() -> None:
+    loss, x, labels = random_case("per_layer_oc")
     segments = torch.tensor([0.1, 1.0, 50.0], dtype=torch.float64).repeat_interleave(WIDTH)
-    assert number(loss(segments * x, labels)) == pytest.approx(value, rel=1e-12)
-    longer = loss.centres.detach() * torch.tensor([[0.1], [1.0], [10.0]], dtype=torch.float64)
-    assert number(make(longer)(x, labels)) == pytest.approx(value, rel=1e-12)
+    assert number(loss(segments * x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
 def test_the_order_of_the_layers_does_not_matter() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = random_case("per_layer_oc")
     turned = make(loss.centres.detach().roll(1, dims=0))
     assert number(turned(x.roll(WIDTH, dims=1), labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
 
 
-def test_gradients_to_embeddings_and_centres() -> None:
-    # A gentler slope than the default: softplus turns linear, with a step of 2e-9, where α u passes 20.
-    has_the_gradients_of_finite_differences(*random_case(alpha=5.0))
-
-
 def test_each_centre_learns_from_its_own_layer() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = random_case("per_layer_oc")
     x[:, WIDTH : 2 * WIDTH] = 0
     loss(x, labels).backward()
     assert loss.centres.grad is not None
     assert loss.centres.grad.abs().sum(dim=1).gt(0).tolist() == [True, False, True]
 
 
-def test_a_class_that_is_missing_drops_its_term() -> None:
-    is_a_mean_over_both_classes(*random_case())
-
-
 @pytest.mark.parametrize("length", [1.0, 30.0])
 def test_the_index_scores_the_mean_of_the_cosines(length: float) -> None:
-    loss, x, _ = random_case()
-    record = loss.centroids()
-    assert record.vectors.shape == (1, LAYERS * WIDTH)
-    assert (record.normalize_query, record.bias, record.reduce) == (True, 0.0, "max")
-    assert np.linalg.norm(record.vectors) == pytest.approx(1.0, abs=1e-6)
+    loss, x, _ = random_case("per_layer_oc")
     x = torch.cat([length * part / part.norm(dim=1, keepdim=True) for part in x.split(WIDTH, dim=1)], dim=1)
     want = [sum(cosines(row, loss.centres.detach())) / LAYERS for row in x]
     np.testing.assert_allclose(scores(loss, x), want, rtol=0, atol=1e-6)
@@ -154,51 +115,12 @@ def test_with_its_backend_the_score_is_the_fused_decision_of_the_layers() -> Non
 
 
 def test_segments_of_other_backends_weigh_by_their_length() -> None:
-    loss, x, _ = random_case()
+    loss, x, _ = random_case("per_layer_oc")
     for row, score in zip(x, scores(loss, x), strict=True):
         lengths = [float(part.norm()) for part in row.split(WIDTH)]
         parts = zip(lengths, cosines(row, loss.centres.detach()), strict=True)
         want = sum(length * s for length, s in parts) / (math.sqrt(LAYERS) * float(row.norm()))
         assert score == pytest.approx(want, abs=1e-6)
-
-
-def test_descent_raises_bonafide_above_spoof() -> None:
-    loss, x, labels = random_case()
-    found, flags = descended(loss, x, labels), labels.is_bonafide.numpy()
-    assert found[flags].min() > 0.75
-    assert found[~flags].max() < 0.3
-
-
-def test_centres_are_learned_and_come_from_the_seeded_generator() -> None:
-    facts = Facts(embedding_dim=64, levels=1, speakers=0, layers=4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        first = per_layer_oc.Loss(facts)
-        torch.manual_seed(7)
-        bound = math.sqrt(6 / (1 + 0.25**2) / 16)
-        want = torch.empty(4, 16).uniform_(-bound, bound)
-    torch.testing.assert_close(first.centres.detach(), want)
-    assert [name for name, _ in first.named_parameters()] == ["centres"]
-
-
-def test_autocast_does_not_touch_the_numbers() -> None:
-    computes_in_float32_under_autocast(*random_case())
-
-
-@pytest.mark.parametrize(
-    ("hyperparameters", "message"),
-    [
-        ({"alpha": 0.0}, "alpha > 0"),
-        ({"alpha": math.nan}, "alpha > 0"),
-        ({"alpha": math.inf}, "alpha > 0"),
-        ({"margin_bonafide": 1.5}, "margin_spoof < margin_bonafide"),
-        ({"margin_spoof": 0.9}, "margin_spoof < margin_bonafide"),
-        ({"margin_spoof": -1.1}, "margin_spoof < margin_bonafide"),
-    ],
-)
-def test_senseless_hyperparameters_are_refused(hyperparameters: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        per_layer_oc.Loss(Facts(embedding_dim=4, levels=1, speakers=0, layers=2), **hyperparameters)
 
 
 def test_an_embedding_that_the_layers_do_not_divide_is_refused() -> None:

@@ -8,23 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.core.contracts import Facts, Labels
+from pipeline.core.contracts import Facts
 from pipeline.losses import qamo
+from tests.golden import Arrays, read_golden
 from tests.losses import (
     DTYPES,
-    Arrays,
-    computes_in_float32_under_autocast,
+    REDUCES,
+    Case,
+    cosines,
     descended,
-    golden_arrays,
-    has_the_gradients_of_finite_differences,
-    keeps_its_value_at_any_norm,
-    keeps_its_value_in_any_order,
     label,
     meets,
     number,
+    random_case,
+    reduced,
+    restored,
     scores,
     softplus,
     take,
+    value_and_gradients,
+    with_levels,
 )
 
 CASES = ["mixed", "nolow", "only_spoof", "only_bonafide"]
@@ -42,23 +45,17 @@ ATOL = {
 
 @pytest.fixture(scope="module")
 def golden() -> Arrays:
-    return golden_arrays("qamo.npz")
+    return read_golden("qamo")
 
 
-def make(centers: Tensor, **hyperparameters: Any) -> qamo.Loss:
-    loss = qamo.Loss(Facts(embedding_dim=centers.shape[1], levels=len(centers), speakers=0), **hyperparameters)
-    loss = loss.to(centers.dtype)
-    loss.load_state_dict({"centers": centers})
+def make(centres: Tensor, **hyperparameters: Any) -> qamo.Loss:
+    facts = Facts(embedding_dim=centres.shape[1], levels=len(centres), speakers=0)
+    loss: qamo.Loss = restored("qamo", facts, {"centres": centres}, **hyperparameters)
     return loss
 
 
-def random_case(levels: int = 3, **hyperparameters: Any) -> tuple[qamo.Loss, Tensor, Labels]:
-    """Six bona fide, two of them of unknown level, and four spoofs."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(10, 6, dtype=torch.float64, generator=generator)
-    loss = make(torch.randn(levels, 6, dtype=torch.float64, generator=generator), **hyperparameters)
-    level = torch.tensor([0, 1, 2, -1, 3, -1, 0, -1, 2, 1])
-    return loss, x, label([True] * 6 + [False] * 4, level=torch.where(level < 0, -1, level % levels))
+def case(levels: int = 3, **hyperparameters: Any) -> Case:
+    return random_case(("qamo", with_levels(levels)), **hyperparameters)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,11 +67,8 @@ def test_meets_the_reference(golden: Arrays, case: str, dtype: torch.dtype, pref
         (np.full(len(flags), -1), ("noq_loss", "noq_grad_x", "noq_grad_centers")),
     ):
         loss = make(torch.tensor(golden["centers"], dtype=dtype))
-        x = torch.tensor(golden[f"{case}/x"], dtype=dtype, requires_grad=True)
-        value = loss(x, label(flags, level=level))
-        value.backward()
-        assert value.dtype == dtype
-        for got, key in zip((value, x.grad, loss.centers.grad), names, strict=True):
+        found = value_and_gradients(loss, golden[f"{case}/x"], label(flags, level=level))
+        for got, key in zip(found, names, strict=True):
             meets(got, golden[f"{prefix}{case}/{key}"], ATOL[key], key)
 
 
@@ -83,8 +77,8 @@ def test_meets_the_reference(golden: Arrays, case: str, dtype: torch.dtype, pref
 def test_each_term_meets_the_reference(golden: Arrays, case: str, dtype: torch.dtype, prefix: str) -> None:
     x = torch.tensor(golden[f"{case}/x"], dtype=dtype)
     labels = label(golden[f"{case}/is_bonafide"], level=golden[f"{case}/q"])
-    centers = torch.tensor(golden["centers"], dtype=dtype)
-    without, weighed = (number(make(centers, quality_weight=weight)(x, labels)) for weight in (0.0, 1.0))
+    centres = torch.tensor(golden["centers"], dtype=dtype)
+    without, weighed = (number(make(centres, quality_weight=weight)(x, labels)) for weight in (0.0, 1.0))
     loss_cls, quality_ce = (float(golden[f"{prefix}{case}/{key}"]) for key in ("loss_cls", "quality_ce"))
     exact = dtype == torch.float64
     assert without == pytest.approx(loss_cls, rel=0, abs=1e-10 * abs(loss_cls) if exact else ATOL["loss_cls"])
@@ -94,21 +88,22 @@ def test_each_term_meets_the_reference(golden: Arrays, case: str, dtype: torch.d
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("reduce", ["mean", "max"])
-def test_scores_as_the_reference(golden: Arrays, case: str, reduce: Literal["mean", "max"]) -> None:
-    found = scores(make(torch.tensor(golden["centers"]), reduce=reduce), torch.tensor(golden[f"{case}/x"]))
+@pytest.mark.parametrize("name", ["qamo", "multi_centre"])
+def test_scores_as_the_reference_with_quality_and_without(golden: Arrays, name: str, reduce: str, case: str) -> None:
+    state = {"centres": torch.tensor(golden["centers"])}
+    loss = restored(name, Facts(embedding_dim=16, levels=2, speakers=0), state, reduce=reduce)
+    found = scores(loss, torch.tensor(golden[f"{case}/x"]))
     for prefix in ("", "f64/"):
         np.testing.assert_allclose(found, golden[f"{prefix}{case}/score_{reduce}"], rtol=0, atol=2e-6)
 
 
 def test_one_centroid_is_oc_softmax() -> None:
-    arrays = golden_arrays("oc_softmax.npz")
+    arrays = read_golden("oc_softmax")
     loss = make(torch.tensor(arrays["center"], dtype=torch.float64))
-    x = torch.tensor(arrays["mixed/x"], dtype=torch.float64, requires_grad=True)
-    value = loss(x, label(arrays["mixed/is_bonafide"], level=0))
-    value.backward()
+    labels = label(arrays["mixed/is_bonafide"], level=0)
+    value, to_x, _ = value_and_gradients(loss, arrays["mixed/x"], labels)
     assert number(value) == pytest.approx(float(arrays["f64/mixed/train/loss"]), rel=1e-10)
-    assert x.grad is not None
-    np.testing.assert_allclose(x.grad.numpy(), arrays["f64/mixed/train/grad_x"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(to_x.numpy(), arrays["f64/mixed/train/grad_x"], rtol=0, atol=1e-9)
 
 
 def test_numbers_derived_by_hand() -> None:
@@ -123,16 +118,16 @@ def test_numbers_derived_by_hand() -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_agrees_with_a_naive_loop(levels: int) -> None:
-    loss, x, labels = random_case(levels)
+    loss, x, labels = case(levels)
     one_class, quality = [], []
     for row, bonafide, level in zip(x, labels.is_bonafide.tolist(), labels.level.tolist(), strict=True):
-        cosines = [float(row @ c / (row.norm() * c.norm())) for c in loss.centers.detach()]
+        near = [float(row @ c / (row.norm() * c.norm())) for c in loss.centres.detach()]
         if not bonafide:
-            one_class.append(softplus(20.0 * (max(cosines) - 0.2)))
+            one_class.append(softplus(20.0 * (max(near) - 0.2)))
             continue
-        one_class.append(softplus(20.0 * (0.9 - (max(cosines) if level < 0 else cosines[level]))))
+        one_class.append(softplus(20.0 * (0.9 - (max(near) if level < 0 else near[level]))))
         if level >= 0:
-            logits = [32.0 * (cosine - 0.4 * (k == level)) for k, cosine in enumerate(cosines)]
+            logits = [32.0 * (cosine - 0.4 * (k == level)) for k, cosine in enumerate(near)]
             quality.append(math.log(sum(math.exp(logit) for logit in logits)) - logits[level])
     want = sum(one_class) / len(one_class) + 0.1 * sum(quality) / len(quality)
     assert len(quality) == 4
@@ -140,24 +135,37 @@ def test_agrees_with_a_naive_loop(levels: int) -> None:
 
 
 def test_the_level_of_a_spoof_does_not_matter() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = case()
     level = torch.where(labels.is_bonafide, labels.level, 2 - labels.level.clamp(min=0))
     assert torch.equal(loss(x, labels), loss(x, label(labels.is_bonafide, level=level)))
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_loss_depends_neither_on_norms_nor_on_the_order_of_a_batch(levels: int) -> None:
-    loss, x, labels = random_case(levels)
-    keeps_its_value_in_any_order(loss, x, labels)
-    keeps_its_value_at_any_norm(loss, x, labels)
-    longer = make(loss.centers.detach() * torch.logspace(-1, 1, levels, dtype=torch.float64)[:, None])
-    assert number(longer(x, labels)) == pytest.approx(number(loss(x, labels)), rel=1e-12)
+def test_neither_norms_nor_the_order_of_a_batch_matter_for_any_number_of_levels(levels: int) -> None:
+    loss, x, labels = case(levels)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    norms = torch.logspace(-3, 3, len(x), dtype=x.dtype)[:, None]
+    longer = make(loss.centres.detach() * torch.logspace(-1, 1, levels, dtype=torch.float64)[:, None])
+    value = number(loss(x, labels))
+    assert number(loss((norms * x)[order], take(labels, order))) == pytest.approx(value, rel=1e-12)
+    assert number(longer(x, labels)) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_gradients_for_any_number_of_levels(levels: int) -> None:
+    loss, x, labels = case(levels, alpha=5.0, scale=4.0)  # gentle slopes: softplus turns linear where α u passes 20
+
+    def value(x: Tensor, centres: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(loss, {"centres": centres}, (x, labels))
+        return out
+
+    assert torch.autograd.gradcheck(value, (x.requires_grad_(), loss.centres.detach().clone().requires_grad_()))
 
 
 def test_names_of_the_levels_do_not_matter() -> None:
-    loss, x, labels = random_case(4)
+    loss, x, labels = case(4)
     rename = torch.tensor([3, 0, 1, 2])  # new number of each level
-    renamed = make(loss.centers.detach()[rename.argsort()])
+    renamed = make(loss.centres.detach()[rename.argsort()])
     level = torch.where(labels.level < 0, -1, rename[labels.level.clamp(min=0)])
     value = number(renamed(x, label(labels.is_bonafide, level=level)))
     assert value == pytest.approx(number(loss(x, labels)), rel=1e-12)
@@ -165,22 +173,10 @@ def test_names_of_the_levels_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_gradients_to_embeddings_and_centers(levels: int) -> None:
-    # Gentler slopes than the defaults: softplus turns linear, with a step of 2e-9, where α u passes 20.
-    has_the_gradients_of_finite_differences(*random_case(levels, alpha=5.0, scale=4.0))
-
-
-@pytest.mark.parametrize("levels", [1, 2, 4])
-@pytest.mark.parametrize("reduce", ["max", "mean", "softmax"])
+@REDUCES
 def test_the_index_scores_the_cosines(levels: int, reduce: Literal["max", "mean", "softmax"]) -> None:
-    loss, x, _ = random_case(levels, reduce=reduce)
-    cosines = torch.cosine_similarity(x[:, None], loss.centers.detach()[None], dim=2)  # (B, K)
-    want = {
-        "max": cosines.max(dim=1).values,
-        "mean": cosines.mean(dim=1),
-        "softmax": (cosines.softmax(dim=1) * cosines).sum(dim=1),
-    }[reduce]
-    np.testing.assert_allclose(scores(loss, 100 * x), want.numpy(), rtol=0, atol=1e-6)
+    loss, x, _ = case(levels, reduce=reduce)
+    np.testing.assert_allclose(scores(loss, 100 * x), reduced(cosines(x, loss.centres), reduce), rtol=0, atol=1e-6)
 
 
 def test_descent_gathers_bonafide_by_level() -> None:
@@ -198,10 +194,10 @@ def test_descent_gathers_bonafide_by_level() -> None:
 
 
 def test_without_graded_bonafide_the_quality_term_is_zero() -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = case()
     for kept in (labels.level == -1, ~labels.is_bonafide):
         part = take(labels, kept)
-        plain = make(loss.centers.detach(), quality_weight=0.0)
+        plain = make(loss.centres.detach(), quality_weight=0.0)
         assert torch.equal(loss(x[kept], part), plain(x[kept], part))
 
 
@@ -211,41 +207,8 @@ def test_centroids_are_unit_rows() -> None:
     assert (centroids.normalize_query, centroids.bias, centroids.reduce) == (True, 0.0, "softmax")
 
 
-def test_centers_come_from_the_seeded_generator() -> None:
-    facts = Facts(embedding_dim=64, levels=4, speakers=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        first = qamo.Loss(facts)
-        torch.manual_seed(7)
-        want = torch.randn(4, 64)
-    assert torch.equal(first.centers, want)
-    assert [name for name, _ in first.named_parameters()] == ["centers"]
-
-
-def test_autocast_does_not_touch_the_numbers() -> None:
-    computes_in_float32_under_autocast(*random_case())
-
-
-@pytest.mark.parametrize(
-    ("hyperparameters", "message"),
-    [
-        ({"alpha": 0.0}, "alpha > 0"),
-        ({"alpha": math.nan}, "alpha > 0"),
-        ({"scale": -1.0}, "scale > 0"),
-        ({"margin": -0.1}, "margin ≥ 0"),
-        ({"quality_weight": math.inf}, "quality_weight ≥ 0"),
-        ({"margin_bonafide": 1.5}, "margin_spoof < margin_bonafide"),
-        ({"margin_spoof": 0.9}, "margin_spoof < margin_bonafide"),
-        ({"reduce": "median"}, "max, mean or softmax"),
-    ],
-)
-def test_senseless_hyperparameters_are_refused(hyperparameters: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        qamo.Loss(Facts(embedding_dim=4, levels=2, speakers=0), **hyperparameters)
-
-
 @pytest.mark.parametrize("level", [-2, 3])
 def test_levels_out_of_range_are_refused(level: int) -> None:
-    loss, x, labels = random_case()
+    loss, x, labels = case()
     with pytest.raises(ValueError, match=rf"from -1 \(unknown\) to 2, got {level}"):
         loss(x, label(labels.is_bonafide, level=level))

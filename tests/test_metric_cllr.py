@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from pipeline.metrics.cllr import cllr, min_cllr
-
-GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics.npz"
-SETS = ("plain", "ties", "separated", "inverted", "tiny", "imbalance", "cosine", "cross_ties")
-
-SCORES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=20)
-FLOATS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20)
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, NDArray[np.float64]]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as stored:
-        return dict(stored)
+from tests.golden import Arrays
+from tests.metrics import FLOATS, NO_SCORES, SCORES, SETS
 
 
 def naive_min_cllr(bonafide: list[float], spoof: list[float]) -> float:
@@ -44,21 +30,21 @@ def naive_min_cllr(bonafide: list[float], spoof: list[float]) -> float:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_cllr_equals_the_reference(golden: dict[str, NDArray[np.float64]], name: str) -> None:
-    found = cllr(golden[f"{name}/bona"], golden[f"{name}/spoof"])
-    assert found == pytest.approx(float(golden[f"{name}/cllr"]), rel=0, abs=1e-12)
+def test_cllr_equals_the_reference(metric_arrays: Arrays, name: str) -> None:
+    found = cllr(metric_arrays[f"{name}/bona"], metric_arrays[f"{name}/spoof"])
+    assert found == pytest.approx(float(metric_arrays[f"{name}/cllr"]), rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_calibrated_golden_scores_equal_isotonic_regression(golden: dict[str, NDArray[np.float64]], name: str) -> None:
-    bonafide, spoof = golden[f"{name}/bona"], golden[f"{name}/spoof"]
+def test_calibrated_golden_scores_equal_isotonic_regression(metric_arrays: Arrays, name: str) -> None:
+    bonafide, spoof = metric_arrays[f"{name}/bona"], metric_arrays[f"{name}/spoof"]
     found = min_cllr(bonafide, spoof)
     assert found == pytest.approx(naive_min_cllr(bonafide.tolist(), spoof.tolist()), rel=0, abs=1e-12)
     assert found <= cllr(bonafide, spoof)
 
 
-def test_all_golden_sets_are_tested(golden: dict[str, NDArray[np.float64]]) -> None:
-    assert tuple(golden["set_names"].tolist()) == SETS
+def test_all_golden_sets_are_tested(metric_arrays: Arrays) -> None:
+    assert tuple(metric_arrays["set_names"].tolist()) == SETS
 
 
 def test_a_score_of_zero_costs_one_bit() -> None:
@@ -113,15 +99,7 @@ def test_negated_scores_of_the_other_class_cost_the_same(bonafide: list[float], 
 
 
 @pytest.mark.parametrize("metric", [cllr, min_cllr])
-@pytest.mark.parametrize(
-    ("bonafide", "spoof", "message"),
-    [
-        ([], [1.0], "at least one bona fide score"),
-        ([1.0], [], "at least one spoof score"),
-        ([1.0], [float("nan")], "got 1 nan of 1"),
-        ([[1.0]], [1.0], r"got shape \(1, 1\)"),
-    ],
-)
+@NO_SCORES
 def test_what_is_no_list_of_scores_is_refused(
     metric: Callable[[list[float], list[float]], float], bonafide: list[float], spoof: list[float], message: str
 ) -> None:

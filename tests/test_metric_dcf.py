@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from pipeline.metrics.dcf import BAYES_THRESHOLD, act_dcf, dcf, min_dcf
 from pipeline.metrics.det import det_points
-
-GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics.npz"
-SETS = ("plain", "ties", "separated", "inverted", "tiny", "imbalance", "cosine", "cross_ties")
-
-SCORES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=20)
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, NDArray[np.float64]]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as stored:
-        return dict(stored)
+from tests.golden import Arrays
+from tests.metrics import NO_SCORES, SCORES, SETS
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_both_costs_equal_the_reference(golden: dict[str, NDArray[np.float64]], name: str) -> None:
-    bonafide, spoof = golden[f"{name}/bona"], golden[f"{name}/spoof"]
+def test_both_costs_equal_the_reference(metric_arrays: Arrays, name: str) -> None:
+    bonafide, spoof = metric_arrays[f"{name}/bona"], metric_arrays[f"{name}/spoof"]
     det = det_points(bonafide, spoof)
-    assert min_dcf(det) == pytest.approx(float(golden[f"{name}/min_dcf"]), rel=0, abs=1e-12)
-    assert act_dcf(bonafide, spoof) == pytest.approx(float(golden[f"{name}/act_dcf"]), rel=0, abs=1e-12)
+    assert min_dcf(det) == pytest.approx(float(metric_arrays[f"{name}/min_dcf"]), rel=0, abs=1e-12)
+    assert act_dcf(bonafide, spoof) == pytest.approx(float(metric_arrays[f"{name}/act_dcf"]), rel=0, abs=1e-12)
     # Rounding may pick a neighbour of the reference's threshold: the cost there must be the least all the same.
-    there = np.flatnonzero(det.threshold == golden[f"{name}/min_dcf_threshold"])
+    there = np.flatnonzero(det.threshold == metric_arrays[f"{name}/min_dcf_threshold"])
     assert dcf(det.frr, det.far)[there].min() == pytest.approx(min_dcf(det), abs=1e-12)
 
 
-def test_all_golden_sets_are_tested(golden: dict[str, NDArray[np.float64]]) -> None:
-    assert tuple(golden["set_names"].tolist()) == SETS
+def test_all_golden_sets_are_tested(metric_arrays: Arrays) -> None:
+    assert tuple(metric_arrays["set_names"].tolist()) == SETS
 
 
-def test_the_threshold_follows_from_the_costs(golden: dict[str, NDArray[np.float64]]) -> None:
+def test_the_threshold_follows_from_the_costs(metric_arrays: Arrays) -> None:
     assert pytest.approx(-math.log(1.9), abs=1e-15) == BAYES_THRESHOLD
-    assert pytest.approx(float(golden["act_threshold"]), rel=0, abs=1e-12) == BAYES_THRESHOLD
+    assert pytest.approx(float(metric_arrays["act_threshold"]), rel=0, abs=1e-12) == BAYES_THRESHOLD
 
 
 def test_a_miss_costs_almost_two_false_alarms() -> None:
@@ -84,15 +70,7 @@ def test_only_the_actual_cost_knows_the_scale(bonafide: list[float], spoof: list
     assert act_dcf(np.array(bonafide) - 100, np.array(spoof) - 100) == pytest.approx(1.9)
 
 
-@pytest.mark.parametrize(
-    ("bonafide", "spoof", "message"),
-    [
-        ([], [1.0], "at least one bona fide score"),
-        ([1.0], [], "at least one spoof score"),
-        ([1.0], [float("nan")], "got 1 nan of 1"),
-        ([[1.0]], [1.0], r"got shape \(1, 1\)"),
-    ],
-)
+@NO_SCORES
 def test_what_is_no_list_of_scores_is_refused(bonafide: list[float], spoof: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         act_dcf(bonafide, spoof)

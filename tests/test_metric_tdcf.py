@@ -25,25 +25,16 @@ from pipeline.metrics.tdcf import (
     tdcf_2019,
     tdcf_2021,
 )
+from tests.golden import Arrays
+from tests.metrics import SCORES, SETS
 
 SHARED = Path(__file__).parents[1].parent / "shared"
-GOLDEN = SHARED / "golden" / "metrics.npz"
-SETS = ("plain", "ties", "separated", "inverted", "tiny", "imbalance", "cosine", "cross_ties")
 FORMS = {"min_tdcf_legacy": min_tdcf_2019, "min_tdcf_2021": min_tdcf_2021}
 
-SCORES = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=20)
 # What an ASV may do such that a countermeasure matters.
 RATES = st.builds(AsvRates, p_fa=st.floats(0, 0.5), p_miss=st.floats(0, 0.5), p_fa_spoof=st.floats(0.01, 1))
 
 Form = Callable[[Det, AsvRates], Minimum]
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, NDArray[np.float64]]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"no golden numbers at {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as stored:
-        return dict(stored)
 
 
 def rates_of(row: NDArray[np.float64]) -> AsvRates:
@@ -54,29 +45,27 @@ def rates_of(row: NDArray[np.float64]) -> AsvRates:
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("row", range(3))
-def test_the_minimum_equals_the_reference(
-    golden: dict[str, NDArray[np.float64]], name: str, form: str, row: int
-) -> None:
-    det = det_points(golden[f"{name}/bona"], golden[f"{name}/spoof"])
-    found = FORMS[form](det, rates_of(golden["asv_rates"][row]))
-    value, threshold = golden[f"{name}/{form}"][row]
+def test_the_minimum_equals_the_reference(metric_arrays: Arrays, name: str, form: str, row: int) -> None:
+    det = det_points(metric_arrays[f"{name}/bona"], metric_arrays[f"{name}/spoof"])
+    found = FORMS[form](det, rates_of(metric_arrays["asv_rates"][row]))
+    value, threshold = metric_arrays[f"{name}/{form}"][row]
     assert found.value == pytest.approx(value, rel=0, abs=1e-12)
     assert found.threshold == pytest.approx(threshold, rel=0, abs=1e-12)
 
 
-def test_all_golden_sets_and_rates_are_tested(golden: dict[str, NDArray[np.float64]]) -> None:
-    assert tuple(golden["set_names"].tolist()) == SETS
-    assert golden["asv_names"].tolist() == ["asv", "asvspoof5", "bad"]
+def test_all_golden_sets_and_rates_are_tested(metric_arrays: Arrays) -> None:
+    assert tuple(metric_arrays["set_names"].tolist()) == SETS
+    assert metric_arrays["asv_names"].tolist() == ["asv", "asvspoof5", "bad"]
 
 
-def test_the_asv_rates_equal_the_reference(golden: dict[str, NDArray[np.float64]]) -> None:
-    found = asv_rates(golden["asv/tar"], golden["asv/non"], golden["asv/spoof"])
+def test_the_asv_rates_equal_the_reference(metric_arrays: Arrays) -> None:
+    found = asv_rates(metric_arrays["asv/tar"], metric_arrays["asv/non"], metric_arrays["asv/spoof"])
     expected = (found.p_fa, found.p_miss, found.p_miss_spoof, found.p_fa_spoof)
-    np.testing.assert_allclose(expected, golden["asv/rates"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(expected, metric_arrays["asv/rates"], rtol=0, atol=1e-12)
 
 
-def test_the_constants_of_asvspoof5_equal_the_reference(golden: dict[str, NDArray[np.float64]]) -> None:
-    row = golden["asv_rates"][golden["asv_names"].tolist().index("asvspoof5")]
+def test_the_constants_of_asvspoof5_equal_the_reference(metric_arrays: Arrays) -> None:
+    row = metric_arrays["asv_rates"][metric_arrays["asv_names"].tolist().index("asvspoof5")]
     found = (ASVSPOOF5_RATES.p_fa, ASVSPOOF5_RATES.p_miss, ASVSPOOF5_RATES.p_miss_spoof, ASVSPOOF5_RATES.p_fa_spoof)
     np.testing.assert_allclose(found, row, rtol=0, atol=1e-12)
 

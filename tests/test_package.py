@@ -24,7 +24,7 @@ from pipeline.encoder import models
 from pipeline.features import specs
 from pipeline.scoring import runs
 from tests import systems
-from tests.losses import GOLDEN
+from tests.golden import GOLDEN
 from tests.systems import FRAMES, POOLED, ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,8 +173,6 @@ def test_a_local_folder_is_copied(copied: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_fairseqs_is_copied(copied: Path, tmp_path: Path) -> None:
-    if not (GOLDEN / "tiny_fairseq.pt").exists():
-        pytest.skip("no checkpoint of fairseq's")
     checkpoint = Path(shutil.copy(GOLDEN / "tiny_fairseq.pt", tmp_path / "tiny.pt"))
     weights = models.load(EncoderParams(source=str(checkpoint), normalize="utterance"))[1].weights_sha256
     _train_on(weights)

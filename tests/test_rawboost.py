@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.audio import rawboost
+from pipeline.views import rawboost
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "rawboost.npz"
 ATOL = 1e-12
@@ -105,7 +105,7 @@ def drawn(golden: Arrays, request: pytest.FixtureRequest) -> tuple[Arrays, Array
     x = golden["signal"]
     found = []
     for seed in range(DRAWS):
-        y = rawboost.boost(x, algorithm=algorithm, rng=np.random.default_rng(seed))
+        y = rawboost.apply(x, variant=algorithm, rng=np.random.default_rng(seed))
         assert y.dtype == np.float32
         found.append(measure(x.astype(np.float64), y.astype(np.float64)))
     ours = {key: np.array([item[key] for item in found]) for key in found[0]}
@@ -131,7 +131,7 @@ def test_golden_share_of_impulses(golden: Arrays) -> None:
     """Where nothing was normalised, a tenth of the samples at most differ, evenly from 0."""
     x = golden["signal"]
     rng = np.random.default_rng(0)
-    boosted = [rawboost.boost(x, algorithm=2, rng=rng) for _ in range(DRAWS)]
+    boosted = [rawboost.apply(x, variant=2, rng=rng) for _ in range(DRAWS)]
     ours, theirs = np.array([(y != x).mean() for y in boosted], np.float32), golden["stat/isd/changed"]
     assert kolmogorov_smirnov(ours, theirs) < KS_LIMIT
     few = ours[ours < 0.5]
@@ -217,18 +217,18 @@ LNL, ISD, SSI = rawboost.lnl, rawboost.isd, rawboost.ssi
 def test_algorithms_are_their_steps_in_order(algorithm: int, expected: Step) -> None:
     x = np.random.default_rng(3).uniform(-0.9, 0.9, 2_000).astype(np.float32)
     before = x.copy()
-    got = rawboost.boost(x, algorithm=algorithm, rng=np.random.default_rng(5))
+    got = rawboost.apply(x, variant=algorithm, rng=np.random.default_rng(5))
     want = expected(x.astype(np.float64), np.random.default_rng(5)).astype(np.float32)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(x, before)
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, 3_000), algorithm=st.sampled_from(rawboost.ALGORITHMS), scale=st.floats(1e-4, 3.0))
+@given(n=st.integers(1, 3_000), algorithm=st.sampled_from(rawboost.VARIANTS), scale=st.floats(1e-4, 3.0))
 def test_length_and_type_stay_and_numbers_are_finite(n: int, algorithm: int, scale: float) -> None:
     rng = np.random.default_rng(n)
     samples = (scale * rng.normal(size=n)).astype(np.float32)
-    boosted = rawboost.boost(samples, algorithm=algorithm, rng=rng)
+    boosted = rawboost.apply(samples, variant=algorithm, rng=rng)
     assert (boosted.shape, boosted.dtype) == (samples.shape, samples.dtype)
     assert np.isfinite(boosted).all()
     if algorithm in (1, 2, 5, 8):  # stationary noise is added without normalising
@@ -280,13 +280,13 @@ def test_impulses_hit_every_drawn_sample_once() -> None:
 )
 def test_wrong_arguments_are_named(shape: tuple[int, ...], algorithm: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rawboost.boost(np.ones(shape, np.float32), algorithm=algorithm, rng=np.random.default_rng(0))
+        rawboost.apply(np.ones(shape, np.float32), variant=algorithm, rng=np.random.default_rng(0))
 
 
 def test_the_same_generator_gives_the_same_bytes() -> None:
     x = np.random.default_rng(1).normal(0, 0.1, 20_000).astype(np.float32)
 
     def digest(seed: int) -> str:
-        return hashlib.sha256(rawboost.boost(x, algorithm=4, rng=np.random.default_rng(seed)).tobytes()).hexdigest()
+        return hashlib.sha256(rawboost.apply(x, variant=4, rng=np.random.default_rng(seed)).tobytes()).hexdigest()
 
     assert digest(1) == digest(1) != digest(2)

@@ -42,7 +42,8 @@ from pipeline.features.reader import Reader
 from pipeline.features.receipt_files import open_receipts
 from pipeline.features.sampling import Augment
 from pipeline.features.store import Store
-from pipeline.training import cells, loop
+from pipeline.training import cells, heads
+from pipeline.training.loop import Fitted
 from tests import test_fit
 from tests.conftest import Corpus
 from tests.test_cache import Project, project
@@ -326,11 +327,11 @@ def test_a_thread_reads_ahead_of_a_store_that_is_not_at_hand(
         stream.close()
 
 
-def fitted(sets: dict[str, Cache], hold: str) -> loop.Fitted:
+def fitted(sets: dict[str, Cache], hold: str) -> Fitted:
     """A short training on frames and views, from a store."""
     train, dev = sets["train"].open(views=VIEWS, hold=hold), sets["dev"].open(hold=hold)
     cell = cells.find(params_file.load(ROOT / "params.yaml"), backend="asp", loss="aoc", layers="all", views="clean")
-    return loop.fit(
+    return heads.fit(
         partial(cell.make_backend, layers=3, channels=4),
         partial(cell.make_loss, speakers=0, layers=3),
         train=train,

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audio import rawboost, views
+from pipeline.audio import views
 from pipeline.audio.views import View
 from pipeline.audio.windowing import Samples
 from pipeline.core.errors import InputError
+from pipeline.core.members import member, names
 from pipeline.features import sampling
+from pipeline.views import rawboost
 
 AUGMENTED = ["rawboost4_0", "rawboost8_12", "noise_0", "narrowband"]
 
@@ -43,7 +45,7 @@ WRONG += ["rawboost0_0", "rawboost9_0", "rawboost4_100", "rawboost4_0 ", "rawboo
 
 @pytest.mark.parametrize("name", WRONG)
 def test_any_other_name_is_an_error_that_says_which_there_are(name: str, samples: Samples) -> None:
-    message = f"expected a view (clean, rawboost1_0 to rawboost8_99, noise_0 to noise_99, narrowband), got {name!r}"
+    message = f"expected a view (clean, narrowband, noise_0 to noise_99, rawboost1_0 to rawboost8_99), got {name!r}"
     for call in (views.parse, lambda name: views.apply(name, samples, utterance="u")):
         with pytest.raises(InputError, match=re.escape(message)):
             call(name)
@@ -64,11 +66,19 @@ def test_a_view_keeps_length_and_type_and_changes_the_sound(name: str, samples: 
         np.testing.assert_array_equal(whole, samples[:n])
 
 
+@pytest.mark.parametrize("kind", names("views"))
+def test_a_kind_of_view_draws_or_does_not_as_it_says(kind: str, samples: Samples) -> None:
+    module = member("views", kind)
+    variant = module.VARIANTS[0] if module.VARIANTS else 0
+    one, two = (module.apply(samples, variant=variant, rng=np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.array_equal(one, two) != module.RANDOM
+
+
 def test_rawboost_is_seeded_by_utterance_and_name(samples: Samples) -> None:
     digest = "b7044bf62c1c37213b44a8e06a28a3796cc9b1bb7c8263366761afba3c50ab19"  # printf 'u1\nrawboost3_1' | sha256sum
     rng = np.random.default_rng(int(digest, 16))
     np.testing.assert_array_equal(
-        views.apply("rawboost3_1", samples, utterance="u1"), rawboost.boost(samples, algorithm=3, rng=rng)
+        views.apply("rawboost3_1", samples, utterance="u1"), rawboost.apply(samples, variant=3, rng=rng)
     )
 
 

@@ -10,9 +10,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.scoring.centroids import unit
+
 SEED = 1
 
-NORM_FLOOR = 1e-12  # an embedding of zeros stays one
 BLOCK, QUERIES = 16_384, 1_024  # vectors, and queries that are held against them, in memory at a time
 GPU_MOST = 2_048  # neighbours that FAISS finds on a GPU
 Vectors = NDArray[np.float32]
@@ -38,10 +39,10 @@ def one_thread() -> Iterator[None]:
 
 
 def compared(vectors: Vectors, *, normalize: bool) -> Vectors:
-    """What scoring compares of embeddings (N, E): the same at unit length, or as they are."""
+    """Embeddings (N, E) as scoring compares them: at unit length, or as they are."""
     if not normalize:
         return np.ascontiguousarray(vectors, dtype=np.float32)
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), NORM_FLOOR))
+    return unit(vectors)
 
 
 def nearest_ids(index: Any, queries: Vectors, k: int) -> Ids:

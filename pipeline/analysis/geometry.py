@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.exact_search import NORM_FLOOR, compared
+from pipeline.analysis.exact_search import compared
 from pipeline.core.contracts import Centroids
 from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
+from pipeline.scoring.centroids import unit
 
 BONAFIDE, SPOOF = LABELS
 BLOCK = 16_384  # trials that are read at a time
@@ -377,12 +378,6 @@ def shift(distance: Floats, in_training: Floats, *, apart: float) -> Report:
 
 def _metric(normalize: bool) -> str:
     return "cosine" if normalize else "euclidean"
-
-
-def unit(vectors: Floats) -> Floats:
-    """Vectors (..., E) at unit length; zeros stay zeros."""
-    units: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), NORM_FLOOR)
-    return units
 
 
 def _blocks(vectors: NDArray[np.float32], *, normalize: bool) -> Iterator[tuple[slice, Floats]]:

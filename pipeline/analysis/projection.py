@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.exact_search import compared
-from pipeline.analysis.geometry import BONAFIDE, SEED, SPOOF, Floats, Names, Space, places, unit
+from pipeline.analysis.geometry import BONAFIDE, SEED, SPOOF, Floats, Names, Space, places
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import UNKNOWN, Trials
+from pipeline.scoring.centroids import unit
 
 BITS = 12  # of a coordinate in the map
 LEAST = 5  # different embeddings, for t-SNE and UMAP

@@ -1,4 +1,4 @@
-"""What backends share: a learned weighting over the tapped layers, and keeping padding frames out.
+"""What backends share: a learned weighting over the tapped layers, ways to keep padding out, and a check of sizes.
 
 Which frames are valid is `valid` everywhere: (B, T) bool, or None where all are, the usual case of windows of one
 length, which then costs nothing.
@@ -6,7 +6,7 @@ length, which then costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class LayerWeights(nn.Module):
     """Softmax-weighted sum over layers: (B, L, ...) -> (B, ...), one learned logit a layer, uniform at the start.
 
-    `fit` gives these logits a learning rate of their own: with the backend's they barely leave uniform.
+    Training gives these logits a learning rate of their own: with the backend's they barely leave uniform.
     """
 
     def __init__(self, layers: int) -> None:
@@ -45,10 +45,38 @@ def fill_padding(x: Tensor, valid: Tensor | None, value: float = 0.0, *, time: i
     return x.masked_fill(~valid.reshape(shape), value)
 
 
-def normalise_valid(norm: Callable[[Tensor], Tensor], x: Tensor, valid: Tensor | None) -> Tensor:
+def mean_of_valid(x: Tensor, valid: Tensor | None, *, time: int) -> Tensor:
+    """The mean over the valid frames of a tensor (B, C, T) or (B, T, C), whose dimension `time` is T: (B, C)."""
+    if valid is None:
+        return x.mean(dim=time)
+    return fill_padding(x, valid, time=time).sum(dim=time) / valid.sum(dim=1, keepdim=True)
+
+
+def normalize_valid(norm: Callable[[Tensor], Tensor], x: Tensor, valid: Tensor | None) -> Tensor:
     """A batch norm (M, C) -> (M, C) of the M valid frames of (B, T, C) alone, to (B, T, C); padding is 0."""
     if valid is None:
         return norm(x.flatten(0, 1)).reshape(x.shape)
-    normalised = torch.zeros_like(x)
-    normalised[valid] = norm(x[valid])
-    return normalised
+    normalized = torch.zeros_like(x)
+    normalized[valid] = norm(x[valid])
+    return normalized
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalization of (B, C, T) with the statistics of the valid frames (B, T)."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, C, T) -> (B, C, T); in training padding is 0."""
+        if valid is None or not self.training:
+            return super().forward(x)
+        return normalize_valid(super().forward, x.transpose(1, 2), valid).transpose(1, 2)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError where one of the sizes, such as widths and numbers of heads, is below 1."""
+    if min(sizes.values()) < 1:
+        raise ValueError(f"expected {_enumerated(sizes)} ≥ 1, got {_enumerated(sizes.values())}")
+
+
+def _enumerated(words: Iterable[object]) -> str:
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last

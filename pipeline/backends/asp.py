@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.backends._shared import LayerWeights, fill_padding, valid_frames
+from pipeline.backends._shared import LayerWeights, check_sizes, fill_padding, valid_frames
 
 VARIANCE_FLOOR = 1e-8  # of frames at unit scale; the square root's gradient is infinite at 0, where one frame lands
 
@@ -20,7 +20,7 @@ class Backend(nn.Module):
     """Mean and standard deviation of the layer-weighted frames h_t under attention, then one linear layer.
 
     The attention is softmax_t(v · tanh(W h_t + b)), one number a frame, shared by all channels. The paper's offset k
-    of its scores is left out: the softmax cancels it. Each frame is first normalised, because the raw residual stream
+    of its scores is left out: the softmax cancels it. Each frame is first normalized, because the raw residual stream
     grows with depth and would saturate the tanh.
 
     Args:
@@ -37,8 +37,7 @@ class Backend(nn.Module):
 
     def __init__(self, *, layers: int, channels: int, embedding_dim: int = 128, attention_dim: int = 64) -> None:
         super().__init__()
-        if embedding_dim < 1 or attention_dim < 1:
-            raise ValueError(f"expected embedding_dim and attention_dim ≥ 1, got {embedding_dim} and {attention_dim}")
+        check_sizes(embedding_dim=embedding_dim, attention_dim=attention_dim)
         self.embedding_dim = embedding_dim
         self.layer_weights = LayerWeights(layers)
         self.norm = nn.LayerNorm(channels)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.backends._shared import LayerWeights, fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import (
+    BatchNorm,
+    LayerWeights,
+    check_sizes,
+    fill_padding,
+    mean_of_valid,
+    normalize_valid,
+    valid_frames,
+)
 
 FEEDFORWARD = 4  # width of a feed-forward module's hidden layer, in embeddings
 EXPANSION = 2  # width of a convolution module's hidden layer, in embeddings
@@ -21,7 +29,7 @@ TOKEN_SCALE = 0.02  # standard deviation of the head tokens' places at the start
 
 
 class Backend(nn.Module):
-    """Layer-weighted frames, narrowed to E, normalised, through Conformer blocks; the class token is the embedding.
+    """Layer-weighted frames, narrowed to E, normalized, through Conformer blocks; the class token is the embedding.
 
     As published (1024 → 144, 4 heads, 4 blocks, kernel 31, no dropout), with a learned sum over the tapped layers where
     the paper reads the last one. S = 1 + T below: the class token, then the frames.
@@ -54,11 +62,7 @@ class Backend(nn.Module):
         kernel_size: int = 31,
     ) -> None:
         super().__init__()
-        if min(embedding_dim, heads, blocks, kernel_size) < 1:
-            raise ValueError(
-                "expected embedding_dim, heads, blocks and kernel_size ≥ 1, "
-                f"got {embedding_dim}, {heads}, {blocks} and {kernel_size}"
-            )
+        check_sizes(embedding_dim=embedding_dim, heads=heads, blocks=blocks, kernel_size=kernel_size)
         if embedding_dim % heads or embedding_dim % 2:
             raise ValueError(f"expected embedding_dim to be a multiple of 2 and of heads {heads}, got {embedding_dim}")
         self.embedding_dim = embedding_dim
@@ -89,8 +93,8 @@ class Backend(nn.Module):
         frames: Tensor = self.narrow(self.layer_weights(features))  # (B, T, E)
         if valid is None:
             return functional.selu(self.norm(frames.flatten(1)[:, None]).reshape(frames.shape))
-        normalised = normalise_valid(lambda frames: self.norm(frames[:, None])[:, 0], frames, valid)  # as (M, 1, E)
-        return functional.selu(normalised)
+        normalized = normalize_valid(lambda frames: self.norm(frames[:, None])[:, 0], frames, valid)  # as (M, 1, E)
+        return functional.selu(normalized)
 
 
 class Block(nn.Module):
@@ -114,8 +118,8 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x), valid)
         x = x + self.convolution(x, valid)
         x = x + self.feedforward_after(x) / 2
-        normalised: Tensor = self.norm(x)
-        return normalised
+        normalized: Tensor = self.norm(x)
+        return normalized
 
 
 def feedforward(width: int) -> nn.Sequential:
@@ -127,7 +131,7 @@ def feedforward(width: int) -> nn.Sequential:
 class Attention(nn.Module):
     """Multi-head self-attention over the positions and one more token for every head.
 
-    A head's token tells what its share of the channels holds, averaged over time. After the attention the class token
+    A head's token is made of its share of the channels, averaged over time. After the attention the class token
     takes in the mean of the head tokens and the mean of the frames, and the head tokens are dropped.
     """
 
@@ -144,13 +148,13 @@ class Attention(nn.Module):
         """(B, S, E) -> (B, S, E)."""
         length = x.shape[1]
         out = self.attend(torch.cat([x, self.head_tokens(x, valid)], dim=1), valid)  # (B, S + H, E)
-        frames = _mean(out[:, 1:length], None if valid is None else valid[:, 1:])  # (B, E)
+        frames = mean_of_valid(out[:, 1:length], None if valid is None else valid[:, 1:], time=1)  # (B, E)
         summary = out[:, 0] + out[:, length:].mean(dim=1) + frames  # (B, E)
         return torch.cat([summary[:, None], out[:, 1:length]], dim=1)
 
     def head_tokens(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, S, E) -> (B, H, E), from the mean over the valid positions, the class token among them."""
-        pieces = _mean(x, valid).reshape(len(x), self.heads, -1)  # (B, H, E / H)
+        pieces = mean_of_valid(x, valid, time=1).reshape(len(x), self.heads, -1)  # (B, H, E / H)
         spread = self.token(pieces).reshape(len(x), self.heads, self.heads, -1)  # (B, H, H, E / H)
         tokens: Tensor = functional.gelu(self.token_norm(spread)).flatten(2) + self.token_place
         return tokens
@@ -176,21 +180,15 @@ class Convolution(nn.Module):
         self.widen = nn.Linear(width, 2 * hidden)
         self.margin = (kernel_size // 2, (kernel_size - 1) // 2)  # zeros before and after
         self.depthwise = nn.Conv1d(hidden, hidden, kernel_size, groups=hidden)
-        self.norm = nn.BatchNorm1d(hidden)
+        self.norm = BatchNorm(hidden)
         self.narrow = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, S, E) -> (B, S, E)."""
         gated = fill_padding(functional.glu(self.widen(self.before(x))), valid, time=1)  # (B, S, 2E)
         convolved = self.depthwise(functional.pad(gated.transpose(1, 2), self.margin))  # (B, 2E, S)
-        narrowed: Tensor = self.narrow(functional.silu(self.normalise(convolved, valid).transpose(1, 2)))
+        narrowed: Tensor = self.narrow(functional.silu(self.norm(convolved, valid).transpose(1, 2)))
         return narrowed
-
-    def normalise(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Batch normalisation of (B, C, S), with the statistics of the valid positions."""
-        if valid is None or not self.norm.training:
-            return self.norm(x)  # type: ignore[no-any-return]
-        return normalise_valid(self.norm, x.transpose(1, 2), valid).transpose(1, 2)
 
 
 def positions(frames: int, width: int) -> Tensor:
@@ -198,14 +196,7 @@ def positions(frames: int, width: int) -> Tensor:
 
     The angles are rounded to float32 before, as in the published table.
     """
-    channel = torch.arange(width)
+    channel = torch.arange(width, device="cpu")  # where there is float64, whatever device trains
     scale = 10000.0 ** (2 * (channel // 2).double() / width)
-    angles = (torch.arange(frames)[:, None] / scale).float()
+    angles = (torch.arange(frames, device="cpu")[:, None] / scale).float()
     return torch.where(channel % 2 == 0, angles.sin(), angles.cos())
-
-
-def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean (B, E) of x (B, S, E) over the valid positions."""
-    if valid is None:
-        return x.mean(dim=1)
-    return fill_padding(x, valid, time=1).sum(dim=1) / valid.sum(dim=1, keepdim=True)

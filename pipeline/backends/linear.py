@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from pipeline.backends._shared import LayerWeights
+from pipeline.backends._shared import LayerWeights, check_sizes
 
 
 class Backend(nn.Module):
-    """Layer-weighted mean and standard deviation over time, normalised, then one linear layer.
+    """Layer-weighted mean and standard deviation over time, normalized, then one linear layer.
 
     The raw residual stream grows with depth. The LayerNorm brings any choice of layers to unit scale, so that one
     learning rate serves a search over layers.
@@ -28,8 +28,7 @@ class Backend(nn.Module):
 
     def __init__(self, *, layers: int, channels: int, embedding_dim: int = 128) -> None:
         super().__init__()
-        if embedding_dim < 1:
-            raise ValueError(f"expected embedding_dim ≥ 1, got {embedding_dim}")
+        check_sizes(embedding_dim=embedding_dim)
         self.embedding_dim = embedding_dim
         self.layer_weights = LayerWeights(layers)
         self.norm = nn.LayerNorm(2 * channels)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.backends._shared import LayerWeights, fill_padding, valid_frames
+from pipeline.backends._shared import LayerWeights, check_sizes, fill_padding, valid_frames
 
 
 class Backend(nn.Module):
@@ -21,7 +21,7 @@ class Backend(nn.Module):
     Keys and values are two layer-weighted sums of the same frames, each compressed by a linear layer of its own; a head
     is one row of the linear map from keys to scores. Every head sees all of the values.
 
-    Each sum is first normalised frame by frame (a LayerNorm without weights, which the linear layers would absorb). The
+    Each sum is first normalized frame by frame (a LayerNorm without weights, which the linear layers would absorb). The
     paper does without, on layers that end in a LayerNorm; here the raw residual stream, which grows with depth,
     would leave each head with one frame.
 
@@ -42,11 +42,7 @@ class Backend(nn.Module):
         self, *, layers: int, channels: int, embedding_dim: int = 256, heads: int = 8, compression_dim: int = 128
     ) -> None:
         super().__init__()
-        if min(embedding_dim, heads, compression_dim) < 1:
-            raise ValueError(
-                "expected embedding_dim, heads and compression_dim ≥ 1, "
-                f"got {embedding_dim}, {heads} and {compression_dim}"
-            )
+        check_sizes(embedding_dim=embedding_dim, heads=heads, compression_dim=compression_dim)
         self.embedding_dim = embedding_dim
         self.key_weights = LayerWeights(layers)
         self.value_weights = LayerWeights(layers)
@@ -62,8 +58,8 @@ class Backend(nn.Module):
         """
         valid = valid_frames(features.shape[2], n_frames)  # (B, T), or None
         features = fill_padding(features, valid, time=2)
-        keys = self.compress_keys(_normalise(self.key_weights(features)))  # (B, T, C)
-        values = self.compress_values(_normalise(self.value_weights(features)))  # (B, T, C)
+        keys = self.compress_keys(_normalize(self.key_weights(features)))  # (B, T, C)
+        values = self.compress_values(_normalize(self.value_weights(features)))  # (B, T, C)
         heads = self.attention(keys, valid).transpose(1, 2) @ values  # (B, H, C)
         embeddings: Tensor = self.project(heads.flatten(1))
         return embeddings
@@ -74,5 +70,5 @@ class Backend(nn.Module):
         return fill_padding(scores, valid, -torch.inf, time=1).softmax(dim=1)
 
 
-def _normalise(frames: Tensor) -> Tensor:
+def _normalize(frames: Tensor) -> Tensor:
     return functional.layer_norm(frames, frames.shape[-1:])

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from pipeline.backends._shared import LayerWeights
+from pipeline.backends._shared import LayerWeights, check_sizes
 
 
 class Backend(nn.Module):
-    """Layer-weighted mean and standard deviation over time, normalised, then hidden layers and one linear layer.
+    """Layer-weighted mean and standard deviation over time, normalized, then hidden layers and one linear layer.
 
     Each hidden layer is linear → ReLU → dropout. The LayerNorm in front brings any choice of layers to unit scale, so
     that one learning rate serves a search over layers.
@@ -44,11 +44,7 @@ class Backend(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if min(embedding_dim, hidden_dim, hidden_layers) < 1:
-            raise ValueError(
-                "expected embedding_dim, hidden_dim and hidden_layers ≥ 1, "
-                f"got {embedding_dim}, {hidden_dim} and {hidden_layers}"
-            )
+        check_sizes(embedding_dim=embedding_dim, hidden_dim=hidden_dim, hidden_layers=hidden_layers)
         if not 0 <= dropout < 1:
             raise ValueError(f"expected dropout in [0, 1), got {dropout}")
         self.embedding_dim = embedding_dim

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.backends._shared import LayerWeights, fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import BatchNorm, LayerWeights, fill_padding, mean_of_valid, valid_frames
 
 KERNEL = 3  # frames that one convolution sees, `dilation` apart
 BOTTLENECK = 128  # width of the attention in the pooling astp
@@ -89,16 +89,6 @@ class Backend(nn.Module):
         return embeddings
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of (N, C, T) with the statistics of the valid frames (N, T), or of all where that is None."""
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, C, T) -> (N, C, T)."""
-        if valid is None or not self.training:
-            return super().forward(x)
-        return normalise_valid(super().forward, x.transpose(1, 2), valid).transpose(1, 2)
-
-
 class NestedBlock(nn.Module):
     """A pointwise convolution, a chain of dilated ones over parts of the channels, a pointwise one; residual.
 
@@ -153,7 +143,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, c, T) -> (B, c, T)."""
-        factors = self.excite(self.squeeze(_mean(x, valid)).relu()).sigmoid()  # (B, c)
+        factors = self.excite(self.squeeze(mean_of_valid(x, valid, time=2)).relu()).sigmoid()  # (B, c)
         return x * factors[..., None]  # type: ignore[no-any-return]
 
 
@@ -162,7 +152,7 @@ class MeanPooling(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """(B, D, T) -> (B, D)."""
-        return _mean(x, valid)
+        return mean_of_valid(x, valid, time=2)
 
 
 class AttentiveStatistics(nn.Module):
@@ -195,10 +185,3 @@ def _check(channels: int, *, groups: int, scale: int, dilation: int, squeeze: in
             f"expected channels to be a multiple of groups, with at least scale and squeeze channels a group, "
             f"got {channels} channels in {groups} groups, scale {scale} and squeeze {squeeze}"
         )
-
-
-def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean (B, C) of x (B, C, T) over the valid frames."""
-    if valid is None:
-        return x.mean(dim=2)
-    return fill_padding(x, valid, time=2).sum(dim=2) / valid.sum(dim=1, keepdim=True)

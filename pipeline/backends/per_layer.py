@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.backends._shared import check_sizes
+
 
 class Backend(nn.Module):
-    """Each layer's mean and standard deviation over time, normalised, through a linear layer of its own to unit length.
+    """Each layer's mean and standard deviation over time, normalized, through a linear layer of its own to unit length.
 
     The embedding is the L projections one after the other, so its norm is √L, and no layer outweighs another.
 
@@ -32,8 +34,7 @@ class Backend(nn.Module):
 
     def __init__(self, *, layers: int, channels: int, layer_dim: int = 64) -> None:
         super().__init__()
-        if layer_dim < 1:
-            raise ValueError(f"expected layer_dim ≥ 1, got {layer_dim}")
+        check_sizes(layer_dim=layer_dim)
         self.embedding_dim = layers * layer_dim
         bound = 1 / math.sqrt(2 * channels)  # torch's own for a linear layer
         self.weight = nn.Parameter(torch.empty(layers, 2 * channels, layer_dim).uniform_(-bound, bound))
@@ -45,6 +46,6 @@ class Backend(nn.Module):
         n_frames (B,) is not read: the pooling was done over the valid frames.
         """
         pooled = features.flatten(2)  # (B, L, 2D)
-        normalised = functional.layer_norm(pooled, pooled.shape[2:])  # no gains: the linear layers have them
-        projected = torch.baddbmm(self.bias, normalised.transpose(0, 1), self.weight)  # (L, B, layer_dim)
+        normalized = functional.layer_norm(pooled, pooled.shape[2:])  # no gains: the linear layers have them
+        projected = torch.baddbmm(self.bias, normalized.transpose(0, 1), self.weight)  # (L, B, layer_dim)
         return functional.normalize(projected, dim=2).transpose(0, 1).flatten(1)

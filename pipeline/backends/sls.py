@@ -11,14 +11,14 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.backends._shared import fill_padding, normalise_valid, valid_frames
+from pipeline.backends._shared import check_sizes, fill_padding, normalize_valid, valid_frames
 from pipeline.core.errors import InputError
 
 POOL = 3  # frames, and channels, of one field of the max pooling
 
 
 class Backend(nn.Module):
-    """The sum over layers of σ(v · mean_t h_lt + b) h_lt, normalised, max-pooled, through one linear layer and SELU.
+    """The sum over layers of σ(v · mean_t h_lt + b) h_lt, normalized, max-pooled, through one linear layer and SELU.
 
     The gates depend on the utterance, and v, b are shared by all layers: no layer has a weight of its own, and there is
     no LayerWeights. The published classifier of two linear layers ends here after its first one, the last before the
@@ -31,7 +31,7 @@ class Backend(nn.Module):
         layers: number of tapped layers, L; any number, as nothing depends on it.
         channels: width of a layer, D.
         embedding_dim: width of the embedding, E.
-        frames: frames of the window; shorter utterances are taken as followed by zeros after the normalisation.
+        frames: frames of the window; shorter utterances are taken as followed by zeros after the normalization.
 
     Raises:
         ValueError: an embedding_dim below 1, or fewer than 3 frames or channels.
@@ -41,8 +41,7 @@ class Backend(nn.Module):
 
     def __init__(self, *, layers: int, channels: int, embedding_dim: int = 1024, frames: int = 201) -> None:
         super().__init__()
-        if embedding_dim < 1:
-            raise ValueError(f"expected embedding_dim ≥ 1, got {embedding_dim}")
+        check_sizes(embedding_dim=embedding_dim)
         if min(frames, channels) < POOL:
             raise ValueError(f"expected frames and channels ≥ {POOL}, got {frames} and {channels}")
         self.embedding_dim = embedding_dim
@@ -64,7 +63,7 @@ class Backend(nn.Module):
         features = fill_padding(features, valid, time=2)
         fused = self.gates(features, n_frames)[:, None] @ features.flatten(2)  # (B, 1, T · D)
         fused = fused.reshape(len(features), *features.shape[2:])
-        image = functional.selu(self.normalise(fused, valid))  # (B, T, D); 0 stays 0
+        image = functional.selu(self.normalize(fused, valid))  # (B, T, D); 0 stays 0
         image = functional.pad(image, (0, 0, 0, self.frames - length))  # (B, frames, D)
         fields = functional.max_pool2d(image, POOL).flatten(1)  # (B, frames // 3 · D // 3)
         return functional.selu(self.project(fields))
@@ -75,6 +74,6 @@ class Backend(nn.Module):
         gates: Tensor = self.gate(means)[..., 0].sigmoid()
         return gates
 
-    def normalise(self, fused: Tensor, valid: Tensor | None) -> Tensor:
-        """Batch normalisation of (B, T, D), one mean and variance for all valid frames and channels; padding is 0."""
-        return normalise_valid(lambda frames: self.norm(frames[:, None])[:, 0], fused, valid)  # as (M, 1, D)
+    def normalize(self, fused: Tensor, valid: Tensor | None) -> Tensor:
+        """Batch normalization of (B, T, D), one mean and variance for all valid frames and channels; padding is 0."""
+        return normalize_valid(lambda frames: self.norm(frames[:, None])[:, 0], fused, valid)  # as (M, 1, D)

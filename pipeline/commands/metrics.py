@@ -13,7 +13,7 @@ from pipeline.commands import _score_arguments
 from pipeline.core.errors import SHOWN
 from pipeline.core.trial_table import Trials
 from pipeline.metrics import asv_scores, evaluation, join, keys
-from pipeline.metrics.join import Joined
+from pipeline.metrics.join import JoinedScores
 from pipeline.metrics.keys import Key
 from pipeline.metrics.scorefile import ScoreFile
 from pipeline.metrics.tdcf import AsvRates, asv_rates
@@ -125,7 +125,7 @@ def _report(
 def _system(
     name: str,
     file: ScoreFile,
-    joined: Joined,
+    joined: JoinedScores,
     table: Trials,
     *,
     asv: AsvRates | None,
@@ -145,7 +145,9 @@ def _system(
     }
 
 
-def _comparison(name: str, first: str, table: Trials, found: Joined, other: Joined, *, folds: int) -> Report:
+def _comparison(
+    name: str, first: str, table: Trials, found: JoinedScores, other: JoinedScores, *, folds: int
+) -> Report:
     paired = evaluation.eer_difference(table, found.scores, other.scores, folds=folds)
     return {
         "system": name,

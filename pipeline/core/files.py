@@ -43,7 +43,7 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        _flush_names(path.parent)
+        flush_names(path.parent)
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{error.strerror or error}; {mend}", str(path)) from None
 
 
-def _flush_names(folder: Path) -> None:
+def flush_names(folder: Path) -> None:
     """Put a folder's list of names on the disk, so that no later file is there without an earlier one."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -20,29 +20,33 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.core.errors import InputError, listing
-from pipeline.core.trial_table import COLUMNS
+from pipeline.core.trial_table import COLUMNS, Row, Trials, from_rows
 
 TABLE, MANIFEST = "table", "manifest"
 MANIFEST_COLUMNS = ("utterance", "path", "label", "split")
 SPLIT_OF = {"T": "train", "D": "dev", "E": "eval"}  # the letter in the names of ASVspoof utterances
+LABELS = {"bona-fide": "bonafide"}  # the words of In-the-Wild and FoR that are not ours
 PHASES = ("eval", "progress", "hidden")  # the words of the ASVspoof 2021 keys
 ALL = "all"
 SHOWN = 100  # characters of a line in a message
+
+ReadRow = Callable[[str, Sequence[str]], Row]  # file and line for messages, and the cells of a line -> the trial
 
 
 @dataclass(frozen=True)
 class Format:
     """What the lines of a corpus look like.
 
-    cells: what a line holds, in order; a MOS may follow where `mos`. name: the cell that tells the corpora apart, and
-    pattern: what it looks like. words: the labels. splits: what `split` may be, the default first. source: where the
-    file is found. comma: a CSV file, with or without its header; else white space parts the cells.
+    cells: what a line holds, in order; a MOS may follow where `mos`. name: the cell whose looks differ between the
+    corpora, and pattern: its regular expression. words: the labels. splits: what `split` may be, the default first.
+    prefixes: how the names of the utterances of each split begin, where they say it. source: where the file is found.
+    comma: a CSV file, with or without its header; else white space parts the cells.
     """
 
     cells: str
@@ -51,6 +55,7 @@ class Format:
     words: tuple[str, ...]
     splits: tuple[str, ...]
     source: str
+    prefixes: Mapping[str, str] = field(default_factory=dict)
     mos: bool = False
     comma: bool = False
 
@@ -62,6 +67,11 @@ class Format:
     def columns(self) -> list[str]:
         """The names of the cells."""
         return self.cells.split()
+
+    @property
+    def kind(self) -> str:
+        """What the corpus calls a split."""
+        return "phase" if ALL in self.splits else "split"
 
     def is_header(self, cells: Sequence[str]) -> bool:
         """Whether cells are the header of a CSV file."""
@@ -83,6 +93,7 @@ FORMATS = {
         pattern="LA_[TDE]_[0-9]+",
         words=("bonafide", "spoof"),
         splits=("train", "dev", "eval"),
+        prefixes={"train": "LA_T_", "dev": "LA_D_", "eval": "LA_E_"},
         source="a file ASVspoof2019.LA.cm.*.txt of ASVspoof2019_LA_cm_protocols",
     ),
     "asvspoof2021_la": Format(
@@ -107,6 +118,7 @@ FORMATS = {
         pattern="[TDE]_[0-9]+",
         words=("bonafide", "spoof"),
         splits=("train", "dev", "eval"),
+        prefixes={"train": "T_", "dev": "D_", "eval": "E_"},
         source="ASVspoof5.train.tsv, ASVspoof5.dev.track_1.tsv or ASVspoof5.eval.track_1.tsv",
     ),
     "in_the_wild": Format(
@@ -149,7 +161,7 @@ def recognise(path: Path) -> str | None:
 
 
 def _commas(line: str) -> list[str]:
-    """The cells of a line of a CSV file, none where it is not of one."""
+    """The cells of a line of a CSV file, none where the line is no CSV."""
     try:
         return next(csv.reader([line]), [])
     except csv.Error:
@@ -157,7 +169,7 @@ def _commas(line: str) -> list[str]:
 
 
 def default_split(path: Path, corpus: str) -> str:
-    """The split of a protocol whose reader was not told one.
+    """The split of a protocol where the user names none.
 
     Phase `eval` for the keys of ASVspoof 2021, which nobody means to pool; what the names of the utterances say for
     ASVspoof 2019 and 5; the only one for others. Raises InputError for a manifest of several splits.
@@ -181,28 +193,50 @@ def _only_split(path: Path) -> str:
     return found[0]
 
 
-def check_split(path: Path, corpus: str, split: str) -> None:
-    """Raise InputError for a split that a corpus does not have."""
-    splits = FORMATS[corpus].splits
-    if split not in splits:
-        kind = "phase" if ALL in splits else "split"
+def read(path: Path, corpus: str, split: str, row: ReadRow) -> Trials:
+    """The trials of one split of a protocol, or of one phase of a key; `row` makes the cells of a line a trial.
+
+    Raises InputError, with file and line, for a split that the corpus does not have, another corpus's protocol, an
+    utterance of another split, an unknown phase, a line that is cut off, and whatever
+    `pipeline.core.trial_table.from_rows` refuses.
+    """
+    form = FORMATS[corpus]
+    if split not in form.splits:
         raise InputError(
-            f"{path}: expected the {kind} {', '.join(splits)} of {corpus}, got {split!r}; set `split` to one of these"
+            f"{path}: expected the {form.kind} {', '.join(form.splits)} of {corpus}, got {split!r}; "
+            "set `split` to one of these"
         )
+    source = str(path) if len(form.splits) == 1 else f"{path} ({form.kind} {split})"
+    return from_rows(_rows(path, corpus, split, row), source=source)
 
 
-def other_split(where: str, utterance: str, split: str) -> InputError:
-    """The error for an utterance whose name says that it is not of a split."""
-    found = SPLIT_OF.get(utterance.rpartition("_")[0][-1:])
-    mend = f"give the protocol of {split}" + (f", or set `split: {found}`" if found else "")
-    return InputError(f"{where}: expected an utterance of split {split}, got {utterance}; {mend}")
+def _rows(path: Path, corpus: str, split: str, row: ReadRow) -> Iterator[Row]:
+    """The trials of a split, line by line."""
+    form, file = FORMATS[corpus], str(path)
+    phase = form.columns.index("phase") if "phase" in form.columns else None
+    prefix = form.prefixes.get(split, "")
+    for number, cells in lines(path, corpus):
+        where = f"{file}:{number}"
+        if phase is not None and not _in_phase(where, cells[phase], split):
+            continue
+        found = row(where, cells)
+        if not found.utterance.startswith(prefix):
+            raise _other_split(where, found.utterance, split)
+        yield found
 
 
-def in_phase(where: str, phase: str, split: str) -> bool:
+def _in_phase(where: str, phase: str, split: str) -> bool:
     """Whether a trial of an ASVspoof 2021 key is of the phase asked for. Raises InputError for an unknown phase."""
     if phase not in PHASES:
         raise InputError(f"{where}: expected the phase {', '.join(PHASES)}, got {phase!r}; mend the line")
     return split in (phase, ALL)
+
+
+def _other_split(where: str, utterance: str, split: str) -> InputError:
+    """The error for an utterance whose name says that it is not of a split."""
+    found = SPLIT_OF.get(utterance.rpartition("_")[0][-1:])
+    mend = f"give the protocol of {split}" + (f", or set `split: {found}`" if found else "")
+    return InputError(f"{where}: expected an utterance of split {split}, got {utterance}; {mend}")
 
 
 def lines(path: Path, corpus: str) -> Iterator[tuple[int, list[str]]]:
@@ -242,7 +276,7 @@ def _mismatch(path: Path, corpus: str, number: int, cells: Sequence[str]) -> Inp
 
 
 def remedy(path: Path, corpus: str) -> str:
-    """What to do about a file that is no protocol of a corpus; it names the corpus that the file is of."""
+    """How to mend a file that is no protocol of a corpus, and the corpus that it looks like."""
     other = recognise(path)
     source = "a CSV file with these columns" if corpus == MANIFEST else FORMATS[corpus].source
     if other == TABLE:

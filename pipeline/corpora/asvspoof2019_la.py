@@ -24,31 +24,25 @@ Source: README.LA.txt of the download. Wang et al., ASVspoof 2019, Computer Spee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.core.trial_table import Row, Trials
 from pipeline.corpora import _protocols
 
 CORPUS = "asvspoof2019_la"
-NAMES = {"train": "LA_T_", "dev": "LA_D_", "eval": "LA_E_"}
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError, with file and line, for another corpus's protocol, an utterance of another split, a line that is
-    cut off, and whatever `pipeline.core.trial_table.from_rows` refuses.
+    Raises InputError where `_protocols.read` does.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    _protocols.check_split(protocol, CORPUS, split)
-    return from_rows(_rows(protocol, split), source=f"{protocol} (split {split})")
+    folder = f"ASVspoof2019_LA_{split}/flac"
 
+    def row(where: str, cells: Sequence[str]) -> Row:
+        speaker, utterance, _, attack, label, mos = cells
+        return Row(where, utterance, f"{folder}/{utterance}.flac", label, speaker, attack, mos)
 
-def _rows(protocol: Path, split: str) -> Iterator[Row]:
-    file, folder = str(protocol), f"ASVspoof2019_LA_{split}/flac"
-    for number, (speaker, utterance, _, attack, label, mos) in _protocols.lines(protocol, CORPUS):
-        where = f"{file}:{number}"
-        if not utterance.startswith(NAMES[split]):
-            raise _protocols.other_split(where, utterance, split)
-        yield Row(where, utterance, f"{folder}/{utterance}.flac", label, speaker, attack, mos)
+    return _protocols.read(protocol, CORPUS, split, row)

@@ -23,10 +23,10 @@ Source: https://github.com/asvspoof-challenge/2021, README of eval-package; Liu 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.core.trial_table import UNKNOWN, Row, Trials
 from pipeline.corpora import _protocols
 
 CORPUS = "asvspoof2021_la"
@@ -35,18 +35,13 @@ CORPUS = "asvspoof2021_la"
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of one phase of the key `protocol`, or of `all`; paths relative to `root`.
 
-    Raises InputError, with file and line, for another corpus's protocol, an unknown phase, a line that is cut off, and
-    whatever `pipeline.core.trial_table.from_rows` refuses.
+    Raises InputError where `_protocols.read` does.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    _protocols.check_split(protocol, CORPUS, split)
-    return from_rows(_rows(protocol, split), source=f"{protocol} (phase {split})")
+    return _protocols.read(protocol, CORPUS, split, _row)
 
 
-def _rows(protocol: Path, split: str) -> Iterator[Row]:
-    file = str(protocol)
-    for number, (speaker, utterance, codec, _, attack, label, _, phase) in _protocols.lines(protocol, CORPUS):
-        where = f"{file}:{number}"
-        if _protocols.in_phase(where, phase, split):
-            attack = UNKNOWN if attack == "bonafide" else attack
-            yield Row(where, utterance, f"flac/{utterance}.flac", label, speaker, attack, "", "", codec)
+def _row(where: str, cells: Sequence[str]) -> Row:
+    speaker, utterance, codec, _, attack, label, _, _ = cells
+    attack = UNKNOWN if attack == "bonafide" else attack
+    return Row(where, utterance, f"flac/{utterance}.flac", label, speaker, attack, "", "", codec)

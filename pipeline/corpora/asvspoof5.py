@@ -24,35 +24,28 @@ Source: README.txt of the download; Wang et al., ASVspoof 5, arXiv 2502.08857.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.core.trial_table import UNKNOWN, Row, Trials
 from pipeline.corpora import _protocols
 
 CORPUS = "asvspoof5"
 UNCODED = "none"  # the word of ASVspoof 2021 LA
-NAMES = {"train": "T_", "dev": "D_", "eval": "E_"}
 FOLDERS = {"train": "flac_T", "dev": "flac_D", "eval": "flac_E_eval"}
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError, with file and line, for another corpus's protocol, an utterance of another split, a line that is
-    cut off, and whatever `pipeline.core.trial_table.from_rows` refuses.
+    Raises InputError where `_protocols.read` does.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    _protocols.check_split(protocol, CORPUS, split)
-    return from_rows(_rows(protocol, split), source=f"{protocol} (split {split})")
 
-
-def _rows(protocol: Path, split: str) -> Iterator[Row]:
-    file, folder, names = str(protocol), FOLDERS[split], NAMES[split]
-    for number, (speaker, utterance, _, codec, _, _, _, attack, label, _) in _protocols.lines(protocol, CORPUS):
-        where = f"{file}:{number}"
-        if not utterance.startswith(names):
-            raise _protocols.other_split(where, utterance, split)
+    def row(where: str, cells: Sequence[str]) -> Row:
+        speaker, utterance, _, codec, _, _, _, attack, label, _ = cells
         attack = UNKNOWN if attack == "bonafide" else attack
         codec = UNCODED if codec == UNKNOWN else codec
-        yield Row(where, utterance, f"{folder}/{utterance}.flac", label, speaker, attack, "", "", codec)
+        return Row(where, utterance, f"{FOLDERS[split]}/{utterance}.flac", label, speaker, attack, "", "", codec)
+
+    return _protocols.read(protocol, CORPUS, split, row)

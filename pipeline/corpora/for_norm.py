@@ -1,4 +1,4 @@
-"""FoR (Fake or Real), version for-norm, its testing part: normalised, 16 kHz, mono, silence trimmed.
+"""FoR (Fake or Real), version for-norm, its testing part: normalized, 16 kHz, mono, silence trimmed.
 
 `root` is the folder `for-norm` of the official download (https://bil.eecs.yorku.ca/share/for-norm.tar.gz):
 
@@ -25,33 +25,29 @@ Source: file lists of the download; Reimao and Tzerpos, FoR: A Dataset for Synth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.errors import InputError
-from pipeline.core.trial_table import Row, Trials, from_rows
+from pipeline.core.trial_table import Row, Trials
 from pipeline.corpora import _protocols
 
 CORPUS = "for_norm"
-LABELS = {"bona-fide": "bonafide", "spoof": "spoof"}
 FOLDERS = {"bona-fide": "real/", "spoof": "fake/"}
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of the protocol file, paths relative to `root`; the only split is `eval`.
 
-    Raises InputError, with file and line, for another corpus's protocol, a label that contradicts the folder, a line
-    that is cut off, and whatever `pipeline.core.trial_table.from_rows` refuses.
+    Raises InputError where `_protocols.read` does, and for a label that contradicts the folder.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    _protocols.check_split(protocol, CORPUS, split)
-    return from_rows(_rows(protocol), source=str(protocol))
+    return _protocols.read(protocol, CORPUS, split, _row)
 
 
-def _rows(protocol: Path) -> Iterator[Row]:
-    for number, (file, label) in _protocols.lines(protocol, CORPUS):
-        where = f"{protocol}:{number}"
-        if label in FOLDERS and not file.startswith(FOLDERS[label]):
-            raise InputError(f"{where}: expected a file below {FOLDERS[label]} for {label}, got {file}; mend the line")
-        utterance = file.removesuffix(".wav")
-        yield Row(where, utterance, f"testing/{utterance}.wav", LABELS.get(label, label))
+def _row(where: str, cells: Sequence[str]) -> Row:
+    file, label = cells
+    if label in FOLDERS and not file.startswith(FOLDERS[label]):
+        raise InputError(f"{where}: expected a file below {FOLDERS[label]} for {label}, got {file}; mend the line")
+    utterance = file.removesuffix(".wav")
+    return Row(where, utterance, f"testing/{utterance}.wav", _protocols.LABELS.get(label, label))

@@ -21,27 +21,24 @@ Source: the file itself; Müller et al., Does Audio Deepfake Detection Generaliz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.core.trial_table import UNKNOWN, Row, Trials
 from pipeline.corpora import _protocols
 
 CORPUS = "in_the_wild"
-LABELS = {"bona-fide": "bonafide", "spoof": "spoof"}
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of the protocol file, paths relative to `root`; the only split is `eval`.
 
-    Raises InputError, with file and line, for another corpus's protocol, a line that is cut off, and whatever
-    `pipeline.core.trial_table.from_rows` refuses.
+    Raises InputError where `_protocols.read` does.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    _protocols.check_split(protocol, CORPUS, split)
-    return from_rows(_rows(protocol), source=str(protocol))
+    return _protocols.read(protocol, CORPUS, split, _row)
 
 
-def _rows(protocol: Path) -> Iterator[Row]:
-    for number, (file, speaker, label, mos) in _protocols.lines(protocol, CORPUS):
-        yield Row(f"{protocol}:{number}", file, file, LABELS.get(label, label), speaker, UNKNOWN, mos)
+def _row(where: str, cells: Sequence[str]) -> Row:
+    file, speaker, label, mos = cells
+    return Row(where, file, file, _protocols.LABELS.get(label, label), speaker, UNKNOWN, mos)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import transformers
-from torch import nn
-from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
 from pipeline.encoder import checksums
+
+if TYPE_CHECKING:  # a card is read where no model is needed, and torch takes a second to import
+    from torch import nn
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def card_of(
     before: checksums.Facts = (),
 ) -> Card:
     """The card of a model that has all its layers. before: of the files that it was read from, before it was."""
-    by = f"naming {NAMING}, transformers {transformers.__version__}"
+    by = f"naming {NAMING}, transformers {version('transformers')}"
     config = model.config.to_dict()
     return Card(
         source=source,

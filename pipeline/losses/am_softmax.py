@@ -7,17 +7,15 @@ detection", IEEE Signal Processing Letters 2021, arXiv 2010.13995, equation 2.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import check_not_negative, check_positive, cosine_centroids, cosines
 
 SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
 
@@ -31,7 +29,7 @@ class Loss(nn.Module):
 
     Args:
         facts: the width of the embeddings, E.
-        scale: the norm that the logits are given.
+        scale: the factor of the logits.
         margin: by how much the cosine to the own class must lead.
 
     Raises:
@@ -42,10 +40,8 @@ class Loss(nn.Module):
 
     def __init__(self, facts: Facts, *, scale: float = 20.0, margin: float = 0.9) -> None:
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise ValueError(f"expected scale > 0 and finite, got {scale}")
-        if not 0 <= margin < math.inf:
-            raise ValueError(f"expected margin ≥ 0 and finite, got {margin}")
+        check_positive(scale=scale)
+        check_not_negative(margin=margin)
         self.scale = scale
         self.margin = margin
         self.class_vectors = nn.Parameter(torch.randn(2, facts.embedding_dim))  # (2, E), w
@@ -58,17 +54,13 @@ class Loss(nn.Module):
             labels: of which only is_bonafide, (B,), is read.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = functional.normalize(at_least_float32(embeddings), dim=1)  # (B, E)
-            cosines = x @ functional.normalize(self.class_vectors, dim=1).T  # (B, 2)
+            similarities = cosines(embeddings, self.class_vectors)  # (B, 2)
             target = torch.where(labels.is_bonafide, BONAFIDE, SPOOF)  # (B,)
             own = functional.one_hot(target, 2).bool()  # (B, 2)
-            logits = self.scale * torch.where(own, cosines - self.margin, cosines)  # (B, 2)
-            return _ranks.joint_part(functional.cross_entropy(logits, target), len(x))
+            logits = self.scale * torch.where(own, similarities - self.margin, similarities)  # (B, 2)
+            return _ranks.joint_part(functional.cross_entropy(logits, target), len(logits))
 
     def centroids(self) -> Centroids:
         """The single vector unit(w_bonafide) − unit(w_spoof), of any norm, times the query at unit length."""
-        unit = functional.normalize(self.class_vectors.detach(), dim=1)  # (2, E)
-        vector = unit[BONAFIDE] - unit[SPOOF]  # (E,)
-        return Centroids(
-            vectors=vector[None].cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce="max"
-        )
+        unit = functional.normalize(self.class_vectors, dim=1)  # (2, E)
+        return cosine_centroids((unit[BONAFIDE] - unit[SPOOF])[None])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +15,7 @@ from torch.nn import functional
 from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.core.errors import InputError
 from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import at_least_float32, cosine_centroids
 
 
 class Loss(nn.Module):
@@ -77,10 +76,7 @@ class Loss(nn.Module):
                 "no bona fide utterance was ever seen in training, so the aoc loss has no centroid; "
                 "check that the training trials hold bona fide utterances and that at least one batch was trained on"
             )
-        vector = functional.normalize(self.centroid, dim=0)  # (E,)
-        return Centroids(
-            vectors=vector[None].cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce="max"
-        )
+        return cosine_centroids(functional.normalize(self.centroid, dim=0)[None])
 
     def _move(self, x: Tensor, is_bonafide: Tensor) -> None:
         x = functional.normalize(x, dim=1) if self.normalize else x

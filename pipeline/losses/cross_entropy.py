@@ -7,7 +7,6 @@ deepfake detection using wav2vec 2.0 and data augmentation", Odyssey 2022, arXiv
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import at_least_float32, check_positive
 
 SPOOF, BONAFIDE = 0, 1  # rows of the class vectors
 
@@ -41,8 +40,8 @@ class Loss(nn.Module):
 
     def __init__(self, facts: Facts, *, bonafide_weight: float | None = None) -> None:
         super().__init__()
-        if bonafide_weight is not None and not 0 < bonafide_weight < math.inf:
-            raise ValueError(f"expected bonafide_weight > 0 and finite, got {bonafide_weight}")
+        if bonafide_weight is not None:
+            check_positive(bonafide_weight=bonafide_weight)
         self.bonafide_weight = bonafide_weight
         self.classify = nn.Linear(facts.embedding_dim, 2)
 

@@ -7,17 +7,14 @@ towards synthetic voice spoofing detection", IEEE Signal Processing Letters 2021
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.contracts import Centroids, Facts, Labels, Reduce
-from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import OneClassTerm, check_reduce, cosine_centroids, cosines
 
 
 class Loss(nn.Module):
@@ -53,12 +50,10 @@ class Loss(nn.Module):
         reduce: Reduce = "mean",
     ) -> None:
         super().__init__()
-        _check(centres, margin_bonafide, margin_spoof, alpha)
-        if reduce not in ("max", "mean", "softmax"):
-            raise ValueError(f"expected reduce to be max, mean or softmax, got {reduce!r}")
-        self.margin_bonafide = margin_bonafide
-        self.margin_spoof = margin_spoof
-        self.alpha = alpha
+        if centres < 1:
+            raise ValueError(f"expected centres ≥ 1, got {centres}")
+        check_reduce(reduce)
+        self.one_class_term = OneClassTerm(margin_bonafide, margin_spoof, alpha)
         self.reduce: Reduce = reduce
         self.centres = nn.Parameter(torch.randn(centres, facts.embedding_dim))  # (K, E)
 
@@ -70,24 +65,9 @@ class Loss(nn.Module):
             labels: of which only is_bonafide, (B,), is read.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = functional.normalize(at_least_float32(embeddings), dim=1)  # (B, E)
-            cosines = x @ functional.normalize(self.centres, dim=1).T  # (B, K)
-            nearest = cosines.max(dim=1).values  # (B,), t
-            excess = torch.where(labels.is_bonafide, self.margin_bonafide - nearest, nearest - self.margin_spoof)
-            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            nearest = cosines(embeddings, self.centres).max(dim=1).values  # (B,), t
+            return self.one_class_term(nearest, nearest, labels.is_bonafide)
 
     def centroids(self) -> Centroids:
         """The K unit centres, scored by cosine."""
-        vectors = functional.normalize(self.centres.detach(), dim=1)  # (K, E)
-        return Centroids(
-            vectors=vectors.cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce=self.reduce
-        )
-
-
-def _check(centres: int, margin_bonafide: float, margin_spoof: float, alpha: float) -> None:
-    if centres < 1:
-        raise ValueError(f"expected centres ≥ 1, got {centres}")
-    if not -1 <= margin_spoof < margin_bonafide <= 1:
-        raise ValueError(f"expected -1 ≤ margin_spoof < margin_bonafide ≤ 1, got {margin_spoof} and {margin_bonafide}")
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"expected alpha > 0 and finite, got {alpha}")
+        return cosine_centroids(functional.normalize(self.centres, dim=1), reduce=self.reduce)

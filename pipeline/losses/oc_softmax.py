@@ -6,17 +6,14 @@ Zhang, Jiang, Duan: "One-class learning towards synthetic voice spoofing detecti
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.contracts import Centroids, Facts, Labels
-from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import OneClassTerm, cosine_centroids, cosines
 
 
 class Loss(nn.Module):
@@ -42,17 +39,9 @@ class Loss(nn.Module):
         self, facts: Facts, *, margin_bonafide: float = 0.9, margin_spoof: float = 0.2, alpha: float = 20.0
     ) -> None:
         super().__init__()
-        if not -1 <= margin_spoof < margin_bonafide <= 1:
-            raise ValueError(
-                f"expected -1 ≤ margin_spoof < margin_bonafide ≤ 1, got {margin_spoof} and {margin_bonafide}"
-            )
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"expected alpha > 0 and finite, got {alpha}")
-        self.margin_bonafide = margin_bonafide
-        self.margin_spoof = margin_spoof
-        self.alpha = alpha
+        self.one_class_term = OneClassTerm(margin_bonafide, margin_spoof, alpha)
         self.centre = nn.Parameter(torch.empty(1, facts.embedding_dim))  # (1, E), w
-        nn.init.kaiming_uniform_(self.centre, a=0.25)  # as published; its norm tells how fast the direction learns
+        nn.init.kaiming_uniform_(self.centre, a=0.25)  # as published; a longer vector turns more slowly
 
     def forward(self, embeddings: Tensor, labels: Labels) -> Tensor:
         """The loss of a batch of either class or both, one mean over all of it.
@@ -62,12 +51,9 @@ class Loss(nn.Module):
             labels: of which only is_bonafide, (B,), is read.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = functional.normalize(at_least_float32(embeddings), dim=1)  # (B, E)
-            cosines = (x @ functional.normalize(self.centre, dim=1).T)[:, 0]  # (B,)
-            excess = torch.where(labels.is_bonafide, self.margin_bonafide - cosines, cosines - self.margin_spoof)
-            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            cosine = cosines(embeddings, self.centre)[:, 0]  # (B,)
+            return self.one_class_term(cosine, cosine, labels.is_bonafide)
 
     def centroids(self) -> Centroids:
         """The one unit centre, scored by cosine."""
-        vectors = functional.normalize(self.centre.detach(), dim=1)  # (1, E)
-        return Centroids(vectors=vectors.cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce="max")
+        return cosine_centroids(functional.normalize(self.centre, dim=1))

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.contracts import Centroids, Facts, Labels
-from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import OneClassTerm, at_least_float32, cosine_centroids
 
 
 class Loss(nn.Module):
@@ -46,10 +44,7 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         _check_facts(facts)
-        _check(margin_bonafide, margin_spoof, alpha)
-        self.margin_bonafide = margin_bonafide
-        self.margin_spoof = margin_spoof
-        self.alpha = alpha
+        self.one_class_term = OneClassTerm(margin_bonafide, margin_spoof, alpha)
         self.centres = nn.Parameter(torch.empty(facts.layers, facts.embedding_dim // facts.layers))  # (L, E / L), w
         nn.init.kaiming_uniform_(self.centres, a=0.25)  # each row as the one centre of OC-Softmax
 
@@ -63,9 +58,7 @@ class Loss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             x = at_least_float32(embeddings).reshape(-1, *self.centres.shape)  # (B, L, E / L)
             cosines = (functional.normalize(x, dim=2) * functional.normalize(self.centres, dim=1)).sum(2)  # (B, L)
-            is_bonafide = labels.is_bonafide[:, None]  # (B, 1)
-            excess = torch.where(is_bonafide, self.margin_bonafide - cosines, cosines - self.margin_spoof)  # (B, L)
-            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            return self.one_class_term(cosines, cosines, labels.is_bonafide[:, None])
 
     def centroids(self) -> Centroids:
         """The L unit centres in one unit vector, scored by cosine.
@@ -73,11 +66,8 @@ class Loss(nn.Module):
         Segments of length a make an embedding of norm √L · a. So q, the query at unit length, holds each x_l / a
         divided by √L, and the mean of the s_l is 1/L Σ w_l · √L q_l = Σ (w_l / √L) · q_l.
         """
-        units = functional.normalize(self.centres.detach(), dim=1)  # (L, E / L)
-        vector = units.flatten() / math.sqrt(len(units))  # (E,)
-        return Centroids(
-            vectors=vector[None].cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce="max"
-        )
+        units = functional.normalize(self.centres, dim=1)  # (L, E / L)
+        return cosine_centroids(units.reshape(1, -1) / math.sqrt(len(units)))
 
 
 def _check_facts(facts: Facts) -> None:
@@ -86,10 +76,3 @@ def _check_facts(facts: Facts) -> None:
             f"expected an embedding_dim that is a multiple of the {facts.layers} tapped layers, one segment each, got "
             f"{facts.embedding_dim}; take the backend per_layer, whose embedding is made so, or another embedding_dim"
         )
-
-
-def _check(margin_bonafide: float, margin_spoof: float, alpha: float) -> None:
-    if not -1 <= margin_spoof < margin_bonafide <= 1:
-        raise ValueError(f"expected -1 ≤ margin_spoof < margin_bonafide ≤ 1, got {margin_spoof} and {margin_bonafide}")
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"expected alpha > 0 and finite, got {alpha}")

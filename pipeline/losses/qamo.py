@@ -6,19 +6,25 @@ arXiv 2509.20679.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.contracts import Centroids, Facts, Labels, Reduce
 from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
+from pipeline.losses._shared import (
+    UNKNOWN,
+    OneClassTerm,
+    check_not_negative,
+    check_numbers,
+    check_positive,
+    check_reduce,
+    cosine_centroids,
+    cosines,
+)
 
-UNKNOWN = -1
 IGNORED = -100  # the target that cross_entropy leaves out
 
 
@@ -64,19 +70,15 @@ class Loss(nn.Module):
         reduce: Reduce = "mean",
     ) -> None:
         super().__init__()
-        _check_margins(margin_bonafide, margin_spoof)
-        _check_positive(alpha=alpha, scale=scale)
-        _check_not_negative(margin=margin, quality_weight=quality_weight)
-        if reduce not in ("max", "mean", "softmax"):
-            raise ValueError(f"expected reduce to be max, mean or softmax, got {reduce!r}")
-        self.margin_bonafide = margin_bonafide
-        self.margin_spoof = margin_spoof
-        self.alpha = alpha
+        check_positive(scale=scale)
+        check_not_negative(margin=margin, quality_weight=quality_weight)
+        check_reduce(reduce)
+        self.one_class_term = OneClassTerm(margin_bonafide, margin_spoof, alpha)
         self.scale = scale
         self.margin = margin
         self.quality_weight = quality_weight
         self.reduce: Reduce = reduce
-        self.centers = nn.Parameter(torch.randn(facts.levels, facts.embedding_dim))  # (K, E)
+        self.centres = nn.Parameter(torch.randn(facts.levels, facts.embedding_dim))  # (K, E)
 
     def forward(self, embeddings: Tensor, labels: Labels) -> Tensor:
         """The loss of a batch; a term for which the batch has no utterance is 0.
@@ -88,26 +90,21 @@ class Loss(nn.Module):
         Raises:
             ValueError: a level out of range.
         """
-        self._check_levels(labels.level)
+        check_numbers("quality levels", labels.level, len(self.centres))
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = at_least_float32(embeddings)
-            cosines = functional.normalize(x, dim=1) @ functional.normalize(self.centers, dim=1).T  # (B, K)
-            return self.one_class_term(cosines, labels) + self.quality_weight * self.quality_term(cosines, labels)
+            similarities = cosines(embeddings, self.centres)  # (B, K)
+            nearest = similarities.max(dim=1).values  # (B,)
+            own = similarities.gather(1, labels.level.long().clamp(min=0)[:, None])[:, 0]  # (B,)
+            own = torch.where(labels.level == UNKNOWN, nearest, own)
+            one_class = self.one_class_term(own, nearest, labels.is_bonafide)
+            return one_class + self.quality_weight * self.quality_term(similarities, labels)
 
-    def one_class_term(self, cosines: Tensor, labels: Labels) -> Tensor:
-        """Mean of softplus(α u) over the batch, from cosines (B, K)."""
-        nearest = cosines.max(dim=1).values  # (B,)
-        own = cosines.gather(1, labels.level.long().clamp(min=0)[:, None])[:, 0]  # (B,)
-        own = torch.where(labels.level == UNKNOWN, nearest, own)
-        excess = torch.where(labels.is_bonafide, self.margin_bonafide - own, nearest - self.margin_spoof)  # (B,), u
-        return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(cosines))
-
-    def quality_term(self, cosines: Tensor, labels: Labels) -> Tensor:
+    def quality_term(self, similarities: Tensor, labels: Labels) -> Tensor:
         """Mean margin cross-entropy over the bona fide of known level, from cosines (B, K); 0 without any."""
         level = labels.level.long()
         graded = labels.is_bonafide & (level != UNKNOWN)  # (B,)
-        own = torch.arange(len(self.centers), device=level.device) == level[:, None]  # (B, K)
-        logits = self.scale * torch.where(own, cosines - self.margin, cosines)  # (B, K)
+        own = torch.arange(len(self.centres), device=level.device) == level[:, None]  # (B, K)
+        logits = self.scale * torch.where(own, similarities - self.margin, similarities)  # (B, K)
         target = torch.where(graded, level, IGNORED)
         total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
         count = graded.sum()
@@ -115,30 +112,4 @@ class Loss(nn.Module):
 
     def centroids(self) -> Centroids:
         """The K unit centroids, scored by cosine."""
-        vectors = functional.normalize(self.centers.detach(), dim=1)  # (K, E)
-        return Centroids(
-            vectors=vectors.cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce=self.reduce
-        )
-
-    def _check_levels(self, level: Tensor) -> None:
-        levels = len(self.centers)
-        wrong = level[(level < UNKNOWN) | (level >= levels)]
-        if len(wrong):
-            raise ValueError(f"expected quality levels from -1 (unknown) to {levels - 1}, got {wrong[0].item()}")
-
-
-def _check_margins(bonafide: float, spoof: float) -> None:
-    if not -1 <= spoof < bonafide <= 1:
-        raise ValueError(f"expected -1 ≤ margin_spoof < margin_bonafide ≤ 1, got {spoof} and {bonafide}")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"expected {name} > 0 and finite, got {value}")
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"expected {name} ≥ 0 and finite, got {value}")
+        return cosine_centroids(functional.normalize(self.centres, dim=1), reduce=self.reduce)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,9 +17,7 @@ from torch.nn import functional
 from pipeline.core.contracts import Centroids, Facts, Labels
 from pipeline.core.errors import InputError
 from pipeline.losses import _ranks
-from pipeline.losses._shared import at_least_float32
-
-UNKNOWN = -1
+from pipeline.losses._shared import UNKNOWN, OneClassTerm, at_least_float32, check_numbers, cosine_centroids, cosines
 
 
 class Loss(nn.Module):
@@ -61,10 +58,9 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         _check_facts(facts)
-        _check(margin_bonafide, margin_spoof, alpha, update_interval)
-        self.margin_bonafide = margin_bonafide
-        self.margin_spoof = margin_spoof
-        self.alpha = alpha
+        if update_interval < 1:
+            raise ValueError(f"expected update_interval ≥ 1, got {update_interval}")
+        self.one_class_term = OneClassTerm(margin_bonafide, margin_spoof, alpha)
         self.update_interval = update_interval
         self.register_buffer("centres", torch.eye(facts.speakers, facts.embedding_dim))  # (S, E), any norm
         self.register_buffer("enrolled", torch.ones(facts.speakers, dtype=torch.bool))  # (S,), who has a centre
@@ -79,14 +75,12 @@ class Loss(nn.Module):
         Raises:
             ValueError: a speaker out of range.
         """
-        self._check_speakers(labels.speaker)
+        check_numbers("speakers", labels.speaker, len(self.centres))
         with torch.autocast(embeddings.device.type, enabled=False):
-            x = functional.normalize(at_least_float32(embeddings), dim=1)  # (B, E)
-            cosines = x @ functional.normalize(self.centres, dim=1).T  # (B, S)
-            nearest = cosines.masked_fill(~self.enrolled, -math.inf).max(dim=1).values  # (B,), n
-            own = self._own(cosines, nearest, labels.speaker.long())  # (B,), t
-            excess = torch.where(labels.is_bonafide, self.margin_bonafide - own, nearest - self.margin_spoof)
-            return _ranks.joint_part(functional.softplus(self.alpha * excess).mean(), len(x))
+            similarities = cosines(embeddings, self.centres)  # (B, S)
+            nearest = similarities.masked_fill(~self.enrolled, -math.inf).max(dim=1).values  # (B,), n
+            own = self._own(similarities, nearest, labels.speaker.long())  # (B,), t
+            return self.one_class_term(own, nearest, labels.is_bonafide)
 
     def start_epoch(self, epoch: int, enrolment: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Enrol the training speakers anew where that is due: before epochs 1 + update_interval · k, k = 1, 2, ...
@@ -113,7 +107,7 @@ class Loss(nn.Module):
             ValueError: a speaker out of range.
             InputError: no speaker is known.
         """
-        self._check_speakers(speaker)
+        check_numbers("speakers", speaker, len(self.centres))
         known = speaker != UNKNOWN  # (M,)
         with torch.autocast(embeddings.device.type, enabled=False):
             x = at_least_float32(embeddings)[known]  # (M', E)
@@ -134,20 +128,13 @@ class Loss(nn.Module):
         enrolled with bona fide utterances of their own, is the cosine to the claimed speaker's mean embedding; it
         needs those utterances, and a centre chosen by trial, where Centroids scores every trial against all vectors.
         """
-        vectors = functional.normalize(self.centres[self.enrolled], dim=1)  # (K, E)
-        return Centroids(vectors=vectors.cpu().numpy().astype(np.float32), normalize_query=True, bias=0.0, reduce="max")
+        return cosine_centroids(functional.normalize(self.centres[self.enrolled], dim=1))
 
-    def _own(self, cosines: Tensor, nearest: Tensor, speaker: Tensor) -> Tensor:
+    def _own(self, similarities: Tensor, nearest: Tensor, speaker: Tensor) -> Tensor:
         """Of cosines (B, S) the one to the own speaker's centre, nearest (B,) where there is none."""
         row = speaker.clamp(min=0)  # (B,)
         has_centre = (speaker != UNKNOWN) & self.enrolled[row]  # (B,)
-        return torch.where(has_centre, cosines.gather(1, row[:, None])[:, 0], nearest)
-
-    def _check_speakers(self, speaker: Tensor) -> None:
-        speakers = len(self.centres)
-        wrong = speaker[(speaker < UNKNOWN) | (speaker >= speakers)]
-        if len(wrong):
-            raise ValueError(f"expected speakers from -1 (unknown) to {speakers - 1}, got {wrong[0].item()}")
+        return torch.where(has_centre, similarities.gather(1, row[:, None])[:, 0], nearest)
 
 
 def _check_facts(facts: Facts) -> None:
@@ -158,12 +145,3 @@ def _check_facts(facts: Facts) -> None:
             f"expected an embedding_dim of at least the {facts.speakers} training speakers, whose centres begin "
             f"orthogonal, got {facts.embedding_dim}"
         )
-
-
-def _check(margin_bonafide: float, margin_spoof: float, alpha: float, update_interval: int) -> None:
-    if not -1 <= margin_spoof < margin_bonafide <= 1:
-        raise ValueError(f"expected -1 ≤ margin_spoof < margin_bonafide ≤ 1, got {margin_spoof} and {margin_bonafide}")
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"expected alpha > 0 and finite, got {alpha}")
-    if update_interval < 1:
-        raise ValueError(f"expected update_interval ≥ 1, got {update_interval}")

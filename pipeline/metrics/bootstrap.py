@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,8 @@ LARGE = 64  # trials, from where on one binomial draw takes less time than one d
 # So the official EER, min t-DCF and min DCF are bit for bit those of all the resample's points; a metric that reads
 # the DET curve elsewhere (an area under it) is not to be had here.
 Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+
+Value = TypeVar("Value")
 
 _Counts = NDArray[np.int64] | NDArray[np.float64]  # (K,) how many trials of one class were drawn from each block
 # A random generator -> for each system, the counts of the bona fide and of the spoof of one resample of the trials.
@@ -164,6 +167,27 @@ def paired(
     )
 
 
+def interval_of_means(
+    classes: Sequence[NDArray[np.float64]], *, folds: int, seed: int, level: float = 0.95
+) -> Interval:
+    """The percentile interval of the sum of the means of several samples, each of which is resampled on its own.
+
+    Args:
+        classes: samples (n,) of any lengths ≥ 1, such as what each bona fide and what each spoof costs.
+        folds, seed, level: as `intervals` takes them.
+
+    Raises:
+        ValueError: no fold, or a level outside 0..1.
+    """
+    _check(folds, level)
+
+    def value(fold: int) -> float:
+        rng = np.random.default_rng((seed, fold))
+        return float(sum(values.take(rng.integers(values.size, size=values.size)).mean() for values in classes))
+
+    return _interval(np.array(_for_all_folds(value, folds)), level)
+
+
 def _check(folds: int, level: float) -> None:
     if folds < 1:
         raise ValueError(f"expected folds ≥ 1, got {folds}")
@@ -275,12 +299,16 @@ def _resampled(draw: _Draw, statistics: Sequence[Statistic], *, folds: int, seed
         points = [_det(*counts) for counts in draw(np.random.default_rng((seed, fold)))]
         return [[statistic(*point) for statistic in statistics] for point in points]
 
-    # NumPy lets go of the interpreter in what is slow here: drawing, gathering and summing.
-    with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        found = np.array(list(pool.map(values, range(folds))))
+    found = np.array(_for_all_folds(values, folds))
     if np.isnan(found).any():
         raise ValueError(f"expected statistics that are numbers, got nan in {np.isnan(found).sum()} of {found.size}")
     return found
+
+
+def _for_all_folds(value: Callable[[int], Value], folds: int) -> list[Value]:
+    """The values of the folds 0, 1, ..., in threads: NumPy lets go of the interpreter while it draws and sums."""
+    with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(value, range(folds)))
 
 
 def _interval(values: NDArray[np.float64], level: float) -> Interval:

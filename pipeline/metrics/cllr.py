@@ -23,6 +23,13 @@ def cllr(bonafide: ArrayLike, spoof: ArrayLike) -> float:
     return float(np.logaddexp(0, -kept).mean() + np.logaddexp(0, refused).mean()) / (2 * float(np.log(2)))
 
 
+def cllr_terms(bonafide: ArrayLike, spoof: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each trial costs, in bits: (B,) and (S,), whose two means add up to `cllr`."""
+    kept, refused = checked("bona fide", bonafide), checked("spoof", spoof)
+    bits = 2 * float(np.log(2))
+    return np.logaddexp(0, -kept) / bits, np.logaddexp(0, refused) / bits
+
+
 def min_cllr(bonafide: ArrayLike, spoof: ArrayLike) -> float:
     """The Cllr in bits of scores (B,), (S,) after the monotone map that makes it least: what better calibration leaves.
 

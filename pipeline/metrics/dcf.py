@@ -1,7 +1,7 @@
 """The detection cost (DCF) of track 1 of ASVspoof5: at the best threshold, and at the one that theory gives.
 
 Wang et al.: "ASVspoof 5: Crowdsourced Speech Data, Deepfakes, and Adversarial Attacks at Scale", ASVspoof workshop
-2024. Normalised: 1 is the cost of the better of accepting and rejecting everything.
+2024. Normalized: 1 is the cost of the better of accepting and rejecting everything.
 
 Rates are shares in 0..1; a higher score means more bona fide.
 """
@@ -28,7 +28,7 @@ BAYES_THRESHOLD = math.log(WEIGHT_FALSE_ALARM / WEIGHT_MISS)
 
 
 def dcf(frr: NDArray[np.float64], far: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The normalised detection cost at each point: (0.95 FRR + 0.5 FAR) / 0.5. frr, far: (P,). Returns (P,)."""
+    """The normalized detection cost at each point: (0.95 FRR + 0.5 FAR) / 0.5. frr, far: (P,). Returns (P,)."""
     cost: NDArray[np.float64] = (WEIGHT_MISS * frr + WEIGHT_FALSE_ALARM * far) / min(WEIGHT_MISS, WEIGHT_FALSE_ALARM)
     return cost
 

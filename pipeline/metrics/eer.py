@@ -24,7 +24,7 @@ class Eer:
 
 
 def equal_rate(frr: NDArray[np.float64], far: NDArray[np.float64]) -> float:
-    """The official EER of DET points (P,), a share in 0..1; for what has points but no scores, as a resample."""
+    """The official EER of DET points (P,), a share in 0..1; for resamples, which have points but no scores."""
     point = equal_point(frr, far)
     return float((frr[point] + far[point]) / 2)
 
@@ -42,10 +42,12 @@ def official_eer(det: Det) -> Eer:
     )
 
 
-def eer_of(scores: NDArray[np.floating], is_bonafide: NDArray[np.bool_]) -> Eer:
-    """The official EER of scores (N,) of which some are of bona fide (N,)."""
-    values = scores.astype(float)
-    return official_eer(det_points(values[is_bonafide], values[~is_bonafide]))
+def eer_of(scores: NDArray[np.floating[Any]], is_bonafide: NDArray[np.bool_]) -> Eer:
+    """The official EER of scores (N,) of N trials, of which `is_bonafide` (N,) are bona fide.
+
+    Raises ValueError for one class only, or nan.
+    """
+    return official_eer(det_points(scores[is_bonafide], scores[~is_bonafide]))
 
 
 def dev_metrics(scores: NDArray[np.float32], is_bonafide: NDArray[np.bool_]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is told of one system on one set: every metric over all trials and by group, as one JSON object.
+"""Metrics of one system on one set: over all trials and by group, as one JSON object.
 
 EERs and rates of decisions are in percent, costs as they are defined (1 is a system that decides without listening),
 Cllr in bits. A higher score means more bona fide, and no sign is ever flipped.
@@ -10,24 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.metrics import bootstrap
 from pipeline.metrics.bootstrap import Paired, Statistic
 from pipeline.metrics.calibration import Calibration
-from pipeline.metrics.cllr import cllr, min_cllr
+from pipeline.metrics.cllr import cllr, cllr_terms, min_cllr
 from pipeline.metrics.dcf import act_dcf, dcf, min_dcf
 from pipeline.metrics.decisions import at_threshold
-from pipeline.metrics.det import Det, det_points
-from pipeline.metrics.eer import equal_rate, interpolated_eer, official_eer
+from pipeline.metrics.det import Det, checked, det_points
+from pipeline.metrics.eer import eer_of, equal_rate, interpolated_eer, official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
 
 SEED = 1  # of the resamples, unless another is asked for
+FOLDS = 1_000  # resamples for two arrays of scores
 PERCENT_DECIMALS = 5  # one trial among 600,000 moves a rate in percent by 0.00008
 COST_DECIMALS = 6  # and a cost by 0.000003
-FEWEST_SPEAKERS = 10  # for an interval by speaker; fewer tell nothing of others
+FEWEST_SPEAKERS = 10  # for an interval by speaker; fewer say nothing about others
 TIES_MATTER = 0.05  # percentage points between the official and the interpolated EER
 
 Scores = NDArray[np.float64]
@@ -48,15 +49,15 @@ def evaluate(
 
         eer, eer_interpolated       %, official, and with ties counted evenly
         eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for min t-DCF and min DCF
-        eer_interval_by_speaker     the same with speakers resampled, where at least ten are known, and all trials' are
+        eer_interval_by_speaker     the same with speakers resampled, where all are known and at least ten
         threshold                   the score of the official EER
         bonafide, spoof             numbers of trials
-        min_tdcf_2019, _2021        given `asv`; the form of 2021 is that of ASVspoof 5 too
-        min_dcf                     ASVspoof 5
+        min_tdcf_2019, _2021        given `asv`; ASVspoof 5 takes the form of 2021
+        min_dcf                     as in ASVspoof 5
         act_dcf, cllr               for scores that are log-likelihood ratios in nats; Cllr in bits
         min_cllr                    bits, after the best monotone calibration
         calibrated                  given `calibration`: its slope and offset, and the act_dcf and cllr of the scores
-                                    that it makes log-likelihood ratios; all else is told of the scores as they are
+                                    that it makes log-likelihood ratios; all other metrics take the scores as they are
         at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far in %, of decisions at it
         attacks, vocoders           {name: {eer, spoof}}: the spoof made by it against all bona fide
         codecs                      {name: {eer, bonafide, spoof}}: the trials of that codec alone
@@ -71,24 +72,51 @@ def evaluate(
     Raises:
         ValueError: one class only, nan, or ASV rates that leave the countermeasure nothing to do.
     """
-    chosen = trials.is_bonafide
-    bonafide, spoof = scores[chosen], scores[~chosen]
-    det = det_points(bonafide, spoof)
-    found: Metrics = {"eer": _percent(official_eer(det).eer)}
-    found |= {"eer_interpolated": _percent(interpolated_eer(det)), "threshold": official_eer(det).threshold}
-    found |= {"bonafide": len(bonafide), "spoof": len(spoof)}
-    found |= _rounded(_costs(det, bonafide, spoof, asv))
+    bonafide, spoof = scores[trials.is_bonafide], scores[~trials.is_bonafide]
+    found = _overall(bonafide, spoof, asv)
     if calibration:
-        ratios = _of_ratios(calibration.apply(bonafide), calibration.apply(spoof))
-        found["calibrated"] = vars(calibration) | _rounded(ratios)
+        found["calibrated"] = _calibrated(bonafide, spoof, calibration)
     if threshold is not None:
-        decided = vars(at_threshold(bonafide, spoof, threshold))
-        found["at_threshold"] = {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
+        found["at_threshold"] = _decided(bonafide, spoof, threshold)
     if folds:
-        found |= _intervals(trials, scores, asv, folds=folds, seed=seed)
+        found |= _intervals(scores, trials.is_bonafide, asv, folds=folds, seed=seed)
+        found |= _interval_by_speaker(trials, scores, folds=folds, seed=seed)
     found["attacks"] = _against_all_bonafide(trials.attack, trials, scores)
     found["vocoders"] = _against_all_bonafide(trials.vocoder, trials, scores)
     return found | _within("codecs", _known(trials.codec), trials, scores)
+
+
+def from_scores(
+    bonafide: ArrayLike, spoof: ArrayLike, *, asv: AsvRates | None = None, folds: int = FOLDS, seed: int = SEED
+) -> Metrics:
+    """Metrics of two arrays of scores, such as a notebook has, with intervals of 95 % confidence.
+
+    They have the names, units and numbers of `evaluate`: eer, eer_interpolated, threshold, bonafide, spoof, min_dcf,
+    act_dcf, cllr, min_cllr, eer_interval, min_dcf_interval and, given `asv`, both min t-DCFs with their intervals. Here
+    alone there is also cllr_interval, in bits.
+
+        >>> found = from_scores([0.9, 0.4, 0.7], [0.1, 0.5])
+        >>> found["eer"], found["eer_interval"]
+        (41.66667, [0.0, 58.33333])
+
+    Args:
+        bonafide: (B,), higher = more bona fide.
+        spoof: (S,).
+        asv: error rates of the speaker verification system that the t-DCF needs.
+        folds, seed: resamples behind the intervals (0 for none), and the seed of their draws.
+
+    Raises:
+        ValueError: an empty class, nan, more than one dimension, or ASV rates that leave the countermeasure nothing to
+            do.
+    """
+    kept, refused = checked("bona fide", bonafide), checked("spoof", spoof)
+    found = _overall(kept, refused, asv)
+    if folds:
+        is_bonafide = np.repeat([True, False], [kept.size, refused.size])
+        found |= _intervals(np.concatenate((kept, refused)), is_bonafide, asv, folds=folds, seed=seed)
+        interval = bootstrap.interval_of_means(cllr_terms(kept, refused), folds=folds, seed=seed)
+        found["cllr_interval"] = _ends(interval, percent=False)
+    return found
 
 
 def by_speaker(trials: Trials, scores: Scores) -> Metrics:
@@ -121,39 +149,39 @@ def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int
 
 def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) -> list[str]:
     """What a reader of the calibrated costs must know: trials that were fitted too, and a fit that found nothing."""
-    told: list[str] = []
+    found: list[str] = []
     seen = len(set(dev.utterance.tolist()) & set(trials.utterance.tolist()))
     if seen:
-        told.append(
+        found.append(
             f"{seen} of {len(trials)} trials have names of those that the calibration was fitted on: if they are the "
-            "same, what is told of calibrated scores is too good"
+            "same trials, the costs of the calibrated scores are too good"
         )
     if not calibration.slope:
-        told.append(
+        found.append(
             "the bona fide of dev do not score higher on average than its spoof, and a sign is never flipped: every "
             "score is calibrated to 0, which says nothing (Cllr 1)"
         )
-    return told
+    return found
 
 
 def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list[str]:
     """What a reader of the EER must know: scores that look inverted, and ties that decide it."""
-    told: list[str] = []
+    found: list[str] = []
     eer, fair, threshold = metrics["eer"], metrics["eer_interpolated"], metrics["threshold"]
     beyond = scores[scores > threshold]
     tied = [_tied(trials, scores, at) for at in (threshold, beyond.min() if len(beyond) else threshold)]
     if any(tied) and abs(fair - eer) > TIES_MATTER:
-        told.append(
+        found.append(
             f"{max(tied)} trials of both classes share one score near {threshold}; the official EER is {eer:.2f} %, "
             f"with ties counted evenly it is {fair:.2f} %"
         )
     if fair > 50 or (eer > 50 and not any(tied)):
-        told.insert(
+        found.insert(
             0,
             f"the EER is {eer:.2f} %, above 50 %: the scores look inverted, but higher must mean more bona fide. "
             "They are evaluated as they are; if higher means spoof in this file, negate its scores",
         )
-    return told
+    return found
 
 
 def _tied(trials: Trials, scores: Scores, at: float) -> int:
@@ -181,6 +209,15 @@ def _percent(share: float) -> float:
     return round(100 * share, PERCENT_DECIMALS)
 
 
+def _overall(bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> Metrics:
+    """The metrics over all trials, without intervals."""
+    det = det_points(bonafide, spoof)
+    found: Metrics = {"eer": _percent(official_eer(det).eer)}
+    found |= {"eer_interpolated": _percent(interpolated_eer(det)), "threshold": official_eer(det).threshold}
+    found |= {"bonafide": len(bonafide), "spoof": len(spoof)}
+    return found | _rounded(_costs(det, bonafide, spoof, asv))
+
+
 def _costs(det: Det, bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> dict[str, float]:
     tandem = {}
     if asv:
@@ -193,32 +230,49 @@ def _costs(det: Det, bonafide: Scores, spoof: Scores, asv: AsvRates | None) -> d
 
 
 def _of_ratios(bonafide: Scores, spoof: Scores) -> dict[str, float]:
-    """What is told of scores that are log-likelihood ratios in nats."""
+    """The costs that read scores as log-likelihood ratios in nats."""
     return {"act_dcf": act_dcf(bonafide, spoof), "cllr": cllr(bonafide, spoof)}
+
+
+def _calibrated(bonafide: Scores, spoof: Scores, calibration: Calibration) -> Metrics:
+    ratios = _of_ratios(calibration.apply(bonafide), calibration.apply(spoof))
+    return vars(calibration) | _rounded(ratios)
+
+
+def _decided(bonafide: Scores, spoof: Scores, threshold: float) -> Metrics:
+    decided = vars(at_threshold(bonafide, spoof, threshold))
+    return {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
 
 
 def _rounded(costs: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, COST_DECIMALS) for name, value in costs.items()}
 
 
-def _intervals(trials: Trials, scores: Scores, asv: AsvRates | None, *, folds: int, seed: int) -> Metrics:
+def _intervals(
+    scores: Scores, is_bonafide: NDArray[np.bool_], asv: AsvRates | None, *, folds: int, seed: int
+) -> Metrics:
     """<metric>_interval: [low, high] of each metric that is read off the DET points."""
     statistics: dict[str, Statistic] = {"eer": equal_rate, "min_dcf": lambda frr, far: float(dcf(frr, far).min())}
     if asv:
         statistics["min_tdcf_2019"] = lambda frr, far: float(tdcf_2019(frr, far, asv).min())
         statistics["min_tdcf_2021"] = lambda frr, far: float(tdcf_2021(frr, far, asv).min())
+    drawn = bootstrap.intervals(scores, is_bonafide, statistics, folds=folds, seed=seed)
+    return {f"{name}_interval": _ends(interval, percent=name == "eer") for name, interval in drawn.items()}
 
-    def rounded(name: str, interval: bootstrap.Interval) -> list[float]:
-        return [_percent(x) if name == "eer" else round(x, COST_DECIMALS) for x in (interval.low, interval.high)]
 
-    drawn = bootstrap.intervals(scores, trials.is_bonafide, statistics, folds=folds, seed=seed)
-    found = {f"{name}_interval": rounded(name, interval) for name, interval in drawn.items()}
+def _interval_by_speaker(trials: Trials, scores: Scores, *, folds: int, seed: int) -> Metrics:
+    """eer_interval_by_speaker: [low, high] with speakers resampled, where enough are known."""
     speakers = set(trials.speaker.tolist())
-    if UNKNOWN not in speakers and len(speakers) >= FEWEST_SPEAKERS:
-        only_eer = {"eer": statistics["eer"]}
-        by = bootstrap.intervals(scores, trials.is_bonafide, only_eer, folds=folds, seed=seed, groups=trials.speaker)
-        found["eer_interval_by_speaker"] = rounded("eer", by["eer"])
-    return found
+    if UNKNOWN in speakers or len(speakers) < FEWEST_SPEAKERS:
+        return {}
+    drawn = bootstrap.intervals(
+        scores, trials.is_bonafide, {"eer": equal_rate}, folds=folds, seed=seed, groups=trials.speaker
+    )
+    return {"eer_interval_by_speaker": _ends(drawn["eer"], percent=True)}
+
+
+def _ends(interval: bootstrap.Interval, *, percent: bool) -> list[float]:
+    return [_percent(end) if percent else round(end, COST_DECIMALS) for end in (interval.low, interval.high)]
 
 
 def _known(names: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
@@ -243,11 +297,10 @@ def _within(kind: str, groups: Mapping[str, NDArray[np.intp]], trials: Trials, s
     found: Metrics = {}
     left_out = 0
     for name, rows in groups.items():
-        chosen, values = trials.is_bonafide[rows], scores[rows]
-        bonafide, spoof = values[chosen], values[~chosen]
-        if not (len(bonafide) and len(spoof)):
+        chosen, bonafide = trials.is_bonafide[rows], int(trials.is_bonafide[rows].sum())
+        if bonafide in (0, len(rows)):
             left_out += 1
             continue
-        eer = official_eer(det_points(bonafide, spoof)).eer
-        found[name] = {"eer": _percent(eer), "bonafide": len(bonafide), "spoof": len(spoof)}
+        eer = eer_of(scores[rows], chosen).eer
+        found[name] = {"eer": _percent(eer), "bonafide": bonafide, "spoof": len(rows) - bonafide}
     return {kind: found} | ({f"{kind}_left_out": left_out} if left_out else {})

@@ -17,14 +17,14 @@ AUDIO_SUFFIXES = (".flac", ".wav")
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class JoinedScores:
     """scores: (N,) float64 in the order of N trials. surplus: utterances with a score that are none of the trials."""
 
     scores: NDArray[np.float64]
     surplus: list[str]
 
 
-def join(found: ScoreFile, trials: Trials, *, remedy: str) -> Joined:
+def join(found: ScoreFile, trials: Trials, *, remedy: str) -> JoinedScores:
     """The scores of a file in the order of the trials, matched by utterance.
 
     Raises InputError for trials without a score, with their number and the first, and, with lines, for labels and
@@ -42,7 +42,7 @@ def join(found: ScoreFile, trials: Trials, *, remedy: str) -> Joined:
         raise InputError(_mismatch(found.path, missing, surplus, total=len(names), remedy=remedy))
     if found.label and (wrong := _contradictions(found, trials, rows)):
         raise InputError(f"{len(wrong)} scores contradict the key; is it the key of this set?\n{listing(wrong)}")
-    return Joined(found.score[rows], surplus)
+    return JoinedScores(found.score[rows], surplus)
 
 
 def _contradictions(found: ScoreFile, trials: Trials, rows: NDArray[np.intp]) -> list[str]:

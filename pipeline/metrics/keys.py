@@ -37,7 +37,7 @@ def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
     """The key of a file, or the one that a 2019 score file carries itself.
 
     Raises InputError for a file that is none, for a split that it does not have, and without a path where the score
-    file does not tell what is bona fide.
+    file has no labels.
     """
     if path is None:
         if split:
@@ -58,7 +58,7 @@ def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What tells score files apart: as many of their last parts as that takes, without suffixes where these are alike.
+    """Short names that differ: the last parts of each path, as many as needed, without suffixes where these are alike.
 
     Raises InputError for one file twice.
     """

@@ -109,7 +109,7 @@ def _lines(trials: Trials, scores: Sequence[str], layout: Layout) -> Iterator[st
 
 
 def parse(path: Path, layout: Layout | None = None) -> ScoreFile:
-    """Read a score file, of any layout that its first line tells where none is given.
+    """Read a score file; where no layout is given, its first line decides.
 
     Raises InputError for a file that is missing, empty or of no known layout, and, with file and line, for every line
     that does not fit, score that is not finite, and utterance that is scored twice.
@@ -216,8 +216,8 @@ def _checked(path: Path, layout: Layout, columns: _Columns, rows: Iterator[tuple
     for found in (faults, _faulty_names(utterance, line), _faulty_labels(utterance, label)):
         problems += [(line[i], problem) for i, problem in found]
     if problems:
-        told = [f"{path}:{number}: {problem}" for number, problem in sorted(problems)]
-        raise InputError(f"{len(told)} lines cannot be used; mend or remove them:\n{listing(told)}")
+        lines = [f"{path}:{number}: {problem}" for number, problem in sorted(problems)]
+        raise InputError(f"{len(lines)} lines cannot be used; mend or remove them:\n{listing(lines)}")
     return ScoreFile(path, layout, utterance, score, line, attack, label)
 
 
@@ -262,7 +262,7 @@ def _faulty_labels(utterance: Sequence[str], label: Sequence[str]) -> Faults:
 
 
 def own_key(found: ScoreFile) -> Trials:
-    """The trials that a 2019 score file tells of itself: utterance, attack, label.
+    """The trials that a 2019 score file lists beside its scores: utterance, attack, label.
 
     Raises InputError for the other layouts, which hold no labels, and for a file with one class only.
     """

@@ -3,7 +3,7 @@
 Kinnunen et al.: "t-DCF: a Detection Cost Function for the Tandem Assessment of Spoofing Countermeasures and Automatic
 Speaker Verification", Odyssey 2018, in the form of ASVspoof 2019; and "Tandem Assessment of Spoofing Countermeasures
 and Automatic Speaker Verification: Fundamentals", IEEE/ACM TASLP 2020, the form of ASVspoof 2021 and 5. Both are
-normalised: 1 is the cost of the better of the two countermeasures that accept, or reject, everything.
+normalized: 1 is the cost of the better of the two countermeasures that accept, or reject, everything.
 
 Rates are shares in 0..1; a higher score means more bona fide.
 """
@@ -83,7 +83,7 @@ def asv_rates(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -> AsvR
 
 
 def tdcf_2019(frr: NDArray[np.float64], far: NDArray[np.float64], rates: AsvRates) -> NDArray[np.float64]:
-    """The normalised t-DCF of ASVspoof 2019 at each point: (C1 FRR + C2 FAR) / min(C1, C2).
+    """The normalized t-DCF of ASVspoof 2019 at each point: (C1 FRR + C2 FAR) / min(C1, C2).
 
     frr, far: (P,) the countermeasure's. The ASV's own errors are left out, so a perfect countermeasure costs 0.
     Returns (P,). Raises ValueError for rates with which the countermeasure's errors cost nothing.
@@ -94,7 +94,7 @@ def tdcf_2019(frr: NDArray[np.float64], far: NDArray[np.float64], rates: AsvRate
 
 
 def tdcf_2021(frr: NDArray[np.float64], far: NDArray[np.float64], rates: AsvRates) -> NDArray[np.float64]:
-    """The normalised t-DCF of ASVspoof 2021 and 5 at each point: (C0 + C1 FRR + C2 FAR) / (C0 + min(C1, C2)).
+    """The normalized t-DCF of ASVspoof 2021 and 5 at each point: (C0 + C1 FRR + C2 FAR) / (C0 + min(C1, C2)).
 
     frr, far: (P,) the countermeasure's. The ASV's own errors C0 are the floor that no countermeasure comes below.
     Returns (P,). Raises ValueError for rates with which the countermeasure's errors cost nothing.

@@ -25,6 +25,7 @@ REMEDY = "run `dvc repro`"
 # How FAISS begins a flat index: kind, width, number of vectors, two fixed numbers, trained, metric, number of floats.
 HEADER = struct.Struct("<4siqqq?iQ")
 FIXED = 1 << 20
+NORM_FLOOR = 1e-12  # a vector of zeros stays one
 METRICS = {b"IxFI": "inner_product", b"IxF2": "l2"}
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -52,6 +53,11 @@ class ScoringFacts(BaseModel):
     def size(self) -> int:
         """Bytes of the index."""
         return HEADER.size + 4 * self.centroids * self.embedding_dim
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Vectors (..., E) at unit length, in their own precision."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), NORM_FLOOR))
 
 
 @dataclass(frozen=True)

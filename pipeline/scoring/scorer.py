@@ -6,7 +6,7 @@ Training selects by it, `score` writes it, and everything that scores later call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,8 @@ from pipeline.core.devices import CPU
 from pipeline.core.errors import InputError
 from pipeline.features import streaming
 from pipeline.features.dataset import Dataset
-from pipeline.scoring.centroids import CentroidIndex
+from pipeline.scoring.centroids import CentroidIndex, unit
 
-NORM_FLOOR = 1e-12  # an embedding of zeros has similarity 0 to everything
 BATCH = 64  # utterances a forward pass
 
 
@@ -54,7 +53,7 @@ def score(embeddings: NDArray[np.float32], index: CentroidIndex, *, names: Seque
         )
     queries = embeddings
     if index.normalize_query:
-        queries = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), NORM_FLOOR)
+        queries = unit(embeddings)
     similarities = index.search(queries)  # (N, K), best first
     return np.asarray(_reduce(similarities, index.reduce) + np.float32(index.bias), dtype=np.float32)
 
@@ -68,12 +67,18 @@ def _reduce(similarities: NDArray[np.float32], how: str) -> Any:
     return (weights * similarities).sum(1) / weights.sum(1)
 
 
-def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset) -> NDArray[np.float32]:
-    """Scores (N,) of a whole set."""
-    names = data.trials.utterance.tolist()
+def score_each(
+    batches: Iterable[NDArray[np.float32]], index: CentroidIndex, *, names: Sequence[str]
+) -> NDArray[np.float32]:
+    """Scores (N,) of embeddings that come (B, E) at a time, in the order of the N utterances `names`."""
     scores: list[NDArray[np.float32]] = []
     done = 0
-    for embeddings in embed(backend, data):
+    for embeddings in batches:
         scores.append(score(embeddings, index, names=names[done : done + len(embeddings)]))
         done += len(embeddings)
     return np.concatenate(scores)
+
+
+def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset) -> NDArray[np.float32]:
+    """Scores (N,) of a whole set."""
+    return score_each(embed(backend, data), index, names=data.trials.utterance.tolist())

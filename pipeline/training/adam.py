@@ -10,6 +10,8 @@ from pipeline.backends._shared import LayerWeights
 from pipeline.core.params import LearningRates
 from pipeline.training.checkpoints import State
 
+Groups = list[tuple[list[nn.Parameter], float]]  # parameters with their learning rate
+
 
 class Adam:
     """Adam (Kingma and Ba, 2015) with a learning rate a group, on torch's functional form.
@@ -18,7 +20,7 @@ class Adam:
     which is a third of what a small run costs.
     """
 
-    def __init__(self, groups: list[tuple[list[nn.Parameter], float]], *, weight_decay: float) -> None:
+    def __init__(self, groups: Groups, *, weight_decay: float) -> None:
         self._weight_decay = weight_decay
         self._groups = [
             (parameters, rate, [(torch.zeros_like(p), torch.zeros_like(p), torch.tensor(0.0)) for p in parameters])
@@ -55,7 +57,7 @@ class Adam:
             tensor.copy_(state[name])
 
 
-def groups(backend: nn.Module, loss: nn.Module, rates: LearningRates) -> list[tuple[list[nn.Parameter], float]]:
+def groups(backend: nn.Module, loss: nn.Module, rates: LearningRates) -> Groups:
     """Parameters with their learning rates: the loss's vectors, the layer weightings, the rest of the backend."""
     weightings = [p for module in backend.modules() if isinstance(module, LayerWeights) for p in module.parameters()]
     special = {id(p) for p in weightings}

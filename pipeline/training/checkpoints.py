@@ -1,33 +1,101 @@
-"""A training under way on disk: tensors and facts in one safetensors file that is whole or not there; nothing pickled.
+"""A training under way on disk: a folder of safetensors files, each whole or not there; nothing pickled.
 
-The file belongs to one run: it carries the run's fingerprint, and another run neither takes it up nor trips over it.
+`weights_0007.safetensors` has what was learned after epoch 7, of the best epochs and the last. `last.safetensors` has
+the optimiser's state and the facts, and says by these which epoch is the last: it is written after the weights. Each
+file carries the fingerprint of its run, and another run neither takes it up nor trips over it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import InputError
-from pipeline.core.files import write_bytes
+from pipeline.core.files import flush_names, writing
 
 State = dict[str, Tensor]
-METADATA = "bonafide"  # key of the JSON in the file's header
+METADATA = "bonafide"  # key of the JSON in a file's header
+LAST_FILE = "last.safetensors"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The folder of a run's checkpoint. run: fingerprint of all that the result depends on."""
+
+    folder: Path
+    run: str
+
+    def write(self, epochs: Mapping[int, State], last: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write weights by epoch, then the state after the last epoch: tensors and JSON-ready facts."""
+        for epoch, state in epochs.items():
+            write(self._weights(epoch), state, {}, run=self.run)
+        write(self.folder / LAST_FILE, last, facts, run=self.run)
+
+    def keep(self, epochs: Iterable[int]) -> None:
+        """Remove the weights of all other epochs."""
+        wanted = {self._weights(epoch) for epoch in epochs}
+        for path in self.folder.glob("weights_*"):
+            if path not in wanted:
+                path.unlink()
+
+    def read(self) -> tuple[State, dict[str, Any]] | None:
+        """The state after the last epoch; None where there is none, or that of another run.
+
+        Raises InputError where a file is no checkpoint.
+        """
+        return read(self.folder / LAST_FILE, run=self.run)
+
+    def weights(self, epoch: int) -> Callable[[str], Tensor]:
+        """The weights after an epoch, by name. Raises InputError where they are missing or damaged."""
+        path = self._weights(epoch)
+
+        def get(name: str) -> Tensor:
+            try:
+                found: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
+            except SafetensorError as error:
+                raise self._damaged(path, error) from None
+            return found
+
+        try:
+            file = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(path, error) from None
+        return get
+
+    def _damaged(self, path: Path, error: Exception) -> InputError:
+        return InputError(f"{path}: the checkpoint is damaged ({error}); delete {self.folder}")
+
+    def _weights(self, epoch: int) -> Path:
+        return self.folder / f"weights_{epoch:04d}.safetensors"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, run: str) -> None:
     """Write tensors and JSON-ready facts of a run in one step. run: its fingerprint."""
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, metadata={METADATA: json.dumps({"run": run, "facts": dict(facts)})}))
+    beside = path.with_name(path.name + ".part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(plain, beside, metadata={METADATA: json.dumps({"run": run, "facts": dict(facts)})})
+        except SafetensorError as error:  # a full disk among others
+            raise OSError(errno.EIO, str(error)) from None
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        flush_names(path.parent)
 
 
 def read(path: Path, *, run: str) -> tuple[State, dict[str, Any]] | None:
@@ -37,19 +105,23 @@ def read(path: Path, *, run: str) -> tuple[State, dict[str, Any]] | None:
     """
     if not path.is_file():
         return None
-    data = path.read_bytes()
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        kept = json.loads(header["__metadata__"][METADATA])
-        return (load(data), kept["facts"]) if kept["run"] == run else None
-    except (ValueError, KeyError, TypeError, SafetensorError):
+        with safe_open(path, framework="pt") as file:
+            kept = json.loads(file.metadata()[METADATA])
+            if kept["run"] != run:
+                return None
+            return {name: file.get_tensor(name) for name in list(file.keys())}, kept["facts"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         raise InputError(f"{path}: expected a checkpoint of a training, got another file; delete it") from None
 
 
-def delete(path: Path) -> None:
-    """Remove a checkpoint, and what a killed `write` may have left."""
-    path.unlink(missing_ok=True)
-    path.with_name(path.name + ".part").unlink(missing_ok=True)
+def delete(folder: Path) -> None:
+    """Remove a checkpoint, and what a killed training may have left of it; other files stay."""
+    for pattern in ("weights_*.safetensors*", f"{LAST_FILE}*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        folder.rmdir()
 
 
 def fingerprint(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -1,9 +1,8 @@
-"""The training loop of stage two: any backend with any loss, on cached features.
+"""The one training loop: of a backend and a loss on cached features, and of an encoder with them from audio.
 
-Adam with three learning rates, a stratified sampler, augmented views, early stopping on the dev EER of the deployed
-score, the average of the k best checkpoints. Every draw is seeded by (seed) or (seed, epoch): the same seed on the same
-machine gives the same bits, whether features are read ahead or held, and whether or not the training was killed on the
-way.
+Adam with a learning rate a group, early stopping on the dev EER of the deployed score, the average of the k best
+epochs. Every draw is seeded by (seed) or (seed, epoch): the same seed on the same machine's CPU gives the same bits,
+whether or not the training was killed on the way. What is trained on what is a `Learner`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,33 +24,79 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.core.contracts import Centroids, Enrols, Labels
-from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
-from pipeline.core.params import TrainParams
-from pipeline.features import dataset, sampling, sources, streaming
-from pipeline.features.dataset import Dataset
-from pipeline.features.sampling import NO_AUGMENT, Augment
-from pipeline.features.sources import Addresses
-from pipeline.features.streaming import Batch
-from pipeline.scoring import scorer
-from pipeline.training import checkpoints
-from pipeline.training.adam import Adam, groups
-from pipeline.training.checkpoints import State
-from pipeline.training.progress import Epoch, Progress, average
+from pipeline.core.params import FinetuneParams, TrainParams
+from pipeline.core.trial_table import Trials
+from pipeline.features import sampling
+from pipeline.features.sampling import Augment
+from pipeline.training import checkpoints, drawing
+from pipeline.training.adam import Adam, Groups
+from pipeline.training.checkpoints import CheckpointFolder, State
+from pipeline.training.history import Epoch, History, average
 from pipeline.training.selection import Scores, dev_eer, dev_scores, trained_centroids
 
 CHECKPOINT_SECONDS = 60.0  # at most this much training, and an epoch, is lost to a kill
-VIEWS_STREAM = 1  # sets the generator of views apart from that of the order, which (seed, epoch) alone seed
+CHECKED = 100  # steps after which a loss that is not finite is noticed: asking a GPU for a number waits for it
+
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner(ABC):
+    """What is trained on what, and how.
+
+    system: a module with the modules `backend` and `loss`. train, dev: the trials. labels: of the training set, tensors
+    of length N. augment: views that training draws. section: of the parameters, for messages.
+    """
+
+    system: Any
+    train: Trials
+    dev: Trials
+    labels: Labels
+    params: TrainParams | FinetuneParams
+    seed: int
+    augment: Augment
+    device: torch.device
+    section: str
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Fingerprint of all that the result depends on."""
+
+    @abstractmethod
+    def groups(self) -> Groups:
+        """The parameters that learn, with their learning rates."""
+
+    @abstractmethod
+    def losses(self, epoch: int) -> Generator[Tensor]:
+        """For each step of an epoch, in order, add up the gradients; the loss, detached. epoch: from 1."""
+
+    @abstractmethod
+    def embed_train(self, rows: NDArray[np.int64]) -> Iterable[Tensor]:
+        """Embeddings (B, E) of some training trials, clean, in order, in eval mode."""
+
+    @abstractmethod
+    def embed_dev(self) -> Iterable[NDArray[np.float32]]:
+        """Embeddings (B, E) of the dev set, in order, in eval mode."""
+
+    def finish(self) -> None:  # noqa: B027  # most systems are deployed as they are trained
+        """Make the system what is deployed, now that it has the averaged weights."""
+
+    def drawn(self, epoch: int) -> tuple[NDArray[np.int64], Labels]:
+        """Which view stands for each training utterance in an epoch (N,), -1 the clean one, and the labels of these."""
+        views = drawing.drawn_views(len(self.train), self.augment, seed=self.seed, epoch=epoch)
+        return views, drawing.lowered(self.labels, views, self.augment)
+
+
+@dataclasses.dataclass(frozen=True)
 class Fitted:
     """A trained system, and how it came about.
 
     backend: trained module with the averaged weights, in memory. centroids: those of the averaged loss. path: (epochs,
     K, E) float32, where they were after each epoch. curves: every epoch. kept: the epochs that were averaged.
     dev_scores: (N_dev,) float32, of the averaged system, in the order of the trials. dev_eer: percent, of these scores;
-    dev_threshold: the score there. parameters: learned scalars of backend and loss.
+    dev_threshold: the score there. parameters: learned scalars.
     """
 
     backend: nn.Module
@@ -65,246 +110,172 @@ class Fitted:
     parameters: int
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training: what learns, what it learns from, and how. labels: of the training set, on the device."""
-
-    backend: nn.Module
-    loss: nn.Module
-    optimizer: Adam
-    train: Dataset
-    dev: Dataset
-    labels: Labels
-    params: TrainParams
-    seed: int
-    augment: Augment
-    device: torch.device
-
-
-def fit(
-    make_backend: Any,
-    make_loss: Any,
-    *,
-    train: Dataset,
-    dev: Dataset,
-    labels: Labels,
-    params: TrainParams,
-    seed: int,
-    augment: Augment = NO_AUGMENT,
-    checkpoint: Path | None = None,
-) -> Fitted:
-    """Train a backend with a loss and select by the dev EER of the deployed score.
-
-    Args:
-        make_backend: () -> Backend. make_loss: (embedding_dim=) -> Loss; both are called under the run's own seed.
-        train: where it is of several sets (`dataset.join`), every batch holds them in equal shares.
-        labels: of the training set, tensors of length N.
-        seed: of the initial weights, the order of batches, dropout, and the draws of views.
-        augment: views that the training set has, drawn for training alone.
-        checkpoint: file to go on from after a kill, with the result of an undisturbed training; the caller deletes it
-            once the result is on disk.
-
-    Raises InputError where the loss stops being finite, or the device that is asked for is not there.
-    """
-    device = device_of(params.device, key="train.device")
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators within, and leave them as they were behind."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        backend: nn.Module = make_backend()
-        loss: nn.Module = make_loss(embedding_dim=backend.embedding_dim)
-        backend, loss = backend.to(device), loss.to(device)
-        run = Run(
-            backend=backend,
-            loss=loss,
-            optimizer=Adam(groups(backend, loss, params.learning_rate), weight_decay=params.weight_decay),
-            train=train,
-            dev=dev,
-            labels=Labels(**{name: tensor.to(device) for name, tensor in vars(labels).items()}),
-            params=params,
-            seed=seed,
-            augment=augment,
-            device=device,
-        )
-        progress = _epochs(run, checkpoint)
-    return _finished(run, progress)
+        yield
 
 
-def _finished(run: Run, progress: Progress) -> Fitted:
-    """The average of the best states, what it scores on the dev set, and its weights in memory."""
-    backend, loss = run.backend, run.loss
-    backend.load_state_dict(average([states[0] for _, _, states in progress.best]))
-    loss.load_state_dict(average([states[1] for _, _, states in progress.best]))
+def train(learner: Learner, *, checkpoint: Path | None, say: Say = lambda _: None) -> Fitted:
+    """Train until done, select by the dev EER of the deployed score, average the k best epochs.
+
+    Args:
+        checkpoint: folder to go on from after a kill, with the result of an undisturbed training; the caller deletes it
+            once the result is on disk. say: is given a line an epoch.
+
+    Raises InputError where the loss stops being finite.
+    """
+    place = CheckpointFolder(checkpoint, learner.identity) if checkpoint else None
+    parameters = count(learner.groups())
+    history = _epochs(learner, place, say)
+    return _finished(learner, history, place, parameters=parameters)
+
+
+def count(groups: Groups) -> int:
+    """The number of scalars that learn."""
+    return sum(parameter.numel() for parameters, _ in groups for parameter in parameters)
+
+
+def _finished(learner: Learner, history: History, place: CheckpointFolder | None, *, parameters: int) -> Fitted:
+    """The average of the best states, and what it scores on the dev set."""
+    kept = history.best(learner.params.average_best)
+    states = [_state(history, place, epoch) for epoch in kept]
+    restore(learner.system, average(states, learned_names(learner.system)))
+    learner.finish()
+    loss = learner.system.loss
     if isinstance(loss, Enrols):
-        loss.enrol(*_enrolment(run))
-    scores = dev_scores(backend, loss, run.dev)
-    error = dev_eer(scores, run.dev)
+        loss.enrol(*enrolment(learner))
+    scores = scored(learner)
+    error = dev_eer(scores, learner.dev)
     return Fitted(
-        backend=backend.eval().cpu(),
-        centroids=trained_centroids(loss),
-        path=np.stack(progress.path),
-        curves=tuple(progress.curves),
-        kept=tuple(sorted(epoch for _, epoch, _ in progress.best)),
+        backend=learner.system.backend.eval().cpu(),
+        centroids=trained_centroids(loss, section=learner.section),
+        path=np.stack(history.path),
+        curves=tuple(history.curves),
+        kept=tuple(sorted(kept)),
         dev_scores=scores,
         dev_eer=100 * error.eer,
         dev_threshold=float(str(np.float32(error.threshold))),  # as a score file would hold it
-        parameters=sum(p.numel() for module in (backend, loss) for p in module.parameters()),
+        parameters=parameters,
     )
+
+
+def _state(history: History, place: CheckpointFolder | None, epoch: int) -> Callable[[str], Tensor]:
+    """The weights after an epoch, by name, from memory or from the checkpoint."""
+    if epoch in history.states:
+        return history.states[epoch].__getitem__
+    assert place is not None  # noqa: S101  # states leave memory for the disk alone
+    return place.weights(epoch)
 
 
 # ---------------------------------------------------------------- epochs
 
 
-def _epochs(run: Run, file: Path | None) -> Progress:
+def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> History:
     """Train until done, from the start or from the run's checkpoint, which is written now and then."""
-    identity = _identity(run) if file else ""
-    progress = _resumed(run, file, identity) if file else Progress()
-    start = time.perf_counter() - (progress.curves[-1].seconds if progress.curves else 0)
+    params = learner.params
+    optimizer = Adam(learner.groups(), weight_decay=params.weight_decay)
+    history = _resumed(learner, optimizer, place) if place else History()
+    if history.curves:
+        say(f"{len(history.curves)} epochs are done; going on with the next")
+    start = time.perf_counter() - (history.curves[-1].seconds if history.curves else 0)
     written = time.perf_counter()
-    with tqdm(total=run.params.epochs, initial=len(progress.curves), unit="epoch", disable=None) as bar:
-        while not progress.done(run.params):
-            epoch = len(progress.curves) + 1
-            mean = train_epoch(run, epoch)
-            error = 100 * dev_eer(dev_scores(run.backend, run.loss, run.dev), run.dev).eer
+    with tqdm(total=params.epochs, initial=len(history.curves), unit="epoch", disable=None) as bar:
+        while not history.done(params):
+            epoch = len(history.curves) + 1
+            mean = train_epoch(learner, optimizer, epoch)
+            error = 100 * dev_eer(scored(learner), learner.dev).eer
             line = Epoch(epoch, mean, error, time.perf_counter() - start)
-            states = _copy(run.backend), _copy(run.loss)
-            progress.add(line, trained_centroids(run.loss), states, keep=run.params.average_best)
+            now = trained_centroids(learner.system.loss, section=learner.section)
+            history.add(line, now, learned(learner.system), keep=params.average_best)
             bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{error:.2f} %")
             bar.update()
-            if file and time.perf_counter() - written >= CHECKPOINT_SECONDS:
-                _save(run, progress, file, identity)
+            say(f"epoch {epoch}: loss {mean:.4f}, dev EER {error:.2f} %")
+            if place and time.perf_counter() - written >= CHECKPOINT_SECONDS:
+                _save(history, optimizer, place, keep=params.average_best)
                 written = time.perf_counter()
-    return progress
+    return history
 
 
-def train_epoch(run: Run, epoch: int) -> float:
-    """One pass over the training set; the mean loss over its batches. epoch: from 1."""
-    torch.manual_seed((run.seed << 20) + epoch)  # dropout
-    if isinstance(run.loss, Enrols):
-        run.loss.start_epoch(epoch, partial(_enrolment, run))
-    addresses, labels = drawn(run, epoch)
-    is_bonafide = run.train.trials.is_bonafide
-    order = list(
-        sampling.batches(is_bonafide, size=run.params.batch_size, seed=run.seed, epoch=epoch, groups=run.train.groups)
-    )
-    with contextlib.closing(
-        streaming.stream(run.train.source, (addresses[rows] for rows in order), device=run.device)
-    ) as batches:
-        return train_on(run, epoch, zip(batches, (sampling.take(labels, rows) for rows in order), strict=True))
+def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> float:
+    """One pass over the training set; the mean loss over its steps. epoch: from 1.
 
-
-def train_on(run: Run, epoch: int, batches: Iterable[tuple[Batch, Labels]]) -> float:
-    """A step for every batch; the mean loss over them. Raises InputError where one is not finite."""
-    run.backend.train()
-    run.loss.train()
-    losses = [step(run, *batch) for batch in batches]
-    values = torch.stack(losses).tolist()  # once an epoch: asking a GPU for a number waits for it
-    for value in values:
-        if not math.isfinite(value):
-            raise InputError(f"epoch {epoch}: the loss is {value}; lower train.learning_rate")
+    Raises InputError where a loss is not finite.
+    """
+    torch.manual_seed((learner.seed << 20) + epoch)  # dropout
+    if isinstance(learner.system.loss, Enrols):
+        learner.system.loss.start_epoch(epoch, partial(enrolment, learner))
+    learner.system.train()
+    losses: list[Tensor] = []
+    with contextlib.closing(learner.losses(epoch)) as steps:
+        for loss in steps:
+            optimizer.step()
+            losses.append(loss)
+            if len(losses) % CHECKED == 0:
+                _finite(loss.item(), learner, epoch)
+    values = [_finite(value, learner, epoch) for value in torch.stack(losses).tolist()]
     return float(sum(values) / len(values))
 
 
-def step(run: Run, batch: Batch, labels: Labels) -> Tensor:
-    """One step of the optimiser; the loss before it, detached."""
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.params.precision == "bfloat16"):
-        embeddings = run.backend(*batch)
-    value: Tensor = run.loss(embeddings, labels)
-    value.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
-    return value.detach()
+def _finite(loss: float, learner: Learner, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise InputError(f"epoch {epoch}: the loss is {loss}; lower {learner.section}.learning_rate")
+    return loss
 
 
-def drawn(run: Run, epoch: int) -> tuple[Addresses, Labels]:
-    """What stands for each training utterance in an epoch: the address (N,) of its clean or an augmented view, and its
-    label, whose quality level an augmented view lowers.
-
-    Drawn from (seed, epoch), one draw an utterance, whatever the order of the batches.
-    """
-    n, augment = len(run.train), run.augment
-    addresses = np.arange(n)
-    if not augment.probability:
-        return addresses, run.labels
-    rng = np.random.default_rng((run.seed, epoch, VIEWS_STREAM))
-    chosen = np.where(rng.random(n) < augment.probability, rng.integers(len(augment.views), size=n), -1)
-    position = np.array([1 + run.train.views.index(name) for name in augment.views] + [0])
-    shift = torch.tensor([sampling.level_shift(name) for name in augment.views] + [0], device=run.device)
-    level = run.labels.level
-    lowered = (level + shift[torch.from_numpy(chosen).to(run.device)]).clamp(min=0)
-    lowered = torch.where(level < 0, level, lowered)  # unknown stays unknown
-    return addresses + n * position[chosen], dataclasses.replace(run.labels, level=lowered)
+def scored(learner: Learner) -> Scores:
+    """The deployed scores (N,) of the dev set."""
+    return dev_scores(learner.embed_dev(), trained_centroids(learner.system.loss, section=learner.section), learner.dev)
 
 
 @torch.no_grad()
-def _enrolment(run: Run) -> tuple[Tensor, Tensor]:
+def enrolment(learner: Learner) -> tuple[Tensor, Tensor]:
     """Embeddings (M, E) of all bona fide training utterances, clean, in eval mode, and their speakers (M,)."""
-    run.backend.eval()
-    rows = np.flatnonzero(run.train.trials.is_bonafide)
-    parts = np.array_split(rows, -(-len(rows) // scorer.BATCH))
-    with contextlib.closing(streaming.stream(run.train.source, parts, device=run.device)) as batches:
-        embeddings = [run.backend(*batch).clone() for batch in batches]
-    return torch.cat(embeddings), sampling.take(run.labels, rows).speaker
+    rows = np.flatnonzero(learner.train.is_bonafide)
+    embeddings = torch.cat(list(learner.embed_train(rows)))
+    return embeddings, sampling.take(learner.labels, rows).speaker.to(embeddings.device)
 
 
 # ---------------------------------------------------------------- going on after a kill
 
 
-def _save(run: Run, progress: Progress, file: Path, identity: str) -> None:
+def learned_names(system: nn.Module) -> list[str]:
+    """The names of all tensors that training changes: not those of frozen weights."""
+    frozen = {name for name, parameter in system.named_parameters() if not parameter.requires_grad}
+    return [name for name in system.state_dict() if name not in frozen]
+
+
+def learned(system: nn.Module) -> State:
+    """A copy on the CPU of all tensors that training changes."""
+    state = system.state_dict()
+    return {name: state[name].detach().to("cpu", copy=True) for name in learned_names(system)}
+
+
+def restore(system: nn.Module, state: State) -> None:
+    """Put back what `learned` gave."""
+    system.load_state_dict(state, strict=False)
+
+
+def _save(history: History, optimizer: Adam, place: CheckpointFolder, *, keep: int) -> None:
     """Everything that the next epoch depends on; its random draws depend on its number alone."""
-    modules = {"backend": run.backend.state_dict(), "loss": run.loss.state_dict(), "adam": run.optimizer.state()}
-    for i, (_, _, (backend, loss)) in enumerate(progress.best):
-        modules |= {f"best.{i}.backend": backend, f"best.{i}.loss": loss}
-    tensors = {f"{part}/{name}": tensor for part, state in modules.items() for name, tensor in state.items()}
-    tensors["path"] = torch.from_numpy(np.stack(progress.path))
-    facts = {
-        "curves": [dataclasses.astuple(epoch) for epoch in progress.curves],
-        "best": [(error, epoch) for error, epoch, _ in progress.best],
-    }
-    checkpoints.write(file, tensors, facts, run=identity)
+    last = {f"adam/{name}": tensor for name, tensor in optimizer.state().items()}
+    last["path"] = torch.from_numpy(np.stack(history.path))
+    place.write(history.states, last, {"curves": [dataclasses.astuple(epoch) for epoch in history.curves]})
+    place.keep({len(history.curves), *history.best(keep)})
+    history.states.clear()  # on disk now
 
 
-def _resumed(run: Run, file: Path, identity: str) -> Progress:
-    """The progress that a checkpoint of this run holds, its state taken up; none where there is no such checkpoint."""
-    found = checkpoints.read(file, run=identity)
+def _resumed(learner: Learner, optimizer: Adam, place: CheckpointFolder) -> History:
+    """The history that a checkpoint of this run holds, its state taken up; none where there is no such checkpoint."""
+    found = place.read()
     if found is None:
-        return Progress()
-    tensors, facts = found
-
-    def part(prefix: str) -> State:
-        return {
-            name.removeprefix(f"{prefix}/"): tensor.to(run.device)
-            for name, tensor in tensors.items()
-            if name.startswith(f"{prefix}/")
-        }
-
-    run.backend.load_state_dict(part("backend"))
-    run.loss.load_state_dict(part("loss"))
-    run.optimizer.load(part("adam"))
-    best = [
-        (error, epoch, (part(f"best.{i}.backend"), part(f"best.{i}.loss")))
-        for i, (error, epoch) in enumerate(facts["best"])
-    ]
-    return Progress([Epoch(*line) for line in facts["curves"]], list(tensors["path"].numpy()), best)
-
-
-def _identity(run: Run) -> str:
-    """Fingerprint of all that the result depends on, to be taken before the first step."""
-    tensors = {f"backend/{name}": tensor for name, tensor in run.backend.state_dict().items()}
-    tensors |= {f"loss/{name}": tensor for name, tensor in run.loss.state_dict().items()}
-    tensors |= vars(run.labels) | {"dev": torch.from_numpy(run.dev.trials.is_bonafide)}
-    if run.train.groups is not None:
-        tensors["groups"] = torch.from_numpy(run.train.groups)
-    facts = {
-        "params": run.params.model_dump(),
-        "seed": run.seed,
-        "augment": dataclasses.asdict(run.augment),
-        "device": run.device.type,
-        "data": [[data.kind, data.digest, data.views] for data in (run.train, run.dev)],
-        "backend": checkpoints.facts_of(run.backend),
-        "loss": checkpoints.facts_of(run.loss),
-        "code": [checkpoints.code_of(Path(str(module.__file__))) for module in (dataset, sources, scorer)]
-        + [checkpoints.code_of(Path(__file__))],
-    }
-    return checkpoints.fingerprint(facts, tensors)
-
-
-def _copy(module: nn.Module) -> State:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        checkpoints.delete(place.folder)  # its files of another run must not mix with those of this one
+        return History()
+    last, facts = found
+    history = History([Epoch(*line) for line in facts["curves"]], list(last.pop("path").numpy()))
+    weights = place.weights(len(history.curves))
+    restore(learner.system, {name: weights(name) for name in learned_names(learner.system)})
+    optimizer.load({name.removeprefix("adam/"): tensor for name, tensor in last.items()})
+    return history

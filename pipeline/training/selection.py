@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
-from pipeline.features.dataset import Dataset
+from pipeline.core.trial_table import Trials
 from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import Eer, official_eer
 from pipeline.scoring import centroids, scorer
@@ -16,21 +18,24 @@ from pipeline.scoring import centroids, scorer
 Scores = NDArray[np.float32]
 
 
-def trained_centroids(loss: nn.Module) -> Centroids:
-    """The loss's centroids. Raises InputError where they are not finite."""
+def trained_centroids(loss: nn.Module, *, section: str) -> Centroids:
+    """The loss's centroids. section: of the parameters, for the message.
+
+    Raises InputError where they are not finite.
+    """
     try:
         found: Centroids = loss.centroids()  # type: ignore[operator]
     except ValueError as error:  # the last step of an epoch may be the one that makes them infinite
-        raise InputError(f"{error}; lower train.learning_rate") from None
+        raise InputError(f"{error}; lower {section}.learning_rate") from None
     return found
 
 
-def dev_scores(backend: nn.Module, loss: nn.Module, dev: Dataset) -> Scores:
-    """The deployed scores (N,) of the dev set."""
-    return scorer.score_all(backend, centroids.build(trained_centroids(loss)), dev)
+def dev_scores(embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev: Trials) -> Scores:
+    """The deployed scores (N,) of the dev set, of its embeddings (B, E) in order."""
+    return scorer.score_each(embeddings, centroids.build(found), names=dev.utterance.tolist())
 
 
-def dev_eer(scores: Scores, dev: Dataset) -> Eer:
+def dev_eer(scores: Scores, dev: Trials) -> Eer:
     """EER of scores (N,) of the dev set, a share, and its threshold."""
     values = scores.astype(float)
-    return official_eer(det_points(values[dev.trials.is_bonafide], values[~dev.trials.is_bonafide]))
+    return official_eer(det_points(values[dev.is_bonafide], values[~dev.is_bonafide]))

@@ -13,15 +13,13 @@ function of them, which does not. No BLAS is asked for long signals: the same bi
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
-
-Signal = NDArray[np.float64]
+from pipeline.views._shared import Signal, additive
 
 # Notch filters: uniform draws, from low to high
 BANDS = 5  # stopped bands of one filter
@@ -108,12 +106,6 @@ def impulsive(x: Signal, index: NDArray[np.int64], u1: Signal, u2: Signal, *, ga
     return unclipped(y)
 
 
-def additive(x: Signal, noise: Signal, *, snr_db: float) -> Signal:
-    """SSI (section 3.3): x plus noise (n,) of any level, scaled to the given ratio of norms; the peak may exceed 1."""
-    ratio = math.sqrt(np.square(x).sum() / np.square(noise).sum())
-    return x + noise * (ratio / 10 ** (snr_db / 20))
-
-
 # The same with drawn parameters
 
 
@@ -152,22 +144,23 @@ SERIES: dict[int, tuple[Callable[[Signal, np.random.Generator], Signal], ...]] =
     7: (isd, ssi),
 }
 PARALLEL = 8
-ALGORITHMS = (*SERIES, PARALLEL)
+VARIANTS = (*SERIES, PARALLEL)  # the algorithms
+RANDOM = True
 
 
-def boost(samples: Samples, *, algorithm: int, rng: np.random.Generator) -> Samples:
+def apply(samples: Samples, *, variant: int, rng: np.random.Generator) -> Samples:
     """One augmented copy of an utterance, (n,) float32 at 16 kHz -> (n,) float32.
 
-    Raises ValueError for an algorithm other than 1 to 8 and for what is not one signal.
+    Raises ValueError for a variant other than 1 to 8 and for what is not one signal.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"expected a RawBoost algorithm of {ALGORITHMS}, got {algorithm}")
+    if variant not in VARIANTS:
+        raise ValueError(f"expected a RawBoost algorithm of {VARIANTS}, got {variant}")
     if samples.ndim != 1 or not len(samples):
         raise ValueError(f"expected samples of shape (n,), n > 0, got {samples.shape}")
     x = samples.astype(np.float64)
-    if algorithm == PARALLEL:
+    if variant == PARALLEL:
         x = unclipped(lnl(x, rng) + isd(x, rng))
     else:
-        for step in SERIES[algorithm]:
+        for step in SERIES[variant]:
             x = step(x, rng)
     return x.astype(np.float32)

@@ -1,0 +1,98 @@
+"""Audio for fine-tuning: windows in the views that an epoch draws, decoded ahead of the encoder."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.audio import decode, loader, views, windowing
+from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError, listing
+from pipeline.core.params import FinetuneParams, WindowParams
+from pipeline.core.trial_table import Trials
+from pipeline.features import sampling
+
+AHEAD = 2  # batches that are decoded before they are asked for
+
+Rows = NDArray[np.int64]
+Utterance = tuple[windowing.Samples, int]  # a window (S,), and how many of its samples are signal
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Speech:
+    """The trials of a set, and the folder that their audio paths are relative to."""
+
+    trials: Trials
+    root: Path
+
+
+def load_clean(speech: Speech, row: int, *, window: WindowParams) -> Utterance:
+    """The window of a trial. Raises InputError naming the utterance."""
+    clip = loader.clip_of(speech.trials, row, audio_root=speech.root)
+    return loader.load_window(clip, view=CLEAN, window=window)
+
+
+def load_view(speech: Speech, row: int, view: str, *, seed: int, epoch: int, window: WindowParams) -> Utterance:
+    """The window of a trial in an augmented view; other epochs, other noise. Raises InputError naming the utterance."""
+    utterance = str(speech.trials.utterance[row])
+    try:
+        samples = decode.load(speech.root / str(speech.trials.path[row]), content=str(speech.trials.content[row]))
+    except InputError as error:
+        raise InputError(f"utterance {utterance}: {error}") from None
+    augmented = views.apply(view, samples, utterance=f"{seed} {epoch} {utterance}")
+    return windowing.window(augmented, length=window.samples, pad=window.pad)
+
+
+def ahead(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]], None, None]:
+    """Batches of rows, in order, with what `load` makes of each row; threads load the next ones meanwhile."""
+    with ThreadPoolExecutor(loader.DECODERS) as pool:
+        waiting: deque[tuple[Rows, list[Future[Loaded]]]] = deque()
+        try:
+            for rows in batches:
+                waiting.append((rows, [pool.submit(load, int(row)) for row in rows]))
+                if len(waiting) > AHEAD:
+                    yield _collected(*waiting.popleft())
+            while waiting:
+                yield _collected(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _collected(rows: Rows, futures: list[Future[Loaded]]) -> tuple[Rows, list[Loaded]]:
+    problems = [str(error) for error in (future.exception() for future in futures) if isinstance(error, InputError)]
+    if problems:
+        raise InputError(f"{len(problems)} of {len(rows)} utterances of a batch cannot be used:\n{listing(problems)}")
+    return rows, [future.result() for future in futures]
+
+
+def steps(is_bonafide: NDArray[np.bool_], params: FinetuneParams, *, epoch: int) -> list[list[Rows]]:
+    """The rows of every step of an epoch, each in parts of at most `batch_size`.
+
+    The classes are spread evenly over the steps and over the parts of each.
+    """
+    size = params.batch_size * params.accumulate
+    whole = sampling.batches(is_bonafide, size=size, seed=params.seed, epoch=epoch)
+    return [split(rows, size=params.batch_size) for rows in whole]
+
+
+def split(rows: Rows, *, size: int) -> list[Rows]:
+    """Rows, bona fide first, in parts of at most `size` that hold the same share of bona fide, give or take one."""
+    parts = -(-len(rows) // size)
+    return [rows[part::parts] for part in range(parts)]
+
+
+def batch(utterances: Sequence[Utterance], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Windows (B, S) and valid samples (B,) on a device."""
+    windows = torch.from_numpy(np.stack([window for window, _ in utterances]))
+    valid = torch.tensor([valid for _, valid in utterances])
+    return windows.to(device), valid.to(device)

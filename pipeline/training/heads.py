@@ -1,0 +1,203 @@
+"""Stage two: any backend with any loss, on cached features.
+
+A stratified sampler, augmented views that are cached; the same bits whether features are read ahead or held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.core import trial_table
+from pipeline.core.contracts import Labels
+from pipeline.core.devices import device_of
+from pipeline.core.errors import InputError
+from pipeline.core.params import Params, TrainParams
+from pipeline.features import dataset, sampling, sources, streaming
+from pipeline.features.dataset import Dataset
+from pipeline.features.sampling import NO_AUGMENT, Augment
+from pipeline.features.streaming import Batch
+from pipeline.scoring import scorer
+from pipeline.training import adam, checkpoints, drawing, loop
+from pipeline.training.adam import Groups
+from pipeline.training.cells import Cell
+from pipeline.training.loop import Fitted, Learner
+
+
+class Head(nn.Module):
+    """A backend and a loss in one module."""
+
+    def __init__(self, backend: nn.Module, loss: nn.Module) -> None:
+        super().__init__()
+        self.backend = backend
+        self.loss = loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLearner(Learner):
+    """A backend and a loss to train on cached features. labels: on the device."""
+
+    params: TrainParams
+    features: Dataset
+    dev_features: Dataset
+    section: str = "train"
+
+    @cached_property
+    def identity(self) -> str:
+        """Fingerprint of all that the result depends on, to be taken before the first step."""
+        tensors = self.system.state_dict() | vars(self.labels) | {"dev": torch.from_numpy(self.dev.is_bonafide)}
+        if self.features.groups is not None:
+            tensors["groups"] = torch.from_numpy(self.features.groups)
+        facts = {
+            "params": self.params.model_dump(),
+            "seed": self.seed,
+            "augment": dataclasses.asdict(self.augment),
+            "device": self.device.type,
+            "data": [[data.kind, data.digest, data.views] for data in (self.features, self.dev_features)],
+            "system": checkpoints.facts_of(self.system),
+            "code": [
+                checkpoints.code_of(Path(str(module.__file__)))
+                for module in (dataset, sampling, sources, scorer, adam, drawing, loop)
+            ],
+        }
+        return checkpoints.fingerprint(facts, tensors)
+
+    def groups(self) -> Groups:
+        """The parameters that learn, with their learning rates."""
+        return adam.groups(self.system.backend, self.system.loss, self.params.learning_rate)
+
+    def losses(self, epoch: int) -> Generator[Tensor]:
+        """For each step of an epoch, in order, add up the gradients; the loss, detached."""
+        views, labels = self.drawn(epoch)
+        position = np.array([1 + self.features.views.index(name) for name in self.augment.views] + [0])
+        addresses = np.arange(len(views)) + len(views) * position[views]  # of the clean or an augmented view
+        order = list(
+            sampling.batches(
+                self.train.is_bonafide,
+                size=self.params.batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                groups=self.features.groups,
+            )
+        )
+        wanted = (addresses[rows] for rows in order)
+        with contextlib.closing(streaming.stream(self.features.source, wanted, device=self.device)) as batches:
+            for batch, rows in zip(batches, order, strict=True):
+                yield self.loss(batch, sampling.take(labels, rows))
+
+    def loss(self, batch: Batch, labels: Labels) -> Tensor:
+        """The loss of a batch, detached; its gradients are added up."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16"):
+            embeddings = self.system.backend(*batch)
+        value: Tensor = self.system.loss(embeddings, labels)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    def embed_train(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """Embeddings (B, E) of the clean features of some training trials, in order."""
+        self.system.backend.eval()
+        parts = np.array_split(rows, -(-len(rows) // scorer.BATCH))
+        with contextlib.closing(streaming.stream(self.features.source, parts, device=self.device)) as batches:
+            for batch in batches:
+                yield self.system.backend(*batch).clone()
+
+    def embed_dev(self) -> Iterator[NDArray[np.float32]]:
+        """Embeddings (B, E) of the dev set, in order."""
+        return scorer.embed(self.system.backend, self.dev_features)
+
+
+def fit(
+    make_backend: Any,
+    make_loss: Any,
+    *,
+    train: Dataset,
+    dev: Dataset,
+    labels: Labels,
+    params: TrainParams,
+    seed: int,
+    augment: Augment = NO_AUGMENT,
+    checkpoint: Path | None = None,
+) -> Fitted:
+    """Train a backend with a loss and select by the dev EER of the deployed score.
+
+    Args:
+        make_backend: () -> Backend. make_loss: (embedding_dim=) -> Loss; both are called under the run's own seed.
+        train: where it is of several sets (`dataset.join`), every batch holds them in equal shares.
+        labels: of the training set, tensors of length N.
+        seed: of the initial weights, the order of batches, dropout, and the draws of views.
+        augment: views that the training set has, drawn for training alone.
+        checkpoint: folder to go on from after a kill, with the result of an undisturbed training; the caller deletes it
+            once the result is on disk.
+
+    Raises InputError where the loss stops being finite, or the device that is asked for is not there.
+    """
+    device = device_of(params.device, key="train.device")
+    with loop.seeded(seed, device):
+        backend: nn.Module = make_backend()
+        loss: nn.Module = make_loss(embedding_dim=backend.embedding_dim)
+        learner = HeadLearner(
+            system=Head(backend, loss).to(device),
+            train=train.trials,
+            dev=dev.trials,
+            features=train,
+            dev_features=dev,
+            labels=Labels(**{name: tensor.to(device) for name, tensor in vars(labels).items()}),
+            params=params,
+            seed=seed,
+            augment=augment,
+            device=device,
+        )
+        return loop.train(learner, checkpoint=checkpoint)
+
+
+def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, receipts: Path) -> Dataset:
+    """The features of a set that a cell reads; of the training set also its augmented views.
+
+    trials, receipts: the folders with <name>.csv and <name>.json.
+    """
+    return dataset.open_set(
+        receipts / f"{name}.json",
+        trial_table.read(trials / f"{name}.csv"),
+        root=settings.features.folder,
+        reads=cell.backend.reads,
+        layers=cell.layers,
+        views=cell.views.draw if name == settings.train.set else (),
+        hold=settings.dataset.hold,
+        device=str(device_of(settings.train.device, key="train.device")),
+    )
+
+
+def fit_cell(
+    cell: Cell, *, train: Dataset, dev: Dataset, params: TrainParams, seed: int, checkpoint: Path | None = None
+) -> tuple[Fitted, tuple[float, ...]]:
+    """Train a cell of the grid, see `fit`; also give the MOS values at which its quality levels part.
+
+    Raises InputError, beside what `fit` raises, where train and dev have features of two kinds.
+    """
+    if train.kind != dev.kind:
+        raise InputError(f"{train.name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
+    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
+    labels = sampling.labels(train.trials, cuts)
+    speakers = int(labels.speaker.max()) + 1
+    fitted = fit(
+        partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
+        partial(cell.make_loss, speakers=speakers, layers=len(train.layers)),
+        train=train,
+        dev=dev,
+        labels=labels,
+        params=params,
+        seed=seed,
+        augment=Augment(cell.views.draw, cell.views.probability),
+        checkpoint=checkpoint,
+    )
+    return fitted, cuts
