@@ -130,7 +130,7 @@ def measure(project: Path, work: Path) -> None:
     shutil.copy(folder / "pipeline/losses/cross_entropy.py", folder / "pipeline/losses/mine.py")
     set_grid(folder, [*LOSSES, "mine"])
     write_makers(folder, work / "makers")
-    with Repo(folder) as repo:
+    with contextlib.chdir(folder), Repo(folder) as repo:
         last = next(stage.addressing for stage in stages_of(repo) if "evaluate@linear-mine-" in stage.addressing)
     seconds, ran = repro(folder, work / "bin", last)
     print(
