@@ -23,7 +23,7 @@ def test_a_store_that_an_earlier_version_wrote_is_found(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(planning, "_make", None)  # what would compute
     before = tree(tmp_path / "data/cache")
-    words = "--set train --trials train.csv --card encoder.json --weights finetuned --receipt again.json"
+    words = "--set train --trials train.csv --card encoder.json --receipt again.json"
     monkeypatch.setattr("sys.argv", ["extract", *words.split()])
     extract.main()
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "receipt.json").read_bytes()
