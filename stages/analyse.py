@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         geometry,
         projection,  # what they import takes a while: --help goes without
     )
-    from pipeline.report import analysis_files as pictures
+    from pipeline.report import analysis_files
 
     settings, name = params_file.load(given.params), given.run.name
     index = runs.index(given.run)
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, spaces, index.centroids(), count=settings.analyse.points, wanted=settings.analyse.projections
     )
     beside = folder_beside(given.analysis)
-    pictures.write(beside, report, chart)
-    replace_folder(beside, given.analysis, mark=pictures.ANALYSIS_FILE)
-    print(pictures.summary(report))
+    analysis_files.write(beside, report, chart)
+    replace_folder(beside, given.analysis, mark=analysis_files.ANALYSIS_FILE)
+    print(analysis_files.summary(report))
     print(f"-> {given.analysis}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import InputError
 
-# What a member's file must define, and what that is.
+# The names that a member's file must define, and their meaning.
 CONTRACTS = {
     "backends": {
         "Backend": "the class of the backend, a torch.nn.Module",

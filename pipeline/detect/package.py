@@ -1,14 +1,14 @@
 """A trained system with all that detection needs: found in a project, or in a package, one folder that goes anywhere.
 
-    package.json             the card: what the system is, where it comes from, what it got right; digests of the files
+    package.json             the card: the system, its origin and its metrics; digests of the files
     model_card.md            the card for people
     runs/<run>/              backend weights, the FAISS index of centroids and parameters, as in data/ of the project
     embeddings/<run>/<set>/  of the training set, where the run was analysed, and
     trials/<set>.csv         its trial table, which tells labels and attacks alone
     encoder/                 config.json and model.safetensors, where no hub name and no seed gives the same weights
 
-Weights are safetensors, centroids a FAISS index; nothing is pickled. An encoder that is only named
-is held against its sha256 when it is loaded.
+Weights are safetensors, centroids a FAISS index; nothing is pickled. Where the package only names the encoder, loading
+checks the sha256 of its weights.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ Who = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class Needed:
-    """What is needed, each with who needs it, and what nobody can say.
+    """The stores and encoders that somebody needs, each with those who need it.
 
-    stores: by their paths below the root. encoders: by their identities. unread: receipts and cards, by their paths,
-    that other states need and DVC's cache does not have.
+    stores: by their paths below the root. encoders: by their identities. unread: paths of receipts and cards that other
+    states need and DVC's cache lacks.
     """
 
     stores: Who = field(default_factory=dict)

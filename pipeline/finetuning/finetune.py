@@ -54,7 +54,7 @@ TIMED = 5  # steps from which the time of an epoch is estimated; the one before 
 
 @dataclass(frozen=True)
 class Asked:
-    """A fine-tuning that the parameters ask for: what is trained, on what, and how.
+    """A fine-tuning that the parameters ask for.
 
     card: of the encoder that it starts from. cuts: the MOS at which quality levels part. labels: of the training set,
     tensors of length N on the CPU.
@@ -284,7 +284,7 @@ def learner_of(system: EndToEnd, asked: Asked, *, device: torch.device, say: Say
 
 
 def make_system(model: Any, asked: Asked, device: torch.device) -> EndToEnd:
-    """The system on its device, initialised from torch's global generator. Its encoder is `model`, cut."""
+    """The system on its device, initialized from torch's global generator. Its encoder is `model`, cut."""
     params = asked.params
     count = len(params.layers)
     backend = asked.cell.make_backend(layers=count, channels=asked.card.channels)

@@ -86,7 +86,7 @@ def add_lora(model: Any, lora: LoraParams) -> None:
 
 
 def merge_lora(model: Any) -> None:
-    """Add the low-rank updates, if there are any, to the weights that they are of: a plain model again."""
+    """Add the low-rank updates, if there are any, to their weights: the model is plain again."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "get_base_layer"):  # PEFT's
             module.merge()

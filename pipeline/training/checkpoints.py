@@ -1,7 +1,7 @@
 """A training under way on disk: a folder of safetensors files, each whole or not there; nothing pickled.
 
 `weights_0007.safetensors` has what was learned after epoch 7, of the best epochs and the last. `last.safetensors` has
-the optimiser's state and the facts, and says by these which epoch is the last: it is written after the weights. Each
+the optimizer's state and the facts, and says by these which epoch is the last: it is written after the weights. Each
 file carries the fingerprint of its run, and another run neither takes it up nor trips over it.
 """
 

@@ -2,7 +2,8 @@
 
 Adam with a learning rate a group, early stopping on the dev EER of the deployed score, the average of the k best
 epochs. Every draw is seeded by (seed) or (seed, epoch): the same seed on the same machine's CPU gives the same bits,
-whether or not the training was killed on the way. What is trained on what is a `Learner`.
+whether or not the training was killed on the way. A `Learner` holds the modules, the data and the parameters of one
+training.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner(ABC):
-    """What is trained on what, and how.
+    """The modules, the data and the parameters of one training.
 
     system: a module with the modules `backend` and `loss`. train, dev: the trials. labels: of the training set, tensors
     of length N. augment: views that training draws. section: of the parameters, for messages.
