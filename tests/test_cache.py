@@ -2,21 +2,29 @@
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline import commands
 from pipeline.commands import cache as command
-from pipeline.core import trial_table
+from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
-from pipeline.extraction import hdf5, housekeeping
+from pipeline.core.params import FinetuneParams
+from pipeline.encoder import kept, models
+from pipeline.encoder.cards import Card
+from pipeline.extraction import hdf5, housekeeping, identity, needed
 from pipeline.features.specs import Spec
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
+from tests.conftest import TINY
 from tests.test_gather import VIEWS, Cache, make_cache
 from tests.test_store import tree
 
@@ -57,6 +65,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project(tmp_path, sets)
 
 
+OLD = ("--older-than", "0")
+
+
 def run(*words: str) -> None:
     command.main(list(words))
 
@@ -65,19 +76,19 @@ def run(*words: str) -> None:
 
 
 def test_all_stores_are_found_with_what_they_hold(project: Project) -> None:
-    dev, train = housekeeping.look(project.root, project.receipts)
+    dev, train = housekeeping.look(project.root, needed.here(project.receipts))
     assert (dev.store.path, train.store.path) == (project.store("dev"), project.store("train"))
     assert dev.layers == {CLEAN: LAYERS, "noise_0": LAYERS, "rawboost4_0": LAYERS}
     assert list(dev.layers) == [CLEAN, "noise_0", "rawboost4_0"]
     assert dev.shards == {CLEAN: 3, "noise_0": 3, "rawboost4_0": 3}
     assert dev.complete
-    assert dev.receipts == (project.receipts / "dev.json",)
+    assert dev.users == (str(project.receipts / "dev.json"),)
     assert dev.size == sum(len(data) for data in tree(dev.store.path).values())
 
 
 def test_a_store_that_lacks_a_shard_is_incomplete(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     Store.open(project.store("dev")).shard_path("noise_0/layer_05", 1).unlink()
-    dev, train = housekeeping.look(project.root, project.receipts)
+    dev, train = housekeeping.look(project.root, needed.here(project.receipts))
     assert dev.shards == {CLEAN: 3, "noise_0": 2, "rawboost4_0": 3}
     assert (dev.complete, train.complete) == (False, True)
     run("ls")
@@ -85,7 +96,7 @@ def test_a_store_that_lacks_a_shard_is_incomplete(project: Project, capsys: pyte
     assert lines[0].endswith("INCOMPLETE")
     assert lines[1] == "  10 utterances of 5 x 4, encoder e 1"
     assert "  noise_0: layers 2, 5, final; 2 of 3 shards" in lines
-    assert "  receipts: data/features/dev.json" in lines
+    assert "  needed by: data/features/dev.json" in lines
     assert lines[-1].startswith("2 stores, ")
 
 
@@ -116,20 +127,20 @@ def test_gc_deletes_what_no_receipt_needs_and_only_when_told(
     part.mkdir()
     before = tree(project.folder)
     gone = [path for path in before if "/dev-" in path]
-    run("gc")
+    run("gc", *OLD)
     said = capsys.readouterr().out
-    assert "2 stores that no receipt here needs" in said
+    assert "2 stores and encoders that nobody needs" in said
     assert "dev-" in said
     assert "eval-0123456789abcdef.zarr.part" in said
     assert "train-" not in said
     assert tree(project.folder) == before
-    run("gc", "--yes")
-    assert "2 stores deleted" in capsys.readouterr().out
+    run("gc", "--yes", *OLD)
+    assert "2 stores and encoders deleted" in capsys.readouterr().out
     assert gone
     assert tree(project.folder) == {path: data for path, data in before.items() if path not in gone}
     assert not part.exists()
-    run("gc", "--yes")
-    assert "0 stores deleted" in capsys.readouterr().out
+    run("gc", "--yes", *OLD)
+    assert "0 stores and encoders deleted" in capsys.readouterr().out
 
 
 def test_gc_without_any_receipt_deletes_nothing(project: Project) -> None:
@@ -137,7 +148,7 @@ def test_gc_without_any_receipt_deletes_nothing(project: Project) -> None:
         receipt.unlink()
     before = tree(project.folder)
     with pytest.raises(InputError, match="expected receipts of features, got none; run from the project's folder"):
-        run("gc", "--yes")
+        run("gc", "--yes", *OLD)
     assert tree(project.folder) == before
     with pytest.raises(InputError, match="expected receipts of features, got none"):
         run("verify")
@@ -148,7 +159,7 @@ def test_gc_keeps_a_store_that_is_being_written(project: Project) -> None:
     (project.receipts / "dev.json").unlink()
     before = tree(store)
     with Store.locked(store), pytest.raises(InputError, match="another extraction is writing this store"):
-        run("gc", "--yes")
+        run("gc", "--yes", *OLD)
     assert tree(store) == before
 
 
@@ -156,8 +167,163 @@ def test_a_receipt_that_is_none_stops_gc(project: Project) -> None:
     (project.receipts / "dev.json").write_text("{")
     before = tree(project.root)
     with pytest.raises(InputError, match=r"dev\.json: expected a receipt, got something that is not JSON"):
-        run("gc", "--yes")
+        run("gc", "--yes", *OLD)
     assert tree(project.root) == before
+
+
+def age(path: Path, days: float) -> None:
+    """Let all that is in a folder have been written some days ago."""
+    when = time.time() - days * 86_400
+    for one in (path, *path.rglob("*")):
+        os.utime(one, (when, when))
+
+
+def test_gc_keeps_what_was_written_to_lately(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.receipts / "dev.json").unlink()
+    part = project.store("train").with_name("eval-0123456789abcdef.zarr.part")  # an extraction that was killed
+    part.mkdir()
+    store = next(project.root.glob("*/dev-*.zarr"))
+    run("gc", "--yes")
+    said = capsys.readouterr().out
+    for path in (store, part):
+        assert f"{path.relative_to(project.folder)}  stays: written to in the last 7 days" in said
+    age(store, 8)
+    age(part, 6)
+    run("gc", "--yes", "--older-than", "9")
+    assert store.exists()
+    (store / "zarr.json").touch()  # one file is enough
+    run("gc", "--yes")
+    assert store.exists()
+    age(store, 8)
+    run("gc", "--yes")
+    assert (store.exists(), part.exists()) == (False, True)
+    run("gc", "--yes", "--older-than", "5.5")
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "week"])
+def test_days_are_a_number(project: Project, capsys: pytest.CaptureFixture[str], days: str) -> None:
+    with pytest.raises(SystemExit):
+        run("gc", f"--older-than={days}")
+    assert "expected a number of days, 0 or more, got" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- encoders
+
+FACTS = {
+    "finetune_version": 1, "weights_sha256": "a" * 64, "window": {"samples": 40000, "pad": "repeat"},
+    "normalize": "utterance", "backend": {"embedding_dim": 64}, "loss": {"alpha": 20.0},
+}  # fmt: skip
+
+
+def finetuning(**changes: Any) -> dict[str, Any]:
+    """What decides a fine-tuning that the project's parameters name."""
+    section = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"] | changes
+    return FACTS | {"finetune": FinetuneParams.model_validate(section, strict=False).model_dump(exclude={"on"})}
+
+
+def encoder(project: Project, identity: str, facts: dict[str, Any], *, card: bool = False) -> Path:
+    """A fine-tuned encoder that is kept; card: for which data/encoder.json stands."""
+    folder = project.root / "encoders" / identity
+    (folder / "run").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(1_000))
+    told = dataclasses.asdict(models.load(TINY)[1])
+    kept.seal(folder, told | {"source": f"encoders/{identity}", "weights_sha256": identity * 4}, facts)
+    if card:
+        found = kept.find(folder)
+        assert found is not None
+        (project.folder / "data/encoder.json").write_text(json.dumps(kept.receipt_of(found)))
+    age(folder, 30)
+    return folder
+
+
+def under_way(project: Project, identity: str, facts: dict[str, Any], *, epochs: int) -> Path:
+    folder = project.root / "encoders" / f"{identity}.checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "asked.json").write_text(json.dumps(facts))
+    for epoch in (2, epochs):
+        (folder / f"weights_{epoch:04d}.safetensors").touch()
+    age(folder, 30)
+    return folder
+
+
+def test_ls_says_which_parameters_made_an_encoder_and_how_complete_it_is(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder(project, "1" * 16, finetuning(), card=True)
+    under_way(project, "2" * 16, finetuning(epochs=9), epochs=4)
+    run("ls")
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "encoders/1111" in line)
+    assert "INCOMPLETE" not in lines[first]
+    assert lines[first + 1] == "  from weights aaaaaaaaaaaa, window samples 40000, pad repeat"
+    assert lines[first + 2].startswith("  set train, backend sls, loss oc_softmax, layers [1, 2, 3, 4], ")
+    assert "learning_rate (backend 0.001, centroids 0.001, layers 0.01, encoder 1e-06)" in lines[first + 2]
+    assert lines[first + 3] == "  backend embedding_dim 64; loss alpha 20.0"
+    assert lines[first + 4] == "  needed by: data/encoder.json"
+    assert (
+        lines[first + 5].endswith("2222.checkpoint  1.4 kB  INCOMPLETE: 4 of up to 9 epochs")
+        or "INCOMPLETE: 4 of" in (lines[first + 5])
+    )
+    assert lines[first + 9] == "  needed by: nobody"
+    assert lines[-1].startswith("2 stores, 2 fine-tuned encoders, ")
+
+
+def test_gc_takes_encoders_that_nobody_needs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = encoder(project, "1" * 16, finetuning(), card=True)
+    others = [
+        encoder(project, "2" * 16, finetuning(seed=7)),
+        under_way(project, "3" * 16, finetuning(seed=8), epochs=4),
+        project.root / "encoders" / f"{'4' * 16}.part",
+        project.root / "encoders" / f"{'4' * 16}.checkpoint.part",
+    ]
+    for folder in others[2:]:
+        folder.mkdir()
+        age(folder, 30)
+    stranger = project.root / "encoders" / "thesis"
+    stranger.mkdir()
+    run("gc")
+    assert "4 stores and encoders that nobody needs; --yes deletes them" in capsys.readouterr().out
+    assert all(folder.is_dir() for folder in others)
+    run("gc", "--yes")
+    assert not [folder for folder in others if folder.exists()]
+    assert sorted(path.name for path in mine.parent.iterdir()) == [mine.name, "thesis"]
+    assert (mine / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_gc_keeps_the_encoder_that_the_parameters_ask_for(
+    project: Project, capsys: pytest.CaptureFixture[str], on: bool
+) -> None:
+    """And the training of it; another window or seed is another encoder."""
+    window = {"samples": 64600, "pad": "repeat"}
+    asked = [encoder(project, "1" * 16, finetuning()), under_way(project, "2" * 16, finetuning(), epochs=3)]
+    other = [
+        encoder(project, "3" * 16, finetuning() | {"window": window}),
+        encoder(project, "4" * 16, finetuning(seed=2)),
+    ]
+    settings = project.folder / "params.yaml"
+    settings.write_text(settings.read_text().replace("    on: false", f"    on: {str(on).lower()}"))
+    run("gc", "--yes", *OLD)
+    assert [folder.is_dir() for folder in asked] == [on, on]
+    assert not [folder for folder in other if folder.exists()]
+    assert ("stays: the parameters ask for it" in capsys.readouterr().out) == on
+
+
+def test_gc_keeps_the_store_that_the_parameters_ask_for(project: Project, card: Card) -> None:
+    """With the encoder and trial tables that are here, before there is a receipt."""
+    settings = params_file.load(project.folder / "params.yaml")
+    (project.folder / "data/encoder.json").write_text(json.dumps(dataclasses.asdict(card)))
+    table = trial_table.read(project.folder / "data/trials/dev.csv")
+    asked = project.root / identity.spec_of(table, card, settings.extract).folder("dev")
+    window = settings.extract.window.model_copy(update={"samples": 3_200})
+    other = project.root / identity.spec_of(table, card, settings.extract.model_copy(update={"window": window})).folder(
+        "dev"
+    )
+    for folder in (asked, other):
+        folder.mkdir(parents=True)
+    run("gc", "--yes", *OLD)
+    assert (asked.is_dir(), other.exists()) == (True, False)
 
 
 # ---------------------------------------------------------------- one file
@@ -184,7 +350,7 @@ def test_what_is_exported_comes_back_byte_by_byte(project: Project, capsys: pyte
     run("export", "train", "train.h5")
     before = tree(project.store("train"))
     (project.receipts / "train.json").rename("train.json")
-    run("gc", "--yes")
+    run("gc", "--yes", *OLD)
     run("import", "train.h5")
     assert "train.h5 -> data/cache" in capsys.readouterr().out
     Path("train.json").rename(project.receipts / "train.json")

@@ -36,6 +36,8 @@ from pipeline.core.params import ExtractParams
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
 from pipeline.extraction import housekeeping as stores
+from pipeline.extraction import needed
+from pipeline.extraction.needed import Needed
 from pipeline.features import dataset, sampling, sources, streaming
 from pipeline.features import reader as reading
 from pipeline.features.reader import Reader
@@ -392,7 +394,7 @@ def test_a_store_out_of_reach_is_told_whoever_asks(
     asked: list[Callable[[Path, Store], object]] = [
         lambda there, _: run(corpus, there, card, encoder=refuse),
         lambda there, _: dataset.open_set(receipts / "train.json", one.trials, root=there, reads="frames"),
-        lambda there, _: stores.look(there, receipts),
+        lambda there, _: stores.look(there, needed.here(receipts)),
         lambda _, store: store.incomplete(CLEAN, (2,)),
         lambda _, store: store.digest([CLEAN], (2,)),
         lambda _, store: store.verify([CLEAN], (2,)),
@@ -429,7 +431,7 @@ def test_a_bucket_that_is_not_there_is_told(
     with pytest.raises(UnreachableError, match=r"s3://another-bucket/.*The specified bucket does not exist"):
         run(corpus, nowhere, card, encoder=refuse)
     with pytest.raises(UnreachableError, match="The specified bucket does not exist"):
-        stores.look(nowhere, tmp_path)
+        stores.look(nowhere, Needed())
     with pytest.raises(InputError, match=r"s3://another-bucket/.*: no feature store there; run `dvc repro -f extract`"):
         open_receipts(on_s3["train"].receipt, root=nowhere)
 
@@ -522,15 +524,15 @@ def test_all_commands_of_the_cache_work_there(moved: Project, memory: Path, caps
     lines = said("ls").splitlines()
     assert lines[0] == f"{memory / dev}  {command._bytes(sizes[dev])}"
     assert "  noise_0: layers 2, 5, final; 3 of 3 shards" in lines
-    assert "  receipts: data/features/train.json" in lines
-    assert lines[-1] == f"2 stores, {command._bytes(sum(sizes.values()))}"
+    assert "  needed by: data/features/train.json" in lines
+    assert lines[-1] == f"2 stores, 0 fine-tuned encoders, {command._bytes(sum(sizes.values()))}"
     assert "dev.json: 63 shard files, all as they were written" in said("verify")
     said("export", "train", "train.h5")
     receipt = (moved.receipts / "train.json").read_bytes()
     (moved.receipts / "train.json").unlink()
-    assert "1 stores that no receipt here needs" in said("gc")
+    assert "1 stores and encoders that nobody needs" in said("gc", "--older-than", "0")
     assert objects(memory) == before
-    assert "1 stores deleted" in said("gc", "--yes")
+    assert "1 stores and encoders deleted" in said("gc", "--yes", "--older-than", "0")
     assert objects(memory) == {name: data for name, data in before.items() if not name.startswith(train)}
     assert f"train.h5 -> {memory}" in said("import", "train.h5")
     assert objects(memory) == before
@@ -560,11 +562,11 @@ def test_a_store_that_is_half_deleted_passes_for_none(
     with monkeypatch.context() as patched:
         patched.setattr(MemoryFileSystem, "rm", dies)
         with pytest.raises(UnreachableError, match="ConnectionError: gone"):
-            command.main(["gc", "--yes"])
+            command.main(["gc", "--yes", "--older-than", "0"])
     assert calls[0] == 1
     with pytest.raises(InputError, match="no feature store there"):
         Store.open(doomed)
-    command.main(["gc", "--yes"])
+    command.main(["gc", "--yes", "--older-than", "0"])
     assert not sizes_below(doomed)
 
 
@@ -572,10 +574,16 @@ def test_stores_in_a_bucket_are_found_and_deleted(on_s3: dict[str, Cache], tmp_p
     root, receipt = on_s3["train"].receipt.parent, tmp_path / "train.json"
     receipt.write_bytes(on_s3["train"].receipt.read_bytes())
     bare = Store.create(root, "bare", SPEC)
-    dev, train = (found for found in stores.look(root, tmp_path) if found.store.path != bare.path)
-    assert (dev.receipts, train.receipts, train.complete) == ((), (receipt,), True)
+    dev, train = (found for found in stores.look(root, needed.here(tmp_path)) if found.store.path != bare.path)
+    assert (dev.users, train.users, train.complete) == ((), (str(receipt),), True)
     assert train.layers == dict.fromkeys((CLEAN, "noise_0", "rawboost4_0"), (2, 5, "final"))
     assert train.size == sum(len(data) for data in objects(train.store.path).values())
-    assert set(stores.leftovers(root, tmp_path)) == {dev.store.path, bare.path}
+
+    def doomed(days: float) -> set[Path]:
+        wanted = needed.here(tmp_path)
+        return set(stores.leftovers(root, wanted, asked=lambda _: False, days=days).doomed)
+
+    assert doomed(0) == {dev.store.path, bare.path}
+    assert doomed(1) == set()  # just written
     stores.remove([bare.path])
-    assert set(stores.leftovers(root, tmp_path)) == {dev.store.path}
+    assert doomed(0) == {dev.store.path}

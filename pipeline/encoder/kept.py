@@ -26,6 +26,7 @@ from pipeline.core.params import EncoderParams
 ENCODERS, MARK_FILE, ASKED_FILE = "encoders", "encoder.json", "asked.json"
 RUN_FOLDER = "run"  # within an encoder's folder
 UNFINISHED = ".checkpoint"
+FACTS = {"finetune", "weights_sha256", "window", "normalize", "backend", "loss"}  # what is read of all that decides
 AGAIN = "run `dvc repro -f encoder`"
 
 
@@ -93,9 +94,12 @@ def facts_of(folder: Path) -> dict[str, Any]:
     Raises InputError where the folder holds something else.
     """
     if folder.suffix == UNFINISHED:
-        keys = ("finetune", "window")
-        return read_json(folder / ASKED_FILE, what="fine-tuning under way", keys=keys, remedy="delete the folder")
-    return _mark(folder)["facts"]  # type: ignore[no-any-return]
+        found = read_json(folder / ASKED_FILE, what="fine-tuning under way", remedy="delete the folder")
+    else:
+        found = _mark(folder)["facts"]
+    if not isinstance(found, dict) or not found.keys() >= FACTS:
+        raise InputError(f"{folder}: expected what decides a fine-tuning, got other facts; delete the folder")
+    return found
 
 
 def _mark(folder: Path) -> dict[str, Any]:
