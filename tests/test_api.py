@@ -1,7 +1,5 @@
 """The Python API on a small project: the same numbers as the stages and the store."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +13,7 @@ from pipeline.scoring import runs
 from tests import systems
 from tests.systems import FRAMES, POOLED
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    project = systems.project(tmp_path_factory.getbasetemp() / "systems")
-    with contextlib.chdir(project):
-        yield project
+pytestmark = pytest.mark.usefixtures("one_thread", "here")
 
 
 def test_tensors_are_what_the_store_holds() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
@@ -10,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +21,6 @@ from tests import systems
 from tests.systems import POOLED, ROOT, WINDOW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return systems.project(tmp_path_factory.getbasetemp() / "systems")
-
-
-@pytest.fixture
-def here(project: Path) -> Iterator[Path]:
-    """The project as the current folder."""
-    with contextlib.chdir(project):
-        yield project
 
 
 def run(*arguments: str | Path, code: int = 0) -> None:

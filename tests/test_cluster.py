@@ -464,8 +464,10 @@ def test_the_script_starts_workers_says_where_and_ends_with_them(corpus: Corpus,
 # ---------------------------------------------------------------- interruption
 
 INTERRUPTED = """
-import json, sys, threading
+import json, signal, sys, threading
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 
 class Waiting:
     def __init__(self, pipe):

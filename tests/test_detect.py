@@ -42,26 +42,6 @@ CLOSE = 1e-5  # what batches of other shapes move a score by
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return systems.project(tmp_path_factory.getbasetemp() / "systems")
-
-
-@pytest.fixture
-def here(project: Path) -> Iterator[Path]:
-    """The project as the current folder."""
-    with contextlib.chdir(project):
-        yield project
-
-
-@pytest.fixture
-def copied(project: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it to spoil."""
-    shutil.copytree(project, tmp_path / "copy")
-    with contextlib.chdir(tmp_path / "copy"):
-        yield tmp_path / "copy"
-
-
-@pytest.fixture(scope="module")
 def system(project: Path) -> System:
     with contextlib.chdir(project):
         return detect.load(POOLED)

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +28,6 @@ from tests.systems import FRAMES, POOLED, ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RANDOM = RandomEncoder(layers=3, width=32, heads=4, feedforward=48, conv_channels=16, seed=5)  # the project's
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return systems.project(tmp_path_factory.getbasetemp() / "systems")
-
-
-@pytest.fixture
-def copied(project: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the project as the current folder."""
-    shutil.copytree(project, tmp_path / "copy")
-    with contextlib.chdir(tmp_path / "copy"):
-        yield tmp_path / "copy"
 
 
 @pytest.fixture(scope="module")
