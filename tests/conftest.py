@@ -30,8 +30,9 @@ Corpus = tuple[Path, Trials]
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Checksums are remembered in a folder of the tests' own."""
+    """Checksums are remembered in a folder of the tests' own, and no DVC of a test reports how it is used."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["DVC_NO_ANALYTICS"] = "1"
 
 
 @pytest.fixture(scope="session")
