@@ -164,7 +164,7 @@ def test_learning_rates_go_to_backend_centroids_and_layer_weights() -> None:
     names = dict(backend.named_parameters(prefix="backend")) | dict(loss.named_parameters(prefix="loss"))
     assert len(found) == len(names)
     assert {name: found[id(p)] for name, p in names.items() if found[id(p)] > 1} == {
-        "loss.centers": 2.0,
+        "loss.centres": 2.0,
         **{name: 3.0 for name in names if name.endswith("logits")},
     }
     assert sum(name.endswith("logits") for name in names) == 1

@@ -258,7 +258,7 @@ def test_the_card_tells_where_it_comes_from(made: Path, project: Path) -> None:
     for name, one in told.items():
         receipt = json.loads((data / f"features/{name}.json").read_text())
         assert (one["receipt"], one["utterances"]) == (receipt["digest"], systems.SIZES[name])
-    assert told["eval"]["metrics"] == json.loads((data / f"metrics/{POOLED}-eval.json").read_text())
+    assert told["eval"]["metrics"] == json.loads((data / f"metrics/{POOLED}/eval.json").read_text())
     assert told["train"]["metrics"] is None
     assert card["versions"]["torch"] == importlib.metadata.version("torch")
     assert set(card["files"]) == names(made) - {"package.json", "model_card.md"}

@@ -8,6 +8,7 @@ file carries the fingerprint of its run, and another run neither takes it up nor
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -152,7 +153,7 @@ def code_of(file: Path) -> str:
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {
-        name: value
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
         for name, value in vars(module).items()
-        if isinstance(value, str | int | float | bool | tuple | None)
+        if isinstance(value, str | int | float | bool | tuple | None) or dataclasses.is_dataclass(value)
     }
