@@ -152,8 +152,9 @@ def code_of(file: Path) -> str:
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    plain = (str, int, float, bool, tuple, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)} | {
+        name: dataclasses.asdict(value)
         for name, value in vars(module).items()
-        if isinstance(value, str | int | float | bool | tuple | None) or dataclasses.is_dataclass(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
     }
