@@ -4,10 +4,11 @@ A system is what its runs have in common: they differ in the seed alone. Its EER
 that number uncertain: the trials that it was measured on (the bootstrap interval of each run) and the seeds (their
 standard deviation s over n runs). With e the standard error that belongs to the mean bootstrap interval and t the
 quantile of Student's distribution with n - 1 degrees of freedom, the 95 % interval of the system is its mean
-± sqrt((1.96 e)² + t² s²/n); a single run keeps its own interval, and without bootstrap there is none. A system is
-within noise of the best where their difference is at most the root of both squared half widths, as for independent
-numbers. On the same trials they are not independent, and the best of many is partly lucky: to claim a difference of two
-systems, name them beforehand and pair their trials (`bonafide metrics A B`).
+± sqrt((1.96 e)² + t² s²/n); a single run keeps its own interval, of the trials alone, and without bootstrap there is
+none. Of two seeds t is 12.7: an interval that says something needs three. A system is within noise of the best where
+their difference is at most the root of both squared half widths, as for independent numbers. On the same trials they
+are not independent, and the best of many is partly lucky: to claim a difference of two systems, name them beforehand
+and pair their trials (`bonafide metrics A B`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 BEST = "*"
 NEAR = "~"
+ONE_SEED, TWO_SEEDS = "trials only", "2 seeds"  # beside an interval
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
 
@@ -62,13 +64,19 @@ class Training:
 class Value:
     """An EER in percent over the seeds of a system: their mean, standard deviation (None of one) and 95 % interval.
 
-    half: half the width of the interval, before it ends at 0 and 100.
+    half: half the width of the interval, before it ends at 0 and 100. runs: one a seed.
     """
 
     mean: float
     deviation: float | None
     interval: Interval | None
     half: float | None
+    runs: int
+
+    @property
+    def caveat(self) -> str:
+        """What the interval does not say: `ONE_SEED`, `TWO_SEEDS`, or nothing."""
+        return {1: ONE_SEED, 2: TWO_SEEDS}.get(self.runs, "") if self.interval else ""
 
 
 def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> Value:
@@ -78,13 +86,13 @@ def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> V
     deviation = statistics.stdev(eers) if count > 1 else None
     known = [interval for interval in intervals if interval is not None]
     if not known:
-        return Value(mean, deviation, None, None)
+        return Value(mean, deviation, None, None, count)
     trials = math.fsum(high - low for low, high in known) / len(known) / 2
     if deviation is None:
-        return Value(mean, None, known[0], trials)
+        return Value(mean, None, known[0], trials, count)
     quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else QUANTILE
     half = math.hypot(trials, quantile * deviation / math.sqrt(count))
-    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)), half)
+    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)), half, count)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,11 @@ class Leaderboard:
         """The trained system of the lowest dev EER; scores by an embedding index cannot be deployed."""
         trained = (system for system in self.systems if system not in self.rescored)
         return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
+
+    @property
+    def caveats(self) -> frozenset[str]:
+        """What the intervals of some systems do not say."""
+        return frozenset(self.eer(system, name).caveat for system in self.systems for name in self.sets) - {""}
 
     def first(self, name: str) -> Result:
         """A result on the set, for what all runs have in common: its trials and attacks."""
