@@ -341,6 +341,34 @@ def test_scores_of_the_asv_are_turned_into_its_rates(
         run(*words)
 
 
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (("A1", "A2"), None),
+        (("-", "-"), None),
+        (("bonafide", "bonafide"), None),
+        (
+            ("A1", "A1"),
+            r"got other attacks \(1 only in the key: A2\); give the ASV scores of the trials that the key lists",
+        ),
+        (("A1", "A3"), r"asv\.txt: .*\(1 only in the file: A3; 1 only in the key: A2\)"),
+        (("A3", "A4"), r"\(2 only in the file: A3, A4; 2 only in the key: A1, A2\)"),
+    ],
+)
+def test_scores_of_the_asv_are_of_the_attacks_of_the_key(
+    run: Callable[..., tuple[str, str]], tmp_path: Path, table: Trials, sources: tuple[str, str], message: str | None
+) -> None:
+    lines = ["bonafide target 1", "bonafide target 3", "bonafide nontarget 0", "bonafide nontarget 2"]
+    lines += [f"{source} spoof {score}" for source, score in zip(sources, (2, 3), strict=True)]
+    (tmp_path / "asv.txt").write_text("\n".join(lines))
+    words = [*_words(written(tmp_path, table)), "--asv", tmp_path / "asv.txt", "--folds", 0, "--json"]
+    if message is None:
+        assert json.loads(run(*words)[0])["asv"]["p_fa_spoof"] == 1.0
+    else:
+        with pytest.raises(InputError, match=message):
+            run(*words)
+
+
 def test_a_manifest_and_a_table_are_keys(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("utterance,score\n" + "".join(f"u{i},{i}\n" for i in range(4)))
     rows = [f"u{i},u{i}.wav,{('bonafide', 'spoof')[i % 2]},test" for i in range(4)]

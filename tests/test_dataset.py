@@ -117,6 +117,34 @@ def test_thresholds_are_given_or_quantiles_of_the_bona_fide() -> None:
         sampling.thresholds(table(["", "", "", "3"]), levels=2, given=None)
 
 
+@pytest.mark.parametrize(
+    ("mos", "probability", "counts"),
+    [
+        (["4", "4.5", "", "1"], 0.0, "got 0, 2 from the lowest up and 1 of unknown MOS"),  # a spoof fills no level
+        (["4", "4.5", "", "1"], 0.4, None),  # augmented views lower what is high
+        (["4", "4.5", "", "1"], 1.0, "got 0, 2 from the lowest up"),  # and then none of it stays high
+        (["1", "1.5", "2", "4"], 0.4, "got 3, 0 from the lowest up and 0 of unknown MOS"),  # none is raised
+        (["1", "4", "2", "4"], 0.0, None),
+        (["", "", "", "4"], 0.4, "got 0, 0 from the lowest up and 3 of unknown MOS"),
+    ],
+)
+def test_a_quality_level_without_bona_fide_is_refused(mos: list[str], probability: float, counts: str | None) -> None:
+    labels = sampling.labels(table(mos), (2.5,))
+    augment = sampling.Augment(("narrowband_0",), probability)
+    if counts is None:
+        sampling.check_levels(labels, augment, levels=2, where="x")
+        return
+    with pytest.raises(InputError, match=rf"^x: expected bona fide .* at each of 2 quality levels, {counts}.*null for"):
+        sampling.check_levels(labels, augment, levels=2, where="x")
+
+
+def test_views_that_are_never_drawn_fill_no_level_and_one_level_needs_no_mos() -> None:
+    labels = sampling.labels(table(["4", "4.5", "", "1"]), (2.5,))
+    with pytest.raises(InputError, match="got 0, 2 from"):
+        sampling.check_levels(labels, sampling.NO_AUGMENT, levels=2, where="x")
+    sampling.check_levels(sampling.labels(table(["", "", "", ""]), ()), sampling.NO_AUGMENT, levels=1, where="x")
+
+
 @given(bonafide=st.integers(1, 60), spoof=st.integers(1, 60), size=st.integers(2, 33), epoch=st.integers(0, 3))
 def test_every_batch_has_bona_fide_and_every_utterance_its_turn(
     bonafide: int, spoof: int, size: int, epoch: int

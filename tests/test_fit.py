@@ -692,3 +692,13 @@ def test_an_embedding_that_is_not_finite_is_never_a_score(value: float, reduce: 
 
 def test_linear_reads_pooled_and_asp_frames() -> None:
     assert (linear.Backend.reads, asp.Backend.reads) == ("pooled", "frames")
+
+
+def test_a_centroid_that_no_utterance_would_train_is_refused() -> None:
+    chosen = cell("asp", "qamo")
+    train, dev = separable(90, seed=0), separable(60, seed=1)
+    high = replace(chosen, split=cells.QualitySplit(2, (0.0,)))
+    with pytest.raises(
+        InputError, match=r"params\.yaml:\d+: losses\.qamo: expected bona fide .*, got 0, \d+ from the low"
+    ):
+        heads.fit_cell(high, train=train, dev=dev, params=TRAIN, seed=1)

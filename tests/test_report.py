@@ -238,13 +238,16 @@ def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
         "EER in percent, sorted by eval: an order to look at, no selection",
         "",
         "  system  runs  (dev)  dev  eval  seconds  parameters",
-        "1  asp-qamo  2  7.25 ± 1.41  7.00 ± 1.41 [0.00, 19.71] ~  0.50 ± 0.14 [0.00, 1.79] *  5.0  1,003",
-        "2  a  1  1.50  1.25 [0.95, 1.45] *  3.25 [2.95, 3.45]  -  1,002",
-        "3  b  1  2.25  2.00 [1.70, 2.20]  3.25 [2.95, 3.45]  12.3  1,001",
-        "4  linear-<b>  1  1.75  1.50 [1.20, 1.70] ~  9.00 [8.70, 9.20]  -  1,000",
+        "1  asp-qamo  2  7.25 ± 1.41  7.00 ± 1.41 [0.00, 19.71] 2 seeds ~  0.50 ± 0.14 [0.00, 1.79] 2 seeds *  "
+        "5.0  1,003",
+        "2  a  1  1.50  1.25 [0.95, 1.45] trials only *  3.25 [2.95, 3.45] trials only  -  1,002",
+        "3  b  1  2.25  2.00 [1.70, 2.20] trials only  3.25 [2.95, 3.45] trials only  12.3  1,001",
+        "4  linear-<b>  1  1.75  1.50 [1.20, 1.70] trials only ~  9.00 [8.70, 9.20] trials only  -  1,000",
         "",
         "* best of its column, ~ within noise of it; [] 95 % interval; ± standard deviation over seeds",
         "(dev): the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
+        "trials only: one seed, whose interval says nothing of other seeds",
+        "2 seeds: an interval over seeds needs three",
         "dev: 1234 bona fide, 6 spoof",
         "eval: 1234 bona fide, 6 spoof",
     ]
@@ -284,6 +287,13 @@ def test_an_interval_ends_where_eers_end_but_noise_does_not() -> None:
     assert leaderboard.over_seeds([99.0, 100.0], [(98.0, 99.5)] * 2).interval[1] == 100.0
 
 
+def test_of_three_seeds_an_interval_has_no_caveat(inputs: Path) -> None:
+    assert gathered(inputs, RUNS, SETS, "eval").caveats == {"trials only", "2 seeds"}
+    of_three = gathered(inputs, dict.fromkeys(list(RUNS)[:3], "three"), SETS, "eval")
+    assert of_three.eer("three", "eval").interval is not None
+    assert of_three.caveats == frozenset()
+
+
 def test_student_quantiles_are_those_of_the_distribution() -> None:
     exact = stats.t.ppf(0.975, np.arange(1, len(leaderboard.T_QUANTILES) + 1))
     np.testing.assert_allclose(leaderboard.T_QUANTILES, exact, rtol=0, atol=6e-4)
@@ -302,10 +312,11 @@ def test_the_page_shows_every_value_and_marks_the_best(inputs: Path) -> None:
     ]
     assert [row[0] for row in seen.rows[1:5]] == ORDER
     assert [" ".join(cell.split()) for cell in seen.rows[1]] == [
-        "asp-qamo", "2", "7.25 ± 1.41", "7.00 ± 1.41~0.00 to 19.71", "0.50± 0.140.00 to 1.79", "5.0", "1,003",
+        "asp-qamo", "2", "7.25 ± 1.41", "7.00 ± 1.41~0.00 to 19.71, 2 seeds", "0.50± 0.140.00 to 1.79, 2 seeds",
+        "5.0", "1,003",
     ]  # fmt: skip
     assert [" ".join(cell.split()) for cell in seen.rows[4]] == [
-        "linear-<b>", "1", "1.75", "1.50~1.20 to 1.70", "9.008.70 to 9.20", "-", "1,000",
+        "linear-<b>", "1", "1.75", "1.50~1.20 to 1.70, trials only", "9.008.70 to 9.20, trials only", "-", "1,000",
     ]  # fmt: skip
     assert seen.rows[5] == ["System", "A<1>4", "A22"]
     means = {"asp-qamo": 7.0} | {name: EERS[name][0] for name in ORDER[1:]}

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.commands import _score_arguments
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import SHOWN
-from pipeline.core.trial_table import Trials
+from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.metrics import asv_scores, evaluation, join, keys
 from pipeline.metrics.join import JoinedScores
 from pipeline.metrics.keys import Key
@@ -95,7 +95,8 @@ def _count(text: str) -> int:
 def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
     """The error rates of the ASV: measured on its scores, given, or those of ASVspoof 5 for a key of that corpus."""
     if given.asv:
-        measured = asv_rates(*asv_scores.read_asv(given.asv))
+        attacks = set(key.trials.attack[~key.trials.is_bonafide].tolist()) - {UNKNOWN}
+        measured = asv_rates(*asv_scores.read_asv(given.asv, attacks=attacks))
         return evaluation.checked_asv(measured, where=str(given.asv))
     if given.asv_rates:
         rates = dict(zip(("p_fa", "p_miss", "p_fa_spoof"), given.asv_rates, strict=True))

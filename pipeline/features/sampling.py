@@ -65,6 +65,28 @@ def labels(trials: Trials, cuts: Sequence[float]) -> Labels:
     )
 
 
+def check_levels(labels: Labels, augment: Augment, *, levels: int, where: str) -> None:
+    """Every quality level has bona fide, of its own or as the augmented views that training draws lower them.
+
+    where: of the loss in the parameters. Raises InputError with the count of each level: the centroid of a level
+    without any would never be trained, and yet be part of every score.
+    """
+    if levels == 1:
+        return
+    known = labels.level[labels.is_bonafide & (labels.level >= 0)].cpu()
+    counts = torch.bincount(known, minlength=levels).tolist()
+    held = {level for level, count in enumerate(counts) if count}
+    clean = held if augment.probability < 1 else set()
+    lowered = {max(level + level_shift(view), 0) for level in held for view in augment.views if augment.probability}
+    if len(clean | lowered) < levels:
+        raise InputError(
+            f"{where}: expected bona fide of the training set at each of {levels} quality levels, got "
+            f"{', '.join(map(str, counts))} from the lowest up and {int(labels.is_bonafide.sum()) - sum(counts)} of "
+            "unknown MOS; set other thresholds, or null for quantiles, or let training draw augmented views, which "
+            "lower the level by one (extract.views caches them)"
+        )
+
+
 def take(whole: Labels, rows: NDArray[np.int64]) -> Labels:
     """The labels of some rows."""
     index = torch.from_numpy(rows)

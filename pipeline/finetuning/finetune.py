@@ -114,7 +114,8 @@ def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
     Args:
         card: of the encoder to start from. trials: folder of the sets' trial tables.
 
-    Raises InputError naming the place of a wrong parameter, or the trial table that is missing.
+    Raises InputError naming the place of a wrong parameter, or the trial table that is missing, and where a quality
+    level has no bona fide.
     """
     cell = chosen(settings, card)
     params = settings.encoder.finetune
@@ -122,9 +123,8 @@ def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
     train, dev = (
         Speech(trial_table.read(trials / f"{name}.csv"), settings.sets[name].folder) for name in (params.set, "dev")
     )
-    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
-    labels = sampling.labels(train.trials, cuts)
-    return Asked(params, settings.extract.window, card, cell, train, dev, tuple(cuts), labels)
+    cuts, labels = cells.quality_labels(cell, train.trials)
+    return Asked(params, settings.extract.window, card, cell, train, dev, cuts, labels)
 
 
 def chosen(settings: Params, card: Card) -> Cell:

@@ -106,7 +106,8 @@ def intervals(
     Without groups, as many bona fide and as many spoof as there are, are drawn with replacement from their own class.
     With groups, whole groups are drawn with replacement among their like: those with both classes, only bona fide,
     only spoof. So no resample ever lacks a class. A statistic that is the same in all resamples gets an interval of
-    width 0, although it is uncertain too: after 0 errors of n, the error rate may still be 3 / n.
+    width 0, although it is uncertain too: after 0 errors of n, the error rate may still be 3 / n. The interval of a
+    minimum over thresholds lies too low. For both see `binomial`.
 
     Args:
         scores: (N,) higher = more bona fide.

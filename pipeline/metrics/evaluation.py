@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import UNKNOWN, Trials
-from pipeline.metrics import bootstrap
-from pipeline.metrics.bootstrap import Paired, Statistic
+from pipeline.metrics import binomial, bootstrap
+from pipeline.metrics.binomial import Cost
+from pipeline.metrics.bootstrap import Interval, Paired
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.cllr import cllr, cllr_terms, min_cllr
 from pipeline.metrics.dcf import act_dcf, dcf, min_dcf
@@ -48,7 +49,8 @@ def evaluate(
     """Every metric of the scores (N,) of N trials.
 
         eer, eer_interpolated       %, official, and with ties counted evenly
-        eer_interval                %, [low, high] of 95 % confidence, where folds > 0; so for min t-DCF and min DCF
+        eer_interval                %, [low, high] of 95 % confidence, where folds > 0: by the bootstrap, and by the
+                                    counts where errors are few; min_dcf_interval and so on by the counts alone
         eer_interval_by_speaker     with speakers resampled, where all are known and at least ten
         threshold, bonafide, spoof  the score of the official EER; numbers of trials
         min_tdcf_2019, _2021        given `asv`; ASVspoof 5 takes the form of 2021
@@ -93,7 +95,7 @@ def from_scores(
 
         >>> found = from_scores([0.9, 0.4, 0.7], [0.1, 0.5])
         >>> found["eer"], found["eer_interval"]
-        (41.66667, [0.0, 58.33333])
+        (41.66667, [0.0, 79.25601])
 
     Args:
         bonafide: (B,), higher = more bona fide.
@@ -248,12 +250,30 @@ def _intervals(
     scores: Scores, is_bonafide: NDArray[np.bool_], asv: AsvRates | None, *, folds: int, seed: int
 ) -> Metrics:
     """<metric>_interval: [low, high] of each metric that is read off the DET points."""
-    statistics: dict[str, Statistic] = {"eer": equal_rate, "min_dcf": lambda frr, far: float(dcf(frr, far).min())}
+    costs: dict[str, Cost] = {"min_dcf": dcf}
     if asv:
-        statistics["min_tdcf_2019"] = lambda frr, far: float(tdcf_2019(frr, far, asv).min())
-        statistics["min_tdcf_2021"] = lambda frr, far: float(tdcf_2021(frr, far, asv).min())
-    drawn = bootstrap.intervals(scores, is_bonafide, statistics, folds=folds, seed=seed)
-    return {f"{name}_interval": _ends(interval, percent=name == "eer") for name, interval in drawn.items()}
+        costs["min_tdcf_2019"] = lambda frr, far: tdcf_2019(frr, far, asv)
+        costs["min_tdcf_2021"] = lambda frr, far: tdcf_2021(frr, far, asv)
+    found = {"eer_interval": _ends(_of_eer(scores, is_bonafide, folds=folds, seed=seed), percent=True)}
+    det, bonafide, spoof = _counted(scores, is_bonafide)
+    for name, cost in costs.items():
+        interval = binomial.of_minimum(cost, det, bonafide=bonafide, spoof=spoof)
+        found[f"{name}_interval"] = _ends(interval, percent=False)
+    return found
+
+
+def _of_eer(
+    scores: Scores, is_bonafide: NDArray[np.bool_], *, folds: int, seed: int, groups: NDArray[np.str_] | None = None
+) -> Interval:
+    """The interval of the EER, a share: of the bootstrap, and of the counts where errors are few."""
+    drawn = bootstrap.intervals(scores, is_bonafide, {"eer": equal_rate}, folds=folds, seed=seed, groups=groups)["eer"]
+    det, bonafide, spoof = _counted(scores, is_bonafide)
+    return binomial.of_few_errors(drawn, det, bonafide=bonafide, spoof=spoof)
+
+
+def _counted(scores: Scores, is_bonafide: NDArray[np.bool_]) -> tuple[Det, int, int]:
+    bonafide, spoof = scores[is_bonafide], scores[~is_bonafide]
+    return det_points(bonafide, spoof), len(bonafide), len(spoof)
 
 
 def _interval_by_speaker(trials: Trials, scores: Scores, *, folds: int, seed: int) -> Metrics:
@@ -261,13 +281,11 @@ def _interval_by_speaker(trials: Trials, scores: Scores, *, folds: int, seed: in
     speakers = set(trials.speaker.tolist())
     if UNKNOWN in speakers or len(speakers) < FEWEST_SPEAKERS:
         return {}
-    drawn = bootstrap.intervals(
-        scores, trials.is_bonafide, {"eer": equal_rate}, folds=folds, seed=seed, groups=trials.speaker
-    )
-    return {"eer_interval_by_speaker": _ends(drawn["eer"], percent=True)}
+    found = _of_eer(scores, trials.is_bonafide, folds=folds, seed=seed, groups=trials.speaker)
+    return {"eer_interval_by_speaker": _ends(found, percent=True)}
 
 
-def _ends(interval: bootstrap.Interval, *, percent: bool) -> list[float]:
+def _ends(interval: Interval, *, percent: bool) -> list[float]:
     return [_percent(end) if percent else round(end, COST_DECIMALS) for end in (interval.low, interval.high)]
 
 

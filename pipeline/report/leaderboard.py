@@ -4,7 +4,8 @@ The runs of a system differ only in the seed, and the system's EER is their mean
 choice of trials (the bootstrap interval of each run) and the choice of seeds (the standard deviation s over n runs).
 Let e be the standard error that belongs to the mean bootstrap interval, and t the quantile of Student's distribution
 with n - 1 degrees of freedom. Then the 95 % interval of the system is its mean ± sqrt((1.96 e)² + t² s²/n). A single
-run keeps its own interval, and without bootstrap there is no interval.
+run keeps its own interval, of the trials alone, and without bootstrap there is no interval. For two seeds t is 12.7:
+an interval over seeds needs three.
 
 A system is within noise of the best one where their difference is at most the root of the sum of both squared half
 widths, as for independent numbers. But numbers on the same trials are not independent, and the best of many is partly
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 BEST = "*"
 NEAR = "~"
+ONE_SEED, TWO_SEEDS = "trials only", "2 seeds"  # beside an interval
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # for 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
 
@@ -64,13 +66,19 @@ class TrainedFacts:
 class Value:
     """An EER in percent over the seeds of a system: mean, standard deviation (None for one seed), 95 % interval.
 
-    half: half the width of the interval, before it is cut at 0 and 100.
+    half: half the width of the interval, before it is cut at 0 and 100. runs: one a seed.
     """
 
     mean: float
     deviation: float | None
     interval: Interval | None
     half: float | None
+    runs: int
+
+    @property
+    def caveat(self) -> str:
+        """What the interval does not say: `ONE_SEED`, `TWO_SEEDS`, or nothing."""
+        return {1: ONE_SEED, 2: TWO_SEEDS}.get(self.runs, "") if self.interval else ""
 
 
 def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> Value:
@@ -80,13 +88,13 @@ def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> V
     deviation = statistics.stdev(eers) if count > 1 else None
     known = [interval for interval in intervals if interval is not None]
     if not known:
-        return Value(mean, deviation, None, None)
+        return Value(mean, deviation, None, None, count)
     trials = math.fsum(high - low for low, high in known) / len(known) / 2
     if deviation is None:
-        return Value(mean, None, known[0], trials)
+        return Value(mean, None, known[0], trials, count)
     quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else QUANTILE
     half = math.hypot(trials, quantile * deviation / math.sqrt(count))
-    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)), half)
+    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)), half, count)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,11 @@ class Leaderboard:
         """The trained system with the lowest dev EER. Systems that score by an embedding index cannot be deployed."""
         trained = (system for system in self.systems if system not in self.rescored)
         return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
+
+    @property
+    def caveats(self) -> frozenset[str]:
+        """What the intervals of some systems do not say."""
+        return frozenset(self.eer(system, name).caveat for system in self.systems for name in self.sets) - {""}
 
     def first(self, name: str) -> Result:
         """Any result on the set, for facts that all runs share: the counts of trials, and the attacks."""

@@ -12,11 +12,26 @@ from typing import Any
 
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import csv_text
-from pipeline.report.leaderboard import BEST, NEAR, Attack, Interval, Leaderboard, Result, TrainedFacts, Value
+from pipeline.report.leaderboard import (
+    BEST,
+    NEAR,
+    ONE_SEED,
+    TWO_SEEDS,
+    Attack,
+    Interval,
+    Leaderboard,
+    Result,
+    TrainedFacts,
+    Value,
+)
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
 FINETUNED = "‡"
+CAVEATS = {
+    ONE_SEED: f"{ONE_SEED}: one seed, whose interval says nothing of other seeds",
+    TWO_SEEDS: f"{TWO_SEEDS}: an interval over seeds needs three",
+}
 SELECTION = "(dev)"  # in brackets, because dev chose the checkpoints and is no test of them
 
 
@@ -226,6 +241,7 @@ def to_text(board: Leaderboard) -> str:
         f"{BEST} best of its column, {NEAR} within noise of it; [] 95 % interval; ± standard deviation over seeds",
         f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
     ]
+    notes += [CAVEATS[caveat] for caveat in (ONE_SEED, TWO_SEEDS) if caveat in board.caveats]
     if board.rescored:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
     if board.finetuned:
@@ -244,10 +260,10 @@ def _cells(board: Leaderboard, system: str) -> list[str]:
 
 
 def _shown(value: Value, mark: str) -> str:
-    """An EER as ` 3.25 ± 0.41 [2.40, 4.10] *`."""
+    """An EER as ` 3.25 ± 0.41 [2.40, 4.10] *`, of fewer than three seeds with a caveat behind its interval."""
     text = f"{value.mean:5.2f}"
     if value.deviation is not None:
         text += f" ± {value.deviation:.2f}"
     if value.interval is not None:
-        text += f" [{value.interval[0]:.2f}, {value.interval[1]:.2f}]"
+        text += f" [{value.interval[0]:.2f}, {value.interval[1]:.2f}] {value.caveat}".rstrip()
     return f"{text} {mark}".rstrip()

@@ -107,7 +107,8 @@ def _notes(report: Report) -> Iterator[str]:
         )
     yield "*  of use for log-likelihood ratios in nats; on any other scale of scores they say little"
     if report["folds"]:
-        yield f"[]  95 % confidence, from {report['folds']} resamples of the trials (over speakers: of the speakers)"
+        yield f"[]  95 % confidence; EER: {report['folds']} resamples of the trials (over speakers: of the speakers);"
+        yield "    minima, and an EER of fewer than five errors: exact limits of the error rates"
     for kind in ("codecs", "speakers"):
         if left_out := report["systems"][0].get(f"{kind}_left_out"):
             yield f"{left_out} {kind} have trials of one class only and no EER"

@@ -15,10 +15,13 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.core.contracts import Facts, Tap
+from pipeline.core.contracts import Facts, Labels, Tap
 from pipeline.core.errors import InputError
 from pipeline.core.members import member
 from pipeline.core.params import Params, ViewsParams
+from pipeline.core.trial_table import Trials
+from pipeline.features import sampling
+from pipeline.features.sampling import Augment
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,18 @@ def _hyperparameters(
     return {
         name: _checked(value, known[name].annotation, params.where(*section, name)) for name, value in given.items()
     }
+
+
+def quality_labels(cell: Cell, train: Trials) -> tuple[tuple[float, ...], Labels]:
+    """The MOS values at which the quality levels of a training set part, and its labels.
+
+    Raises InputError where a level has no bona fide, neither clean nor in the views that are drawn.
+    """
+    cuts = sampling.thresholds(train, levels=cell.split.levels, given=cell.split.thresholds)
+    labels = sampling.labels(train, cuts)
+    augment = Augment(cell.views.draw, cell.views.probability)
+    sampling.check_levels(labels, augment, levels=cell.split.levels, where=cell.loss_place)
+    return cuts, labels
 
 
 def _quality_split(loss: Any, params: Params, name: str) -> tuple[QualitySplit, dict[str, Any]]:

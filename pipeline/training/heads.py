@@ -28,7 +28,7 @@ from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment
 from pipeline.features.streaming import Batch
 from pipeline.scoring import scorer
-from pipeline.training import adam, checkpoints, drawing, loop
+from pipeline.training import adam, cells, checkpoints, drawing, loop
 from pipeline.training.adam import Groups
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted, Learner
@@ -182,12 +182,12 @@ def fit_cell(
 ) -> tuple[Fitted, tuple[float, ...]]:
     """Train a cell of the grid, see `fit`; also give the MOS values at which its quality levels part.
 
-    Raises InputError, beside what `fit` raises, where train and dev have features of two kinds.
+    Raises InputError, beside what `fit` raises, where train and dev have features of two kinds, or a quality level has
+    no bona fide.
     """
     if train.kind != dev.kind:
         raise InputError(f"{train.name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
-    cuts = sampling.thresholds(train.trials, levels=cell.split.levels, given=cell.split.thresholds)
-    labels = sampling.labels(train.trials, cuts)
+    cuts, labels = cells.quality_labels(cell, train.trials)
     speakers = int(labels.speaker.max()) + 1
     fitted = fit(
         partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
