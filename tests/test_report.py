@@ -246,7 +246,7 @@ def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
         "",
         "* best of its column, ~ within noise of it; [] 95 % interval; ± standard deviation over seeds",
         "(dev): the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
-        "trials only: one seed, whose interval says nothing of other seeds",
+        "trials only: one seed; the interval says nothing about other seeds",
         "2 seeds: an interval over seeds needs three",
         "dev: 1234 bona fide, 6 spoof",
         "eval: 1234 bona fide, 6 spoof",

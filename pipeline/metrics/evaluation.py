@@ -49,8 +49,7 @@ def evaluate(
     """Every metric of the scores (N,) of N trials.
 
         eer, eer_interpolated       %, official, and with ties counted evenly
-        eer_interval                %, [low, high] of 95 % confidence, where folds > 0: by the bootstrap, and by the
-                                    counts where errors are few; min_dcf_interval and so on by the counts alone
+        eer_interval                %, [low, high] of 95 % confidence, where folds > 0, see `bootstrap` and `binomial`
         eer_interval_by_speaker     with speakers resampled, where all are known and at least ten
         threshold, bonafide, spoof  the score of the official EER; numbers of trials
         min_tdcf_2019, _2021        given `asv`; ASVspoof 5 takes the form of 2021

@@ -29,7 +29,7 @@ EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
 FINETUNED = "‡"
 CAVEATS = {
-    ONE_SEED: f"{ONE_SEED}: one seed, whose interval says nothing of other seeds",
+    ONE_SEED: f"{ONE_SEED}: one seed; the interval says nothing about other seeds",
     TWO_SEEDS: f"{TWO_SEEDS}: an interval over seeds needs three",
 }
 SELECTION = "(dev)"  # in brackets, because dev chose the checkpoints and is no test of them
