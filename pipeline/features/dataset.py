@@ -25,8 +25,8 @@ from pipeline.features.specs import fingerprint
 from pipeline.features.streaming import Batch
 
 SAME_KIND = (  # the remedy where two sets have features of different kinds
-    "run `dvc repro extract`, and if that finds nothing to do, set extract.precision to float32 or bfloat16, because auto "
-    "can differ between machines"
+    "run `dvc repro extract`, and if that finds nothing to do, set extract.precision to float32 or bfloat16, because "
+    "auto can differ between machines"
 )
 
 Reads = Literal["pooled", "frames"]
