@@ -19,12 +19,12 @@ from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.metrics import scorefile
+from tests.beside import PROTOCOLS, SCORES, needs
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-ASV = SHARED / "scores" / "la19_asv_eval_scores.txt"
-KEY = SHARED / "protocols" / "ASVspoof2019.LA.cm.eval.trl.txt"
-REAL = pytest.mark.skipif(not ASV.is_file(), reason=f"no real score files at {ASV.parent}")
+ASV = SCORES / "la19_asv_eval_scores.txt"
+KEY = PROTOCOLS / "ASVspoof2019.LA.cm.eval.trl.txt"
+REAL = needs(SCORES)
 ATTACKS = [f"A{i:02d}" for i in range(7, 20)]
 # EER %, min t-DCF 2019, min t-DCF 2021, EER % of A07 to A19: as published with the score files (scores/README.md)
 PUBLISHED = {
@@ -76,7 +76,7 @@ def negated(folder: Path, source: Path) -> Path:
 @REAL
 @pytest.mark.parametrize("system", PUBLISHED)
 def test_published_values_of_real_score_files(run: Callable[..., tuple[str, str]], tmp_path: Path, system: str) -> None:
-    path = SHARED / "scores" / f"la19_eval_{system}.txt"
+    path = SCORES / f"la19_eval_{system}.txt"
     if system == "ocsoftmax":  # is stored with higher = spoof
         path = negated(tmp_path, path)
     out, err = run(path, "--key", KEY, "--asv", ASV, "--folds", 0, "--json")
@@ -101,7 +101,7 @@ def test_published_values_of_real_score_files(run: Callable[..., tuple[str, str]
 
 @REAL
 def test_scores_that_are_stored_inverted_are_told_and_not_flipped(run: Callable[..., tuple[str, str]]) -> None:
-    path = SHARED / "scores" / "la19_eval_ocsoftmax.txt"
+    path = SCORES / "la19_eval_ocsoftmax.txt"
     out, err = run(path, "--key", KEY, "--folds", 20, "--json")
     (found,) = json.loads(out)["systems"]
     assert found["eer"] == 97.82201
@@ -113,7 +113,7 @@ def test_scores_that_are_stored_inverted_are_told_and_not_flipped(run: Callable[
 
 @REAL
 def test_a_2019_file_may_be_its_own_key(run: Callable[..., tuple[str, str]]) -> None:
-    path = SHARED / "scores" / "la19_eval_softmax.txt"
+    path = SCORES / "la19_eval_softmax.txt"
     own, given = (json.loads(run(path, *key, "--folds", 0, "--json")[0]) for key in ((), ("--key", KEY)))
     assert own["key"] == given["key"] | {"file": str(path), "corpus": None, "split": None}
     systems = own["systems"][0], given["systems"][0]
@@ -126,9 +126,9 @@ def test_a_2019_file_may_be_its_own_key(run: Callable[..., tuple[str, str]]) -> 
 
 @REAL
 def test_a_protocol_of_another_split_is_refused(run: Callable[..., tuple[str, str]]) -> None:
-    dev = SHARED / "protocols" / "ASVspoof2019.LA.cm.dev.trl.score.txt"
+    dev = PROTOCOLS / "ASVspoof2019.LA.cm.dev.trl.score.txt"
     with pytest.raises(InputError, match=r"24844 of 24844 trials have no score:\n  LA_D_1047731\n"):
-        run(SHARED / "scores" / "la19_eval_softmax.txt", "--key", dev)
+        run(SCORES / "la19_eval_softmax.txt", "--key", dev)
 
 
 @pytest.mark.parametrize("layout", ["2019", "2021", "asvspoof5"])

@@ -14,8 +14,8 @@ from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row
 from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
+from tests.beside import SCORES, needs
 
-SHARED = Path(__file__).parents[2] / "shared"
 RNG = np.random.default_rng(3)
 
 
@@ -116,9 +116,9 @@ def test_one_file_twice_is_refused(systems: tuple[Path, dict[str, np.ndarray]]) 
         commands.dispatch(["plot", file, file, "--key", str(folder / "key.csv"), "--out", str(folder)])
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no published score files beside the project")
+@needs(SCORES)
 def test_published_scores_give_the_published_eers_by_attack(tmp_path: Path) -> None:
-    commands.dispatch(["plot", str(SHARED / "scores/la19_eval_amsoftmax.txt"), "--out", str(tmp_path)])
+    commands.dispatch(["plot", str(SCORES / "la19_eval_amsoftmax.txt"), "--out", str(tmp_path)])
     (line,) = rows(tmp_path / "eer_attacks.csv")
     published = [".22", ".06", ".02", ".63", ".02", ".53", ".27", ".51", ".69", ".51", "13.45", "4.27", ".86"]
     for number, value in enumerate(published, start=7):

@@ -14,10 +14,10 @@ from pipeline.audio.inspection import with_contents
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.corpora import asvspoof2019_la, asvspoof2021_df, asvspoof2021_la, for_norm, in_the_wild
+from tests.beside import PROTOCOLS, needs
 from tests.test_protocols import OFFICIAL, SAMPLES, SPLITS, adapter, write
 
-PROTOCOLS = Path(__file__).parents[2] / "shared" / "protocols"
-real = pytest.mark.skipif(not PROTOCOLS.exists(), reason="no folder of real protocol files beside the project")
+real = needs(PROTOCOLS)
 
 LA19 = {
     "train": "ASVspoof2019.LA.cm.train.trn.score.txt",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,10 +9,10 @@ from hypothesis import strategies as st
 
 from pipeline.metrics.det import Det, det_points
 from pipeline.metrics.eer import eer_of, interpolated_eer, official_eer
+from tests import beside
+from tests.beside import needs
 from tests.golden import Arrays
 from tests.metrics import FLOATS, NO_SCORES, SCORES, SETS
-
-SHARED = Path(__file__).parents[1].parent / "shared"
 
 
 def eer(bonafide: list[float], spoof: list[float]) -> float:
@@ -61,11 +59,10 @@ PUBLISHED = {
 }
 
 
+@needs(beside.SCORES)
 @pytest.mark.parametrize("system", PUBLISHED)
 def test_published_score_files_give_their_published_values(system: str) -> None:
-    path = SHARED / "scores" / f"la19_eval_{system}.txt"
-    if not path.is_file():
-        pytest.skip(f"no score file at {path}")
+    path = beside.SCORES / f"la19_eval_{system}.txt"
     sign, pooled, attacks = PUBLISHED[system]
     rows = [line.split() for line in path.read_text().splitlines()]
     attack = np.array([row[1] for row in rows])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,10 +24,11 @@ from pipeline.metrics.tdcf import (
     tdcf_2019,
     tdcf_2021,
 )
+from tests import beside
+from tests.beside import needs
 from tests.golden import Arrays
 from tests.metrics import SCORES, SETS
 
-SHARED = Path(__file__).parents[1].parent / "shared"
 FORMS = {"min_tdcf_legacy": min_tdcf_2019, "min_tdcf_2021": min_tdcf_2021}
 
 # What an ASV may do such that a countermeasure matters.
@@ -77,13 +77,11 @@ def test_the_priors_add_up() -> None:
 
 @pytest.fixture(scope="module")
 def la19_asv() -> dict[str, NDArray[np.float64]]:
-    path = SHARED / "scores" / "la19_asv_eval_scores.txt"
-    if not path.is_file():
-        pytest.skip(f"no score file at {path}")
-    rows = [line.split() for line in path.read_text().splitlines()]
+    rows = [line.split() for line in (beside.SCORES / "la19_asv_eval_scores.txt").read_text().splitlines()]
     return {kind: np.array([float(row[2]) for row in rows if row[1] == kind]) for kind in sorted({r[1] for r in rows})}
 
 
+@needs(beside.SCORES)
 def test_the_asv_of_asvspoof_2019_has_its_published_rates(la19_asv: dict[str, NDArray[np.float64]]) -> None:
     assert set(la19_asv) == {"target", "nontarget", "spoof"}
     det = det_points(la19_asv["target"], la19_asv["nontarget"])
@@ -102,13 +100,12 @@ PUBLISHED = {
 }
 
 
+@needs(beside.SCORES)
 @pytest.mark.parametrize("system", PUBLISHED)
 def test_published_score_files_give_their_published_values(
     la19_asv: dict[str, NDArray[np.float64]], system: str
 ) -> None:
-    path = SHARED / "scores" / f"la19_eval_{system}.txt"
-    if not path.is_file():
-        pytest.skip(f"no score file at {path}")
+    path = beside.SCORES / f"la19_eval_{system}.txt"
     sign, legacy, revised = PUBLISHED[system]
     rows = [line.split() for line in path.read_text().splitlines()]
     is_bonafide = np.array([row[2] == "bonafide" for row in rows])

@@ -22,10 +22,10 @@ from pipeline.core.trial_table import Row, from_rows
 from pipeline.corpora import manifest
 from pipeline.quality import dnsmos
 from stages import prepare
+from tests.beside import SPEECH, needs
 from tests.test_audio import irregular_flac, write_bad
 
 ROOT = Path(__file__).parents[1]
-SPEECH = ROOT.parent / "shared" / "speech"
 HEADER = "utterance,path,label,split"
 GOOD = ["a,a.wav,bonafide,dev", "b,b.wav,spoof,dev", "c,c.wav,spoof,train"]
 
@@ -331,7 +331,7 @@ def test_the_fingerprint_sees_order_names_and_contents_alone() -> None:
     assert len({base, *(trial_table.fingerprint(from_rows(other, source="t")) for other in others)}) == 4
 
 
-@pytest.mark.skipif(not SPEECH.exists(), reason="no speech folder beside the project")
+@needs(SPEECH)
 @pytest.mark.parametrize(
     ("corpus", "split", "bonafide", "spoof"),
     [("digits", "train", 80, 160), ("digits", "dev", 27, 53), ("digits", "eval", 60, 180), ("wild", "eval", 10, 70)],

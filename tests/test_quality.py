@@ -20,10 +20,10 @@ from pipeline.core import members
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.quality import dnsmos, scoreq
+from tests.beside import SPEECH, needs
 from tests.conftest import Corpus
 
 ROOT = Path(__file__).parents[1]
-SPEECH = ROOT.parent / "shared" / "speech"
 
 
 class Loudness:
@@ -248,7 +248,7 @@ def test_dnsmos_names_its_model() -> None:
     assert dnsmos.identity() == "dnsmos-1-269fbebd"
 
 
-@pytest.mark.skipif(not SPEECH.exists(), reason="no speech folder beside the project")
+@needs(SPEECH)
 def test_dnsmos_on_speech_is_near_the_published_column() -> None:
     with (SPEECH / "digits" / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))[:560:280]
