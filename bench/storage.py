@@ -30,8 +30,7 @@ from pipeline.features import sampling
 from pipeline.features.dataset import Dataset
 from pipeline.features.shard_bytes import quantized
 from pipeline.features.sources import Held
-from pipeline.metrics.det import det_points
-from pipeline.metrics.eer import official_eer
+from pipeline.metrics.eer import eer_of
 from pipeline.scoring import centroids, scorer
 from pipeline.training import cells, heads
 
@@ -109,7 +108,7 @@ def eers(settings: Params, trials: dict[str, Trials], frames: Frames, backend: s
         for name in settings.evaluate.sets:
             scores = scorer.score_all(fitted.backend, centroids.build(fitted.centroids), data[name]).astype(float)
             bona_fide = data[name].trials.is_bonafide
-            error = official_eer(det_points(scores[bona_fide], scores[~bona_fide]))
+            error = eer_of(scores, bona_fide)
             found[f"{backend}-{loss} on {name}"] = 100 * error.eer
     return found
 

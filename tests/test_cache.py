@@ -433,10 +433,6 @@ def test_the_command_is_found_and_teaches(capsys: pytest.CaptureFixture[str]) ->
     assert "expected the number of a layer or final, got 'first'" in capsys.readouterr().err
 
 
-def test_bytes_are_told_in_units_of_a_thousand() -> None:
-    assert [command._bytes(size) for size in (999, 1_000, 1_250_000, 5e12)] == ["999 B", "1.0 kB", "1.2 MB", "5.0 TB"]
-
-
 def test_the_spec_is_that_of_the_store(project: Project) -> None:
     run("export", "dev", "dev.h5")
     with h5py.File("dev.h5") as file:

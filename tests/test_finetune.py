@@ -122,7 +122,7 @@ def gradients(trained: SpeechLearner) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step on all ten utterances, in parts of `batch_size`."""
     trained.system.train()
     rows = speech.split(np.array([1, 3, 5, 7, 9, 0, 2, 4, 6, 8]), size=trained.params.batch_size)
-    parts = speech.ahead(rows, lambda row: speech.load_clean(trained.asked.train, row, window=trained.asked.window))
+    parts = speech.loaded(rows, lambda row: speech.load_clean(trained.asked.train, row, window=trained.asked.window))
     loss = trained.loss(parts, trained.labels, size=10)
     return loss.item(), {name: p.grad for name, p in trained.system.named_parameters() if p.grad is not None}
 
@@ -369,7 +369,7 @@ def test_batches_are_decoded_a_little_ahead_and_in_order() -> None:
         return 10 * row
 
     batches = [np.arange(3 * i, 3 * i + 3) for i in range(8)]
-    parts = speech.ahead(batches, load_one)
+    parts = speech.loaded(batches, load_one)
     for i, (rows, loaded) in enumerate(parts):
         assert rows.tolist() == batches[i].tolist()
         assert loaded == [10 * row for row in rows]

@@ -3,9 +3,6 @@
 import os
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,8 +11,7 @@ import pytest
 import soundfile
 
 from pipeline.audio import decode
-from pipeline.audio import inspection as prepare_room
-from pipeline.audio.inspection import in_order, with_contents
+from pipeline.audio.inspection import with_contents
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, exit_on_input_error
 from pipeline.core.trial_table import Row, from_rows
@@ -251,39 +247,6 @@ def test_the_set_says_who_estimates_quality(
     code, said = run(folder, lines, capsys)
     assert code == 2
     assert "expected quality to be one of column, dnsmos, scoreq, got 'nobody'" in said
-
-
-def test_results_come_in_order_and_few_at_a_time() -> None:
-    asked: list[int] = []
-
-    def items() -> Iterator[int]:
-        for item in range(200):
-            asked.append(item)
-            yield item
-
-    def slow_at_first(item: int) -> int:
-        time.sleep(0.02 * (item % 7 == 0))
-        return item * item
-
-    results = in_order(slow_at_first, items(), workers=3)
-    for i, result in enumerate(results):
-        assert result == i * i
-        assert len(asked) <= i + 2 + 3 * prepare_room.AHEAD
-    assert i == 199
-
-
-def test_an_error_among_parallel_work_is_raised_and_ends_it() -> None:
-    done: list[int] = []
-
-    def work(item: int) -> None:
-        if item == 5:
-            raise ValueError("five")
-        time.sleep(0.02)
-        done.append(item)
-
-    with pytest.raises(ValueError, match="five"), closing(in_order(work, range(10_000), workers=2)) as results:
-        list(results)
-    assert len(done) < 2 * prepare_room.AHEAD
 
 
 def test_a_missing_manifest_and_one_that_is_not_text(tmp_path: Path) -> None:

@@ -33,8 +33,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from pipeline.core.contracts import Tap
-from pipeline.metrics.det import det_points
-from pipeline.metrics.eer import official_eer
+from pipeline.metrics.eer import eer_of
 
 TRAIN, DEV = "train", "dev"
 LOGISTIC, CENTROID = "logistic", "centroid"
@@ -233,7 +232,7 @@ def choose(log_odds: Mapping[Tap, Scores], is_bonafide: Classes, *, most: int = 
 
 def eer(scores: Scores, is_bonafide: Classes) -> float:
     """The official EER in percent. Raises ValueError for trials of one class only, and for nan."""
-    return 100 * official_eer(det_points(scores[is_bonafide], scores[~is_bonafide])).eer
+    return 100 * eer_of(scores, is_bonafide).eer
 
 
 def _blocks(count: int) -> Iterator[slice]:

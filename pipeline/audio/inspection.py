@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import posixpath
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.audio import decode
+from pipeline.core import ahead
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import Trials
 
@@ -30,23 +29,6 @@ OnBadAudio = Literal["fail", "skip"]
 Say = Callable[[str], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
-) -> Generator[Result, None, None]:
-    """`map` by threads: the results in the order of the items. At most `workers * AHEAD` items are in work."""
-    waiting: deque[Future[Result]] = deque()
-    executor = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            if len(waiting) == workers * AHEAD:
-                yield waiting.popleft().result()
-            waiting.append(executor.submit(function, item))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def with_contents(
@@ -138,7 +120,7 @@ def _read_all(table: Trials, root: Path) -> tuple[list[str], list[str], int]:
     contents: list[str] = []
     problems: list[str] = []
     by_pyav = 0
-    with closing(in_order(read, range(len(table)), workers=THREADS)) as results:
+    with closing(ahead.in_order(read, range(len(table)), threads=THREADS, ahead=AHEAD * THREADS)) as results:
         for content, problem, pyav in tqdm(results, total=len(table), unit="file", disable=None):
             contents.append(content)
             problems += [problem] if problem else []

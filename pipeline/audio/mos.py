@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.audio import decode
-from pipeline.audio.inspection import in_order
+from pipeline.audio.inspection import AHEAD
+from pipeline.core import ahead
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import MOS_RANGE, Trials
 
@@ -64,7 +65,10 @@ def _estimate_all(
     found: dict[Key, float] = {}
     problems: list[str] = []
     line_by_line = cache.open("a", encoding="utf-8", newline="", buffering=1)
-    with closing(in_order(outcome, rows, workers=WORKERS)) as results, line_by_line as file:
+    with (
+        closing(ahead.in_order(outcome, rows, threads=WORKERS, ahead=AHEAD * WORKERS)) as results,
+        line_by_line as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         bar = tqdm(results, total=len(rows), unit="utt", disable=None)
         for row, result in zip(rows, bar, strict=True):

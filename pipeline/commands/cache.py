@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
+from pipeline.core.files import readable_size
 from pipeline.core.params import Params
 from pipeline.encoder import kept
 from pipeline.extraction import needed
@@ -118,12 +119,12 @@ def _list(root: Path, wanted: Needed) -> None:
     for path, users in wanted.unread.items():
         print(f"not in DVC's cache, so that nobody can say what it needs: {path} of {', '.join(sorted(users))}")
     size = sum(one.size for one in stores) + sum(one.size for one in encoders)
-    print(f"{len(stores)} stores, {len(encoders)} fine-tuned encoders, {_bytes(size)}")
+    print(f"{len(stores)} stores, {len(encoders)} fine-tuned encoders, {readable_size(size)}")
 
 
 def _store_lines(one: Found) -> Iterator[str]:
     spec = one.store.spec
-    yield f"{one.store.path}  {_bytes(one.size)}{'' if one.complete else '  INCOMPLETE'}"
+    yield f"{one.store.path}  {readable_size(one.size)}{'' if one.complete else '  INCOMPLETE'}"
     yield f"  {spec.utterances:,} utterances of {spec.frames} x {spec.channels}, encoder {_encoder(spec.encoder)}"
     for view, layers in one.layers.items():
         yield f"  {view}: layers {', '.join(map(str, layers))}; {one.shards[view]} of {spec.shards} shards"
@@ -133,7 +134,7 @@ def _store_lines(one: Found) -> Iterator[str]:
 def _encoder_lines(one: FoundEncoder) -> Iterator[str]:
     params = one.facts["finetune"]
     state = "" if one.epochs is None else f"  INCOMPLETE: {one.epochs} of up to {params['epochs']} epochs"
-    yield f"{one.folder}  {_bytes(one.size)}{state}"
+    yield f"{one.folder}  {readable_size(one.size)}{state}"
     yield f"  from weights {one.facts['weights_sha256'][:12]}, window {_plain(one.facts['window'])}"
     yield f"  {_plain(params)}"
     yield f"  backend {_plain(one.facts['backend'])}; loss {_plain(one.facts['loss'])}"
@@ -178,7 +179,7 @@ def _clean(settings: Params, wanted: Needed, *, days: float, delete: bool) -> No
     for path, why in found.spared.items():
         print(f"{path}  stays: {why}")
     for path, size in found.doomed.items():
-        print(f"{path}  {_bytes(size)}")
+        print(f"{path}  {readable_size(size)}")
     if delete:
         remove(found.doomed)
     done = "deleted" if delete else "that nobody needs; --yes deletes them"
@@ -224,12 +225,4 @@ def _export(given: argparse.Namespace, root: Path) -> None:
     table = trial_table.read(TRIALS / f"{given.set}.csv")
     receipt = FEATURES / f"{given.set}.json"
     size = export(receipt, given.file, root=root, trials=table, layers=given.layers, views=given.views)
-    print(f"{receipt} -> {given.file}, {_bytes(size)}")
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    print(f"{receipt} -> {given.file}, {readable_size(size)}")

@@ -197,7 +197,7 @@ class SpeechLearner(Learner):
             view = self.augment.views[drawn[row]]
             return speech.load_view(self.asked.train, row, view, seed=self.seed, epoch=epoch, window=self.asked.window)
 
-        with contextlib.closing(speech.ahead(itertools.chain.from_iterable(plan), load)) as parts:
+        with contextlib.closing(speech.loaded(itertools.chain.from_iterable(plan), load)) as parts:
             for step in tqdm(plan, desc=f"epoch {epoch}", unit="step", leave=False, disable=None):
                 yield self.loss(itertools.islice(parts, len(step)), labels, size=sum(map(len, step)))
                 self.clock.tick()
@@ -232,8 +232,8 @@ class SpeechLearner(Learner):
         self.system.eval()
         size = self.params.batch_size
         chunks = (rows[start : start + size] for start in range(0, len(rows), size))
-        loaded = speech.ahead(chunks, lambda row: speech.load_clean(spoken, row, window=self.asked.window))
-        with contextlib.closing(loaded) as parts:
+        found = speech.loaded(chunks, lambda row: speech.load_clean(spoken, row, window=self.asked.window))
+        with contextlib.closing(found) as parts:
             for _, utterances in parts:
                 yield self.system(*speech.batch(utterances, self.device)).float()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.audio import decode, loader, views, windowing
+from pipeline.core import ahead
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
 from pipeline.core.params import FinetuneParams, WindowParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 
-AHEAD = 2  # batches that are decoded before they are asked for
+AHEAD = 2  # batches that are decoded before they are needed
 
 Rows = NDArray[np.int64]
 Utterance = tuple[windowing.Samples, int]  # a window (S,), and how many of its samples are signal
@@ -53,26 +52,25 @@ def load_view(speech: Speech, row: int, view: str, *, seed: int, epoch: int, win
     return windowing.window(augmented, length=window.samples, pad=window.pad)
 
 
-def ahead(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]], None, None]:
-    """Batches of rows, in order, with what `load` makes of each row; threads load the next ones meanwhile."""
-    with ThreadPoolExecutor(loader.DECODERS) as pool:
-        waiting: deque[tuple[Rows, list[Future[Loaded]]]] = deque()
-        try:
-            for rows in batches:
-                waiting.append((rows, [pool.submit(load, int(row)) for row in rows]))
-                if len(waiting) > AHEAD:
-                    yield _collected(*waiting.popleft())
-            while waiting:
-                yield _collected(*waiting.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def loaded(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]]]:
+    """Batches of rows, in order, with what `load` makes of each row; threads load the next batches meanwhile.
 
+    Raises InputError with all utterances of a batch that cannot be used.
+    """
 
-def _collected(rows: Rows, futures: list[Future[Loaded]]) -> tuple[Rows, list[Loaded]]:
-    problems = [str(error) for error in (future.exception() for future in futures) if isinstance(error, InputError)]
-    if problems:
-        raise InputError(f"{len(problems)} of {len(rows)} utterances of a batch cannot be used:\n{listing(problems)}")
-    return rows, [future.result() for future in futures]
+    def whole(rows: Rows) -> tuple[Rows, list[Loaded]]:
+        found, problems = [], []
+        for row in rows.tolist():
+            try:
+                found.append(load(row))
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            count = f"{len(problems)} of {len(rows)}"
+            raise InputError(f"{count} utterances of a batch cannot be used:\n{listing(problems)}")
+        return rows, found
+
+    return ahead.in_order(whole, batches, threads=loader.DECODERS, ahead=AHEAD + 1)
 
 
 def steps(is_bonafide: NDArray[np.bool_], params: FinetuneParams, *, epoch: int) -> list[list[Rows]]:

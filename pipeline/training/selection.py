@@ -11,8 +11,7 @@ from torch import nn
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
-from pipeline.metrics.det import det_points
-from pipeline.metrics.eer import Eer, official_eer
+from pipeline.metrics.eer import Eer, eer_of
 from pipeline.scoring import centroids, scorer
 
 Scores = NDArray[np.float32]
@@ -37,5 +36,4 @@ def dev_scores(embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev:
 
 def dev_eer(scores: Scores, dev: Trials) -> Eer:
     """EER of scores (N,) of the dev set, a share, and its threshold."""
-    values = scores.astype(float)
-    return official_eer(det_points(values[dev.is_bonafide], values[~dev.is_bonafide]))
+    return eer_of(scores, dev.is_bonafide)
