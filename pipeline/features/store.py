@@ -87,7 +87,10 @@ class Store:
                     raise BlockingIOError  # `cache gc` deleted it with its store after this process opened it
             except BlockingIOError:
                 raise InputError(f"{path}: another extraction is writing this store; wait for it or stop it") from None
-            yield
+            try:
+                yield
+            finally:  # closing is not enough: a process that is being started may have the file open for a moment
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     @classmethod
     def create(cls, root: Path, set_name: str, spec: Spec) -> Store:
