@@ -83,6 +83,12 @@ def cell(backend: str, loss: str) -> Cell:
     return cells.find(load(ROOT / "params.yaml"), backend=backend, loss=loss, layers="all", views="clean")
 
 
+def test_a_backend_that_does_not_say_its_width_is_refused_before_it_is_trained() -> None:
+    widthless = replace(cell("linear", "aoc"), backend=lambda **_parameters: torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match=r"backends/linear\.py: expected `self\.embedding_dim`"):
+        widthless.make_backend(layers=1, channels=1)
+
+
 def fitted(
     backend: str = "asp",
     loss: str = "qamo",

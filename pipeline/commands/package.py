@@ -13,7 +13,7 @@ EXAMPLES = """\
 FOLDER works on any machine where bonafide is installed, without the project:
   package.json    parameters, digests of receipts and files, metrics of the sets, threshold, calibration, versions
   model_card.md   the same for people; add what only you know, such as the licence and whom to ask
-  runs/, index/   backend and centroids (safetensors), centroid index (FAISS)
+  runs/           backend weights (safetensors), FAISS index of the centroids
   encoder/        the weights of an encoder that was fine-tuned here, or that comes from a local folder or checkpoint.
                   Other encoders are not copied: `detect` loads them from the hub, or makes random weights from the
                   seed, and refuses weights with another sha256 than in training

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.core.contracts import Facts, Labels, Tap
 from pipeline.core.errors import InputError
-from pipeline.core.members import member
+from pipeline.core.members import check_backend, member
 from pipeline.core.params import Params, ViewsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
@@ -52,9 +52,11 @@ class Cell:
     views: ViewsParams
 
     def make_backend(self, *, layers: int, channels: int) -> Any:
-        """A new backend. Raises InputError for values that it refuses."""
+        """A new backend. Raises InputError for values that it refuses, or no `embedding_dim`."""
         with _refusals(self.backend_place):
-            return self.backend(layers=layers, channels=channels, **self.backend_parameters)
+            made = self.backend(layers=layers, channels=channels, **self.backend_parameters)
+        check_backend(made, self.backend_name)
+        return made
 
     def make_loss(self, *, embedding_dim: int, speakers: int, layers: int) -> Any:
         """A new loss. Raises InputError for values that it refuses."""
