@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.core.params import EncoderParams, RandomEncoder
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card
+from tests import warm
 from tests.golden import Arrays, read_golden
 
 TINY = EncoderParams(
@@ -33,6 +35,13 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Checksums are remembered in a folder of the tests' own, and no DVC of a test reports how it is used."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["DVC_NO_ANALYTICS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def warm_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PATH by which DVC and stages start at once, and all other commands are those of this environment."""
+    with warm.commands(tmp_path_factory.mktemp("w")) as folder:
+        yield os.pathsep.join((str(folder), str(Path(sys.executable).parent), os.environ["PATH"]))
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,9 @@ def merged(settings: Any, changes: Any) -> Any:
 class Reader:
     """Somebody who copies blocks into a project, and runs what is to be run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: str) -> None:
         self.folder = folder
+        self.env = {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
         ignored = shutil.ignore_patterns("__pycache__", "dvc.lock")
         for name in ("pipeline", "stages", "flow", "docs"):
             if (ROOT / name).exists():
@@ -92,17 +93,17 @@ class Reader:
 
     def run(self, language: str, text: str) -> str:
         command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder)}
-        done = subprocess.run([*command, text], cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, text], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(tmp_path_factory: pytest.TempPathFactory, warm_path: str) -> Iterator[Reader]:
     """A reader whose demo, of one run and two epochs, is done."""
-    found = Reader(tmp_path_factory.mktemp("project"))
+    found = Reader(tmp_path_factory.mktemp("project"), warm_path)
     found.change(SMALL)
     found.run("bash", "dvc repro")
     return found

@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 class Project:
     """A copy of the project with a manifest corpus of noise, a tiny encoder and a grid of one backend, two losses."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: str) -> None:
         self.folder = folder
+        self.env = {**os.environ, "PATH": path}
         for name in ("pipeline", "stages", "flow"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
@@ -58,10 +59,7 @@ class Project:
 
     def run(self, *command: str, code: int = 0) -> str:
         """Run a command here; its output."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            command, cwd=self.folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -93,9 +91,9 @@ def _small(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, warm_path: str) -> Project:
     """The project after its first `dvc repro`."""
-    made = Project(tmp_path_factory.mktemp("project"))
+    made = Project(tmp_path_factory.mktemp("project"), warm_path)
     ran = made.repro()
     sets = {f"{kind}@{name}" for kind in ("prepare", "extract") for name in ("train", "dev")}
     assert set(ran) == {*names("aoc"), *names("qamo"), *sets, "encoder", "layers", "report"}
@@ -256,7 +254,7 @@ def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) ->
     settings["train"]["epoch"] = settings["train"].pop("epochs")
     YAML(typ="safe").dump(settings, project.folder / "bad.yaml")
     arguments = ["--set", "train", "--params", "bad.yaml", "--trials", "x.csv"]
-    said = project.run(sys.executable, "-m", "stages.prepare", *arguments, code=2)
+    said = project.run("python", "-m", "stages.prepare", *arguments, code=2)
     assert re.search(r"^error: bad\.yaml:\d+: train\.epochs: missing\nbad\.yaml:\d+: train\.epoch: unknown", said)
     assert "Traceback" not in said
 
@@ -308,7 +306,7 @@ def test_a_stage_that_cannot_go_on_says_why_and_ends_with_2(project: Project, co
     (project.folder / "mixed").mkdir(exist_ok=True)
     shutil.copy(project.folder / "data/features/train.json", project.folder / "mixed/dev.json")
     shutil.copy(project.folder / "data/features/dev.json", project.folder / "mixed/train.json")
-    output = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
+    output = project.run("python", "-m", *f"stages.{command}".split(), code=2)
     assert output.count("error: ") == 1
     assert said in output
     assert "Traceback" not in output
@@ -325,7 +323,7 @@ def test_audio_that_only_decoding_shows_to_be_bad_ends_extraction_with_2(
     content = np.where(table.utterance == "u33", damaged, table.content)
     (project.folder / "bad.csv").write_text(trial_table.to_csv(dataclasses.replace(table, content=content)))
     command = EXTRACT.format(set="dev", card="data/encoder.json").replace("data/trials/dev.csv", "bad.csv")
-    output = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
+    output = project.run("python", "-m", *f"stages.{command}".split(), code=2)
     (project.folder / "audio/u33.flac").write_bytes(good)
     assert re.search(
         r"error: 1 of \d+ units cannot be made, the others are complete; .*:\n  shard \d+ of clean: ", output
@@ -383,7 +381,7 @@ def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: 
     project.repro()
     shutil.rmtree(project.folder / "data/cache")
     command = TRAIN.format(features="data/features")
-    said = project.run(sys.executable, "-m", *f"stages.{command}".split(), code=2)
+    said = project.run("python", "-m", *f"stages.{command}".split(), code=2)
     assert "no feature store there; run `dvc repro -f extract`" in said
     assert "Traceback" not in said
     receipts = {path: path.read_bytes() for path in (project.folder / "data/features").iterdir()}

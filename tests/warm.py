@@ -1,0 +1,131 @@
+"""DVC and stages for tests, without the seconds that imports take.
+
+`commands(folder)` puts a `python` and a `dvc` into a folder, to come first in PATH. Each asks a server, which has
+imported the libraries, to fork. The child takes over arguments, folder, environment and files. It then runs `python
+-m stages.X` or `dvc` as a new process would. The server imports no module of the project: a child takes those of its
+folder. All other uses of `python` go to the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+LIBRARIES = (
+    "dvc.cli", "dvc.repo", "dvc.stage", "faiss", "jinja2", "matplotlib.figure", "numpy", "pydantic", "ruamel.yaml",
+    "safetensors.numpy", "scipy.signal", "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch",
+    "tqdm", "transformers.models.wav2vec2.modeling_wav2vec2", "zarr",
+)  # fmt: skip
+SHIM = """#!{python} -IS
+import json, os, socket, struct, sys
+words = sys.argv[1:]
+if {name!r} == "python":
+    if words[:1] != ["-m"] or not words[1].startswith("stages."):
+        os.execv({python!r}, [{python!r}, *words])
+    words = words[1:]
+else:
+    words = ["dvc", *words]
+request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [struct.pack("<Q", len(request))], [0, 1, 2])
+    server.sendall(request)
+    answer = server.recv(1)
+sys.exit(answer[0] if answer else 1)
+"""
+
+
+@contextlib.contextmanager
+def commands(folder: Path) -> Iterator[Path]:
+    """The folder with `python` and `dvc`, while a server stands behind them. The folder's path must be short."""
+    address = folder / "s"
+    code = "import sys; from tests import warm; warm.serve(sys.argv[1])"
+    root = str(Path(__file__).parents[1])
+    with subprocess.Popen([sys.executable, "-c", code, str(address)], cwd=root, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            for name in ("python", "dvc"):
+                shim = folder / name
+                shim.write_text(SHIM.format(python=sys.executable, name=name, address=str(address)))
+                shim.chmod(0o755)
+            yield folder
+        finally:
+            server.terminate()
+
+
+def serve(address: str) -> None:
+    """Import the libraries, then fork a process for each request, until terminated."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        os.write(1, b"ready\n")
+        while True:
+            asking, _ = listening.accept()
+            with asking:
+                if os.fork() == 0:
+                    listening.close()
+                    _answer(asking)
+
+
+def _answer(asking: socket.socket) -> None:
+    """Run what is asked for in a process of its own, and send its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    header, files, _, _ = socket.recv_fds(asking, 8, 3)
+    (size,) = struct.unpack("<Q", header)
+    request = b""
+    while len(request) < size:
+        request += asking.recv(size - len(request))
+    child = os.fork()
+    if child == 0:
+        asking.close()
+        _become(*json.loads(request), files)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    asking.sendall(bytes([code if code >= 0 else 128 - code]))
+    os._exit(0)
+
+
+def _become(words: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
+    """Run a stage or DVC as if this process had been started for it."""
+    code: object = 1
+    try:
+        for place, file in enumerate(files):
+            os.dup2(file, place)
+            os.close(file)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[0] = folder
+        sys.argv = words
+        if words[0] == "dvc":
+            from dvc.cli import main
+
+            code = main(words[1:])
+        else:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            code = 0
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code or 0)
