@@ -26,7 +26,7 @@ import soundfile
 
 from pipeline.audio import inspection, windowing
 from pipeline.core import trial_table
-from pipeline.core.params import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
 from pipeline.extraction import planning
 
 SAMPLES = 20_000

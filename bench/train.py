@@ -34,7 +34,7 @@ from torch import Tensor
 
 from pipeline.core import members, trial_table
 from pipeline.core.contracts import CLEAN, Facts
-from pipeline.core.params import EncoderParams, LearningRates, RandomEncoder, TrainParams
+from pipeline.core.sections import EncoderParams, LearningRates, RandomEncoder, TrainParams
 from pipeline.encoder import models, xlsr
 from pipeline.features import dataset, sampling, streaming, zarr_metadata
 from pipeline.features.dataset import Dataset

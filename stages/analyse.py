@@ -45,10 +45,7 @@ example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Open, analyse, project, save."""
     given = _arguments(argv)
-    from pipeline.analysis import (
-        geometry,
-        projection,  # what they import takes a while: --help goes without
-    )
+    from pipeline.analysis import geometry, projection  # their imports take a while: --help does without
     from pipeline.report import analysis_files
 
     settings, name = params_file.load(given.params), given.run.name

@@ -21,7 +21,8 @@ from pipeline.core import params_file
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
-from pipeline.core.params import EncoderParams, Params
+from pipeline.core.params import Params
+from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, kept, models
 
 if TYPE_CHECKING:

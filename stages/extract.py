@@ -13,7 +13,8 @@ from pathlib import Path
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import write_text
-from pipeline.core.params import ExtractParams, Params
+from pipeline.core.params import Params
+from pipeline.core.sections import ExtractParams
 from pipeline.encoder import kept
 from pipeline.extraction import identity, planning
 from pipeline.extraction.identity import precision_of

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from pipeline.audio import decode
-from pipeline.core.params import EncoderParams, RandomEncoder
+from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card

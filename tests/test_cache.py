@@ -17,7 +17,7 @@ from pipeline.commands import cache as command
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
-from pipeline.core.params import FinetuneParams
+from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import kept, models
 from pipeline.encoder.cards import Card
 from pipeline.extraction import hdf5, housekeeping, identity, needed

@@ -28,7 +28,7 @@ from pipeline.audio import decode
 from pipeline.core import errors
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
-from pipeline.core.params import ExtractParams
+from pipeline.core.sections import ExtractParams
 from pipeline.core.trial_table import to_csv
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
@@ -481,7 +481,7 @@ if __name__ == "__main__":
     from pipeline.core import trial_table
     from pipeline.extraction import planning
     from pipeline.encoder.cards import Card
-    from pipeline.core.params import ExtractParams
+    from pipeline.core.sections import ExtractParams
 
     audio, table, pipe, facts = map(Path, sys.argv[1:])
     card, params = json.loads(facts.read_text())

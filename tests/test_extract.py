@@ -24,7 +24,7 @@ from pipeline.audio import decode, inspection, loader, views, windowing
 from pipeline.core import params_file
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
-from pipeline.core.params import ExtractParams, WindowParams
+from pipeline.core.sections import ExtractParams, WindowParams
 from pipeline.core.trial_table import Row, from_rows, to_csv
 from pipeline.encoder import models, xlsr
 from pipeline.encoder.cards import Card

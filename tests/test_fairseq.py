@@ -12,7 +12,7 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig, WavLMModel
 
 from pipeline.core.errors import InputError
-from pipeline.core.params import EncoderParams
+from pipeline.core.sections import EncoderParams
 from pipeline.encoder import fairseq, models, xlsr
 from tests.golden import GOLDEN, read_golden
 

@@ -18,8 +18,8 @@ from pipeline.backends import asp, linear
 from pipeline.core.contracts import Centroids, Facts
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
-from pipeline.core.params import LearningRates, TrainParams
 from pipeline.core.params_file import load
+from pipeline.core.sections import LearningRates, TrainParams
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.features import dataset, sampling, sources
 from pipeline.features.dataset import Dataset

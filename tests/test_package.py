@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from pipeline import detect
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
-from pipeline.core.params import EncoderParams, RandomEncoder
+from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.detect import Detection, assembly, package, package_card
 from pipeline.encoder import kept, models
 from pipeline.features import specs

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import members, params, params_file
+from pipeline.core import members, params_file
 from pipeline.core.errors import InputError
+from pipeline.core.sections import FeaturesParams, GridParams
 from pipeline.encoder import cards
 from pipeline.finetuning import finetune
 from pipeline.training import cells
@@ -46,7 +47,7 @@ def test_what_is_shipped_can_fine_tune_where_it_says_so(path: Path) -> None:
 
 
 def test_a_run_is_named_by_its_cell_and_a_system_by_what_varies_but_the_seed() -> None:
-    grid = params.GridParams(backend=("a", "b"), loss=("x",), layers=("all",), views=("clean", "noisy"), seed=(1, 2))
+    grid = GridParams(backend=("a", "b"), loss=("x",), layers=("all",), views=("clean", "noisy"), seed=(1, 2))
     assert grid.runs == {
         "a-x-all-clean-1": "a-x-clean",
         "a-x-all-clean-2": "a-x-clean",
@@ -298,7 +299,10 @@ def test_what_dvc_does_not_track_is_the_projects_own_in_a_copy_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    features, absolute = params.FeaturesParams(root="data/cache"), params.FeaturesParams(root="/disk/cache")
+    features, absolute = (
+        FeaturesParams(root="data/cache"),
+        FeaturesParams(root="/disk/cache"),
+    )
     monkeypatch.delenv("DVC_ROOT", raising=False)
     assert features.folder == Path("data/cache")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))

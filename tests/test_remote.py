@@ -27,12 +27,12 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
 from pipeline.commands import cache as command
-from pipeline.core import errors, params, params_file
+from pipeline.core import errors, params_file, sections
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, UnreachableError
 from pipeline.core.files import folder_of
 from pipeline.core.object_store import is_local, is_there, read_files, sizes_below
-from pipeline.core.params import ExtractParams
+from pipeline.core.sections import ExtractParams
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
 from pipeline.extraction import housekeeping as stores
@@ -477,9 +477,9 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(InputError, match=r's3://b/f: .*pip install "bonafide\[s3\]"'):
-        params.FeaturesParams(root="s3://b/f").folder  # noqa: B018
+        sections.FeaturesParams(root="s3://b/f").folder  # noqa: B018
     with pytest.raises(InputError, match=r"nope://b/f: expected a folder, or the URL of one that fsspec can open: "):
-        params.FeaturesParams(root="nope://b/f").folder  # noqa: B018
+        sections.FeaturesParams(root="nope://b/f").folder  # noqa: B018
 
 
 def test_the_root_of_the_parameters_may_be_an_address(
@@ -490,7 +490,7 @@ def test_the_root_of_the_parameters_may_be_an_address(
     monkeypatch.setenv("DVC_ROOT", "/project")  # an experiment in a copy of the project uses the same store
     found = params_file.load(tmp_path / "params.yaml").features.folder
     assert (str(found), is_local(found)) == (str(bucket), False)
-    assert params.FeaturesParams(root="file:///disk/cache").folder == Path("/disk/cache")
+    assert sections.FeaturesParams(root="file:///disk/cache").folder == Path("/disk/cache")
 
 
 # ---------------------------------------------------------------- bonafide cache

@@ -14,7 +14,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
-from pipeline.core.params import FeaturesParams
+from pipeline.core.sections import FeaturesParams
 from pipeline.encoder import cards, kept, models
 from pipeline.finetuning import finetune
 from pipeline.training import loop

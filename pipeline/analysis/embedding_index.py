@@ -14,15 +14,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.embeddings import (
-    CARD_FILE,
-    INDEX_FILE,
-    UTTERANCES_FILE,
-    VECTORS_FILE,
-    Embeddings,
-    mapped,
-    read,
-)
+from pipeline.analysis.embeddings import CARD_FILE, INDEX_FILE, UTTERANCES_FILE, VECTORS_FILE, Embeddings, mapped, read
 from pipeline.analysis.exact_search import BLOCK, SEED, Ids, Vectors, compared, distances, nearest_ids, one_thread
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, replace_folder

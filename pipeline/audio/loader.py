@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.audio import decode, views, windowing
 from pipeline.core.errors import InputError, listing
-from pipeline.core.params import WindowParams
+from pipeline.core.sections import WindowParams
 from pipeline.core.trial_table import Trials
 
 DECODERS = 4  # threads that decode

@@ -12,7 +12,8 @@ from pipeline.analysis import embeddings
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
-from pipeline.core.params import EncoderParams, Params
+from pipeline.core.params import Params
+from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
 from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, check, read
 from pipeline.encoder import kept

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
-from pipeline.core.params import EncoderParams, Params
+from pipeline.core.params import Params
+from pipeline.core.sections import EncoderParams
 from pipeline.detect.assembly import DATA, PARAMS, Parts
 from pipeline.detect.package_card import FORMAT
 from pipeline.features import receipt_files

@@ -24,7 +24,7 @@ import numpy as np
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
-from pipeline.core.params import EncoderParams
+from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.detect.assembly import PARAMS, Parts, find
 from pipeline.detect.model_card import card_of, is_local, model_card

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.analysis import embeddings
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
-from pipeline.core.params import EncoderParams, Name, Positive, WindowParams
+from pipeline.core.sections import EncoderParams, Name, Positive, WindowParams
 from pipeline.metrics.calibration import Calibration
 from pipeline.scoring import runs
 

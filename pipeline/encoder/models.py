@@ -19,7 +19,7 @@ from transformers.utils import logging
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError, listing
-from pipeline.core.params import EncoderParams, RandomEncoder
+from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.encoder import checksums, fairseq, kept
 from pipeline.encoder.cards import Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder

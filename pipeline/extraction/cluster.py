@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.audio.loader import Clip
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
-from pipeline.core.params import ExtractParams
+from pipeline.core.sections import ExtractParams
 from pipeline.extraction import units
 from pipeline.extraction.units import Advance, MakeEncoder, Unit
 from pipeline.features.store import Store

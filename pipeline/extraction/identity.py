@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import trial_table
 from pipeline.core.files import read_json
-from pipeline.core.params import ExtractParams
+from pipeline.core.sections import ExtractParams
 from pipeline.core.trial_table import Trials
 from pipeline.encoder.cards import Card
 from pipeline.features.specs import STORAGE, Spec

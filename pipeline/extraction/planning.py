@@ -21,7 +21,7 @@ from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json, readable_size
 from pipeline.core.object_store import is_local
-from pipeline.core.params import ExtractParams
+from pipeline.core.sections import ExtractParams
 from pipeline.core.trial_table import Trials
 from pipeline.encoder.cards import Card
 from pipeline.extraction import units

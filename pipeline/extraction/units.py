@@ -17,7 +17,7 @@ from pipeline.audio import loader
 from pipeline.audio.loader import Clip
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import HopelessError, InputError
-from pipeline.core.params import EncoderParams, ExtractParams
+from pipeline.core.sections import EncoderParams, ExtractParams
 from pipeline.encoder.cards import Card
 from pipeline.features.store import Store
 

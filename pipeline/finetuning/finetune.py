@@ -34,7 +34,8 @@ from pipeline.audio import views
 from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.errors import InputError
-from pipeline.core.params import FinetuneParams, Params, WindowParams
+from pipeline.core.params import Params
+from pipeline.core.sections import FinetuneParams, WindowParams
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
 from pipeline.features import sampling, specs

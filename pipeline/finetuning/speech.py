@@ -16,7 +16,7 @@ from pipeline.audio import decode, loader, views, windowing
 from pipeline.core import ahead
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
-from pipeline.core.params import FinetuneParams, WindowParams
+from pipeline.core.sections import FinetuneParams, WindowParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 

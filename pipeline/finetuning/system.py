@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.core.errors import InputError
-from pipeline.core.params import LoraParams
+from pipeline.core.sections import LoraParams
 from pipeline.encoder import xlsr
 
 

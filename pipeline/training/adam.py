@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.adam import adam
 
 from pipeline.backends._shared import LayerWeights
-from pipeline.core.params import LearningRates
+from pipeline.core.sections import LearningRates
 from pipeline.training.checkpoints import State
 
 Groups = list[tuple[list[nn.Parameter], float]]  # parameters with their learning rate

@@ -18,7 +18,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pipeline.core.contracts import Facts, Labels, Tap
 from pipeline.core.errors import InputError
 from pipeline.core.members import check_backend, member
-from pipeline.core.params import Params, ViewsParams
+from pipeline.core.params import Params
+from pipeline.core.sections import ViewsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment

@@ -22,7 +22,8 @@ from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
-from pipeline.core.params import Params, TrainParams
+from pipeline.core.params import Params
+from pipeline.core.sections import TrainParams
 from pipeline.features import dataset, sampling, sources, streaming
 from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment

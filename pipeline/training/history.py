@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.contracts import Centroids
-from pipeline.core.params import FinetuneParams, TrainParams
+from pipeline.core.sections import FinetuneParams, TrainParams
 from pipeline.training.checkpoints import State
 
 COLUMNS = ("epoch", "loss", "dev_eer")

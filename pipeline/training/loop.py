@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Centroids, Enrols, Labels
 from pipeline.core.errors import InputError
-from pipeline.core.params import FinetuneParams, TrainParams
+from pipeline.core.sections import FinetuneParams, TrainParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment

@@ -1,0 +1,341 @@
+"""The sections of `params.yaml`: the keys of each, their types and ranges."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.core.files import folder_of, in_project
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"expected each entry once, got {list(values)}")
+    return values
+
+
+Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+Choices = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
+Layer = NotNegative | Literal["final"]
+Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+Views = Choices
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`: unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SetParams(Section):
+    """One set of trials.
+
+    corpus: the adapter, a file of `pipeline/corpora/`. protocol: the file that lists the trials; DVC reruns `prepare`
+    when it changes. root: the folder of the audio. quality: the source of the MOS, a file of `pipeline/quality/`;
+    `column` takes the values of the corpus itself.
+    """
+
+    corpus: Name
+    protocol: str
+    root: str
+    split: str
+    quality: Name
+    on_bad_audio: Literal["fail", "skip"] = "fail"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the audio: that of the project itself, also where DVC runs an experiment in a copy of it."""
+        return in_project(self.root)
+
+
+class RandomEncoder(Section):
+    """Size and seed of a random encoder with XLSR's structure."""
+
+    layers: Positive
+    width: Positive
+    heads: Positive
+    feedforward: Positive
+    conv_channels: Positive
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads or self.width % 16:
+            raise ValueError(
+                f"expected a width divisible by 16 and by heads, got width {self.width}, heads {self.heads}"
+            )
+        return self
+
+
+class EncoderParams(Section):
+    """The source of the encoder, and how it is fine-tuned.
+
+    source: a hub name, a local folder, a fairseq checkpoint, or `random`, which needs the section `random`. finetune:
+    None for a frozen encoder; a section with `on: false` becomes None.
+    """
+
+    source: str
+    revision: str | None = None
+    random: RandomEncoder | None = None
+    normalize: Literal["utterance", "none"]
+    finetune: FinetuneParams | None = None
+
+    @field_validator("finetune")
+    @classmethod
+    def _frozen_unless_on(cls, finetune: FinetuneParams | None) -> FinetuneParams | None:
+        return finetune if finetune and finetune.on else None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.source == "random") != (self.random is not None):
+            raise ValueError("expected the section `random` with source: random, and only then")
+        if self.revision is not None and (self.random is not None or Path(self.source).exists()):
+            raise ValueError("expected a revision with a hub name alone; files and random weights have none")
+        return self
+
+
+class WindowParams(Section):
+    """The samples at 16 kHz that the encoder gets from an utterance, and how a shorter one is filled up."""
+
+    samples: Annotated[int, Field(ge=400)]
+    pad: Literal["repeat", "zero"]
+
+
+class ExtractParams(Section):
+    """Which features are cached, and how they are computed.
+
+    views: augmented views beside `clean`, for the training set only. storage: the type of frames in the store.
+    precision: the type in which the encoder computes; auto is bfloat16 where the device has it. batch_size: auto finds
+    the size on a GPU. scheduler: the address of a running Dask scheduler, or local:N for N workers on this machine.
+    """
+
+    layers: Layers
+    views: Views = ()
+    window: WindowParams
+    shard: Positive
+    storage: Literal["float16", "int8"] = "float16"
+    batch_size: Positive | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["local", "dask"] = "local"
+    scheduler: str | None = None
+
+    @property
+    def first_batch(self) -> int:
+        """The number of utterances in the first batch. On a CPU larger batches are no faster."""
+        return 8 if self.batch_size == "auto" else self.batch_size
+
+    @model_validator(mode="after")
+    def _cluster(self) -> Self:
+        if (self.engine == "dask") != (self.scheduler is not None):
+            raise ValueError("expected a scheduler with engine: dask, and only then")
+        if self.engine == "dask" and self.precision == "auto":
+            raise ValueError(
+                "expected precision: float32 or bfloat16 with engine: dask, as the workers' hardware is not known here"
+            )
+        return self
+
+
+class FeaturesParams(Section):
+    """Where feature stores are: a folder, or the URL of a folder on an object store."""
+
+    root: str
+
+    @property
+    def folder(self) -> Path:
+        """The root of all stores: that of the project itself, also where DVC runs an experiment in a copy of it.
+
+        Raises InputError for a URL that cannot be opened.
+        """
+        return folder_of(self.root)
+
+
+class LearningRates(Section):
+    """Adam's learning rates for the backend, the vectors of the loss, and the layer weighting."""
+
+    backend: Rate
+    centroids: Rate
+    layers: Rate
+
+
+class PoolParams(Section):
+    """Sets that are trained together, each with an equal share of every batch: two sets, or pools defined above."""
+
+    first: Name
+    second: Name
+
+
+class DatasetParams(Section):
+    """Where training reads features from: the disk, memory, or the memory of the device."""
+
+    hold: Literal["disk", "ram", "device"]
+
+
+class ViewsParams(Section):
+    """The augmented views that training draws in place of the clean features, and the probability of that."""
+
+    draw: Views
+    probability: Share
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Self:
+        if bool(self.draw) != (self.probability > 0):
+            raise ValueError("expected views to draw with a probability above 0, or none of both")
+        return self
+
+
+class FinetuneRates(LearningRates):
+    """The learning rates of fine-tuning: one more, for the encoder."""
+
+    encoder: Rate
+
+
+class LoraParams(Section):
+    """Low-rank updates of the named linear maps: fine-tuning trains A and B of W + alpha / rank · B A, and not W."""
+
+    rank: Positive
+    alpha: Rate
+    targets: Annotated[
+        tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"], ...],
+        Field(min_length=1, strict=False),
+        AfterValidator(_distinct),
+    ]
+
+
+class FinetuneParams(Section):
+    """How the encoder is trained end to end with a backend and a loss, which have their own sections.
+
+    on: false freezes the encoder. set: the training set. layers: those that the backend reads. views: augmented views,
+    computed during training. accumulate: a step of the optimizer takes accumulate × batch_size utterances, of which
+    batch_size are in the device's memory at once. freeze_front_end: do not train the convolutions.
+    gradient_checkpointing: compute layers twice to save memory. lora: train low-rank updates, and none of the encoder's
+    own weights; without it all of them are trained.
+    """
+
+    on: bool = True
+    set: Name = "train"
+    backend: Name
+    loss: Name
+    layers: Layers
+    views: ViewsParams
+    seed: Seed
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    accumulate: Positive
+    learning_rate: FinetuneRates
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    patience: Positive
+    average_best: Positive
+    freeze_front_end: bool
+    gradient_checkpointing: bool
+    precision: Literal["float32", "bfloat16"]
+    lora: LoraParams | None = None
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> Self:
+        if self.lora and not self.freeze_front_end:
+            raise ValueError("expected freeze_front_end: true with lora, which trains no convolution, got false")
+        return self
+
+
+class TrainParams(Section):
+    """How every cell of the grid is trained. set: the set or pool to train on."""
+
+    set: Name
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: LearningRates
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    patience: Positive
+    average_best: Positive
+
+
+class GridParams(Section):
+    """The ablation grid: every backend with every loss, choice of layers, choice of views, and seed."""
+
+    backend: Names
+    loss: Names
+    layers: Names
+    views: Names
+    seed: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """Run -> its system, for all runs of the grid. A run is named `<backend>-<loss>-<layers>-<views>-<seed>`.
+
+        The runs of a system differ only in the seed. The name of the system is that of its runs without the seed, and
+        without the layers or views where the grid has only one choice of them.
+        """
+        found = {}
+        for cell in itertools.product(self.backend, self.loss, self.layers, self.views, self.seed):
+            backend, loss, layers, views, seed = cell
+            varied = [name for name, all_names in ((layers, self.layers), (views, self.views)) if len(all_names) > 1]
+            found[f"{backend}-{loss}-{layers}-{views}-{seed}"] = "-".join([backend, loss, *varied])
+        return found
+
+
+class AnalyseParams(Section):
+    """The runs of the grid whose embeddings are kept and analysed, and how.
+
+    backend, loss, layers, views, seed: every combination is a run. scorings: further scores of these runs by the
+    embeddings of the training set. centroids: of the scoring kmeans; None takes the number with the best silhouette.
+    neighbours: of the scorings knn and knn_difference. points: trials on the map. projections: of the map.
+    """
+
+    backend: Choices
+    loss: Choices
+    layers: Choices
+    views: Choices
+    seed: Annotated[tuple[Seed, ...], Field(strict=False), AfterValidator(_distinct)]
+    scorings: Annotated[
+        tuple[Literal["kmeans", "knn", "knn_difference", "mahalanobis"], ...],
+        Field(strict=False),
+        AfterValidator(_distinct),
+    ]
+    centroids: Annotated[int, Field(ge=1)] | None
+    neighbours: Positive
+    points: Annotated[int, Field(ge=100)]
+    projections: Annotated[
+        tuple[Literal["pca", "tsne", "umap"], ...], Field(min_length=1, strict=False), AfterValidator(_distinct)
+    ]
+
+
+class AsvParams(Section):
+    """The error rates, from 0 to 1, of a speaker verification system at its own EER threshold, for the t-DCF."""
+
+    p_fa: Share
+    p_miss: Share
+    p_fa_spoof: Share
+
+
+class EvaluateParams(Section):
+    """The sets on which every run is scored, and how.
+
+    finetuned: [] or one name. With a name, the run of the fine-tuning is scored, too, under that name. bootstrap: the
+    number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the speaker
+    verification system by set.
+    """
+
+    sets: Names
+    finetuned: Annotated[Choices, Field(max_length=1)]
+    bootstrap: NotNegative
+    asv: dict[Name, AsvParams]
+
+
+class ReportParams(Section):
+    """How the report looks. sort_by: the set by whose EER the leaderboard is sorted. note: shown on the page."""
+
+    sort_by: Name
+    note: str = ""
