@@ -30,7 +30,7 @@ from pipeline.commands import cache as command
 from pipeline.core import errors, params_file, sections
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, UnreachableError
-from pipeline.core.files import folder_of
+from pipeline.core.files import folder_of, readable_size
 from pipeline.core.object_store import is_local, is_there, read_files, sizes_below
 from pipeline.core.sections import ExtractParams
 from pipeline.encoder import xlsr
@@ -522,10 +522,10 @@ def test_all_commands_of_the_cache_work_there(moved: Project, memory: Path, caps
         return capsys.readouterr().out
 
     lines = said("ls").splitlines()
-    assert lines[0] == f"{memory / dev}  {command._bytes(sizes[dev])}"
+    assert lines[0] == f"{memory / dev}  {readable_size(sizes[dev])}"
     assert "  noise_0: layers 2, 5, final; 3 of 3 shards" in lines
     assert "  needed by: data/features/train.json" in lines
-    assert lines[-1] == f"2 stores, 0 fine-tuned encoders, {command._bytes(sum(sizes.values()))}"
+    assert lines[-1] == f"2 stores, 0 fine-tuned encoders, {readable_size(sum(sizes.values()))}"
     assert "dev.json: 63 shard files, all as they were written" in said("verify")
     said("export", "train", "train.h5")
     receipt = (moved.receipts / "train.json").read_bytes()
