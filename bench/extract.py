@@ -23,7 +23,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +83,8 @@ def seconds(way: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - spent
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def arguments() -> argparse.Namespace:
+    """What to measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True, help="trials as the manifest adapter reads them")
     parser.add_argument("--root", type=Path, required=True, help="folder that its paths are relative to")
@@ -97,7 +97,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--shard", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    args = arguments()
     table = manifest.trials(args.root, args.manifest, args.split)
     table = first(inspection.with_contents(table, args.root), args.utterances)
     params = ExtractParams(
@@ -150,9 +155,22 @@ def main() -> None:
                 taken[way].append(clock / count)
                 taken.setdefault(f"processor {way}", []).append(processor / count)
             shutil.rmtree(folder / "cache")
+    show(args, taken, device=device, precision=precision, names=names, utterances=len(table))
+
+
+def show(
+    args: argparse.Namespace,
+    taken: dict[str, list[float]],
+    *,
+    device: torch.device,
+    precision: str,
+    names: Sequence[str],
+    utterances: int,
+) -> None:
+    """Print the medians and the ratios. taken: seconds an utterance of each way, a value a repetition."""
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
     print(f"{where}, torch {torch.__version__}, {precision}")
-    print(f"layers {args.layers}, views {', '.join(names)}, {len(table)} utterances")
+    print(f"layers {args.layers}, views {', '.join(names)}, {utterances} utterances")
     for way, what in (("a", "bare forward"), ("b", "extraction"), ("c", "today's way, all 25 states")):
         print(f"({way}) {what:28} {statistics.median(taken[way]):7.4f} s an utterance")
     print(f"b / a {_ratio(taken, 'b', 'a')}, in processor time {_ratio(taken, 'processor b', 'processor a')}")
