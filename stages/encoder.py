@@ -26,7 +26,7 @@ from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, kept, models
 
 if TYPE_CHECKING:
-    from pipeline.finetuning.finetune import Asked
+    from pipeline.finetuning.plan import Asked
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def _finetuned(settings: Params, model: Any, source: cards.Card, trials: Path) -
 
     Raises InputError where it is kept and damaged.
     """
-    from pipeline.finetuning import finetune  # takes a second to import, which a frozen encoder need not wait for
+    from pipeline.finetuning import plan  # takes a second to import, which a frozen encoder need not wait for
 
-    asked = finetune.asked_of(settings, source, trials=trials)
+    asked = plan.asked_of(settings, source, trials=trials)
     folder = kept.folder_of(settings.features.folder) / asked.identity
     found = kept.find(folder)
     if found is not None:

@@ -30,8 +30,9 @@ from pipeline.encoder.cards import Card
 from pipeline.extraction import forward, planning
 from pipeline.features import dataset, sampling
 from pipeline.features.sampling import Augment
-from pipeline.finetuning import finetune, run_card, speech
-from pipeline.finetuning.finetune import Asked, SpeechLearner
+from pipeline.finetuning import clock, finetune, plan, run_card, speech
+from pipeline.finetuning.finetune import SpeechLearner
+from pipeline.finetuning.plan import Asked
 from pipeline.finetuning.speech import Speech
 from pipeline.finetuning.system import pool
 from pipeline.losses import samo
@@ -97,7 +98,7 @@ def prepared(corpus: Corpus, **changes: Any) -> tuple[Any, Asked]:
     root, table = corpus
     chosen = settings(**changes)
     model, card = models_module.load(chosen.encoder)
-    cell = finetune.chosen(chosen, card)
+    cell = plan.chosen(chosen, card)
     cuts = sampling.thresholds(table, levels=cell.split.levels, given=cell.split.thresholds)
     spoken, labels = Speech(table, root), sampling.labels(table, cuts)
     return model, Asked(chosen.encoder.finetune, chosen.extract.window, card, cell, spoken, spoken, cuts, labels)
@@ -531,13 +532,13 @@ def test_what_the_result_depends_on_is_its_identity(corpus: Corpus, monkeypatch:
     assert {elsewhere.identity, moved.identity, params(on=False).identity} == {asked.identity}
     default = dataclasses.replace(asked, cell=dataclasses.replace(cell, loss_parameters={"bonafide_weight": None}))
     assert default.identity == asked.identity
-    monkeypatch.setattr(finetune, "FINETUNE_VERSION", finetune.FINETUNE_VERSION + 1)
+    monkeypatch.setattr(plan, "FINETUNE_VERSION", plan.FINETUNE_VERSION + 1)
     assert dataclasses.replace(asked).identity not in known
 
 
 def test_the_arithmetic_is_that_of_its_version(corpus: Corpus, tmp_path: Path) -> None:
     """Golden: where these losses change, raise FINETUNE_VERSION, or encoders of before are taken for those of now."""
-    assert finetune.FINETUNE_VERSION == 1
+    assert plan.FINETUNE_VERSION == 1
     losses = [epoch.loss for epoch in tuned(corpus, tmp_path, views=CLEAN).curves]
     assert losses == pytest.approx([1.04705, 0.63725, 0.75894], rel=2e-3)
 
@@ -627,7 +628,7 @@ def embedded(result: Tuned, corpus: Corpus) -> np.ndarray:
 
 
 def test_what_is_about_to_be_done_is_told(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "TIMED", 2)
+    monkeypatch.setattr(clock, "TIMED", 2)
     told: list[str] = []
     result = tuned(corpus, tmp_path, say=told.append, freeze_front_end=True, accumulate=1)
     lines = told[0].splitlines()
@@ -781,7 +782,7 @@ def test_a_wrong_parameter_is_named_with_its_line(
     path = tmp_path / "params.yaml"
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=message) as caught:
-        finetune.chosen(load(path), card)
+        plan.chosen(load(path), card)
     line = at + 2 + list(section).index(key)  # lines count from 1
     assert f"{path}:{line}: encoder.finetune." in str(caught.value)
 

@@ -9,7 +9,7 @@ from pipeline.core import members, params_file
 from pipeline.core.errors import InputError
 from pipeline.core.sections import FeaturesParams, GridParams
 from pipeline.encoder import cards
-from pipeline.finetuning import finetune
+from pipeline.finetuning import plan
 from pipeline.training import cells
 from pipeline.training.cells import QualitySplit
 
@@ -34,7 +34,7 @@ def test_what_is_shipped_can_fine_tune_where_it_says_so(path: Path) -> None:
     if tuning is None:
         pytest.skip("the encoder is frozen")
     card = cards.Card(loaded.encoder.source, "", {"num_hidden_layers": 24, "hidden_size": 1024}, "none")
-    cell = finetune.chosen(loaded, card)
+    cell = plan.chosen(loaded, card)
     backend = cell.make_backend(layers=len(tuning.layers), channels=card.channels)
     loss = cell.make_loss(embedding_dim=backend.embedding_dim, speakers=20, layers=len(tuning.layers))
     learned = sum(parameter.numel() for parameter in backend.parameters())

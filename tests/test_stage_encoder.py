@@ -16,7 +16,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.sections import FeaturesParams
 from pipeline.encoder import cards, kept, models
-from pipeline.finetuning import finetune
+from pipeline.finetuning import finetune, plan
 from pipeline.training import loop
 from stages import encoder
 from tests.conftest import TINY, Corpus
@@ -133,7 +133,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     real = finetune.finetune
 
-    def watched(model: Any, asked: finetune.Asked, **more: Any) -> Any:
+    def watched(model: Any, asked: plan.Asked, **more: Any) -> Any:
         done.append(asked.identity)
         return real(model, asked, **more)
 

@@ -13,11 +13,7 @@ encoder is trained up to the highest layer that the backend reads; layers above 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import inspect
 import itertools
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,133 +26,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.audio import views
-from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.errors import InputError
-from pipeline.core.params import Params
-from pipeline.core.sections import FinetuneParams, WindowParams
+from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
-from pipeline.encoder.cards import Card
-from pipeline.features import sampling, specs
+from pipeline.features import sampling
 from pipeline.features.sampling import Augment
 from pipeline.finetuning import speech
+from pipeline.finetuning.clock import Clock
+from pipeline.finetuning.plan import Asked
 from pipeline.finetuning.speech import Rows, Speech, Utterance
 from pipeline.finetuning.system import EndToEnd, add_lora, blocks, compute_twice, merge_lora, unfreeze
-from pipeline.training import adam, cells, drawing, loop
+from pipeline.training import adam, drawing, loop
 from pipeline.training.adam import Groups
-from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted, Learner, Say
 
-FINETUNE_VERSION = 1  # raise it when the same parameters, audio and starting weights come to another encoder
 SECTION = "encoder.finetune"
-TIMED = 5  # steps from which the time of an epoch is estimated; the one before them warms up
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A fine-tuning that the parameters ask for.
-
-    card: of the encoder that it starts from. cuts: the MOS at which quality levels part. labels: of the training set,
-    tensors of length N on the CPU.
-    """
-
-    params: FinetuneParams
-    window: WindowParams
-    card: Card
-    cell: Cell
-    train: Speech
-    dev: Speech
-    cuts: tuple[float, ...]
-    labels: Labels
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """All that decides what the training comes to, JSON-ready, but for the machine that it runs on.
-
-        The trial tables hold a sha256 of each audio file, which is compared when the file is decoded: by it audio
-        counts with its content, and no file is read for it.
-        """
-        labels = hashlib.sha256()
-        for column in (*dataclasses.astuple(self.labels), torch.from_numpy(self.dev.trials.is_bonafide)):
-            labels.update(column.numpy().tobytes())
-        augmented = {"views_version": views.VIEWS_VERSION} if self.params.views.draw else {}
-        return augmented | {
-            "finetune_version": FINETUNE_VERSION,
-            "weights_sha256": self.card.weights_sha256,
-            "architecture": self.card.architecture,
-            "normalize": self.card.normalize,
-            "finetune": self.params.model_dump(exclude={"on"}),
-            "backend": _in_full(self.cell.backend, self.cell.backend_parameters),
-            "loss": _in_full(self.cell.loss, self.cell.loss_parameters),
-            "window": self.window.model_dump(),
-            "trials": {
-                name: trial_table.fingerprint(part.trials) for name, part in (("train", self.train), ("dev", self.dev))
-            },
-            "labels": labels.hexdigest(),
-        }
-
-    @property
-    def identity(self) -> str:
-        """Sixteen hex digits of the facts."""
-        return specs.fingerprint(self.facts)
-
-
-def _in_full(build: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The keyword-only parameters of a constructor: as given, and else their defaults."""
-    parameters = inspect.signature(build).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty} | given
-
-
-def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
-    """The fine-tuning that `encoder.finetune` asks for.
-
-    Args:
-        card: of the encoder to start from. trials: folder of the sets' trial tables.
-
-    Raises InputError naming the place of a wrong parameter, or the trial table that is missing, and where a quality
-    level has no bona fide.
-    """
-    cell = chosen(settings, card)
-    params = settings.encoder.finetune
-    assert params is not None  # noqa: S101  # chosen has seen to it
-    train, dev = (
-        Speech(trial_table.read(trials / f"{name}.csv"), settings.sets[name].folder) for name in (params.set, "dev")
-    )
-    cuts, labels = cells.quality_labels(cell, train.trials)
-    return Asked(params, settings.extract.window, card, cell, train, dev, cuts, labels)
-
-
-def chosen(settings: Params, card: Card) -> Cell:
-    """The backend and loss that `encoder.finetune` names, with the parameters of their sections.
-
-    Raises InputError naming the place of an unknown name or parameter, or of a layer that the encoder does not have.
-    """
-    params = settings.encoder.finetune
-    if params is None:
-        raise ValueError("expected encoder.finetune to be set")
-
-    def place(*keys: str | int) -> str:
-        return settings.where("encoder", "finetune", *keys)
-
-    for key, name, sections in (("backend", params.backend, settings.backends), ("loss", params.loss, settings.losses)):
-        if name not in sections:
-            raise InputError(f"{place(key)}: expected one of {', '.join(sections) or 'none'}, got {name!r}")
-    if params.set not in settings.sets or params.set == "dev":
-        sets = ", ".join(name for name in settings.sets if name != "dev")
-        raise InputError(f"{place('set')}: expected one of {sets}, got {params.set!r}")
-    for i, tap in enumerate(params.layers):
-        if tap != "final" and tap > card.layers:
-            raise InputError(f"{place('layers', i)}: expected 0 to {card.layers} or final, got {tap!r}")
-    for i, view in enumerate(params.views.draw):
-        try:
-            views.parse(view)
-        except InputError as error:
-            raise InputError(f"{place('views', 'draw', i)}: {error}") from None
-    any_layers, any_views = settings.grid.layers[0], settings.grid.views[0]
-    cell = cells.find(settings, backend=params.backend, loss=params.loss, layers=any_layers, views=any_views)
-    return dataclasses.replace(cell, layers=params.layers, views=params.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,30 +202,3 @@ def _plan(learner: SpeechLearner) -> str:
             "epochs",
         ]
     )
-
-
-class Clock:
-    """Says once, after the first steps, how long an epoch takes."""
-
-    def __init__(self, *, each: int, epochs: int, say: Say) -> None:
-        self._each, self._epochs, self._say = each, epochs, say
-        self._count = itertools.count()
-        self._start = 0.0
-
-    def tick(self) -> None:
-        """A step is done."""
-        count = next(self._count)
-        if count == 0:
-            self._start = time.perf_counter()
-        if count == TIMED:
-            epoch = (time.perf_counter() - self._start) / TIMED * self._each
-            self._say(
-                f"about {_duration(epoch)} an epoch, {_duration(epoch * self._epochs)} for all {self._epochs}, without "
-                "scoring the dev set"
-            )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

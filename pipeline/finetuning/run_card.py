@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card
 from pipeline.encoder.kept import RUN_FOLDER
-from pipeline.finetuning.finetune import Asked
+from pipeline.finetuning.plan import Asked
 from pipeline.scoring import runs
 from pipeline.training.loop import Fitted
 
