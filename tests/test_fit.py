@@ -145,6 +145,27 @@ def test_the_same_seed_gives_the_same_bits(loss: str) -> None:
     assert fitted(loss=loss, seed=4).curves != first.curves
 
 
+def test_samo_trains_where_a_speaker_has_spoofs_alone() -> None:
+    """Such a speaker is numbered like an unknown one: no centre can be made of spoofs."""
+    chosen, params = cell("linear", "samo"), TRAIN.model_copy(update={"epochs": 4, "patience": 4})
+    data = separable(30, seed=0)
+    speakers = np.array([("both", "spoof only", "both")[i % 3] for i in range(30)])
+    data = replace(holding(data, pooled(array_of(data))), trials=replace(data.trials, speaker=speakers))
+    labels = sampling.labels(data.trials, ())
+    assert labels.speaker.tolist() == [0, -1, 0] * 10
+    fitted = heads.fit(
+        partial(chosen.make_backend, layers=2, channels=6),
+        partial(chosen.make_loss, speakers=1, layers=2),
+        train=data,
+        dev=data,
+        labels=labels,
+        params=params,
+        seed=0,
+    )
+    assert fitted.centroids.vectors.shape[0] == 1
+    assert len(fitted.path) == 4
+
+
 def test_adam_is_torchs_adam() -> None:
     def steps(make: Any) -> list[torch.Tensor]:
         torch.manual_seed(0)

@@ -24,7 +24,7 @@ class Labels:
     """The labels of a batch of B utterances.
 
     is_bonafide: (B,) bool. level: (B,) int, quality level, 0 is the worst, -1 unknown.
-    speaker: (B,) int, index of the speaker, -1 unknown.
+    speaker: (B,) int, index of the speaker, -1 unknown or without bona fide.
     """
 
     is_bonafide: Tensor
@@ -36,8 +36,8 @@ class Labels:
 class Facts:
     """Numbers that a loss needs before training begins.
 
-    embedding_dim: width of the embeddings. levels: number of quality levels. speakers: number of training speakers.
-    layers: number of layers that the backend reads.
+    embedding_dim: width of the embeddings. levels: number of quality levels. speakers: number of training speakers
+    with bona fide. layers: number of layers that the backend reads.
     """
 
     embedding_dim: int

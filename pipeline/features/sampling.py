@@ -55,9 +55,13 @@ def thresholds(trials: Trials, *, levels: int, given: Sequence[float] | None) ->
 
 
 def labels(trials: Trials, cuts: Sequence[float]) -> Labels:
-    """Labels of all N trials. A MOS equal to a threshold belongs to the level above; an unknown MOS gives level -1."""
+    """Labels of all N trials. A MOS equal to a threshold belongs to the level above; an unknown MOS gives level -1.
+
+    Speakers are numbered who have bona fide utterances; all others get -1, because no centre can be made of them.
+    """
     level = np.where(np.isnan(trials.quality), -1, np.digitize(trials.quality, np.asarray(cuts, dtype=np.float64)))
-    names = {name: i for i, name in enumerate(sorted(set(trials.speaker.tolist()) - {trial_table.UNKNOWN}))}
+    known = set(trials.speaker[trials.is_bonafide].tolist()) - {trial_table.UNKNOWN}
+    names = {name: i for i, name in enumerate(sorted(known))}
     return Labels(
         is_bonafide=torch.from_numpy(trials.is_bonafide),
         level=torch.from_numpy(level.astype(np.int64)),
