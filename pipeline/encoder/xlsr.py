@@ -17,6 +17,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
+from pipeline.encoder import front_end
 
 Device = Literal["auto", "cpu", "cuda"]
 # Channels in a group of a convolution. With fewer, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums on CPUs
@@ -29,8 +30,8 @@ class Encoder(nn.Module):
     """An encoder without the layers above its highest tap: windows to the features of each tap.
 
     With precision bfloat16, linear maps and convolutions compute in bfloat16, and their weights are stored so. Three
-    things stay float32: normalizations, the residual stream between the layers, which grows large, and convolutions
-    with few channels in a group.
+    things stay float32: normalizations (on a GPU without those between the convolutions, see `front_end`), the residual
+    stream between the layers, which grows large, and convolutions with few channels in a group.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Encoder(nn.Module):
             for part in model.modules():
                 if isinstance(part, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(part):
                     part.bfloat16()
+            if front_end.fits(model.feature_extractor):
+                model.feature_extractor = front_end.FrontEnd(model.feature_extractor)
         for part in model.modules():
             if isinstance(part, nn.Conv1d) and part.groups > 1 and part.in_channels < FEW_CHANNELS * part.groups:
                 part.register_forward_pre_hook(_enter_float32)
