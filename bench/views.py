@@ -69,7 +69,7 @@ def rates(clips: Sequence[loader.Clip], view: str) -> dict[str, float]:
     """The best rate of every kind of pool."""
     pools = {
         "1 thread": ThreadPoolExecutor(1),
-        f"{loader.DECODERS} threads": ThreadPoolExecutor(loader.DECODERS),
+        f"{loader.workers()} threads": ThreadPoolExecutor(loader.workers()),
         f"{loader.workers()} processes": loader.processes(),
     }
     best = dict.fromkeys(pools, 0.0)
@@ -94,7 +94,7 @@ def loop() -> float:
 def held_up(clips: Sequence[loader.Clip], view: str) -> dict[str, float]:
     """The speed of the loop as a share of what it is alone, with threads and with processes behind it."""
     kinds: dict[str, Callable[[], Executor]] = {
-        f"{loader.DECODERS} threads": lambda: ThreadPoolExecutor(loader.DECODERS),
+        f"{loader.workers()} threads": lambda: ThreadPoolExecutor(loader.workers()),
         f"{loader.workers()} processes": loader.processes,
     }
     found = {}

@@ -186,8 +186,10 @@ import os, signal, sys
 from pathlib import Path
 from pipeline.core import trial_table
 from pipeline.encoder import models
+from pipeline.extraction import units
 from tests import test_extract
 
+units.WRITING = 1  # files of one unit after those of another, so that the place of the kill is known
 after = int(sys.argv[3])
 whole, count = os.replace, 0
 

@@ -21,11 +21,12 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.sections import WindowParams
 from pipeline.core.trial_table import Trials
 
-DECODERS = 4  # threads that decode
-WORKERS = 16  # the most processes that decode and augment; augmenting gains little from threads
+TOGETHER = 8  # utterances in one task: between processes each task takes time of its own
+WORKERS = 16  # the most threads that decode, or processes that decode and augment; augmenting gains little from threads
 
 Windows = tuple[NDArray[np.float32], NDArray[np.int64]]  # (n, S) samples at 16 kHz, (n,) how many of each are valid
-Loading = list[Future[tuple[windowing.Samples, int]]]
+Window = tuple[windowing.Samples, int]  # (S,), and how many samples are valid
+Loading = list[Future[list[Window | InputError]]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def clip_of(trials: Trials, row: int, *, audio_root: Path) -> Clip:
     return Clip(str(trials.utterance[row]), audio_root / str(trials.path[row]), str(trials.content[row]))
 
 
-def load_window(clip: Clip, *, view: str, window: WindowParams) -> tuple[windowing.Samples, int]:
+def load_window(clip: Clip, *, view: str, window: WindowParams) -> Window:
     """Decode an utterance, augment all of it as the view says, and cut its window.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
@@ -58,24 +59,42 @@ def load_window(clip: Clip, *, view: str, window: WindowParams) -> tuple[windowi
 
 
 def load(executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams) -> Loading:
-    """Start loading utterances."""
-    return [executor.submit(load_window, clip, view=view, window=window) for clip in clips]
+    """Start loading utterances, `TOGETHER` at a time."""
+    parts = [clips[start : start + TOGETHER] for start in range(0, len(clips), TOGETHER)]
+    return [executor.submit(_load_some, part, view=view, window=window) for part in parts]
+
+
+def _load_some(clips: Sequence[Clip], *, view: str, window: WindowParams) -> list[Window | InputError]:
+    """The window of each utterance, or why there is none."""
+    found: list[Window | InputError] = []
+    for clip in clips:
+        try:
+            found.append(load_window(clip, view=view, window=window))
+        except InputError as error:
+            found.append(error)
+    return found
 
 
 def loaded(loading: Loading, rows: slice) -> Windows:
     """Wait for some of the windows. Raises InputError with all utterances of the unit that cannot be used."""
-    try:
-        found = [future.result() for future in loading[rows]]
-    except InputError:
-        problems = [str(error) for error in (future.exception() for future in loading) if isinstance(error, InputError)]
-        raise InputError(f"{len(problems)} of {len(loading)} utterances cannot be used:\n{listing(problems)}") from None
+    first = rows.start // TOGETHER
+    parts = loading[first : -(-rows.stop // TOGETHER)]
+    wanted = [one for part in parts for one in part.result()][rows.start - first * TOGETHER :][: rows.stop - rows.start]
+    found = [one for one in wanted if not isinstance(one, InputError)]
+    if len(found) < len(wanted):
+        every = [one for part in loading for one in part.result()]
+        problems = [str(one) for one in every if isinstance(one, InputError)]
+        raise InputError(f"{len(problems)} of {len(every)} utterances cannot be used:\n{listing(problems)}")
     return np.stack([samples for samples, _ in found]), np.array([valid for _, valid in found])
 
 
 @contextlib.contextmanager
-def open_executor(*, augmenting: bool) -> Iterator[Executor]:
-    """An executor: threads, or processes where they augment. Raises InputError where a process died."""
-    found = processes() if augmenting else ThreadPoolExecutor(DECODERS)
+def open_executor(*, heavy: bool) -> Iterator[Executor]:
+    """An executor: threads, or processes for heavy work. Raises InputError where a process died.
+
+    heavy: augmenting, or decoding for a GPU, which takes more windows than threads of one process can decode.
+    """
+    found = processes() if heavy else ThreadPoolExecutor(workers())
     try:
         yield found
     except BrokenProcessPool:
@@ -90,13 +109,13 @@ def open_executor(*, augmenting: bool) -> Iterator[Executor]:
 def processes() -> Executor:
     """Processes that augment; threads where this process may not start others, such as a worker of Dask."""
     if multiprocessing.current_process().daemon:
-        return ThreadPoolExecutor(DECODERS)
+        return ThreadPoolExecutor(workers())
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the encoder's threads, locks and memory
     return ProcessPoolExecutor(workers(), mp_context=spawn, initializer=_follow_parent)
 
 
 def workers() -> int:
-    """The number of processes that augment: one for each processor that this one may use, up to `WORKERS`."""
+    """The number of threads or processes: one for each processor that this one may use, up to `WORKERS`."""
     return min(len(os.sched_getaffinity(0)), WORKERS)
 
 

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.analysis.embeddings import Embeddings
-from pipeline.audio import decode, windowing
-from pipeline.audio.loader import DECODERS, Windows
+from pipeline.audio import decode, loader, windowing
+from pipeline.audio.loader import Windows
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
 from pipeline.core import ahead, devices
 from pipeline.core.contracts import Tap
@@ -146,7 +146,7 @@ class System:
         explained = self.training if explain else None
         files = (Path(path) for path in paths)
         size = self.parts.batch_size
-        with contextlib.closing(ahead.in_order(self._head, files, threads=DECODERS, ahead=2 * size)) as heads:
+        with contextlib.closing(ahead.in_order(self._head, files, threads=loader.workers(), ahead=2 * size)) as heads:
             while batch := list(itertools.islice(heads, size)):
                 found = iter(self._tried([head for head in batch if isinstance(head, _Head)], explained))
                 yield from (next(found) if isinstance(head, _Head) else head for head in batch)

@@ -132,7 +132,8 @@ def compute(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # to measure this batch alone
         try:
-            found.fill(rows, *model(samples.to(device), valid))  # `valid` stays on the CPU: reading from a GPU waits
+            # `valid` stays on the CPU: reading from a GPU waits.
+            found.fill(rows, *model(_moved(samples, device), valid))
         except torch.OutOfMemoryError:
             batch.did_not_fit(len(valid))
             continue
@@ -140,6 +141,11 @@ def compute(
         done = rows.stop
         advance(len(valid))
     return found
+
+
+def _moved(samples: Tensor, device: torch.device) -> Tensor:
+    """Samples on the device. From pinned memory the copy waits in line for the GPU, and this process goes on."""
+    return samples.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else samples
 
 
 def check_range(peaks: Block, *, names: Sequence[str], layers: Sequence[Tap]) -> None:

@@ -1,11 +1,12 @@
 """The units of work of an extraction. A unit is one shard of one view, from its audio files to its marker.
 
-While the encoder computes one unit, threads or processes decode and augment the next one, and another thread checks and
-writes the last one. A unit that fails is reported, and the others are still made.
+While the encoder computes one unit, threads or processes decode and augment the next one, and other threads check and
+write the last ones. A unit that fails is reported, and the others are still made.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.extraction.forward import Features
 
 
+WRITING = 3  # units that are written at once: one is encoded, one hashed, one on its way to the disk
+WRITING_BYTES = 2**30  # of them together; one larger than this is written alone
 Advance = Callable[[int], object]
 MakeEncoder = Callable[[tuple[Tap, ...]], "Encoder"]
 
@@ -78,8 +81,8 @@ def make(
     from pipeline.extraction.forward import BatchSize, compute
 
     batch, problems = BatchSize(params.first_batch, grows=params.batch_size == "auto"), []
-    augmenting = any(unit.view != CLEAN for unit, _ in tasks)
-    with loader.open_executor(augmenting=augmenting) as executor, _Writer(target) as writer:
+    heavy = any(unit.view != CLEAN for unit, _ in tasks) or next(model.parameters()).is_cuda
+    with loader.open_executor(heavy=heavy) as executor, _Writer(target) as writer:
         for unit, names, loading in _loading(tasks, executor, params):
             windows = partial(loader.loaded, loading)
             try:
@@ -112,40 +115,42 @@ def _loading(
 
 
 class _Writer:
-    """Writes units on a thread. At most one unit waits to be written, so memory stays bounded."""
+    """Writes units on threads, several at once while they are small, so memory stays bounded."""
 
     def __init__(self, target: Store) -> None:
         self.problems: list[str] = []
         self._target = target
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._last: tuple[Unit, Future[None]] | None = None
+        self._threads = ThreadPoolExecutor(WRITING, thread_name_prefix="write")
+        self._ahead: deque[tuple[Unit, Future[None]]] = deque()
 
     def __enter__(self) -> _Writer:
         return self
 
     def write(self, unit: Unit, found: Features) -> None:
-        self._settle()
-        self._last = unit, self._thread.submit(self._write, unit, found)
+        spec = self._target.spec
+        size = spec.bytes_of(len(unit.layers), rows=len(spec.rows(unit.shard)))
+        self._settle(min(WRITING, max(1, WRITING_BYTES // size)) - 1)
+        self._ahead.append((unit, self._threads.submit(self._write, unit, found)))
 
     def _write(self, unit: Unit, found: Features) -> None:
         self._target.write(unit.view, unit.shard, *found.blocks())
 
-    def _settle(self) -> None:
-        if self._last is None:
-            return
-        (unit, future), self._last = self._last, None
-        try:
-            future.result()
-        except HopelessError:
-            raise
-        except InputError as error:
-            self.problems.append(_problem(unit, error))
+    def _settle(self, most: int) -> None:
+        """Wait until at most so many units are on their way."""
+        while len(self._ahead) > most:
+            unit, future = self._ahead.popleft()
+            try:
+                future.result()
+            except HopelessError:
+                raise
+            except InputError as error:
+                self.problems.append(_problem(unit, error))
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._settle()
+            self._settle(0)
         finally:
-            self._thread.shutdown()
+            self._threads.shutdown(cancel_futures=True)
 
 
 def _problem(unit: Unit, error: InputError) -> str:

@@ -43,7 +43,9 @@ def encode_chunk(block: Block) -> NDArray[np.uint8]:
 
 def crc32c(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The crc32c of some bytes, as four bytes."""
-    return np.array([google_crc32c.value(data.tobytes())], dtype="<u4").view(np.uint8)
+    read_only = np.ascontiguousarray(data).view()
+    read_only.flags.writeable = False  # the library copies no bytes that cannot change
+    return np.array([google_crc32c.value(read_only)], dtype="<u4").view(np.uint8)
 
 
 def quantized(frames: Block) -> tuple[Block, Block]:

@@ -53,7 +53,7 @@ from pipeline.features.specs import (
 )
 from pipeline.features.zarr_metadata import FORMAT, metadata, view_metadata
 
-WRITERS = 4  # files of a shard that are written at once
+WRITERS = min(8, 2 * (os.cpu_count() or 1))  # files of a shard that are written at once
 MARK = "marker"  # key of a marker's own checksum; markers of older versions do not have it
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
 OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"

@@ -70,7 +70,7 @@ def loaded(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[
             raise InputError(f"{count} utterances of a batch cannot be used:\n{listing(problems)}")
         return rows, found
 
-    return ahead.in_order(whole, batches, threads=loader.DECODERS, ahead=AHEAD + 1)
+    return ahead.in_order(whole, batches, threads=loader.workers(), ahead=AHEAD + 1)
 
 
 def steps(is_bonafide: NDArray[np.bool_], params: FinetuneParams, *, epoch: int) -> list[list[Rows]]:
