@@ -1,5 +1,7 @@
 # make demo   install, run the whole flow on the default params.yaml, and print the leaderboard
 # make test   install, then check style, types and structure, and run the tests
+# make gpu    run the tests that need a CUDA device, and measure it, with the torch of PYTHON: bench/RESULTS-gpu.md
+# make gpu-wheels   collect what that lacks on a CUDA machine without a network, for the Python GPU_VERSION
 # EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +11,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test
+GPU_VENV := .venv-gpu
+GPU_VERSION ?= 3.12
+WHEELS := wheels
+# What code on a GPU needs beside torch, transformers and scikit-learn: all of pyproject.toml but DVC, and the tests'.
+GPU_NEEDS := distributed faiss-cpu google-crc32c h5py hypothesis jinja2 matplotlib peft pydantic pytest pytest-timeout \
+	"ruamel.yaml[oldlibyaml]" safetensors scikit-learn soundfile soxr tqdm transformers universal-pathlib zarr
+# Of these, wheels that machines with torch have as a rule, or that are large: they are looked for there.
+GPU_THERE := h5py hypothesis jinja2 matplotlib peft pytest pytest-timeout safetensors scikit-learn tqdm transformers
+PLATFORMS := $(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
+
+.PHONY: demo test gpu gpu-wheels
 
 demo: $(VENV)/installed-$(EXTRA)
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -40,3 +52,20 @@ $(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)
 $(VENV)/installed-$(EXTRA)-test: $(VENV)/installed-$(EXTRA)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA),test]"
 	@touch $@
+
+# An environment on top of PYTHON's own packages, so that its torch is used and nothing of it is replaced.
+$(GPU_VENV)/installed:
+	$(PYTHON) -m venv --clear --without-pip $(GPU_VENV)
+	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(GPU_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	$(PYTHON) -m pip --python $(GPU_VENV)/bin/python install --quiet $(if $(wildcard $(WHEELS)),--no-index --find-links $(WHEELS)) $(GPU_NEEDS)
+	@touch $@
+
+gpu: $(GPU_VENV)/installed
+	$(GPU_VENV)/bin/python -m pytest -m gpu tests/test_gpu_*.py
+	PYTHONPATH=. $(GPU_VENV)/bin/python bench/gpu.py
+
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --constraint constraints.txt --dest $(WHEELS) --only-binary :all: --python-version $(GPU_VERSION) \
+		--implementation cp $(PLATFORMS) $(filter-out $(GPU_THERE),$(GPU_NEEDS))
+	@du -sh $(WHEELS)

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from pipeline.core import members, trial_table
-from pipeline.core.contracts import CLEAN, Facts
+from pipeline.core.contracts import CLEAN, Facts, Labels
+from pipeline.core.devices import CPU, Precision
 from pipeline.core.sections import EncoderParams, LearningRates, RandomEncoder, TrainParams
 from pipeline.encoder import models, xlsr
 from pipeline.features import dataset, sampling, streaming, zarr_metadata
@@ -77,8 +78,8 @@ def table(count: int) -> trial_table.Trials:
     return trial_table.from_rows(rows, source="bench")
 
 
-def cached(case: Case, folder: Path) -> Callable[[dataset.Hold], Dataset]:
-    """A store of generated features and its receipt; what opens them."""
+def cached(case: Case, folder: Path, *, device: str = "cpu") -> Callable[[dataset.Hold], Dataset]:
+    """A store of generated features and its receipt; what opens them. All shards hold the same numbers, turned."""
     reads = members.member("backends", case.backend).Backend.reads
     frames = FRAMES if reads == "frames" else 1  # what is not read need not be large
     known = table(case.utterances)
@@ -86,43 +87,47 @@ def cached(case: Case, folder: Path) -> Callable[[dataset.Hold], Dataset]:
     target = Store.create(folder, "bench", spec)
     layers = tuple(range(1, case.layers + 1))
     target.add_arrays(CLEAN, layers)
+    rng = np.random.default_rng(0)
+    features = {k: rng.standard_normal((64, frames, CHANNELS), np.float32).astype(np.float16) for k in layers}
+    pooled = {k: rng.standard_normal((64, 2, CHANNELS), np.float32) for k in layers}
     for shard in range(spec.shards):
-        rng, n = np.random.default_rng(shard), len(spec.rows(shard))
-        features = {k: rng.standard_normal((n, frames, CHANNELS), np.float32).astype(np.float16) for k in layers}
-        pooled = {k: rng.standard_normal((n, 2, CHANNELS), np.float32) for k in layers}
-        target.write(CLEAN, shard, features, pooled, np.full(n, frames, np.int32))
+        n = len(spec.rows(shard))
+        some = [{k: np.roll(array, shard, axis=-1)[:n] for k, array in kind.items()} for kind in (features, pooled)]
+        target.write(CLEAN, shard, *some, np.full(n, frames, np.int32))
     facts = {name: value for name, value in dataclasses.asdict(spec).items() if name != "shard"}
     facts |= {"format": zarr_metadata.FORMAT, "store": spec.folder("bench"), "layers": layers, "views": [CLEAN]}
     receipt = folder / "bench.json"
     receipt.write_text(json.dumps(facts | {"digest": target.digest([CLEAN], layers)}))
 
     def opened(hold: dataset.Hold) -> Dataset:
-        return dataset.open_set(receipt, known, root=folder, reads=reads, hold=hold)
+        return dataset.open_set(receipt, known, root=folder, reads=reads, hold=hold, device=device)
 
     return opened
 
 
-def make_learner(case: Case, data: Dataset) -> tuple[HeadLearner, Adam]:
+def make_learner(
+    case: Case, data: Dataset, *, device: torch.device = CPU, precision: Precision = "float32"
+) -> tuple[HeadLearner, Adam]:
     """A training at its start; the same weights every time."""
     torch.manual_seed(0)
     backend = members.member("backends", case.backend).Backend(layers=case.layers, channels=CHANNELS)
     loss = members.member("losses", "aoc").Loss(Facts(backend.embedding_dim, 1, 0))
     rates = LearningRates(backend=1e-4, centroids=1e-4, layers=1e-3)
     params = TrainParams(
-        set="train", device="cpu", precision="float32", epochs=1, batch_size=case.batch_size,
+        set="train", device=device.type, precision=precision, epochs=1, batch_size=case.batch_size,
         learning_rate=rates, weight_decay=1e-4, patience=1, average_best=1,
     )  # fmt: skip
     learner = HeadLearner(
-        system=Head(backend, loss),
+        system=Head(backend, loss).to(device),
         train=data.trials,
         dev=data.trials,
         features=data,
         dev_features=data,
-        labels=sampling.labels(data.trials, ()),
+        labels=Labels(**{name: t.to(device) for name, t in vars(sampling.labels(data.trials, ())).items()}),
         params=params,
         seed=0,
         augment=sampling.NO_AUGMENT,
-        device=torch.device("cpu"),
+        device=device,
     )
     return learner, Adam(learner.groups(), weight_decay=1e-4)
 

@@ -30,6 +30,14 @@ TINY = EncoderParams(
 Corpus = tuple[Path, Trials]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is no GPU, tests of one say so."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device: `make gpu` on a machine with one"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Checksums are remembered in a folder of the tests' own, and no DVC of a test reports how it is used."""
