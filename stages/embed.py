@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.analysis import embedding_index, embeddings
 from pipeline.core import params_file, trial_table
-from pipeline.core.errors import InputError, run_command
+from pipeline.core.errors import run_command
 from pipeline.core.files import folder_beside, replace_folder
 from pipeline.scoring import runs
 
@@ -43,15 +43,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> None:
     """Write the embeddings of a set and their index."""
-    from pipeline.features import dataset
     from pipeline.scoring import scorer  # with torch, which takes a while: --help goes without
 
     table = trial_table.read(args.trials / f"{name}.csv")
-    receipt = args.features / f"{name}.json"
-    card = runs.card(args.run)
-    data = dataset.open_set(receipt, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
-    if data.kind != card["kind"]:
-        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
+    data = scorer.open_set(args.run, args.features / f"{name}.json", table, root=root)
     found = embedding_index.build(
         folder,
         _shown(scorer.embed(runs.backend(args.run), data), name, len(data)),

@@ -1,7 +1,7 @@
-"""Take over the run that the encoder was fine-tuned with; write what `train` writes of a run.
+"""Take over the run that the encoder was fine-tuned with; write what `train` and `score` write of a run.
 
 Backend and centroids are those of the fine-tuning. Its EER and threshold on dev are measured anew, from the cached
-features that all other runs read: index, score and evaluate then find a run like any other.
+features that all other runs read. `evaluate` then finds a run like any other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AS_TRAINED = ("epochs", "parameters")
 
 
 def main() -> None:
-    """Parse, open, score dev, save."""
+    """Parse, open, score dev, save, score the evaluation sets."""
     args = _arguments()
     settings = params_file.load(args.params)
     encoder = kept.of_receipt(args.card, features=settings.features.folder)
@@ -45,6 +45,11 @@ def main() -> None:
     scorefile.write(args.dev_scores, dev.trials, scores, layout="2019")
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
     write_text(args.curves, history.to_csv(tuned["curves"]))
+    for name in settings.evaluate.sets:
+        table = trial_table.read(args.trials / f"{name}.csv")
+        found = scorer.score_set(args.run, args.features / f"{name}.json", table, root=settings.features.folder)
+        layout = scorefile.layout_of(settings.sets[name].corpus)
+        scorefile.write(args.scores / f"{name}.txt", table, found, layout=layout)
     print(f"{args.run.name}: dev EER {metrics['dev_eer']:.2f} % -> {args.run}")
 
 
@@ -55,26 +60,28 @@ def _arguments() -> argparse.Namespace:
     add(
         "--card", type=Path, required=True, metavar="FILE", help="identity card of the fine-tuned encoder, from encoder"
     )
-    add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the dev set")
-    add("--features", type=Path, required=True, metavar="FILE", help="receipt of the dev set")
+    add("--trials", type=Path, required=True, metavar="FOLDER", help="with the tables of dev and evaluate.sets")
+    add("--features", type=Path, required=True, metavar="FOLDER", help="with the receipts of the same sets")
     add("--run", type=Path, required=True, metavar="FOLDER", help="the run to write: weights, centroids, card")
     add("--metrics", type=Path, required=True, metavar="FILE", help="what the training came to, to write (JSON)")
     add("--curves", type=Path, required=True, metavar="FILE", help="training curves to write (CSV)")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of the dev set to write")
+    add("--scores", type=Path, required=True, metavar="FOLDER", help="to write, with a score file for each set")
     return parser.parse_args()
 
 
 def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any], *, weights: str) -> Dataset:
     """The dev set as the run reads it. Raises InputError where its features are of other weights than these."""
-    for receipt in receipt_files.read_receipts(args.features).values():
+    of_dev = args.features / "dev.json"
+    for receipt in receipt_files.read_receipts(of_dev).values():
         if (found := receipt["encoder"]["weights_sha256"]) != weights:
             raise InputError(
-                f"{args.features}: expected features of the fine-tuned encoder, weights {weights[:16]}..., got those "
+                f"{of_dev}: expected features of the fine-tuned encoder, weights {weights[:16]}..., got those "
                 f"of weights {found[:16]}...; run `dvc repro extract`"
             )
     return dataset.open_set(
-        args.features,
-        trial_table.read(args.trials),
+        of_dev,
+        trial_table.read(args.trials / "dev.csv"),
         root=settings.features.folder,
         reads=tuned["reads"],
         layers=tuned["kind"]["layers"],

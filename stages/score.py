@@ -7,9 +7,8 @@ from pathlib import Path
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
-from pipeline.features import dataset
 from pipeline.metrics import scorefile
-from pipeline.scoring import runs, scorer
+from pipeline.scoring import scorer
 
 
 def main() -> None:
@@ -25,15 +24,9 @@ def main() -> None:
     settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
-    layout = scorefile.layout_of(settings.sets[args.set].corpus)
-    root = settings.features.folder
     table = trial_table.read(args.trials)
-    card = runs.card(args.run)
-    data = dataset.open_set(args.features, table, root=root, reads=card["reads"], layers=card["kind"]["layers"])
-    if data.kind != card["kind"]:
-        raise InputError(f"{args.run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
-    scores = scorer.score_all(runs.backend(args.run), runs.index(args.run), data)
-    scorefile.write(args.scores, table, scores, layout=layout)
+    scores = scorer.score_set(args.run, args.features, table, root=settings.features.folder)
+    scorefile.write(args.scores, table, scores, layout=scorefile.layout_of(settings.sets[args.set].corpus))
     print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
 
 

@@ -36,7 +36,7 @@ from pipeline.core.sections import ExtractParams
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
 from pipeline.extraction import housekeeping as stores
-from pipeline.extraction import needed
+from pipeline.extraction import needed, units
 from pipeline.extraction.needed import Needed
 from pipeline.features import dataset, sampling, sources, streaming
 from pipeline.features import reader as reading
@@ -452,6 +452,7 @@ def test_what_may_not_be_written_stops_the_extraction_at_once(
         monkeypatch.setattr(MemoryFileSystem, "_open", forbidden)
         return model
 
+    monkeypatch.setattr(units, "WRITING", 1)
     with pytest.raises(UnreachableError, match=r"memory:.*got PermissionError: Access Denied; check features\.root"):
         run(corpus, memory, card, encoder=make)
     assert sum(batches) <= 8  # the second of three shards is computed while the first is written

@@ -27,9 +27,9 @@ from tests.test_stage_encoder import FINETUNE, parameters, tables
 
 LAYERS = [2, 1]  # that the backend reads, in this order
 ARGUMENTS = {
-    "card": "data/encoder.json", "trials": "data/trials/dev.csv",
-    "features": "data/features/dev.json", "run": "data/runs/mine", "metrics": "data/metrics/mine.json",
-    "curves": "data/curves/mine.csv", "dev_scores": "data/dev_scores/mine.txt",
+    "card": "data/encoder.json", "trials": "data/trials", "features": "data/features",
+    "run": "data/runs/mine", "metrics": "data/metrics/mine.json", "curves": "data/curves/mine.csv",
+    "dev_scores": "data/dev_scores/mine.txt", "scores": "data/scores/mine",
 }  # fmt: skip
 SET = {"set": "dev", "trials": "data/trials/dev.csv", "features": "data/features/dev.json"}
 
@@ -168,7 +168,8 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
 
 def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    run(score, run="data/runs/mine", scores="data/scores/mine/dev.txt", **SET)
+    run(score, run="data/runs/mine", scores="data/elsewhere/dev.txt", **SET)
+    assert Path("data/scores/mine/dev.txt").read_bytes() == Path("data/elsewhere/dev.txt").read_bytes()
     evaluate.main([
         "--trials", "data/trials", "--scores", "data/scores/mine",
         "--training", "data/metrics/mine.json", "--dev-scores", "data/dev_scores/mine.txt",

@@ -136,8 +136,8 @@ class _Writer:
         self._target.write(unit.view, unit.shard, *found.blocks())
 
     def _settle(self, most: int) -> None:
-        """Wait until at most so many units are on their way."""
-        while len(self._ahead) > most:
+        """Wait until at most so many units are on their way, and look at those that have arrived."""
+        while self._ahead and (len(self._ahead) > most or self._ahead[0][1].done()):
             unit, future = self._ahead.popleft()
             try:
                 future.result()

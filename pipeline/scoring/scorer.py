@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import nn
 
 from pipeline.core.devices import CPU
 from pipeline.core.errors import InputError
-from pipeline.features import streaming
+from pipeline.core.trial_table import Trials
+from pipeline.features import dataset, streaming
 from pipeline.features.dataset import Dataset
+from pipeline.scoring import runs
 from pipeline.scoring.centroids import CentroidIndex, unit
 
 BATCH = 64  # utterances a forward pass
@@ -82,3 +85,20 @@ def score_each(
 def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset) -> NDArray[np.float32]:
     """Scores (N,) of a whole set."""
     return score_each(embed(backend, data), index, names=data.trials.utterance.tolist())
+
+
+def open_set(run: Path, receipt: Path, trials: Trials, *, root: Path) -> Dataset:
+    """The features of a set, as a run reads them. root: of the feature stores.
+
+    Raises InputError as `dataset.open_set`, and where the run was trained on features of another kind.
+    """
+    card = runs.card(run)
+    data = dataset.open_set(receipt, trials, root=root, reads=card["reads"], layers=card["kind"]["layers"])
+    if data.kind != card["kind"]:
+        raise InputError(f"{run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
+    return data
+
+
+def score_set(run: Path, receipt: Path, trials: Trials, *, root: Path) -> NDArray[np.float32]:
+    """Scores (N,) of a set by a run, as its features are cached. Raises InputError as `open_set` and `score`."""
+    return score_all(runs.backend(run), runs.index(run), open_set(run, receipt, trials, root=root))
