@@ -31,6 +31,7 @@ from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.features import shard_bytes, zarr_metadata
 from pipeline.features.dataset import open_set
+from tests.places import SETTINGS
 from tests.test_store import tree
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,7 @@ def _make_corpus(folder: Path) -> None:
 
 
 def _settings(storage: str) -> dict[str, Any]:
-    settings: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings: dict[str, Any] = YAML(typ="safe").load(SETTINGS)
     corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": "audio", "quality": "column"}
     settings["sets"] = {name: {**corpus, "split": name} for name in ("train", "dev")}
     settings["encoder"]["random"] |= {"layers": 2, "width": 32, "feedforward": 32, "conv_channels": 16}

@@ -20,8 +20,8 @@ from pipeline.core.files import write_text
 from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
 from stages import embed, encoder, extract, prepare, score, train
+from tests.places import SETTINGS
 
-ROOT = Path(__file__).parents[1]
 POOLED, FRAMES = "linear-qamo-all-clean-1", "asp-cross_entropy-all-clean-1"  # what their backends read
 SIZES = {"train": 20, "dev": 12, "eval": 12}
 WINDOW = 3_200  # samples
@@ -29,7 +29,7 @@ BATCH = 3  # divides shards and sets, so that detection makes the batches that e
 
 
 def _params() -> dict:
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": "audio", "quality": "column"}
     settings["sets"] = {name: {**corpus, "split": name} for name in SIZES}
     settings["encoder"]["random"] = {

@@ -25,10 +25,10 @@ from pipeline.features.specs import Spec
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 from tests.conftest import TINY
+from tests.places import SETTINGS
 from tests.test_gather import VIEWS, Cache, make_cache
 from tests.test_store import tree
 
-ROOT = Path(__file__).parents[1]
 LAYERS = (2, 5, "final")
 
 
@@ -60,7 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for name, one in sets.items():
         one.receipt.rename(receipts / f"{name}.json")
         (tmp_path / f"data/trials/{name}.csv").write_text(trial_table.to_csv(one.trials))
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(SETTINGS.read_text())
     monkeypatch.chdir(tmp_path)
     return Project(tmp_path, sets)
 
@@ -218,7 +218,7 @@ FACTS = {
 
 def finetuning(**changes: Any) -> dict[str, Any]:
     """What decides a fine-tuning that the project's parameters name."""
-    section = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"] | changes
+    section = YAML(typ="safe").load(SETTINGS)["encoder"]["finetune"] | changes
     return FACTS | {"finetune": FinetuneParams.model_validate(section, strict=False).model_dump(exclude={"on"})}
 
 

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.members import member, names
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "docs/model_card.md"  # written by `bonafide package`, not by hand
@@ -68,9 +69,10 @@ class Reader:
         for name in ("pipeline", "stages", "flow", "docs"):
             if (ROOT / name).exists():
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
+        shutil.copy(SETTINGS, folder)
         demo = folder / "pipeline/corpora/demo.py"
         text = demo.read_text()
         for split, (utterances, fewer) in SIZES.items():
@@ -136,7 +138,7 @@ def test_every_block_has_a_language_that_is_run_or_shown(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_change_of_the_parameters_is_valid(page: Path, tmp_path: Path) -> None:
     """Each by itself, on the parameters as they come; of extend.md one after the other, as they are run."""
-    default = YAML(typ="safe").load(ROOT / "params.yaml")
+    default = YAML(typ="safe").load(SETTINGS)
     settings = default
     for block in blocks(page):
         if block.title == "params.yaml":

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import params_file
 from pipeline.core.members import names
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SHELVES = ("backends", "corpora", "losses", "quality")  # a stage depends on the members that it is given, by name
@@ -20,9 +21,10 @@ SHARED = {axis: Path(f"pipeline/{axis}/_shared.py") for axis in ("backends", "lo
 
 
 @pytest.fixture(scope="module")
-def stages() -> list[PipelineStage]:
-    with Repo(ROOT) as repo:
-        return [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+def stages(tmp_path_factory: pytest.TempPathFactory) -> list[PipelineStage]:
+    """The stages of the parameters as they come."""
+    settings = YAML(typ="safe").load(SETTINGS)
+    return resolved(tmp_path_factory.mktemp("shipped"), settings)
 
 
 def resolved(project: Path, settings: dict) -> list[PipelineStage]:
@@ -37,7 +39,7 @@ def resolved(project: Path, settings: dict) -> list[PipelineStage]:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> list[PipelineStage]:
     """The stages of the fine-tuned run, which the parameters as they come have none of."""
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     settings["evaluate"]["finetuned"] = ["mine"]
     return [stage for stage in resolved(tmp_path_factory.mktemp("project"), settings) if "@mine" in stage.name]
 
@@ -61,8 +63,8 @@ def members(stage: PipelineStage) -> Iterator[str]:
     """The members that a stage finds by name, from its own parameters; all views, as any may be drawn."""
     kind, _, cell = stage.name.partition("@")
     axes = cell.split("-")
-    settings = params_file.load(ROOT / "params.yaml")
-    tuning = YAML(typ="safe").load(ROOT / "params.yaml")["encoder"]["finetune"]  # a frozen encoder's are not loaded
+    settings = params_file.load(SETTINGS)
+    tuning = YAML(typ="safe").load(SETTINGS)["encoder"]["finetune"]  # a frozen encoder's are not loaded
     if kind == "prepare":
         yield f"pipeline.corpora.{settings.sets[cell].corpus}"
         yield f"pipeline.quality.{settings.sets[cell].quality}"

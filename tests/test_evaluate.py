@@ -31,6 +31,7 @@ from pipeline.metrics.eer import official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2021
 from pipeline.report import curves
 from stages import evaluate
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 BONAFIDE, SPOOF = 400, 900
@@ -52,7 +53,7 @@ def scores(table: Trials) -> NDArray[np.float32]:
 
 def write_params(path: Path, **evaluate: object) -> None:
     """The default parameters with another section `evaluate`, and a set of ASVspoof 5."""
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     settings["sets"]["five"] = settings["sets"]["eval"] | {"corpus": "asvspoof5"}
     settings["evaluate"] = {"sets": ["eval"], "finetuned": [], "bootstrap": 50, "asv": {}} | evaluate
     YAML(typ="safe").dump(settings, path)

@@ -34,6 +34,7 @@ from pipeline.features.reader import Reader
 from pipeline.features.store import Store
 from stages import extract as stage
 from tests.conftest import TINY, Corpus
+from tests.places import SETTINGS
 from tests.test_store import tree
 
 PARAMS = ExtractParams(
@@ -474,7 +475,7 @@ def test_receipts_tell_views_and_only_where_there_are_some(corpus: Corpus, tmp_p
 
 
 def test_only_what_is_trained_on_is_augmented(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("  views: []", "  views: [rawboost4_0]", 1)
+    text = SETTINGS.read_text().replace("  views: []", "  views: [rawboost4_0]", 1)
     for pools, trained_on, augmented in (
         ("{}", "train", {"train"}),
         ("{both: {first: eval, second: train}}", "both", {"train", "eval"}),

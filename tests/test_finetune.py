@@ -43,6 +43,7 @@ from pipeline.training import checkpoints, drawing, loop
 from pipeline.training.adam import Adam
 from pipeline.training.loop import Fitted
 from tests.conftest import TINY, Corpus
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 CLEAN = ViewsParams(draw=(), probability=0.0)
@@ -67,8 +68,8 @@ FINETUNE = FinetuneParams(
 
 @cache
 def project() -> Params:
-    """The project's own parameters."""
-    return load(ROOT / "params.yaml")
+    """The parameters of the tests."""
+    return load(SETTINGS)
 
 
 def settings(**changes: Any) -> Params:
@@ -774,7 +775,7 @@ def test_a_wrong_parameter_is_named_with_its_line(
     card: Card, tmp_path: Path, key: str, value: str, message: str
 ) -> None:
     section = {name: json.dumps(value) for name, value in FINETUNE.model_dump().items()} | {key: value}
-    lines = (ROOT / "params.yaml").read_text().splitlines()
+    lines = SETTINGS.read_text().splitlines()
     at, end = (
         next(i for i, line in enumerate(lines) if line.startswith(start)) for start in ("  finetune:", "features:")
     )

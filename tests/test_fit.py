@@ -31,6 +31,7 @@ from pipeline.scoring import centroids, runs, scorer
 from pipeline.training import adam, cells, checkpoints, heads, loop, selection
 from pipeline.training import history as history_module
 from pipeline.training.cells import Cell
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 LOSSES = {"aoc": aoc, "cross_entropy": cross_entropy, "qamo": qamo}
@@ -80,7 +81,7 @@ def array_of(data: Dataset) -> np.ndarray:
 
 
 def cell(backend: str, loss: str) -> Cell:
-    return cells.find(load(ROOT / "params.yaml"), backend=backend, loss=loss, layers="all", views="clean")
+    return cells.find(load(SETTINGS), backend=backend, loss=loss, layers="all", views="clean")
 
 
 def test_a_backend_that_does_not_say_its_width_is_refused_before_it_is_trained() -> None:

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from pipeline.audio import decode
 from pipeline.core import trial_table
 from pipeline.training.checkpoints import CheckpointFolder
+from tests.places import SETTINGS
 from tests.test_audio import write_bad
 from tests.test_store import tree
 
@@ -74,7 +75,7 @@ def stages(said: str) -> list[str]:
 
 
 def _small(folder: Path) -> dict:
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": str(folder / "audio"), "quality": "column"}
     settings["sets"] = {name: {**corpus, "split": name} for name in ("train", "dev")}
     settings["encoder"]["random"] = {

@@ -18,10 +18,10 @@ from pipeline.encoder import kept, models
 from pipeline.extraction import needed
 from pipeline.extraction.needed import Needed
 from tests.conftest import TINY
+from tests.places import SETTINGS
 from tests.test_cache import finetuning
 from tests.test_gather import make_cache
 
-ROOT = Path(__file__).parents[1]
 FLOW = """stages:
   encoder:
     cmd: python -c "import shutil; shutil.copy('made/encoder.json', 'data/encoder.json')"
@@ -80,7 +80,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shell("git", "init", "-q", "-b", "main")
         dvc("init", "-q")
         Path(".gitignore").write_text("/data/\n")
-        Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+        Path("params.yaml").write_text(SETTINGS.read_text())
         Path("dvc.yaml").write_text(FLOW)
         Path("flow/extract").mkdir(parents=True)
         Path("flow/extract/dvc.yaml").write_text(SUBFLOW)

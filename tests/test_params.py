@@ -12,6 +12,7 @@ from pipeline.encoder import cards
 from pipeline.finetuning import plan
 from pipeline.training import cells
 from pipeline.training.cells import QualitySplit
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -62,7 +63,7 @@ def test_a_run_is_named_by_its_cell_and_a_system_by_what_varies_but_the_seed() -
 
 def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_that_are_analysed(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = (ROOT / "params.yaml").read_text().replace("  seed: [1]", "  seed: [1, 2]", 1)
+    text = SETTINGS.read_text().replace("  seed: [1]", "  seed: [1, 2]", 1)
     path.write_text(text.replace("scorings: [kmeans, knn, knn_difference, mahalanobis]", "scorings: [knn, kmeans]"))
     loaded = params_file.load(path)
     rescored = {
@@ -81,7 +82,7 @@ def test_rows_of_the_leaderboard_are_the_runs_and_what_scorings_make_of_those_th
 
 def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     text = text.replace("    on: false", "    on: true", 1).replace("  finetuned: []", "  finetuned: [mine]")
     path.write_text(text)
     loaded = params_file.load(path)
@@ -189,7 +190,7 @@ def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> 
     ],
 )
 def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: str, message: str) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     samples = re.search(r"    samples: (\d+)", text)
     assert samples
     line = line.replace("{samples}", samples[1])
@@ -206,7 +207,7 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_workers_must_be_told_the_precision(tmp_path: Path, precision: str) -> None:
     path = tmp_path / "params.yaml"
-    text = (ROOT / "params.yaml").read_text().replace("  engine: local ", "  engine: dask\n  scheduler: local:2 ", 1)
+    text = SETTINGS.read_text().replace("  engine: local ", "  engine: dask\n  scheduler: local:2 ", 1)
     path.write_text(text.replace("\n  precision: float32 ", f"\n  precision: {precision} ", 1))
     if precision == "float32":
         assert params_file.load(path).extract.scheduler == "local:2"
@@ -251,7 +252,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_hyperparameters_are_checked_against_the_member(tmp_path: Path, line: str, mistake: str, message: str) -> None:
-    lines = (ROOT / "params.yaml").read_text().splitlines()
+    lines = SETTINGS.read_text().splitlines()
     at = next(i for i, full in enumerate(lines) if full.split("#")[0].rstrip() == line)
     lines[at] = mistake
     (tmp_path / "params.yaml").write_text("\n".join(lines))
@@ -262,7 +263,7 @@ def test_hyperparameters_are_checked_against_the_member(tmp_path: Path, line: st
 
 
 def test_values_the_member_itself_refuses_become_input_errors() -> None:
-    loaded = params_file.load(ROOT / "params.yaml")
+    loaded = params_file.load(SETTINGS)
     changed = loaded.model_copy(update={"losses": {**loaded.losses, "qamo": {"alpha": -1.0}}})
     cell = cells.find(changed, backend="linear", loss="qamo", layers="all", views="clean")
     with pytest.raises(InputError, match=r"losses\.qamo: .*alpha"):
@@ -270,7 +271,7 @@ def test_values_the_member_itself_refuses_become_input_errors() -> None:
 
 
 def test_quality_split_is_taken_from_the_loss_section() -> None:
-    loaded = params_file.load(ROOT / "params.yaml")
+    loaded = params_file.load(SETTINGS)
     sections = {**loaded.losses, "qamo": {"levels": 3, "thresholds": [2.5, 4], "alpha": 10.0}}
     cell = cells.find(
         loaded.model_copy(update={"losses": sections}), backend="linear", loss="qamo", layers="all", views="clean"

@@ -14,9 +14,8 @@ from pipeline.encoder.cards import Card
 from pipeline.features import dataset, receipt_files
 from stages import pool
 from tests.conftest import Corpus
+from tests.places import SETTINGS
 from tests.test_extract import run
-
-ROOT = Path(__file__).parents[1]
 
 
 def table(names: str) -> trial_table.Trials:
@@ -38,7 +37,7 @@ def test_an_utterance_of_two_sets_is_named_with_both() -> None:
 
 def settings(text: str) -> str:
     """The shipped parameters with other pools."""
-    return (ROOT / "params.yaml").read_text().replace("pools: {}", f"pools: {text}")
+    return SETTINGS.read_text().replace("pools: {}", f"pools: {text}")
 
 
 @pytest.mark.parametrize(

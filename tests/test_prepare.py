@@ -19,6 +19,7 @@ from pipeline.corpora import manifest
 from pipeline.quality import dnsmos
 from stages import prepare
 from tests.beside import SPEECH, needs
+from tests.places import SETTINGS
 from tests.test_audio import irregular_flac, write_bad
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     for i, name in enumerate("abc"):
         samples = np.random.default_rng(i).normal(0, 0.1, (2_000, 2 if name == "b" else 1))
         soundfile.write(tmp_path / f"{name}.wav", samples, (8_000, 48_000, 16_000)[i])
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     text = text.replace("corpus: demo", "corpus: manifest").replace("root: data/demo", f"root: {tmp_path}")
     text = text.replace("protocol: pipeline/corpora/demo.py", f"protocol: {tmp_path}/trials.csv")
     (tmp_path / "params.yaml").write_text(text)
@@ -308,6 +309,6 @@ def test_real_corpora_are_read_as_they_are_counted(corpus: str, split: str, bona
 
 
 def test_the_shipped_demo_needs_nothing_from_outside() -> None:
-    for source in params_file.load(ROOT / "params.yaml").sets.values():
+    for source in params_file.load(SETTINGS).sets.values():
         assert (ROOT / source.protocol).is_file()
         assert not Path(source.root).is_absolute()

@@ -48,6 +48,7 @@ from pipeline.training import cells, heads
 from pipeline.training.loop import Fitted
 from tests import test_fit
 from tests.conftest import Corpus
+from tests.places import SETTINGS
 from tests.test_cache import Project, project
 from tests.test_extract import BOOSTED, PARAMS, boost, in_threads, make_encoder, run
 from tests.test_gather import ADDRESSES, VIEWS, Cache, gatherers, make_cache, some_batches
@@ -332,7 +333,7 @@ def test_a_thread_reads_ahead_of_a_store_that_is_not_at_hand(
 def fitted(sets: dict[str, Cache], hold: str) -> Fitted:
     """A short training on frames and views, from a store."""
     train, dev = sets["train"].open(views=VIEWS, hold=hold), sets["dev"].open(hold=hold)
-    cell = cells.find(params_file.load(ROOT / "params.yaml"), backend="asp", loss="aoc", layers="all", views="clean")
+    cell = cells.find(params_file.load(SETTINGS), backend="asp", loss="aoc", layers="all", views="clean")
     return heads.fit(
         partial(cell.make_backend, layers=3, channels=4),
         partial(cell.make_loss, speakers=0, layers=3),
@@ -462,7 +463,7 @@ def test_an_error_of_the_store_ends_a_command_without_a_traceback(
     bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tmp_path / "params.yaml"
-    settings.write_text((ROOT / "params.yaml").read_text().replace("  root: data/cache ", f"  root: {bucket} "))
+    settings.write_text(SETTINGS.read_text().replace("  root: data/cache ", f"  root: {bucket} "))
     with monkeypatch.context() as patched, fresh(patched):
         no_credentials(patched, tmp_path)
         with pytest.raises(SystemExit) as left:
@@ -486,7 +487,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_root_of_the_parameters_may_be_an_address(
     bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     (tmp_path / "params.yaml").write_text(text.replace("  root: data/cache ", f"  root: {bucket} "))
     monkeypatch.setenv("DVC_ROOT", "/project")  # an experiment in a copy of the project uses the same store
     found = params_file.load(tmp_path / "params.yaml").features.folder

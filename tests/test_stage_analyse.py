@@ -21,6 +21,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, Trials
 from pipeline.scoring import centroids, runs, scorer
 from stages import analyse
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 30, "dev": 12, "eval": 15}
@@ -80,7 +81,7 @@ def embed(folder: Path, name: str, whole: Trials, made: NDArray[np.float32], *, 
 
 
 def configure(folder: Path, **changed: Any) -> None:
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     settings["analyse"] |= {"points": 100, "projections": ["pca"]}
     settings["evaluate"] |= {"sets": ["eval"], "asv": {}}
     for section, values in changed.items():

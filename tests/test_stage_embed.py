@@ -24,6 +24,7 @@ from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 from pipeline.scoring import runs
 from stages import embed
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 70, "dev": 9, "eval": 11, "other": 5}
@@ -79,7 +80,7 @@ def project(folder: Path, *, normalize: bool = True) -> Path:
     weights = {name: tensor.numpy() for name, tensor in backend().state_dict().items()}
     centroids = Centroids(np.eye(4, dtype=np.float32)[:1], normalize, 0.0, "max")
     runs.save(folder / "runs/r", weights=weights, centroids=centroids, card=card)
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     settings["features"]["root"] = str(folder / "cache")
     settings["sets"]["other"] = settings["sets"]["eval"]
     settings["evaluate"]["sets"] = ["eval", "other"]

@@ -20,6 +20,7 @@ from pipeline.finetuning import finetune, plan
 from pipeline.training import loop
 from stages import encoder
 from tests.conftest import TINY, Corpus
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 DEMO = """encoder:
@@ -100,7 +101,7 @@ FINETUNE = """encoder:
 
 def parameters(place: Path, section: str, *, device: str = "cpu", root: str = "data/demo") -> Path:
     """The project's parameters with another section `encoder`."""
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     start, end = text.index("encoder:\n"), text.index("\nfeatures:")
     text = text[:start] + section + text[end:]
     text = text.replace("samples: 40000", "samples: 3200").replace("root: data/demo", f"root: {root}")

@@ -24,6 +24,7 @@ from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 from pipeline.report import layer_files as report
 from stages import layers
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 30, "dev": 21, "eval": 17}
@@ -78,7 +79,7 @@ def project(folder: Path) -> Path:
     """A folder with the trials and features of all sets, and their parameters."""
     for name in SIZES:
         cache(folder, name)
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     settings["features"]["root"] = str(folder / "cache")
     settings["evaluate"]["sets"] = ["eval"]
     settings["sets"]["later"] = settings["sets"]["eval"]  # known, but nothing asks for it

@@ -23,6 +23,7 @@ from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import official_eer
 from pipeline.scoring import runs
 from stages import rescore
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 60, "dev": 31, "eval": 24, "other": 10}
@@ -55,7 +56,7 @@ def project(folder: Path, **analyse: object) -> Path:
     (folder / "metrics").mkdir()
     trained = {"dev_eer": 1.5, "dev_threshold": 0.25, "epochs": 12, "parameters": 345}
     (folder / "metrics/r.json").write_text(json.dumps(trained))
-    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    settings = YAML(typ="safe").load(SETTINGS)
     settings["sets"]["other"] = settings["sets"]["eval"] | {"corpus": "asvspoof5"}
     settings["evaluate"]["sets"] = ["eval", "other"]
     settings["analyse"] |= {"centroids": None, "neighbours": 3} | analyse
