@@ -9,6 +9,7 @@ EXTRA ?= cpu
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 VENV := .venv
 BIN := $(VENV)/bin
+COMMA := ,
 INPUTS := pyproject.toml constraints.txt
 
 GPU_VENV := .venv-gpu
@@ -43,15 +44,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Both FAISS packages own the module `faiss`, so the other one is removed first.
-$(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)
+define install
 	@rm -f $(VENV)/installed-*
 	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+endef
+
+$(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)
+	$(call install,$(EXTRA))
 	@touch $@
 
-$(VENV)/installed-$(EXTRA)-test: $(VENV)/installed-$(EXTRA)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA),test]"
-	@touch $@
+$(VENV)/installed-$(EXTRA)-test: $(VENV)/bin/python $(INPUTS)
+	$(call install,$(EXTRA)$(COMMA)test)
+	@touch $(VENV)/installed-$(EXTRA) $@
 
 # An environment on top of PYTHON's own packages, so that its torch is used and nothing of it is replaced.
 $(GPU_VENV)/installed:

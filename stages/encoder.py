@@ -88,6 +88,8 @@ def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> None:
     replace_folder(beside, folder, mark=kept.MARK_FILE)
     shutil.rmtree(unfinished)
     print(f"{len(fitted.curves)} epochs, mean of {', '.join(map(str, fitted.kept))}: dev EER {fitted.dev_eer:.2f} %")
+    for remark in fitted.remarks:
+        print(f"! {remark}")
 
 
 if __name__ == "__main__":

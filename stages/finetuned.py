@@ -24,7 +24,7 @@ from pipeline.scoring import centroids, runs, scorer
 from pipeline.training import history
 
 KEYS = (*runs.KEYS, "curves", "finetune", "epochs", "parameters")  # of the card of a fine-tuned run
-AS_TRAINED = ("epochs", "parameters")
+AS_TRAINED = ("epochs", "parameters", "remarks")
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     dev = _opened(args, settings, tuned, weights=encoder.card["weights_sha256"])
     backend, centres = runs.backend(run), runs.centroids(run)
     scores = scorer.score_all(backend, centroids.build(centres), dev)
-    metrics = dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED}
+    metrics = dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED if key in tuned}
     card = tuned | {"train": tuned["finetune"], "kind": dev.kind, "features": {"dev": dev.digest}} | metrics
     weights = {name: tensor.numpy() for name, tensor in backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=centres, card=card)

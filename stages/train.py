@@ -43,6 +43,8 @@ def main() -> None:
     seconds = fitted.curves[-1].seconds
     write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)}) + "\n")
     print(f"{args.run.name}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
+    for remark in fitted.remarks:
+        print(f"! {args.run.name}: {remark}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,6 +89,7 @@ def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> Non
         "dev_threshold": fitted.dev_threshold,
         "epochs": len(fitted.curves),
         "parameters": fitted.parameters,
+        "remarks": list(fitted.remarks),
     }
     weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, path=fitted.path, card=card | metrics)

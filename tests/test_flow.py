@@ -360,9 +360,6 @@ def test_experiments_in_a_copy_of_the_project_use_its_stores(project: Project) -
     project.run("git", "commit", "-qm", "state")
     stores = tree(project.folder / "data/cache")
     cell = [*names("aoc"), "report"]
-    said = project.run("dvc", "exp", "run", "-S", "train.epochs=3")
-    assert stages(said) == cell
-    project.run("git", "checkout", "-q", ".")
     said = project.run("dvc", "exp", "run", "--temp", "-S", "train.epochs=4", "--name", "temporary")
     assert stages(said) == cell
     project.run("dvc", "exp", "run", "--queue", "-S", "train.epochs=5", "--name", "queued")

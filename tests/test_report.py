@@ -219,6 +219,21 @@ def test_dev_chooses_no_score_by_an_embedding_index(inputs: Path) -> None:
         run(inputs, rescored=RUNS)
 
 
+def test_what_trainings_told_is_marked_and_listed(inputs: Path) -> None:
+    path = inputs / "metrics" / "asp-qamo-2.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"remarks": ["the loss <did> not fall", "at chance"]}))
+    out = run(inputs)
+    lines = (out / "leaderboard.txt").read_text().splitlines()
+    assert next(line.split()[:3] for line in lines if "asp-qamo" in line)[1:] == ["asp-qamo", "!"]
+    assert lines[-4:-2] == ["! asp-qamo-2: the loss <did> not fall", "! asp-qamo-2: at chance"]
+    told = {row["run"]: row["remarks"] for row in rows_of(out / "runs.csv")}
+    assert told == dict.fromkeys(RUNS, "") | {"asp-qamo-2": "the loss <did> not fall; at chance"}
+    page = (out / "index.html").read_text()
+    assert "<li>asp-qamo-2: the loss &lt;did&gt; not fall</li>" in page
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"remarks": [f"remark {i}" for i in range(13)]}))
+    assert "! and 3 more, in runs.csv and on the page" in (run(inputs) / "leaderboard.txt").read_text()
+
+
 def test_the_run_that_the_encoder_was_fine_tuned_with_is_marked_and_may_be_chosen(inputs: Path) -> None:
     out = run(inputs, finetuned=["a"])
     assert json.loads((inputs / "out.json").read_text())["chosen"]["system"] == "a"

@@ -160,9 +160,9 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
     assert (card["train"]["set"], card["train"]["epochs"]) == ("train", 2)
     assert card["quality_thresholds"] == tuned["quality_thresholds"]
     lines = Path("data/curves/mine.csv").read_text().splitlines()
-    assert lines[0] == "epoch,loss,dev_eer"
+    assert lines[0] == "epoch,loss,dev_loss,train_eer,dev_eer"
     told = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
-    curves = [[epoch[name] for name in ("epoch", "loss", "dev_eer")] for epoch in tuned["curves"]]
+    curves = [[epoch[name] for name in lines[0].split(",")] for epoch in tuned["curves"]]
     np.testing.assert_allclose(told, curves, rtol=1e-5)
 
 

@@ -41,5 +41,6 @@ def run_card(fitted: Fitted, asked: Asked) -> dict[str, Any]:
         "dev_threshold": fitted.dev_threshold,
         "epochs": len(fitted.curves),
         "parameters": fitted.parameters,
+        "remarks": list(fitted.remarks),
         "curves": [epoch.facts for epoch in fitted.curves],
     }

@@ -55,11 +55,15 @@ class Result:
 
 @dataclass(frozen=True)
 class TrainedFacts:
-    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not trained here)."""
+    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not trained here).
+
+    remarks: what its training told its user.
+    """
 
     dev_eer: float
     parameters: int
     seconds: float | None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,10 @@ class Leaderboard:
         """The mean time of training a run, None where no run was trained here."""
         known = [seconds for run in self.runs[system] if (seconds := self.trainings[run].seconds) is not None]
         return math.fsum(known) / len(known) if known else None
+
+    def remarks(self, system: str) -> tuple[str, ...]:
+        """What the trainings of a system told their user, each with the name of its run."""
+        return tuple(f"{run}: {line}" for run in self.runs[system] for line in self.trainings[run].remarks)
 
     def selected(self, system: str) -> str:
         """The run that charts show for a system: the one with the lowest dev EER."""

@@ -28,6 +28,8 @@ from pipeline.report.leaderboard import (
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
 FINETUNED = "‡"
+REMARK = "!"
+REMARKS_SHOWN = 10  # below the table on the terminal; all are on the page and in the CSV file
 CAVEATS = {
     ONE_SEED: f"{ONE_SEED}: one seed; the interval says nothing about other seeds",
     TWO_SEEDS: f"{TWO_SEEDS}: an interval over seeds needs three",
@@ -65,6 +67,7 @@ def read_training(path: Path, seconds: Path) -> TrainedFacts:
             dev_eer=_finite(found["dev_eer"]),
             parameters=int(found["parameters"]),
             seconds=_finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
+            remarks=tuple(str(line) for line in found.get("remarks", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unexpected(
@@ -200,14 +203,15 @@ def to_csv(board: Leaderboard) -> str:
 
 
 def runs_to_csv(board: Leaderboard) -> str:
-    """The single runs as CSV: system, run, dev_eer, eer/<set>, seconds, parameters."""
-    header = ["system", "run", "dev_eer", *(f"eer/{name}" for name in board.sets), "seconds", "parameters"]
+    """The single runs as CSV: system, run, dev_eer, eer/<set>, seconds, parameters, remarks."""
+    header = ["system", "run", "dev_eer", *(f"eer/{name}" for name in board.sets), "seconds", "parameters", "remarks"]
     rows = []
     for system in board.systems:
         for run in board.runs[system]:
             training = board.trainings[run]
             eers = [board.results[run, name].eer for name in board.sets]
-            rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters])
+            told = "; ".join(training.remarks)
+            rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters, told])
     return csv_text([header, *rows])
 
 
@@ -246,8 +250,15 @@ def to_text(board: Leaderboard) -> str:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
     if board.finetuned:
         notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
+    notes += _remarks(board)
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"
+
+
+def _remarks(board: Leaderboard) -> list[str]:
+    lines = [f"{REMARK} {line}" for system in board.systems for line in board.remarks(system)]
+    more = len(lines) - REMARKS_SHOWN
+    return [*lines[:REMARKS_SHOWN], *([f"{REMARK} and {more} more, in runs.csv and on the page"] if more > 0 else [])]
 
 
 def _cells(board: Leaderboard, system: str) -> list[str]:
@@ -256,6 +267,7 @@ def _cells(board: Leaderboard, system: str) -> list[str]:
     values += [_shown(board.eer(system, name), board.mark(system, name)) for name in board.sets]
     cost = ["-" if seconds is None else f"{seconds:.1f}", f"{board.parameters(system):,}"]
     mark = RESCORED if system in board.rescored else FINETUNED if system in board.finetuned else ""
+    mark += REMARK if board.remarks(system) else ""
     return [f"{system} {mark}".rstrip(), f"{len(board.runs[system])}", *values, *cost]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +16,24 @@ from pipeline.core.contracts import Centroids
 from pipeline.core.sections import FinetuneParams, TrainParams
 from pipeline.training.checkpoints import State
 
-COLUMNS = ("epoch", "loss", "dev_eer")
+COLUMNS = ("epoch", "loss", "dev_loss", "train_eer", "dev_eer")
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training curves: mean training loss, dev EER in percent, seconds of training up to its end.
+    """One line of the training curves.
 
-    Seconds count training and dev scoring, by the clock; they are no part of what makes two epochs equal.
+    loss: mean of the training steps. dev_eer: percent. seconds: of training and scoring up to its end, by the clock;
+    they are no part of what makes two epochs equal. dev_loss: of all dev trials, in eval mode, as if their quality and
+    speakers were unknown. train_eer: percent, of a fixed sample of the training set.
     """
 
     epoch: int
     loss: float
     dev_eer: float
     seconds: float = field(compare=False)
+    dev_loss: float = math.nan
+    train_eer: float = math.nan
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -78,5 +83,10 @@ def average(states: Sequence[Callable[[str], Tensor]], names: Iterable[str]) -> 
 
 def to_csv(curves: Iterable[Mapping[str, Any]]) -> str:
     """Training curves as CSV, a line an epoch."""
-    lines = [f"{line['epoch']},{line['loss']:.6g},{line['dev_eer']:.4f}" for line in curves]
+    # A fine-tuning from before these columns has none of dev_loss and train_eer.
+    lines = [
+        f"{line['epoch']},{line['loss']:.6g},{line.get('dev_loss', math.nan):.6g},"
+        f"{line.get('train_eer', math.nan):.4f},{line['dev_eer']:.4f}"
+        for line in curves
+    ]
     return "\n".join([",".join(COLUMNS), *lines]) + "\n"

@@ -34,7 +34,17 @@ from pipeline.training import checkpoints, drawing
 from pipeline.training.adam import Adam, Groups
 from pipeline.training.checkpoints import CheckpointFolder, State
 from pipeline.training.history import Epoch, History, average
-from pipeline.training.selection import Scores, dev_eer, dev_scores, trained_centroids
+from pipeline.training.remarks import remarks
+from pipeline.training.selection import (
+    Scores,
+    dev_eer,
+    dev_loss,
+    dev_scores,
+    seen_by,
+    train_eer,
+    train_sample,
+    trained_centroids,
+)
 
 CHECKPOINT_SECONDS = 60.0  # at most this much training, and an epoch, is lost to a kill
 CHECKED = 100  # steps after which a loss that is not finite is noticed: asking a GPU for a number waits for it
@@ -97,7 +107,7 @@ class Fitted:
     backend: trained module with the averaged weights, in memory. centroids: those of the averaged loss. path: (epochs,
     K, E) float32, where they were after each epoch. curves: every epoch. kept: the epochs that were averaged.
     dev_scores: (N_dev,) float32, of the averaged system, in the order of the trials. dev_eer: percent, of these scores;
-    dev_threshold: the score there. parameters: learned scalars.
+    dev_threshold: the score there. parameters: learned scalars. remarks: what a user should know of the training.
     """
 
     backend: nn.Module
@@ -109,6 +119,7 @@ class Fitted:
     dev_eer: float
     dev_threshold: float
     parameters: int
+    remarks: tuple[str, ...]
 
 
 @contextlib.contextmanager
@@ -149,17 +160,21 @@ def _finished(learner: Learner, history: History, place: CheckpointFolder | None
     if isinstance(loss, Enrols):
         loss.enrol(*enrolment(learner))
     scores = scored(learner)
-    error = dev_eer(scores, learner.dev)
+    error, path = dev_eer(scores, learner.dev), np.stack(history.path)
+    told = remarks(
+        history.curves, path, dev=learner.dev, dev_eer=100 * error.eer, kept=kept, asked=learner.params.epochs
+    )
     return Fitted(
         backend=learner.system.backend.eval().cpu(),
         centroids=trained_centroids(loss, section=learner.section),
-        path=np.stack(history.path),
+        path=path,
         curves=tuple(history.curves),
         kept=tuple(sorted(kept)),
         dev_scores=scores,
         dev_eer=100 * error.eer,
         dev_threshold=float(str(np.float32(error.threshold))),  # as a score file would hold it
         parameters=parameters,
+        remarks=told,
     )
 
 
@@ -187,17 +202,31 @@ def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> Histo
         while not history.done(params):
             epoch = len(history.curves) + 1
             mean = train_epoch(learner, optimizer, epoch)
-            error = 100 * dev_eer(scored(learner), learner.dev).eer
-            line = Epoch(epoch, mean, error, time.perf_counter() - start)
+            line = _measured(learner, epoch, mean, start=start)
             now = trained_centroids(learner.system.loss, section=learner.section)
             history.add(line, now, learned(learner.system), keep=params.average_best)
-            bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{error:.2f} %")
+            bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{line.dev_eer:.2f} %")
             bar.update()
-            say(f"epoch {epoch}: loss {mean:.4f}, dev EER {error:.2f} %")
+            say(
+                f"epoch {epoch}: loss {mean:.4f}, on dev {line.dev_loss:.4f}; EER {line.train_eer:.2f} % of a training "
+                f"sample, {line.dev_eer:.2f} % of dev"
+            )
             if place and time.perf_counter() - written >= CHECKPOINT_SECONDS:
                 _save(history, optimizer, place, keep=params.average_best)
                 written = time.perf_counter()
     return history
+
+
+def _measured(learner: Learner, epoch: int, loss: float, *, start: float) -> Epoch:
+    """The line of an epoch whose training steps are done."""
+    embeddings: list[NDArray[np.float32]] = []
+    error = 100 * dev_eer(scored(learner, embeddings.append), learner.dev).eer
+    on_dev = dev_loss(learner.system.loss, np.concatenate(embeddings), learner.dev, device=learner.device)
+    sample = train_sample(learner.train)
+    seen = (part.cpu().numpy() for part in learner.embed_train(sample))
+    with torch.inference_mode():
+        known = train_eer(seen, trained_centroids(learner.system.loss, section=learner.section), learner.train, sample)
+    return Epoch(epoch, loss, error, time.perf_counter() - start, on_dev, 100 * known)
 
 
 def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> float:
@@ -226,9 +255,10 @@ def _finite(loss: float, learner: Learner, epoch: int) -> float:
     return loss
 
 
-def scored(learner: Learner) -> Scores:
-    """The deployed scores (N,) of the dev set."""
-    return dev_scores(learner.embed_dev(), trained_centroids(learner.system.loss, section=learner.section), learner.dev)
+def scored(learner: Learner, see: Callable[[NDArray[np.float32]], object] = lambda _embeddings: None) -> Scores:
+    """The deployed scores (N,) of the dev set. see: is given the embeddings (B, E), batch by batch."""
+    found = trained_centroids(learner.system.loss, section=learner.section)
+    return dev_scores(seen_by(see, learner.embed_dev()), found, learner.dev)
 
 
 @torch.no_grad()

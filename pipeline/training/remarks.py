@@ -1,0 +1,84 @@
+"""What a training should tell its user: that nothing was learnt, or that another training would come further."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.trial_table import Trials
+from pipeline.training.history import Epoch
+
+FLAT = 0.01  # a loss that fell by less than this share of its start
+ALIKE = 0.999  # the cosine from which two centroids are one
+MEMORIZED = 10.0  # percent of EER between dev and a training sample without an error
+QUANTILE = 1.96  # of the 95 % interval of an error rate
+
+
+def remarks(
+    curves: Sequence[Epoch], path: NDArray[np.float32], *, dev: Trials, dev_eer: float, kept: Sequence[int], asked: int
+) -> tuple[str, ...]:
+    """A line for each thing that a user should know of a finished training, without its name.
+
+    Args:
+        curves: its epochs. path: (epochs, K, E), the centroids after each epoch. dev_eer: percent, of the system that
+            was kept. kept: the epochs that it is the mean of. asked: the most epochs that the parameters allow.
+    """
+    return tuple(
+        line
+        for found in (
+            _flat(curves),
+            _at_chance(dev_eer, dev),
+            _centroids(path),
+            _stopped_early(curves, asked),
+            _worse_average(curves, dev_eer, kept),
+            _memorized(curves, dev_eer, kept),
+        )
+        for line in found
+    )
+
+
+def _flat(curves: Sequence[Epoch]) -> Iterator[str]:
+    first, last = curves[0].loss, curves[-1].loss
+    if len(curves) > 1 and first - last < FLAT * abs(first):
+        yield f"the loss did not fall ({first:.4g} in epoch 1, {last:.4g} in epoch {len(curves)})"
+
+
+def _at_chance(dev_eer: float, dev: Trials) -> Iterator[str]:
+    """An EER is no surer than an error rate of the smaller class: its interval holds 50 % where this is so near."""
+    few = min(int(dev.is_bonafide.sum()), int((~dev.is_bonafide).sum()))
+    if 50 - dev_eer < 100 * QUANTILE * math.sqrt(0.25 / few):
+        yield f"the dev EER of {dev_eer:.2f} % cannot be told from chance with {few} trials of the smaller class"
+
+
+def _centroids(path: NDArray[np.float32]) -> Iterator[str]:
+    last = path[-1].astype(np.float64)
+    if len(path) > 1 and np.array_equal(path[0], path[-1]):
+        yield "the centroids did not move after the first epoch"
+    unit = last / np.maximum(np.linalg.norm(last, axis=1, keepdims=True), np.finfo(float).tiny)
+    cosines = unit @ unit.T
+    if len(last) > 1 and cosines.min() > ALIKE:
+        yield f"the {len(last)} centroids lie on one another (cosines from {cosines.min():.4f})"
+
+
+def _stopped_early(curves: Sequence[Epoch], asked: int) -> Iterator[str]:
+    losses = [epoch.dev_loss for epoch in curves]
+    if 1 < len(curves) < asked and losses[-1] == min(losses):
+        yield f"it stopped after {len(curves)} epochs for want of a lower dev EER, while the loss on dev still fell"
+
+
+def _worse_average(curves: Sequence[Epoch], dev_eer: float, kept: Sequence[int]) -> Iterator[str]:
+    best = min(curves, key=lambda epoch: epoch.dev_eer)
+    if len(kept) > 1 and round(dev_eer, 6) > round(best.dev_eer, 6):
+        yield (
+            f"the mean of its {len(kept)} best epochs has a dev EER of {dev_eer:.2f} %, epoch {best.epoch} alone "
+            f"{best.dev_eer:.2f} %"
+        )
+
+
+def _memorized(curves: Sequence[Epoch], dev_eer: float, kept: Sequence[int]) -> Iterator[str]:
+    seen = max(curves[epoch - 1].train_eer for epoch in kept)
+    if seen == 0 and dev_eer >= MEMORIZED:
+        yield f"it knows its training set by heart: an EER of 0 % there, {dev_eer:.2f} % on dev"
