@@ -1,5 +1,6 @@
 # make demo   install, run the whole flow on the default params.yaml, and print the leaderboard
 # make test   install, then check style, types and structure, and run the tests
+# make check  the same without the slow tests: under a minute, for daily work
 # make gpu    run the tests that need a CUDA device, and measure it, with the torch of PYTHON: bench/RESULTS-gpu.md
 # make gpu-wheels   collect what that lacks on a CUDA machine without a network, for the Python GPU_VERSION
 # EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
@@ -22,7 +23,7 @@ GPU_NEEDS := distributed faiss-cpu google-crc32c h5py hypothesis jinja2 matplotl
 GPU_THERE := h5py hypothesis jinja2 matplotlib peft pytest pytest-timeout safetensors scikit-learn tqdm transformers
 PLATFORMS := $(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
 
-.PHONY: demo test gpu gpu-wheels
+.PHONY: check demo gpu gpu-wheels test
 
 demo: $(VENV)/installed-$(EXTRA)
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -31,14 +32,31 @@ demo: $(VENV)/installed-$(EXTRA)
 	@echo
 	@echo "The report: data/report/index.html"
 
-test: $(VENV)/installed-$(EXTRA)-test
+# Two processes with one thread each, because the tests compute little. Files go in the order of their names: sorted by
+# their number of tests, the longest file would come last.
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+	--no-loadscope-reorder
+
+# These files start processes, train, or draw thousands of samples.
+SLOW := backend_precision browser cache cli_detect cli_embed cli_metrics cli_plot cluster corpus_demo detect docs dvc \
+	evaluate extract faults finetune fit flow gpu_encoder gpu_extraction gpu_training metric_bootstrap metric_calibration \
+	needed package plots prepare quality ranks rawboost remote report spaces stage_analyse stage_embed stage_encoder \
+	stage_finetuned stage_layers stage_rescore
+
+define lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@# Two processes with one thread each, because the tests compute little. Files go in the order of their names: sorted
-	@# by their number of tests, the longest file would come last.
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+endef
+
+test: $(VENV)/installed-$(EXTRA)-test
+	$(lint)
+	$(PYTEST)
+
+check: $(VENV)/installed-$(EXTRA)-test
+	$(lint)
+	$(PYTEST) $(filter-out $(SLOW:%=tests/test_%.py),$(wildcard tests/test_*.py))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

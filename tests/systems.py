@@ -22,6 +22,7 @@ from pipeline.metrics.calibration import Calibration
 from stages import embed, encoder, extract, prepare, score, train
 from tests.places import SETTINGS
 
+ROOT = Path(__file__).parents[1]
 POOLED, FRAMES = "linear-qamo-all-clean-1", "asp-cross_entropy-all-clean-1"  # what their backends read
 SIZES = {"train": 20, "dev": 12, "eval": 12}
 WINDOW = 3_200  # samples
