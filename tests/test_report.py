@@ -219,6 +219,18 @@ def test_dev_chooses_no_score_by_an_embedding_index(inputs: Path) -> None:
         run(inputs, rescored=RUNS)
 
 
+def test_what_dev_chose_is_said_with_those_that_share_its_eer(inputs: Path) -> None:
+    out = run(inputs)
+    assert "dev chooses a, with 1.50 %" in (out / "leaderboard.txt").read_text().splitlines()
+    assert "Dev chooses a, with 1.50 %." in Page((out / "index.html").read_text()).text
+    assert "tied" not in json.loads((inputs / "out.json").read_text())["chosen"]
+    path = inputs / "metrics" / "b.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dev_eer": 1.5}))
+    out = run(inputs)
+    assert "dev chooses a, with 1.50 %; the same EER has b" in (out / "leaderboard.txt").read_text().splitlines()
+    assert json.loads((inputs / "out.json").read_text())["chosen"]["tied"] == ["b"]
+
+
 def test_what_trainings_told_is_marked_and_listed(inputs: Path) -> None:
     path = inputs / "metrics" / "asp-qamo-2.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"remarks": ["the loss <did> not fall", "at chance"]}))
@@ -261,6 +273,7 @@ def test_the_text_is_aligned_and_marks_the_best(inputs: Path) -> None:
         "",
         "* best of its column, ~ within noise of it; [] 95 % interval; ± standard deviation over seeds",
         "(dev): the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
+        "dev chooses a, with 1.50 %",
         "trials only: one seed; the interval says nothing about other seeds",
         "2 seeds: an interval over seeds needs three",
         "dev: 1234 bona fide, 6 spoof",

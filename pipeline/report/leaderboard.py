@@ -120,9 +120,19 @@ class Leaderboard:
 
     @property
     def chosen(self) -> str:
-        """The trained system with the lowest dev EER. Systems that score by an embedding index cannot be deployed."""
+        """The trained system with the lowest dev EER, of equals the first by name.
+
+        Systems that score by an embedding index cannot be deployed.
+        """
         trained = (system for system in self.systems if system not in self.rescored)
         return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """The other trained systems with the dev EER of the one that dev chose."""
+        lowest = self.dev_eer(self.chosen).mean
+        others = (name for name in self.systems if name not in self.rescored and name != self.chosen)
+        return tuple(sorted(name for name in others if self.dev_eer(name).mean == lowest))
 
     @property
     def caveats(self) -> frozenset[str]:

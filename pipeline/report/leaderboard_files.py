@@ -222,7 +222,8 @@ def to_json(board: Leaderboard) -> str:
     eers = {system: round(board.eer(system, board.sort_by).mean, 4) for system in sorted(board.systems)}
     sets = {name: round(board.eer(chosen, name).mean, 4) for name in board.sets}
     dev = round(board.dev_eer(chosen).mean, 4)
-    found = {"chosen": {"system": chosen, "dev_eer": dev, "eer": sets}, "eer": eers}
+    tied = {"tied": list(board.tied)} if board.tied else {}
+    found = {"chosen": {"system": chosen, "dev_eer": dev, "eer": sets} | tied, "eer": eers}
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -245,6 +246,7 @@ def to_text(board: Leaderboard) -> str:
         f"{BEST} best of its column, {NEAR} within noise of it; [] 95 % interval; ± standard deviation over seeds",
         f"{SELECTION}: the dev set, as training saw it when it chose its checkpoints; seconds: of training a run",
     ]
+    notes.append(_chosen_by_dev(board))
     notes += [CAVEATS[caveat] for caveat in (ONE_SEED, TWO_SEEDS) if caveat in board.caveats]
     if board.rescored:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
@@ -253,6 +255,12 @@ def to_text(board: Leaderboard) -> str:
     notes += _remarks(board)
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"
+
+
+def _chosen_by_dev(board: Leaderboard) -> str:
+    """The system with the lowest dev EER, and those that share it."""
+    text = f"dev chooses {board.chosen}, with {board.dev_eer(board.chosen).mean:.2f} %"
+    return f"{text}; the same EER has {', '.join(board.tied)}" if board.tied else text
 
 
 def _remarks(board: Leaderboard) -> list[str]:
