@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
+import itertools
 import json
 import os
+import re
 import shutil
+import socket
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.core.errors import InputError
 from pipeline.core.object_store import OPTIONS, is_local, reaching, read_files
+
+FORMULA = "=+-@'"  # how a formula begins, and the quote that marks text
+OWN_PART = re.compile(r"(.*)\.([0-9a-f]{8})-([0-9]+)-[0-9]+(\.[^.]*)?\.part").fullmatch
+CALLS = itertools.count()  # of `folder_beside` in this process
+MARKED = re.compile(r"'+[=+\-@]").match  # a quote in front of a formula, or in front of such a quote
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,13 +101,38 @@ def folder_of(url: str) -> Path:
 
 
 def folder_beside(folder: Path) -> Path:
-    """Make an empty folder beside `folder`, to be filled and then moved there by `replace_folder`."""
+    """Make an empty folder beside `folder`, to be filled and then moved there by `replace_folder`.
+
+    Each call makes a folder of its own, because several processes may write the same folder at the same time. Folders
+    of processes of this machine that have ended are removed.
+    """
     folder = folder.resolve()  # "." has no name
-    beside = folder.parent / f"{folder.name}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    with writing(beside):
-        beside.mkdir(parents=True)
+    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for path in folder.parent.iterdir():
+            found = OWN_PART(path.name)
+            if (
+                found
+                and found[1] + (found[4] or "") == folder.name
+                and found[2] == machine
+                and not _runs(int(found[3]))
+            ):
+                shutil.rmtree(path, ignore_errors=True)
+        beside = folder.parent / f"{folder.stem}.{machine}-{os.getpid()}-{next(CALLS)}{folder.suffix}.part"
+        beside.mkdir()
     return beside
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def check_place(folder: Path, *, mark: str) -> None:
@@ -111,13 +146,39 @@ def check_place(folder: Path, *, mark: str) -> None:
 def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
     """Move a folder that `folder_beside` made to its place, and delete an older one there that has the file `mark`.
 
-    Raises InputError where a folder of other things is in the way; it is not changed.
+    All is flushed to the disk before it is moved. Of several writers the last one stays. Raises InputError where a
+    folder of other things is in the way; it is not changed.
     """
-    check_place(folder, mark=mark)
     folder = folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
-        os.replace(beside, folder)
+        flush_folder(beside)
+        while True:
+            check_place(folder, mark=mark)
+            try:
+                os.replace(beside, folder)
+                break
+            except OSError as error:  # an older folder is there, or another writer has just moved its own there
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            older = folder_beside(folder)
+            with contextlib.suppress(FileNotFoundError):  # another writer was faster
+                os.replace(folder, older)
+            shutil.rmtree(older, ignore_errors=True)
+        flush_names(folder.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush all files below a folder to the disk, and their names."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            flush(Path(place, name))
+        flush_names(Path(place))
+
+
+def flush(path: Path) -> None:
+    """Flush a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
@@ -157,10 +218,30 @@ def in_project(path: str | Path) -> Path:
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows of cells as CSV text; None is an empty cell."""
+    """Rows of cells as CSV text; None is an empty cell. Text that a spreadsheet would compute gets a quote in front."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(
+        [safe_cell(cell) if cell.__class__ is str and cell[:1] in FORMULA else cell for cell in row] for row in rows
+    )
     return text.getvalue()
+
+
+def safe_cell(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula; `plain_cell` undoes it. Numbers and a single dash stay."""
+    if cell.__class__ is not str or cell[:1] not in FORMULA or cell in ("", "-"):
+        return cell
+    if cell[0] == "'":
+        return f"'{cell}" if MARKED(cell) else cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def plain_cell(cell: str) -> str:
+    """The text of a cell that `safe_cell` made."""
+    return cell[1:] if MARKED(cell) else cell
 
 
 def readable_size(count: int) -> str:

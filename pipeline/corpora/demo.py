@@ -43,6 +43,7 @@ from pipeline.audio import synthesis
 from pipeline.audio.synthesis import Array, noise, rms, stretch
 from pipeline.audio.windowing import SAMPLE_RATE
 from pipeline.core.errors import InputError
+from pipeline.core.files import flush
 from pipeline.core.trial_table import Row, Trials, from_rows
 
 SEED = 20_211_105
@@ -172,6 +173,7 @@ def _write(root: Path, p: Plan) -> Row:
     path = root / "flac" / p.split / f"{p.utterance}.flac"
     beside = path.with_name(path.name + ".part")
     soundfile.write(beside, render(p), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    flush(beside)
     os.replace(beside, path)
     return Row(
         where=f"demo {p.split} {p.index}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
+from pipeline.core.files import flush, flush_names, writing
 from pipeline.core.trial_table import Trials, fingerprint
 from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of
 from pipeline.features.receipt_files import open_receipts
@@ -45,14 +47,20 @@ def export(
     if fingerprint(trials) != store.spec.trials:
         raise InputError(f"{receipt}: not the receipt of these trials; run `dvc repro extract`")
     beside = file.with_name(file.name + PART_SUFFIX)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(beside, "w") as target:
-        target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
-        target["utterance"] = trials.utterance.astype(object)
-        target["is_bonafide"] = trials.is_bonafide
-        for view in shown:
-            _export_view(store, view, taps, target)
-    os.replace(beside, file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with h5py.File(beside, "w") as target:
+                target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
+                target["utterance"] = trials.utterance.astype(object)
+                target["is_bonafide"] = trials.is_bonafide
+                for view in shown:
+                    _export_view(store, view, taps, target)
+        except RuntimeError as error:  # HDF5's, where it cannot close the file because the disk is full
+            raise OSError(errno.EIO, str(error)) from None
+        flush(beside)
+        os.replace(beside, file)
+        flush_names(file.parent)
     return file.stat().st_size
 
 
