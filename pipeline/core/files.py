@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
+import fcntl
 import io
 import itertools
 import json
@@ -84,9 +84,14 @@ def folder_of(url: str) -> Path:
     """
     if "://" not in url or url.startswith("file://"):
         return in_project(url.removeprefix("file://"))
-    from upath import UPath  # here, because the packages for object stores import slowly
+    import fsspec  # type: ignore[import-untyped]  # here, because the packages for object stores import slowly
+    from upath import UPath
 
     protocol = url.partition("://")[0]
+    if protocol not in fsspec.available_protocols():
+        raise InputError(
+            f"{url}: expected a folder, or the URL of one, such as s3://bucket/features; fsspec knows no {protocol!a}://"
+        )
     # Listings are not cached, because other processes may write.
     options = {"use_listings_cache": False} | OPTIONS.get(protocol, {})
     try:
@@ -95,7 +100,7 @@ def folder_of(url: str) -> Path:
     except ImportError as error:
         install = 'pip install "bonafide[s3]"' if protocol == "s3" else f"install what fsspec needs for {protocol}://"
         raise InputError(f"{url}: {install}: {error}") from None
-    except ValueError as error:
+    except Exception as error:  # each kind of store has its own errors
         raise InputError(f"{url}: expected a folder, or the URL of one that fsspec can open: {error}") from None
     return cast(Path, found)
 
@@ -137,6 +142,13 @@ def _runs(process: int) -> bool:
 
 def check_place(folder: Path, *, mark: str) -> None:
     """Raise InputError where `replace_folder` would: a folder without the file `mark` is in the way."""
+    folder = folder.resolve()
+    if folder.is_dir():
+        with _alone_in(folder.parent):
+            _check_place(folder, mark)
+
+
+def _check_place(folder: Path, mark: str) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
         raise InputError(
             f"{folder}: expected a free place or an older folder with {mark}, got a folder of other things"
@@ -152,19 +164,28 @@ def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
     folder = folder.resolve()
     with writing(folder):
         flush_folder(beside)
-        while True:
-            check_place(folder, mark=mark)
-            try:
+        older = folder_beside(folder)
+        try:
+            with _alone_in(folder.parent):
+                _check_place(folder, mark)
+                if folder.is_dir():
+                    os.replace(folder, older)  # moved and then deleted: so the place is empty for a moment only
                 os.replace(beside, folder)
-                break
-            except OSError as error:  # an older folder is there, or another writer has just moved its own there
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            older = folder_beside(folder)
-            with contextlib.suppress(FileNotFoundError):  # another writer was faster
-                os.replace(folder, older)
+                flush_names(folder.parent)
+        finally:
             shutil.rmtree(older, ignore_errors=True)
-        flush_names(folder.parent)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process moves folders into a folder. The kernel ends the wait where such a process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:
