@@ -147,3 +147,16 @@ def test_all_is_flushed_before_it_is_moved(tmp_path: Path, monkeypatch: pytest.M
 def test_a_url_that_nobody_opens_is_refused(url: str) -> None:
     with pytest.raises(InputError, match=re.escape(printable(url)[:4].strip("\0"))):
         folder_of(url)
+
+
+def test_where_moving_fails_the_older_folder_stays(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "mark").write_text("old")
+    beside = folder_beside(place)
+    (beside / "mark").write_text("new")
+    beside.rename(tmp_path / "gone")
+    with pytest.raises(OSError, match="No such file or directory; make room"):
+        replace_folder(beside, place, mark="mark")
+    assert (place / "mark").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "run"]

@@ -168,12 +168,23 @@ def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
         try:
             with _alone_in(folder.parent):
                 _check_place(folder, mark)
-                if folder.is_dir():
-                    os.replace(folder, older)  # moved and then deleted: so the place is empty for a moment only
-                os.replace(beside, folder)
-                flush_names(folder.parent)
+                _exchange(beside, folder, older)
         finally:
             shutil.rmtree(older, ignore_errors=True)
+
+
+def _exchange(beside: Path, folder: Path, older: Path) -> None:
+    """Move the folder at a place, if there is one, to `older`, and `beside` to its place."""
+    there = folder.is_dir()
+    if there:
+        os.replace(folder, older)  # moved and later deleted, so that the place is empty for a moment only
+    try:
+        os.replace(beside, folder)
+    except OSError:
+        if there:
+            os.replace(older, folder)
+        raise
+    flush_names(folder.parent)
 
 
 @contextlib.contextmanager
