@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from pipeline.core import errors
+from pipeline.analysis import embedding_index
+from pipeline.commands import embed
+from pipeline.core import errors, files
+from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError, exit_on_input_error, printable
+from pipeline.corpora import demo
+from pipeline.encoder import models
+from pipeline.scoring import runs
+from pipeline.training import checkpoints
+from tests.conftest import TINY
 
 SCORES = "u1 A1 spoof -1\nu2 - bonafide 2\n"
 BONAFIDE = f"{sys.executable} -m pipeline.commands"
@@ -180,3 +191,62 @@ def test_what_a_terminal_may_get() -> None:
     bar = "\r 50%\x1b[A"
     assert printable(bar, errors.ON_STDERR) == bar
     assert printable("\x1b[2J\x1b]0;title\x07", errors.ON_STDERR) == "\\x1b[2J\\x1b]0;title\\x07"
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[int], None]]:
+    """Let no file become larger than this many bytes: what is written then fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+CENTRES = Centroids(np.ones((3, 400), np.float32), normalize_query=True, bias=0.0, reduce="max")
+
+
+class Embedded:
+    """Embeddings of a thousand utterances."""
+
+    vectors = np.ones((1_000, 64), np.float32)
+
+
+WRITES: dict[str, Callable[[Path], object]] = {
+    "weights": lambda p: runs.save(p, weights={"w": np.ones((9, 999))}, centroids=CENTRES, card={}),
+    "centroids": lambda p: runs.save(p, weights={"w": np.ones(2)}, centroids=CENTRES, card={}),
+    "checkpoint": lambda p: checkpoints.write(p, {"a": torch.ones(10_000)}, {}, run="x"),
+    "index": lambda p: embedding_index._write_index(
+        embedding_index._index(np.ones((500, 64), np.float32), "flat", normalize=False), p
+    ),
+    "encoder": lambda p: models.save(models.load(TINY)[0], p),
+    "npz": lambda p: embed._write_npz(p, {}, Embedded),  # type: ignore[arg-type]
+    "projector": lambda p: embed._write_projector(p, {}, Embedded, name="x"),  # type: ignore[arg-type]
+    "text": lambda p: files.write_text(p, "x" * 9_000),
+    "demo": lambda p: demo.trials(p, Path("demo.py"), "dev"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_full_disk_is_one_message_with_path_and_remedy(
+    tmp_path: Path, no_room: Callable[[int], None], capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    place = tmp_path / "place"
+    if what == "encoder":
+        place.mkdir()
+    no_room(2_000)
+    with pytest.raises(SystemExit) as found:
+        exit_on_input_error(lambda: WRITES[what](place) and None)
+    said = capsys.readouterr().err
+    assert found.value.code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "make room, or allow writing there, and run the same command again: " in said
+    assert str(place) in said
+    assert what == "index" or not place.is_file()  # an index is written into a folder that is not moved then
+    assert not (place / "run.json").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import json
 import os
 import re
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
-from pipeline.core.files import flush, flush_names, writing
+from pipeline.core.files import flush_names, writing
 from pipeline.core.trial_table import Trials, fingerprint
 from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of
 from pipeline.features.receipt_files import open_receipts
@@ -49,22 +49,43 @@ def export(
     beside = file.with_name(file.name + PART_SUFFIX)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with h5py.File(beside, "w") as target:
+        with HoldingBackErrors(beside, "w+") as place:
+            with h5py.File(place, "w") as target:
                 target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
                 target["utterance"] = trials.utterance.astype(object)
                 target["is_bonafide"] = trials.is_bonafide
                 for view in shown:
-                    _export_view(store, view, taps, target)
-        except RuntimeError as error:  # HDF5's, where it cannot close the file because the disk is full
-            raise OSError(errno.EIO, str(error)) from None
-        flush(beside)
+                    _export_view(store, view, taps, target, place)
+            place.check()
+            os.fsync(place.fileno())
         os.replace(beside, file)
         flush_names(file.parent)
     return file.stat().st_size
 
 
-def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> None:
+class HoldingBackErrors(io.FileIO):
+    """A file for HDF5, which ends the process where it cannot write: the first error waits until `check` raises it."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or drop them once there was an error; returns their number."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self.error is None:
+            try:
+                done += super().write(view[done:])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def check(self) -> None:
+        """Raise OSError where something could not be written."""
+        if self.error is not None:
+            raise self.error
+
+
+def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any, place: HoldingBackErrors) -> None:
     from pipeline.features.reader import Reader  # with torch, which takes a while
 
     spec = store.spec
@@ -84,6 +105,7 @@ def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> N
             block = reader.gather(np.arange(rows.start, rows.stop)).numpy()
             for layer, array in enumerate(arrays):
                 array[rows.start : rows.stop] = block[:, layer]
+            place.check()
 
 
 def bring_back(file: Path, *, root: Path) -> Store:

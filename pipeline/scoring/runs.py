@@ -41,12 +41,12 @@ def save(
     """
     beside = folder_beside(folder)
     plain = {name: np.ascontiguousarray(array) for name, array in weights.items()}
-    with writing(beside):
+    with writing(folder):
         (beside / BACKEND_FILE).write_bytes(save_arrays(plain))
         if path is not None:
             (beside / PATH_FILE).write_bytes(save_arrays({"vectors": path}))
-    scoring = write_index(build(centroids), beside / CENTROIDS_FILE)
-    (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
+        scoring = write_index(build(centroids), beside / CENTROIDS_FILE)
+        (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
 
 
