@@ -49,7 +49,7 @@ def export(
     beside = file.with_name(file.name + PART_SUFFIX)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with HoldingBackErrors(beside, "w+") as place:
+        with HoldingBackErrors(beside) as place:
             with h5py.File(place, "w") as target:
                 target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
                 target["utterance"] = trials.utterance.astype(object)
@@ -64,20 +64,47 @@ def export(
 
 
 class HoldingBackErrors(io.FileIO):
-    """A file for HDF5, which ends the process where it cannot write: the first error waits until `check` raises it."""
+    """A file for HDF5, which ends the process where it cannot write: the first error waits until `check` raises it.
 
-    error: OSError | None = None
+    Bytes that are written after an error stay in memory, where HDF5 finds them again until it has closed the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+        self.kept: list[tuple[int, bytes]] = []  # place and bytes
 
     def write(self, data: Any) -> int:
-        """Write bytes, or drop them once there was an error; returns their number."""
-        view = memoryview(data).cast("B")
-        done = 0
+        """Write bytes, or keep them once there was an error; returns their number."""
+        view, start, done = memoryview(data).cast("B"), self.tell(), 0
         while done < len(view) and self.error is None:
             try:
                 done += super().write(view[done:])
             except OSError as error:
                 self.error = error
+        if self.error is not None:
+            self.kept.append((start + done, bytes(view[done:])))
+            self.seek(start + len(view))
         return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read bytes, also those that were kept; returns their number."""
+        view, start = memoryview(buffer).cast("B"), self.tell()
+        super().readinto(view)
+        for place, data in self.kept:
+            first, last = max(place, start), min(place + len(data), start + len(view))
+            if first < last:
+                view[first - start : last - start] = data[first - place : last - place]
+        self.seek(start + len(view))
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file; returns it."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
     def check(self) -> None:
         """Raise OSError where something could not be written."""
