@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -439,3 +440,16 @@ def test_the_spec_is_that_of_the_store(project: Project) -> None:
         spec, name = hdf5._spec(Path("dev.h5"), file)
     assert (spec, name) == (Store.open(project.store("dev")).spec, "dev")
     assert isinstance(spec, Spec)
+
+
+@pytest.mark.parametrize("size", [0, 100, *range(1_000, 70_000, 3_456)])
+def test_an_export_onto_a_full_disk_is_an_error_and_leaves_the_older_file(project: Project, size: int) -> None:
+    Path("train.h5").write_bytes(b"older")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(OSError, match="make room, or allow writing there, and run the same command again"):
+            run("export", "train", "train.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path("train.h5").read_bytes() == b"older"

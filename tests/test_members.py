@@ -12,6 +12,10 @@ import torch
 
 from pipeline.core import members
 from pipeline.core.errors import InputError
+from pipeline.core.members import member
+from pipeline.core.sections import ViewsParams
+from pipeline.training.cells import Cell, QualitySplit
+from pipeline.training.selection import trained_centroids
 
 ROOT = Path(__file__).parents[1]
 LOSS = """
@@ -157,3 +161,110 @@ def test_a_backend_says_how_wide_its_embeddings_are(found: Any, width: object) -
     with pytest.raises(InputError, match=r"backends/mine\.py: expected `self\.embedding_dim`, an int ≥ 1"):
         members.check_backend(backend, "mine")
     assert isinstance(backend, torch.nn.Module)
+
+
+def cell_of(found: Any, axis: str, text: str) -> Cell:
+    """A cell of the members of the project, but for one of this text."""
+    loss, backend = member("losses", "cross_entropy").Loss, member("backends", "linear").Backend
+    module = found(axis, text)
+    return Cell(
+        backend=module.Backend if axis == "backends" else backend,
+        backend_name="mine",
+        backend_place="params.yaml:1: backends.mine",
+        backend_parameters={},
+        loss=module.Loss if axis == "losses" else loss,
+        loss_name="mine",
+        loss_place="params.yaml:2: losses.mine",
+        loss_parameters={},
+        split=QualitySplit(),
+        layers=(0,),
+        views=ViewsParams(draw=(), probability=0.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "def __init__(self, facts)",
+            "def __init__(self)",
+            r"`Loss\.__init__`, a method: \(facts, \*, \.\.\.\); it does",
+        ),
+        ("def __init__(self, facts)", "def __init__(self, facts, more)", r"it does not take that: missing a required"),
+        (
+            "super().__init__()",
+            "self.weight = nn.Linear(2, 2)",
+            r"that calls super\(\)\.__init__\(\) first; it does not",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be_made_is_named_with_its_file(found: Any, old: str, new: str, message: str) -> None:
+    assert old in LOSS
+    with pytest.raises(InputError, match=rf"pipeline/losses/mine\.py: expected .*{message}"):
+        cell_of(found, "losses", LOSS.replace(old, new)).make_loss(embedding_dim=2, speakers=1, layers=1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "*, layers, channels",
+            "layers",
+            r"`Backend\.__init__`, a method: \(\*, layers, channels, \.\.\.\); it does not",
+        ),
+        (
+            "super().__init__()",
+            "self.weight = nn.Linear(2, 2)",
+            r"that calls super\(\)\.__init__\(\) first; it does not",
+        ),
+    ],
+)
+def test_a_backend_that_cannot_be_made_is_named_with_its_file(found: Any, old: str, new: str, message: str) -> None:
+    assert old in BACKEND
+    with pytest.raises(InputError, match=rf"pipeline/backends/mine\.py: expected .*{message}"):
+        cell_of(found, "backends", BACKEND.replace(old, new)).make_backend(layers=2, channels=3)
+
+
+def test_faults_within_a_constructor_keep_their_traceback(found: Any) -> None:
+    text = LOSS.replace("super().__init__()", "super().__init__(); None + 1")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        cell_of(found, "losses", text).make_loss(embedding_dim=2, speakers=1, layers=1)
+
+
+@pytest.mark.parametrize(("axis", "text"), [("losses", LOSS), ("backends", BACKEND)])
+def test_a_class_that_is_no_module_of_torch_is_named(found: Any, axis: str, text: str) -> None:
+    with pytest.raises(InputError, match=rf"pipeline/{axis}/mine\.py: expected `\w+\.state_dict`, .*torch\.nn\.Module"):
+        found(axis, text.replace("(nn.Module)", ""))
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (None, "got NoneType"),
+        (1.5, "got float"),
+        (torch.zeros(3, requires_grad=True), r"got shape \(3,\)"),
+        (torch.zeros(()), "depends on the embeddings, got one without a gradient"),
+    ],
+)
+def test_a_loss_gives_a_scalar_with_a_gradient(found: Any, value: object, got: str) -> None:
+    loss = found("losses", LOSS).Loss(None)
+    members.check_loss(loss, torch.zeros((), requires_grad=True))
+    with pytest.raises(
+        InputError, match=rf"pipeline/losses/mine\.py: expected `Loss\.forward` to return a scalar.*{got}"
+    ):
+        members.check_loss(loss, value)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (3, 6), (4,), (4, 6, 1), ()])
+def test_a_backend_gives_one_embedding_for_each_utterance(found: Any, shape: tuple[int, ...]) -> None:
+    backend = found("backends", BACKEND).Backend(layers=1, channels=3)  # 2 · 1 · 3 = 6 wide
+    members.check_embeddings(backend, torch.zeros(4, 6), count=4)
+    with pytest.raises(
+        InputError, match=r"backends/mine\.py: expected `Backend\.forward` to return embeddings \(4, 6\)"
+    ):
+        members.check_embeddings(backend, torch.zeros(shape), count=4)
+
+
+def test_a_loss_that_gives_no_centroids_is_named(found: Any) -> None:
+    with pytest.raises(InputError, match=r"pipeline/losses/mine\.py: expected `Loss\.centroids` to .*, got NoneType"):
+        trained_centroids(found("losses", LOSS).Loss(None), section="train")

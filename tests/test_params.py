@@ -1,9 +1,14 @@
 """params.yaml: what is shipped loads, and every mistake is named with its line."""
 
+import contextlib
 import re
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core import members, params_file
 from pipeline.core.errors import InputError
@@ -311,3 +316,102 @@ def test_what_dvc_does_not_track_is_the_projects_own_in_a_copy_of_it(
     monkeypatch.setenv("DVC_ROOT", "/project")  # as DVC sets it for an experiment that runs in a copy
     assert features.folder == Path("/project/data/cache")
     assert absolute.folder == Path("/disk/cache")
+
+
+LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}, *a{i}]\n" for i in range(30))
+HUGE = {
+    "deep list": ("a: " + "[" * 50_000, ":1: expected parameters of at most 20000 values in 20 levels"),
+    "deep sections": (
+        "".join(" " * i + "a:\n" for i in range(500)),
+        ":21: expected parameters of at most 20000 values",
+    ),
+    "laughs": (LAUGHS, ":9: expected parameters of at most 20000 values in 20 levels, got more; are they aliases"),
+    "own alias": ("a: &a [*a]\n", ":1: expected an alias of a section above, got *a"),
+    "no anchor": ("a: 1\nb: *a\n", ":2: expected an alias of a section above, got *a"),
+    "a tag": ("a: 1\nb: !!python/object:os.system x\n", ":2: expected no tag, got 'tag:yaml.org,2002:python/object"),
+    "tags": ("a: " + "!x " * 10_000, ":1: expected no tag, got '!x'"),
+    "a long tag": (f"a: !{'x' * 9_000} 1\n", ":1: expected no tag, got '!xxx"),
+    "many values": ("a: [" + "1," * 30_000 + "]\n", ":1: expected parameters of at most 20000 values"),
+    "no date": ("a: 2001-99-99\n", ": expected parameters as YAML, got a value that cannot be read: month must be in"),
+    "digits": (f"a: {'9' * 5_000}\n", ": expected parameters as YAML, got a value that cannot be read: Exceeds the"),
+    "hexadecimal": (
+        f"sets: 0x{'f' * 5_000}\n",
+        ":1: sets: expected a valid dictionary, got a number of too many digits",
+    ),
+    "long text": (f"sets: {'x' * 9_000}\n", ":1: sets: expected a valid dictionary, got 'xxx"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_yaml_without_end_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    text, message = HUGE[name]
+    (tmp_path / "params.yaml").write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(InputError) as raised:
+        params_file.load(tmp_path / "params.yaml")
+    assert time.perf_counter() - start < 5
+    assert f"{tmp_path}/params.yaml{message}" in str(raised.value)
+    assert max(map(len, str(raised.value).split("\n"))) < 400
+
+
+@pytest.mark.parametrize("code", ["0", "x1b[2J", "u202e", "x7f", "r", "L"])
+def test_text_that_no_path_can_have_is_refused(tmp_path: Path, code: str) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("root: data/demo", f'root: "data/\\{code}demo"', 1)
+    line = 1 + text[: text.index("root: ")].count("\n")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"params\.yaml:{line}: 'sets\.train\.root': expected text without control"):
+        params_file.load(tmp_path / "params.yaml")
+
+
+def test_merged_sections_and_aliases_are_read_and_have_a_line(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    plain, head = params_file.load(ROOT / "params.yaml"), "  train:\n"
+    merged = text.replace(head, "  train: &train\n", 1).replace("  dev:\n", "  dev:\n    <<: *train\n", 1)
+    assert merged.count("train: &train") == merged.count("<<: *train") == 1
+    (tmp_path / "params.yaml").write_text(merged)
+    assert params_file.load(tmp_path / "params.yaml").model_dump() == plain.model_dump()
+    (tmp_path / "params.yaml").write_text(merged.replace("<<: *train", "<<: {mistake: 1}"))
+    line = 1 + merged[: merged.index("  dev:")].count("\n")
+    with pytest.raises(InputError, match=rf"params\.yaml:({line}|{line + 1}): sets\.dev\.mistake: unknown parameter"):
+        params_file.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_line_ends_and_byte_order_marks(tmp_path: Path, start: str, end: str) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_bytes((start + text.replace("\n", end)).encode())
+    loaded = params_file.load(tmp_path / "params.yaml").model_dump()
+    assert loaded == params_file.load(ROOT / "params.yaml").model_dump()
+
+
+PIECES = st.sampled_from(
+    ["a", ": ", "- ", "\n", "  ", "[", "]", "{", "}", "&a ", "*a", "!", "!!set ", "<<", "? ", "|\n", ">"]
+)
+OTHERS = st.sampled_from(
+    ["'", '"', "#", "%", "---", "...", "1", "0x1", "1e9", "~", ".inf", "\t", "\\0", "2001-02-30", ","]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(PIECES | OTHERS | st.characters(codec="utf-8"), max_size=30).map("".join))
+def test_no_text_gives_another_error(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(text, encoding="utf-8", newline="")
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            params_file.load(path)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_no_change_of_the_parameters_gives_another_error(data: st.DataObject) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    at = data.draw(st.integers(0, len(text)))
+    cut = data.draw(st.integers(0, 5))
+    changed = text[:at] + data.draw(PIECES | OTHERS | st.characters(codec="utf-8")) + text[at + cut :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(changed, encoding="utf-8", newline="")
+        with contextlib.suppress(InputError):
+            assert params_file.load(path).sets

@@ -1,14 +1,18 @@
 """From anyone's corpus to a trial table: what is valid goes through, everything else is named with file and line."""
 
+import csv
 import os
 import re
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.audio import decode
 from pipeline.audio.inspection import with_contents
@@ -16,6 +20,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, exit_on_input_error
 from pipeline.core.trial_table import Row, from_rows
 from pipeline.corpora import manifest
+from pipeline.metrics import join, scorefile
 from pipeline.quality import dnsmos
 from stages import prepare
 from tests.beside import SPEECH, needs
@@ -312,3 +317,146 @@ def test_the_shipped_demo_needs_nothing_from_outside() -> None:
     for source in params_file.load(SETTINGS).sets.values():
         assert (ROOT / source.protocol).is_file()
         assert not Path(source.root).is_absolute()
+
+
+TEXT = ("utterance", "path", "speaker", "attack", "codec", "vocoder")
+REFUSED = [
+    "a\tb",
+    "a\nb",
+    "a\rb",
+    "a\0b",
+    "a\x1b[2Jb",
+    "a\x7fb",
+    "a\x85b",
+    "a\u2028b",
+    "a\u2029b",
+    "a\u202eb",
+    "a\u2066b",
+    "a\u200fb",
+]
+HELD = [
+    "a b",
+    "a\u00a0b",
+    'a"b',
+    "a'b",
+    "'=a",
+    "a,b",
+    "<script>alert(1)</script>",
+    "=cmd()",
+    "+1+2",
+    "-x",
+    "@x",
+    "a%20b",
+]
+HELD += ["100%", "x" * 300, "#a", "é漢字\u200d", "a|b", "$a$", "`a`", "-"]
+
+
+def named(name: str, text: str) -> list[Row]:
+    """Two trials, the second, a spoof, with this text in this column."""
+    return [Row("t:2", "u1", "u1.wav", "bonafide"), Row("t:3", "u2", "u2.wav", "spoof")._replace(**{name: text})]
+
+
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("text", REFUSED, ids=ascii)
+def test_names_that_a_file_or_terminal_cannot_hold_are_refused(name: str, text: str) -> None:
+    with pytest.raises(InputError, match=r"^1 of 2 trials cannot be used; mend or remove them:\n  t:3: ") as raised:
+        from_rows(named(name, text), source="t")
+    assert str(raised.value).count("\n") == 1
+    assert str(raised.value).split("\n")[1].isprintable()
+
+
+@pytest.mark.parametrize("name", TEXT[2:])
+@pytest.mark.parametrize("text", [" a", "a ", "\u00a0a", "\u3000"])
+def test_white_space_at_the_ends_of_a_name_is_refused(name: str, text: str) -> None:
+    with pytest.raises(InputError, match=rf"t:3: utterance u2: expected {name} without white space at its ends, got "):
+        from_rows(named(name, text), source="t")
+
+
+@pytest.mark.parametrize("layout", ["2019", "2021", "asvspoof5"])
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("text", HELD, ids=ascii)
+def test_a_name_that_is_taken_is_held_by_table_and_score_file(
+    tmp_path: Path, name: str, text: str, layout: scorefile.Layout
+) -> None:
+    if name == "utterance" and text.split() != [text]:
+        return  # refused, as a test above says
+    table = from_rows(named(name, text), source="t")
+    assert getattr(table, name).tolist()[1] == text
+    (tmp_path / "t.csv").write_text(trial_table.to_csv(table))
+    back = trial_table.read(tmp_path / "t.csv")
+    scorefile.write(tmp_path / "s.txt", back, np.array([0.5, -0.5]), layout=layout)
+    assert join.read(tmp_path / "s.txt", back).tolist() == [0.5, -0.5]
+    assert getattr(back, name).tolist() == getattr(table, name).tolist()
+    if layout == "2019":
+        own = scorefile.own_key(scorefile.parse(tmp_path / "s.txt"))
+        assert own.attack.tolist() == table.attack.tolist()
+        assert all(len(line.split()) == 4 for line in (tmp_path / "s.txt").read_text().splitlines())
+    for cells in csv.reader((tmp_path / "t.csv").read_text().splitlines()):
+        assert not any(cell[:1] in ("=", "+", "@") or (cell[:1] == "-" and cell != "-") for cell in cells)
+
+
+@given(st.sampled_from(TEXT), st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
+def test_any_text_is_refused_or_comes_back(name: str, text: str) -> None:
+    try:
+        table = from_rows(named(name, text), source="t")
+    except InputError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert "t:3: " in refusal
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "t.csv").write_text(trial_table.to_csv(table), encoding="utf-8")
+        back = trial_table.read(place / "t.csv")
+        for column in fields(table):
+            np.testing.assert_array_equal(getattr(back, column.name), getattr(table, column.name))
+        scorefile.write(place / "s.txt", back, np.array([0.5, -0.5]), layout="2019")
+        join.read(place / "s.txt", back)
+        assert scorefile.own_key(scorefile.parse(place / "s.txt")).attack.tolist() == table.attack.tolist()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("unknown", ["", "-", "NaN", "nan", "NA", "na"])
+def test_line_ends_and_words_for_an_unknown_quality(folder: Path, end: str, unknown: str) -> None:
+    lines = [HEADER + ",quality", f"a,a.wav,bonafide,dev,{unknown}", "b,b.wav,spoof,dev,3.5"]
+    (folder / "trials.csv").write_bytes((end.join(lines) + end).encode())
+    table = manifest.trials(folder, folder / "trials.csv", "dev")
+    assert table.utterance.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(table.quality, [np.nan, 3.5])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_problems_have_their_line_whatever_the_line_ends_are(folder: Path, end: str) -> None:
+    lines = [HEADER, *GOOD, "d,d.wav,fake,dev"]
+    (folder / "trials.csv").write_bytes((end.join(lines) + end).encode())
+    with pytest.raises(InputError, match=r"trials\.csv:5: utterance d: expected label bonafide or spoof, got 'fake'"):
+        manifest.trials(folder, folder / "trials.csv", "dev")
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [('"c.wav', "unexpected end of data"), ('"c"x', "',' expected after '\"'"), ('"' + "x" * 140_000, "field larger")],
+)
+def test_an_open_quote_is_told_at_its_own_line(folder: Path, cell: str, message: str) -> None:
+    rest = [f"e{i},e{i}.wav,spoof,dev" for i in range(50)]
+    (folder / "trials.csv").write_text("\n".join([HEADER, *GOOD[:2], f"c,{cell},spoof,dev", *rest]) + "\n")
+    with pytest.raises(InputError, match=r"trials\.csv:4: not valid CSV: .*; is a quote left open\?$") as raised:
+        manifest.trials(folder, folder / "trials.csv", "dev")
+    assert message in str(raised.value)
+
+
+def test_rows_over_several_lines_have_the_number_of_their_first(folder: Path) -> None:
+    lines = [HEADER + ",text", 'a,a.wav,bonafide,dev,"two\nlines"', "b,b.wav,spoof,dev,one", 'c,c.wav,"x\ny"']
+    (folder / "trials.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"trials\.csv:5: expected 5 cells, got fewer; mend the line; is a quote left"):
+        manifest.trials(folder, folder / "trials.csv", "dev")
+    (folder / "trials.csv").write_text("\n".join(lines[:3]) + "\n")
+    assert manifest.trials(folder, folder / "trials.csv", "dev").utterance.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("quality", ["1_0", "0_1", "inf", "-1", "7"])
+def test_a_quality_that_is_no_mos_is_refused(quality: str) -> None:
+    with pytest.raises(InputError, match=r"t:3: utterance u2: expected a quality \(MOS\) from 0 to 6 or nothing, got "):
+        from_rows(named("quality", quality), source="t")

@@ -297,3 +297,51 @@ def test_no_file_and_no_text(tmp_path: Path, file: Callable[[str], Path]) -> Non
     path.write_bytes(b"a 1\n\xff 2\n")
     with pytest.raises(InputError, match=r"expected UTF-8 text"):
         join.read(path, table("a", "b"))
+
+
+def test_white_space_in_an_attack_is_written_as_in_a_url(tmp_path: Path) -> None:
+    rows = [Row("t:1", "a", "a", "bonafide"), Row("t:2", "b", "b", "spoof", attack="voice\u00a0clone 100%")]
+    path, trials = tmp_path / "s.txt", from_rows(rows, source="t")
+    scorefile.write(path, trials, np.array([1.0, 0.0]), layout="2019")
+    assert path.read_bytes() == b"a - bonafide 1.0\nb voice%C2%A0clone%20100%25 spoof 0.0\n"
+    assert scorefile.parse(path).attack == ["-", "voice\u00a0clone 100%"]
+
+
+@pytest.mark.parametrize("word", ["100%", "%", "%2", "%zz", "%41", "%ff", "a%2520b", "%0a"])
+def test_a_foreign_attack_that_only_looks_so_stays(file: Callable[[str], Path], word: str) -> None:
+    expected = {"a%2520b": "a%20b"}.get(word, word)
+    assert scorefile.parse(file(f"a - bonafide 1\nb {word} spoof 2\n")).attack == ["-", expected]
+
+
+def test_lines_may_end_in_cr(file: Callable[[str], Path]) -> None:
+    for text in ("a 1\rb 2\r", "a 1\r\nb 2\r", "utterance,score\ra,1\rb,2\r", "filename\tcm-score\ra\t1\rb\t2"):
+        assert join.read(file(text), table("a", "b")).tolist() == [1.0, 2.0]
+    with pytest.raises(InputError, match=r"scores\.txt:3: utterance c: expected a finite score, got 'x'"):
+        scorefile.parse(file("a 1\rb 2\rc x\r"))
+
+
+def test_an_utterance_may_look_like_a_header_of_csv(file: Callable[[str], Path]) -> None:
+    found = scorefile.parse(file("file,1 0.5\nb 2\n"))
+    assert (found.layout, found.utterance) == ("2021", ["file,1", "b"])
+
+
+def test_an_endless_first_line_is_no_layout(file: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=r"scores\.txt:1: expected the first line of a score file"):
+        scorefile.parse(file("a," * 70_000))
+
+
+@given(st.binary(max_size=200) | st.text('a,1\t"\r\n -.=filenmcorsut%', max_size=60).map(str.encode))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scores.txt"
+        path.write_bytes(data)
+        try:
+            found = scorefile.parse(path)
+        except InputError as error:
+            refusal = str(error)
+        else:
+            refusal = ""
+        if refusal:
+            assert str(path) in refusal
+            return
+        assert len(found.utterance) == len(found.score) == len(set(found.utterance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.analysis.embeddings import CARD_FILE, INDEX_FILE, UTTERANCES_FILE, VECTORS_FILE, Embeddings, mapped, read
 from pipeline.analysis.exact_search import BLOCK, SEED, Ids, Vectors, compared, distances, nearest_ids, one_thread
 from pipeline.core.errors import InputError, listing
-from pipeline.core.files import folder_beside, replace_folder
+from pipeline.core.files import folder_beside, replace_folder, writing
 
 FLAT_UP_TO = 200_000  # the most utterances with an exact (flat) index
 IVF_UP_TO = 2_000_000  # the most utterances with an index (IVF) of full vectors
@@ -56,13 +57,21 @@ def build(
     recall = 1.0
     if kind != "flat":
         recall = _tuned(Embeddings(np.array(names), vectors, normalize, index, {"kind": kind}))
-    faiss.write_index(index, str(beside / INDEX_FILE))
+    _write_index(index, beside / INDEX_FILE)
     sizes = {name: (beside / name).stat().st_size for name in (VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE)}
     record = {"count": len(names), "embedding_dim": vectors.shape[1], "normalize": normalize, "kind": kind}
     record |= {"recall": round(recall, 4), "bytes": sizes}
     (beside / CARD_FILE).write_text(json.dumps(facts | record, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
     return read(folder)
+
+
+def _write_index(index: Any, path: Path) -> None:
+    with writing(path):
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:  # which FAISS raises where the disk is full
+            raise OSError(errno.EIO, str(error)) from None
 
 
 def _checked(folder: Path, utterances: Sequence[str]) -> list[str]:

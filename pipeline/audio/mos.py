@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pipeline.audio import decode
 from pipeline.audio.inspection import AHEAD
-from pipeline.core import ahead
+from pipeline.core import ahead, files
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import MOS_RANGE, Trials
 
@@ -76,7 +76,7 @@ def _estimate_all(
                 problems.append(result)
                 continue
             key = str(table.utterance[row]), str(table.content[row])
-            writer.writerow([*key, identity, result])
+            writer.writerow([files.safe_cell(cell) for cell in (*key, identity, result)])
             found[key] = result
     if problems:
         raise InputError(
@@ -128,7 +128,7 @@ def _entries(cache: Path, data: bytes, identity: str) -> dict[Key, float]:
             raise ValueError(f"expected the columns {HEADER.strip()}")
         for utterance, content, estimator, mos in lines:
             if estimator == identity:
-                known[utterance, content] = float(mos)
+                known[files.plain_cell(utterance), content] = float(mos)
     except (ValueError, csv.Error) as error:
         line = max(1, lines.line_num)
         raise InputError(f"{cache}:{line}: not a cache of estimates ({error}); move it away") from None

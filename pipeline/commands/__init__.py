@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core import members
-from pipeline.core.errors import collect_garbage_seldom, run_command
+from pipeline.core.errors import collect_garbage_seldom, run_command, say_interruptions_shortly
 
 FOLDER = Path(__file__).parent
 
 
 def main() -> None:
     """Run `bonafide` as the whole process."""
+    say_interruptions_shortly()
     collect_garbage_seldom()
     run_command(lambda: dispatch(sys.argv[1:]))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
-from pipeline.core.errors import InputError
+from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import readable_size
 from pipeline.core.params import Params
 from pipeline.encoder import kept
@@ -226,3 +226,7 @@ def _export(given: argparse.Namespace, root: Path) -> None:
     receipt = FEATURES / f"{given.set}.json"
     size = export(receipt, given.file, root=root, trials=table, layers=given.layers, views=given.views)
     print(f"{receipt} -> {given.file}, {readable_size(size)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -18,7 +18,7 @@ from pipeline.audio import decode
 from pipeline.commands import _score_arguments
 from pipeline.core import files
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import InputError, listing
+from pipeline.core.errors import InputError, listing, run_command
 
 if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
     from pipeline.detect import Detection, System, Timeline, Unreadable
@@ -261,3 +261,7 @@ def _low(timeline: dict[str, Any]) -> str:
 
 def _decision(result: Detection) -> str:
     return "bonafide" if result.is_bonafide else "spoof"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -19,8 +19,8 @@ from pipeline.analysis import embeddings
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import trial_table
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import InputError
-from pipeline.core.files import write_text
+from pipeline.core.errors import InputError, run_command
+from pipeline.core.files import flush_names, safe_cell, write_text, writing
 from pipeline.core.trial_table import LABELS, Trials
 
 DATA = Path("data")  # of the project in the current folder
@@ -98,13 +98,15 @@ def _columns(table: Trials) -> Columns:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside `path` to write, and rename it to `path` at the end. Missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        flush_names(path.parent)
 
 
 def _write_npz(path: Path, columns: Columns, found: Embeddings) -> None:
@@ -142,5 +144,9 @@ def _write_projector(folder: Path, columns: Columns, found: Embeddings, *, name:
 
 
 def _cell(value: Any) -> str:
-    """A value as text without tabs and line breaks."""
-    return " ".join(str(value).split())
+    """A value as text without tabs and line breaks, which no spreadsheet computes."""
+    return str(safe_cell(" ".join(str(value).split())))
+
+
+if __name__ == "__main__":
+    run_command(main)

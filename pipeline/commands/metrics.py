@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.commands import _score_arguments
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import SHOWN
+from pipeline.core.errors import SHOWN, run_command
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.metrics import asv_scores, evaluation, join, keys
 from pipeline.metrics.join import JoinedScores
@@ -163,3 +163,7 @@ def _comparison(
         "interval": [paired.low, paired.high],
         "p_value": paired.p_value,
     }
+
+
+if __name__ == "__main__":
+    run_command(main)

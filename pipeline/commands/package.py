@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.arguments import parser_of
+from pipeline.core.errors import run_command
 from pipeline.core.files import readable_size
 
 EXAMPLES = """\
@@ -49,3 +50,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="name of a run of the project in the current folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.commands import _score_arguments
 from pipeline.core.arguments import parser_of
+from pipeline.core.errors import run_command
 from pipeline.core.trial_table import Trials
 from pipeline.metrics import evaluation, join, keys
 from pipeline.metrics.det import Det, det_points
@@ -110,3 +111,7 @@ def _heatmaps(folder: Path, systems: Mapping[str, Metrics]) -> None:
             continue
         percent = np.array([[groups[kind][name]["eer"] for name in names] for groups in systems.values()])
         _heatmap(folder / f"eer_{kind}", list(systems), names, percent, corner="system")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 SHOWN = 10
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 BROKEN_PIPE = 141  # the exit code of a command that SIGPIPE ended
+# What no name may have and no terminal gets: control characters, line and paragraph separators, marks that turn the
+# direction of text, byte order marks, and halves of characters (surrogates).
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+ON_STDOUT = re.compile(f"(?![\\n\\t]){UNPRINTABLE.pattern}")
+ON_STDERR = re.compile(rf"(?![\n\t\r]|\x1b\[A){UNPRINTABLE.pattern}")  # progress bars go back in the line, and up
 
 
 class InputError(Exception):
@@ -31,8 +40,16 @@ def listing(problems: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def printable(text: str, escaped: re.Pattern[str] = ON_STDOUT) -> str:
+    """Text for a terminal: what could move its cursor or turn the text becomes an escape such as \\x1b."""
+    return escaped.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def exit_on_input_error(main: Callable[[], None]) -> None:
-    """Run a command. Bad input ends it with one message on stderr and exit code 2, without a traceback."""
+    """Run a command. Bad input ends it with one message on stderr and exit code 2, without a traceback.
+
+    Ctrl-C ends it with exit code 130.
+    """
     try:
         main()
     except InputError as error:
@@ -41,9 +58,16 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         os._exit(BROKEN_PIPE)
     except OSError as error:  # no permission, no space, no such folder: the system's own words say it
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    except (ValueError, RuntimeError) as error:  # Python gives these two for paths no system could open
+        if not str(error).startswith(("embedded null", "Symlink loop")):
+            raise
+        message = f"{error}: expected the path of a file or folder; mend the path or the link"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -56,16 +80,70 @@ def collect_garbage_seldom() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+class PlainStream(io.TextIOWrapper):
+    """A stream for people. Characters that it cannot encode, or that no terminal gets, are written as escapes."""
+
+    escaped = ON_STDOUT
+
+    def write(self, text: str) -> int:
+        """Write text; returns the number of characters of `text`."""
+        super().write(printable(text, self.escaped))
+        return len(text)
+
+
+class PlainErrors(PlainStream):
+    """The same for stderr, where progress bars move the cursor."""
+
+    escaped = ON_STDERR
+
+
+def plain_streams() -> None:
+    """Make stdout and stderr such streams; one that was closed before the command began takes everything."""
+    for name, kind in (("stdout", PlainStream), ("stderr", PlainErrors)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8", write_through=True))
+        elif isinstance(stream, io.TextIOWrapper) and not isinstance(stream, PlainStream):
+            stream.flush()
+            plain = kind(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, plain)
+
+
+def say_interruptions_shortly() -> None:
+    """Let Ctrl-C end this process with one word and exit code 130 also where no command runs yet: during imports."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    sys.excepthook = hook
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command as the whole process, as `exit_on_input_error` does, and end it without closing libraries.
 
     Closing torch takes 0.4 s, an eighth of the time of a small training. All files are written before.
     """
-
-    def flushed() -> None:
-        main()
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-    exit_on_input_error(flushed)
-    os._exit(0)
+    plain_streams()
+    try:
+        exit_on_input_error(main)
+        code: str | int | None = 0
+    except SystemExit as ended:
+        code = ended.code
+    try:
+        exit_on_input_error(sys.stdout.flush)
+    except SystemExit:  # what stands in its buffer can never be written, and Python would try again
+        os._exit(2)
+    sys.stderr.flush()
+    if code in (0, None):
+        os._exit(0)
+    raise SystemExit(code)

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
+import itertools
 import json
 import os
+import re
 import shutil
+import socket
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.core.errors import InputError
 from pipeline.core.object_store import OPTIONS, is_local, reaching, read_files
+
+FORMULA = "=+-@'"  # how a formula begins, and the quote that marks text
+OWN_PART = re.compile(r"(.*)\.([0-9a-f]{8})-([0-9]+)-[0-9]+(\.[^.]*)?\.part").fullmatch
+CALLS = itertools.count()  # of `folder_beside` in this process
+MARKED = re.compile(r"'+[=+\-@]").match  # a quote in front of a formula, or in front of such a quote
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,9 +84,14 @@ def folder_of(url: str) -> Path:
     """
     if "://" not in url or url.startswith("file://"):
         return in_project(url.removeprefix("file://"))
-    from upath import UPath  # here, because the packages for object stores import slowly
+    import fsspec  # type: ignore[import-untyped]  # here, because the packages for object stores import slowly
+    from upath import UPath
 
     protocol = url.partition("://")[0]
+    if protocol not in fsspec.available_protocols():
+        raise InputError(
+            f"{url}: expected a folder, or the URL of one, such as s3://bucket/features; fsspec knows no {protocol!a}://"
+        )
     # Listings are not cached, because other processes may write.
     options = {"use_listings_cache": False} | OPTIONS.get(protocol, {})
     try:
@@ -85,23 +100,55 @@ def folder_of(url: str) -> Path:
     except ImportError as error:
         install = 'pip install "bonafide[s3]"' if protocol == "s3" else f"install what fsspec needs for {protocol}://"
         raise InputError(f"{url}: {install}: {error}") from None
-    except ValueError as error:
+    except Exception as error:  # each kind of store has its own errors
         raise InputError(f"{url}: expected a folder, or the URL of one that fsspec can open: {error}") from None
     return cast(Path, found)
 
 
 def folder_beside(folder: Path) -> Path:
-    """Make an empty folder beside `folder`, to be filled and then moved there by `replace_folder`."""
+    """Make an empty folder beside `folder`, to be filled and then moved there by `replace_folder`.
+
+    Each call makes a folder of its own, because several processes may write the same folder at the same time. Folders
+    of processes of this machine that have ended are removed.
+    """
     folder = folder.resolve()  # "." has no name
-    beside = folder.parent / f"{folder.name}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    with writing(beside):
-        beside.mkdir(parents=True)
+    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for path in folder.parent.iterdir():
+            found = OWN_PART(path.name)
+            if (
+                found
+                and found[1] + (found[4] or "") == folder.name
+                and found[2] == machine
+                and not _runs(int(found[3]))
+            ):
+                shutil.rmtree(path, ignore_errors=True)
+        beside = folder.parent / f"{folder.stem}.{machine}-{os.getpid()}-{next(CALLS)}{folder.suffix}.part"
+        beside.mkdir()
     return beside
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def check_place(folder: Path, *, mark: str) -> None:
     """Raise InputError where `replace_folder` would: a folder without the file `mark` is in the way."""
+    folder = folder.resolve()
+    if folder.is_dir():
+        with _alone_in(folder.parent):
+            _check_place(folder, mark)
+
+
+def _check_place(folder: Path, mark: str) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
         raise InputError(
             f"{folder}: expected a free place or an older folder with {mark}, got a folder of other things"
@@ -111,13 +158,59 @@ def check_place(folder: Path, *, mark: str) -> None:
 def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
     """Move a folder that `folder_beside` made to its place, and delete an older one there that has the file `mark`.
 
-    Raises InputError where a folder of other things is in the way; it is not changed.
+    All is flushed to the disk before it is moved. Of several writers the last one stays. Raises InputError where a
+    folder of other things is in the way; it is not changed.
     """
-    check_place(folder, mark=mark)
     folder = folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
+        flush_folder(beside)
+        older = folder_beside(folder)
+        try:
+            with _alone_in(folder.parent):
+                _check_place(folder, mark)
+                _exchange(beside, folder, older)
+        finally:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def _exchange(beside: Path, folder: Path, older: Path) -> None:
+    """Move the folder at a place, if there is one, to `older`, and `beside` to its place."""
+    there = folder.is_dir()
+    if there:
+        os.replace(folder, older)  # moved and later deleted, so that the place is empty for a moment only
+    try:
         os.replace(beside, folder)
+    except OSError:
+        if there:
+            os.replace(older, folder)
+        raise
+    flush_names(folder.parent)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process moves folders into a folder. The kernel ends the wait where such a process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush all files below a folder to the disk, and their names."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            flush(Path(place, name))
+        flush_names(Path(place))
+
+
+def flush(path: Path) -> None:
+    """Flush a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
@@ -157,10 +250,30 @@ def in_project(path: str | Path) -> Path:
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows of cells as CSV text; None is an empty cell."""
+    """Rows of cells as CSV text; None is an empty cell. Text that a spreadsheet would compute gets a quote in front."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(
+        [safe_cell(cell) if cell.__class__ is str and cell[:1] in FORMULA else cell for cell in row] for row in rows
+    )
     return text.getvalue()
+
+
+def safe_cell(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula; `plain_cell` undoes it. Numbers and a single dash stay."""
+    if cell.__class__ is not str or cell[:1] not in FORMULA or cell in ("", "-"):
+        return cell
+    if cell[0] == "'":
+        return f"'{cell}" if MARKED(cell) else cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def plain_cell(cell: str) -> str:
+    """The text of a cell that `safe_cell` made."""
+    return cell[1:] if MARKED(cell) else cell
 
 
 def readable_size(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,22 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
-from pipeline.core.errors import InputError
+from pipeline.core.errors import ON_STDOUT, InputError
 from pipeline.core.params import Keys, Params
+
+MOST_PIECES, DEEPEST = 20_000, 20  # values in a parameter file, and sections in one another
+SHOWN = 200  # characters of a value in a message
 
 
 def load(path: Path) -> Params:
     """Read and check a parameter file. Raises InputError with file, line, key, the expected and the actual value."""
     if not path.is_file():
         raise InputError(f"{path}: no parameter file there; run from the project's folder")
-    try:
-        tree = YAML(typ="rt").load(path.read_bytes().decode("utf-8"))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML in UTF-8: {error}") from None
+    tree = _tree(path)
+    if wrong := [f"{path}:{line}: {problem}" for line, problem in _unprintable(tree)]:
+        raise InputError("\n".join(wrong))
     places = {keys: f"{path}:{line}" for keys, line in _lines(tree)}
     try:
         loaded = Params.model_validate(_plain(tree))
@@ -36,6 +36,85 @@ def load(path: Path) -> Params:
     if wrong := loaded.misfits():
         raise InputError("\n".join(wrong))
     return loaded
+
+
+def _tree(path: Path) -> Any:
+    """The YAML of a file as ruamel.yaml's containers, which know their lines."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        _check_size(path, text)
+        return YAML(typ="rt").load(text)
+    except InputError:
+        raise
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML in UTF-8: {_short(error)}") from None
+    except Exception as error:  # values that ruamel.yaml trips over, such as the date 2001-99-99
+        raise InputError(
+            f"{path}: expected parameters as YAML, got a value that cannot be read: {_short(error)}"
+        ) from None
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Raise InputError for YAML too large or too deep to be parameters, with aliases written out, and for tags.
+
+    This looks at one piece of the text after the other, so that nothing is built from a file that is refused.
+    """
+    sizes: dict[str, int] = {}  # name of an anchor -> pieces in what it names
+    opened: list[tuple[str | None, int]] = []  # the anchors of open lists and sections, and the pieces before each
+    count = 0
+    for event in YAML(typ="rt").parse(text):
+        where = f"{path}:{event.start_mark.line + 1}"
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, AliasEvent):
+            if anchor not in sizes:
+                raise InputError(f"{where}: expected an alias of a section above, got *{anchor}")
+            count += sizes[anchor]
+        elif isinstance(event, NodeEvent):
+            if tag := getattr(event, "tag", None):
+                raise InputError(f"{where}: expected no tag, got {_short(tag)}; remove it")
+            count += 1
+            if isinstance(event, CollectionStartEvent):
+                opened.append((anchor, count))
+            elif anchor:
+                sizes[anchor] = 1
+        elif isinstance(event, CollectionEndEvent):
+            name, before = opened.pop()
+            if name:
+                sizes[name] = count - before + 1
+        if count > MOST_PIECES or len(opened) > DEEPEST:
+            raise InputError(
+                f"{where}: expected parameters of at most {MOST_PIECES} values in {DEEPEST} levels, got more; are they "
+                "aliases of aliases?"
+            )
+
+
+def _short(value: object) -> str:
+    """A value in one line of a message."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "a number of too many digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _unprintable(node: Any) -> Iterator[tuple[int, str]]:
+    """Yield line and problem of texts that no path and no name may have."""
+    if isinstance(node, dict | list):
+        for keys, line in _lines(node):
+            value = functools.reduce(_below, keys, node)
+            for text in (keys[-1], value):
+                if isinstance(text, str) and (found := ON_STDOUT.search(text)):
+                    name = ".".join(map(str, keys))
+                    yield line, f"{name!a}: expected text without control characters, got {found[0]!a}; remove it"
+
+
+def _below(node: Any, key: Any) -> Any:
+    """The value below a key of `_lines`."""
+    return node[key] if isinstance(node, list) else next(value for name, value in node.items() if str(name) == key)
 
 
 def _plain(node: Any) -> Any:
@@ -55,7 +134,8 @@ def _lines(node: Any, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
     if isinstance(node, dict | list):
         lc: Any = node.lc  # type: ignore[union-attr]  # ruamel's containers know line and column
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            line, _ = lc.key(key) if isinstance(node, dict) else lc.item(key)
+            place = (lc.data or {}).get(key)  # None for a key that comes by `<<`: it has the line of the section
+            line = place[0] if place else lc.line
             keys = (*above, key if isinstance(key, int) and isinstance(node, list) else str(key))
             yield keys, line + 1
             yield from _lines(value, keys)
@@ -76,4 +156,4 @@ def _say(path: Path, places: Mapping[Keys, str], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "value_error":
         return f"{where}: {name}: {message}"
-    return f"{where}: {name}: expected {message}, got {problem['input']!r}"
+    return f"{where}: {name}: expected {message}, got {_short(problem['input'])}"

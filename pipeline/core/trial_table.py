@@ -13,19 +13,23 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import InputError, listing
-from pipeline.core.files import csv_text
+from pipeline.core.errors import UNPRINTABLE, InputError, listing, printable
+from pipeline.core.files import csv_text, plain_cell
 
 LABELS = ("bonafide", "spoof")
 COLUMNS = ("utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality", "content")
 UNKNOWN = "-"
+UNKNOWN_MOS = ("", UNKNOWN, "nan", "na")  # in small letters
+NAMES = ("utterance", "path", "speaker", "attack", "codec", "vocoder", "content")  # columns of free text
 MOS_RANGE = (0.0, 6.0)  # wider than the scale of 1 to 5: published estimates range from 0.51 to 5.07
+SHOWN = 60  # characters of a name in a message
 PLAIN_PATH = re.compile(r"(?!\.)[^/\\:]+(/(?!\.)[^/\\:]+)*").fullmatch  # needs no cleaning, as most paths
 
 
@@ -91,11 +95,11 @@ def pool(tables: Mapping[str, Trials]) -> Trials:
 
 
 def _mos(text: str) -> float:
-    """The MOS in a cell; nan for an empty cell. Raises ValueError where it is no MOS."""
-    if text in ("", UNKNOWN, "nan"):
+    """The MOS in a cell; nan for an empty cell, NA and NaN. Raises ValueError where it is no MOS."""
+    if text.lower() in UNKNOWN_MOS:
         return float("nan")
     value = float(text)
-    if not MOS_RANGE[0] <= value <= MOS_RANGE[1]:
+    if not MOS_RANGE[0] <= value <= MOS_RANGE[1] or "_" in text:
         raise ValueError
     return value
 
@@ -116,22 +120,46 @@ def _problem(row: Row) -> str | None:
     """A message about a row that cannot be used, else None."""
     if row.utterance.split() != [row.utterance]:
         return f"expected an utterance name without white space, got {row.utterance!r}"
+    who = f"utterance {printable(row.utterance)}"
     if row.label not in LABELS:
-        return f"utterance {row.utterance}: expected label bonafide or spoof, got {row.label!r}"
+        return f"{who}: expected label bonafide or spoof, got {row.label!r}"
+    for name in NAMES:
+        text = getattr(row, name)
+        if found := UNPRINTABLE.search(text):
+            return (
+                f"{who}: expected {name} without control characters, line breaks and marks of "
+                f"direction, got {found[0]!a} in {text[:SHOWN]!a}; remove it"
+            )
+        if text != text.strip():
+            return f"{who}: expected {name} without white space at its ends, got {text[:SHOWN]!a}"
     if not _clean(row.path):
-        return f"utterance {row.utterance}: expected a path below the corpus root, got {row.path!r}"
+        return f"{who}: expected a path below the corpus root, got {row.path!r}"
     try:
         _mos(row.quality)
     except ValueError:
-        return f"utterance {row.utterance}: expected a quality (MOS) from 0 to 6 or nothing, got {row.quality!r}"
+        return f"{who}: expected a quality (MOS) from 0 to 6 or nothing, got {row.quality!r}"
     return None
+
+
+def _names_are_plain(rows: Sequence[Row]) -> bool:
+    """Whether all names can be held by every file and shown on a terminal; `_problem` says which cannot."""
+    for name in NAMES:
+        texts = [*map(attrgetter(name), rows)]
+        lines = "\n".join(["", *texts, ""])
+        # The first test is fast and fails for some harmless characters, too. What passes has no white space but blanks.
+        if "".join(texts).isprintable() and "\n " not in lines and " \n" not in lines:
+            continue
+        if any(UNPRINTABLE.search(text) or text != text.strip() for text in set(texts)):
+            return False
+    return True
 
 
 def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
     """Check rows and make a table of them. source: names the file in messages.
 
     Raises InputError, with all problems by file and line, for a label, path, name or quality that is not valid, for an
-    utterance that is listed twice, for no trials, and for trials of one class only.
+    utterance that is listed twice, for no trials, and for trials of one class only. No name may have control
+    characters, line breaks, marks of direction, or white space at its ends; an utterance may have no white space.
     """
     kept = list(rows)
     names = [row.utterance for row in kept]
@@ -141,7 +169,7 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
     except ValueError:
         quality = []
     whole = len(set(names)) == len(names) == len("\n".join(names).split()) == len(quality)
-    if not (whole and all(paths) and {row.label for row in kept} <= set(LABELS)):
+    if not (whole and all(paths) and {row.label for row in kept} <= set(LABELS) and _names_are_plain(kept)):
         raise InputError(_problems(kept))
     found = {row.label for row in kept}
     if found != set(LABELS):
@@ -190,7 +218,7 @@ def read(path: Path) -> Trials:
         raise InputError(f"{path}: no trial table there; run `dvc repro prepare`")
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if tuple(header) != COLUMNS:
                 expected = ",".join(COLUMNS)
@@ -202,20 +230,36 @@ def read(path: Path) -> Trials:
 
 def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[Row]:
     name = str(path)
-    for number, cells in enumerate(reader, start=2):
+    for number, cells in _numbered(path, reader):
         if len(cells) != len(COLUMNS):
             raise InputError(
                 f"{path}:{number}: expected {len(COLUMNS)} cells, got {len(cells)}; run `dvc repro prepare`"
             )
+        if "'" in "".join(cells):
+            cells = [plain_cell(cell) for cell in cells]
         utterance, file, speaker, label, attack, codec, vocoder, quality, content = cells
         where = f"{name}:{number}"
         yield Row(where, utterance, file, label, speaker, attack, quality, content, codec, vocoder)
 
 
-def read_text(path: Path) -> str:
-    """Read UTF-8 text, with or without a byte order mark. Raises InputError for other bytes."""
+def _numbered(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """The rows below the header, each with the number of its line. No cell of a table goes over several lines."""
+    number = 1
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        for number, cells in enumerate(reader, start=2):
+            yield number, cells
+    except csv.Error as error:
+        raise InputError(f"{path}:{number + 1}: not valid CSV: {error}; run `dvc repro prepare`") from None
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 text, with or without a byte order mark; every kind of line end becomes \\n.
+
+    Raises InputError for other bytes.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(f"{path}: expected UTF-8 text, got byte {byte:#x}; save it as UTF-8") from None

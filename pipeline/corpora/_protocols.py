@@ -299,26 +299,34 @@ def _cells(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
 def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line of a CSV file that is not blank, the header among them.
 
-    Raises InputError with file and line where there is no file, no UTF-8 text, or no CSV.
+    A row over several lines has the number of its first one. Raises InputError with file and line where there is no
+    file, no UTF-8 text, or no CSV.
     """
-    reader = csv.reader(_lines(path))
+    reader = csv.reader(_lines(path), strict=True)
+    first = 1
     try:
         for cells in reader:
             if cells:
-                yield reader.line_num, cells
+                yield first, cells
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not valid CSV: {error}; is a quote left open?") from None
+        raise InputError(f"{path}:{first}: not valid CSV: {error}; is a quote left open?") from None
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark."""
+    """The lines of a UTF-8 file, with or without a byte order mark; they may end in LF, CR LF or CR."""
     if not path.is_file():
         raise InputError(f"{path}: no such protocol or key; check the path")
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(chain.from_iterable(map(_at_cr, file)), start=1):
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
                 byte = f"{line[error.start]:#x}"
                 raise InputError(f"{path}:{number}: expected UTF-8 text, got byte {byte}; save it as UTF-8") from None
-            yield text.removeprefix("\ufeff")
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _at_cr(line: bytes) -> list[bytes]:
+    """A line that ends in LF or CR LF, as the lines in it that end in CR."""
+    return line.splitlines(keepends=True) if b"\r" in line else [line]

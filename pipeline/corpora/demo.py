@@ -28,6 +28,7 @@ but is no MOS: nobody listened.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from pipeline.audio import synthesis
 from pipeline.audio.synthesis import Array, noise, rms, stretch
 from pipeline.audio.windowing import SAMPLE_RATE
 from pipeline.core.errors import InputError
+from pipeline.core.files import flush, writing
 from pipeline.core.trial_table import Row, Trials, from_rows
 
 SEED = 20_211_105
@@ -171,8 +173,13 @@ def quality(p: Plan) -> float:
 def _write(root: Path, p: Plan) -> Row:
     path = root / "flac" / p.split / f"{p.utterance}.flac"
     beside = path.with_name(path.name + ".part")
-    soundfile.write(beside, render(p), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-    os.replace(beside, path)
+    with writing(path):
+        try:
+            soundfile.write(beside, render(p), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+        except soundfile.LibsndfileError as error:  # a full disk among others
+            raise OSError(errno.EIO, str(error)) from None
+        flush(beside)
+        os.replace(beside, path)
     return Row(
         where=f"demo {p.split} {p.index}",
         utterance=p.utterance,

@@ -10,7 +10,7 @@ The first line names the columns, in any order; others than these are ignored:
     attack      name of the spoofing system, - for bona fide                            optional
     codec       what the audio was coded or sent with, empty or - where unknown         optional
     vocoder     kind of vocoder behind the spoof, - for bona fide                       optional
-    quality     MOS (1 to 5; 0 to 6 is taken), empty if unknown                                    optional
+    quality     MOS (1 to 5; 0 to 6 is taken), empty, NA or NaN if unknown  optional
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _rows(
         where = f"{file}:{number}"
         if len(cells) != width:
             more = "more" if len(cells) > width else "fewer"
-            raise InputError(f"{where}: expected {width} cells, got {more}; mend the line")
+            hint = "; is a quote left open?" if "\n" in "".join(cells) else ""
+            raise InputError(f"{where}: expected {width} cells, got {more}; mend the line{hint}")
         cells.append("")  # stands for every column that is not there
         own, utterance, path, label, speaker, attack, quality, codec, vocoder = read(cells)
         seen.add(own)

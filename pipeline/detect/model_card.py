@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import InputError
+from pipeline.core.errors import InputError, printable
 from pipeline.core.files import read_json
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
@@ -24,6 +25,8 @@ PACKAGES = ("bonafide", "torch", "transformers", "numpy", "safetensors", "faiss-
 # ---------------------------------------------------------------- reading a package
 
 
+# Markup in Markdown; an underscore within a word and a tilde alone are none. Signs that begin a line never do here.
+MARKUP = re.compile(r"[\\`*<>\[\]|&$]|~(?=~)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])").sub
 EVALUATE = "run `dvc repro -f flow/evaluate/dvc.yaml`"
 
 
@@ -113,6 +116,11 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue
 
 
+def markdown(text: Any) -> str:
+    """Text as one line of Markdown that shows it as it is: nothing in it marks up, links, or ends a cell."""
+    return MARKUP(lambda found: f"\\{found[0]}", " ".join(printable(str(text)).split()))
+
+
 def model_card(card: dict[str, Any]) -> str:
     """The card of a package as Markdown; the same card gives the same text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -125,4 +133,5 @@ def model_card(card: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["text"] = markdown
     return environment.get_template(TEMPLATE).render(**card)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError, listing
+from pipeline.core.files import writing
 from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.encoder import checksums, fairseq, kept
 from pipeline.encoder.cards import Card, card_of
@@ -101,7 +103,11 @@ def _name(card: Card) -> str:
 def save(model: Wav2Vec2Model, folder: Path) -> None:
     """Write config.json and model.safetensors in the format of transformers."""
     logging.disable_progress_bar()
-    model.save_pretrained(folder)
+    with writing(folder):
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # a full disk among others
+            raise OSError(errno.EIO, str(error)) from None
 
 
 def write_note(folder: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
+from pipeline.core.files import flush_names, writing
 from pipeline.core.trial_table import Trials, fingerprint
 from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of
 from pipeline.features.receipt_files import open_receipts
@@ -45,18 +47,72 @@ def export(
     if fingerprint(trials) != store.spec.trials:
         raise InputError(f"{receipt}: not the receipt of these trials; run `dvc repro extract`")
     beside = file.with_name(file.name + PART_SUFFIX)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(beside, "w") as target:
-        target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
-        target["utterance"] = trials.utterance.astype(object)
-        target["is_bonafide"] = trials.is_bonafide
-        for view in shown:
-            _export_view(store, view, taps, target)
-    os.replace(beside, file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with HoldingBackErrors(beside) as place:
+            with h5py.File(place, "w") as target:
+                target.attrs.update({"format": FORMAT, "set": receipt.stem, "spec": json.dumps(asdict(store.spec))})
+                target["utterance"] = trials.utterance.astype(object)
+                target["is_bonafide"] = trials.is_bonafide
+                for view in shown:
+                    _export_view(store, view, taps, target, place)
+            place.check()
+            os.fsync(place.fileno())
+        os.replace(beside, file)
+        flush_names(file.parent)
     return file.stat().st_size
 
 
-def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> None:
+class HoldingBackErrors(io.FileIO):
+    """A file for HDF5, which ends the process where it cannot write: the first error waits until `check` raises it.
+
+    Bytes that are written after an error stay in memory, where HDF5 finds them again until it has closed the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+        self.kept: list[tuple[int, bytes]] = []  # place and bytes
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or keep them once there was an error; returns their number."""
+        view, start, done = memoryview(data).cast("B"), self.tell(), 0
+        while done < len(view) and self.error is None:
+            try:
+                done += super().write(view[done:])
+            except OSError as error:
+                self.error = error
+        if self.error is not None:
+            self.kept.append((start + done, bytes(view[done:])))
+            self.seek(start + len(view))
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read bytes, also those that were kept; returns their number."""
+        view, start = memoryview(buffer).cast("B"), self.tell()
+        super().readinto(view)
+        for place, data in self.kept:
+            first, last = max(place, start), min(place + len(data), start + len(view))
+            if first < last:
+                view[first - start : last - start] = data[first - place : last - place]
+        self.seek(start + len(view))
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file; returns it."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise OSError where something could not be written."""
+        if self.error is not None:
+            raise self.error
+
+
+def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any, place: HoldingBackErrors) -> None:
     from pipeline.features.reader import Reader  # with torch, which takes a while
 
     spec = store.spec
@@ -76,6 +132,7 @@ def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any) -> N
             block = reader.gather(np.arange(rows.start, rows.stop)).numpy()
             for layer, array in enumerate(arrays):
                 array[rows.start : rows.stop] = block[:, layer]
+            place.check()
 
 
 def bring_back(file: Path, *, root: Path) -> Store:

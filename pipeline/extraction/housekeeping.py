@@ -89,7 +89,7 @@ def look_at_encoders(root: Path, needed: Needed) -> list[FoundEncoder]:
 
 def _encoders_below(root: Path) -> list[Path]:
     """The folders of fine-tuned encoders, of trainings under way, and of what a killed one left."""
-    named = re.compile(rf"[0-9a-f]{{16}}({re.escape(kept.UNFINISHED)})?({re.escape(PART_SUFFIX)})?")
+    named = re.compile(rf"[0-9a-f]{{16}}(\.[0-9a-f-]+)?({re.escape(kept.UNFINISHED)})?({re.escape(PART_SUFFIX)})?")
     return [path for path in sorted(kept.folder_of(root).glob("*")) if named.fullmatch(path.name) and path.is_dir()]
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Labels
 from pipeline.core.errors import InputError
+from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
 from pipeline.features import sampling
@@ -96,7 +97,10 @@ class SpeechLearner(Learner):
                 **{name: column.to(self.device) for name, column in vars(sampling.take(labels, rows)).items()}
             )
             embeddings = self.system(*speech.batch(utterances, self.device))
-            value: Tensor = self.system.loss(embeddings, of_part) * (len(rows) / size)
+            check_embeddings(self.system.backend, embeddings, count=len(rows))
+            value: Tensor = self.system.loss(embeddings, of_part)
+            check_loss(self.system.loss, value)
+            value = value * (len(rows) / size)
             value.backward()  # type: ignore[no-untyped-call]
             total += value.detach()
         return total

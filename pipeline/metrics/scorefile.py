@@ -5,17 +5,20 @@
     asvspoof5   filename<TAB>cm-score               ASVspoof 5; these two names are its first line
     csv         utterance,score                     anyone's; its first line names the columns
 
-White space separates the cells of the first two. Higher means more bona fide: the reader never flips a sign, never
-fills a hole, and never guesses that two different names mean one utterance.
+White space separates the cells of the first two, so in the name of an attack it is written as in a URL: `voice%20clone`
+is the attack "voice clone". Higher means more bona fide: the reader never flips a sign, never fills a hole, and never
+guesses that two different names mean one utterance.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,7 @@ UTTERANCE_COLUMNS = ("utterance", "filename", "file")  # names that the first li
 SCORE_COLUMNS = ("score", "cm-score", "cm_score")
 CORPUS_LAYOUTS: dict[str, Layout] = {"asvspoof2019_la": "2019", "asvspoof5": "asvspoof5"}
 GREATEST = 1e100  # of a score, either sign
+LONGEST_HEADER = 100_000  # characters
 
 
 class _Columns(NamedTuple):
@@ -95,7 +99,8 @@ def _lines(trials: Trials, scores: Sequence[str], layout: Layout) -> Iterator[st
     match layout:
         case "2019":
             labels = [LABELS[0] if bonafide else LABELS[1] for bonafide in trials.is_bonafide.tolist()]
-            for name, attack, label, score in zip(names, trials.attack.tolist(), labels, scores, strict=True):
+            attacks = _mapped(_one_word, trials.attack.tolist())
+            for name, attack, label, score in zip(names, attacks, labels, scores, strict=True):
                 yield f"{name} {attack} {label} {score}\n"
         case "2021":
             for name, score in zip(names, scores, strict=True):
@@ -106,6 +111,23 @@ def _lines(trials: Trials, scores: Sequence[str], layout: Layout) -> Iterator[st
                 yield f"{name}\t{score}\n"
         case _:
             raise ValueError(f"expected to write one of 2019, 2021, asvspoof5, got {layout!r}")
+
+
+def _mapped(change: Callable[[str], str], names: list[str]) -> list[str]:
+    """The names, each changed; many are alike."""
+    changed = {name: change(name) for name in set(names)}
+    return [changed[name] for name in names]
+
+
+def _one_word(attack: str) -> str:
+    """The name of an attack without white space; `_as_it_was` undoes it."""
+    return re.sub(r"[\s%]", lambda found: quote(found[0]), attack)
+
+
+def _as_it_was(word: str) -> str:
+    """The name that `_one_word` made this word of; the word itself where it is none of these."""
+    name = unquote(word)
+    return name if _one_word(name) == word else word
 
 
 def parse(path: Path, layout: Layout | None = None) -> ScoreFile:
@@ -129,14 +151,17 @@ def parse(path: Path, layout: Layout | None = None) -> ScoreFile:
 def _recognise(path: Path, number: int, line: str) -> Layout:
     """The layout whose first line this is."""
     cells = line.split()
-    if {"filename", "cm-score"} <= set(line.rstrip("\r").split("\t")):
+    if {"filename", "cm-score"} <= set(line.split("\t")):
         return "asvspoof5"
-    if "," in line and set(_csv_names(line)) & {*UTTERANCE_COLUMNS, *SCORE_COLUMNS}:
+    named = set(_csv_names(line)) if "," in line else set()
+    if named & set(UTTERANCE_COLUMNS) and named & set(SCORE_COLUMNS):
         return "csv"
     if len(cells) == 4 and cells[2] in LABELS and _is_number(cells[3]):
         return "2019"
     if len(cells) == 2 and _is_number(cells[1]):
         return "2021"
+    if named & {*UTTERANCE_COLUMNS, *SCORE_COLUMNS}:  # some are missing, which the reader of the header says
+        return "csv"
     known = "\n".join(f"  {name:9}  {shape}" for name, shape in LAYOUTS.items())
     raise InputError(
         f"{path}:{number}: expected the first line of a score file in one of the layouts\n{known}\n"
@@ -145,7 +170,9 @@ def _recognise(path: Path, number: int, line: str) -> Layout:
 
 
 def _csv_names(line: str) -> list[str]:
-    return [name.strip().lower() for name in next(csv.reader([line.rstrip("\r")]))]
+    if len(line) > LONGEST_HEADER:  # more than the CSV reader takes
+        return []
+    return [name.strip().lower() for name in next(csv.reader([line]))]
 
 
 def _is_number(text: str) -> bool:
@@ -159,7 +186,7 @@ def _is_number(text: str) -> bool:
 def _header(path: Path, number: int, line: str, layout: Layout) -> _Columns:
     """Where the cells stand in a layout whose first line names them."""
     if layout == "asvspoof5":
-        names = line.rstrip("\r").split("\t")
+        names = line.split("\t")
         utterance, score = _only(names, ("filename",)), _only(names, ("cm-score",))
     else:
         names = _csv_names(line)
@@ -184,17 +211,17 @@ def _rows(path: Path, lines: Sequence[str], first: int, layout: Layout) -> Itera
         separator = "\t" if layout == "asvspoof5" else None
         for number, line in enumerate(lines[first:], start=first + 1):
             if line and not line.isspace():
-                yield number, line.rstrip("\r").split(separator)
+                yield number, line.split(separator)
         return
     reader = csv.reader(lines[first:], strict=True)
-    number = first
+    number = first + 1
     try:
         for cells in reader:
-            number = first + reader.line_num
             if cells:
                 yield number, [cell.strip() for cell in cells]
+            number = first + reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}:{number + 1}: not valid CSV: {error}; is a quote left open?") from None
+        raise InputError(f"{path}:{number}: not valid CSV: {error}; is a quote left open?") from None
 
 
 def _checked(path: Path, layout: Layout, columns: _Columns, rows: Iterator[tuple[int, list[str]]]) -> ScoreFile:
@@ -212,6 +239,7 @@ def _checked(path: Path, layout: Layout, columns: _Columns, rows: Iterator[tuple
             column.append(cell)
     utterance, text = cells_of[columns.utterance], cells_of[columns.score]
     attack, label = ([] if i is None else cells_of[i] for i in (columns.attack, columns.label))
+    attack = _mapped(_as_it_was, attack)
     score, faults = numbers(utterance, text)
     for found in (faults, _faulty_names(utterance, line), _faulty_labels(utterance, label)):
         problems += [(line[i], problem) for i, problem in found]

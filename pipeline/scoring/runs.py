@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
+from safetensors.numpy import save as save_arrays
 
 from pipeline.core import members
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
-from pipeline.core.files import folder_beside, read_json, replace_folder
+from pipeline.core.files import folder_beside, read_json, replace_folder, writing
 from pipeline.scoring.centroids import CentroidIndex, build, read_index, write_index
 
 BACKEND_FILE = "backend.safetensors"
@@ -40,11 +40,13 @@ def save(
         path: (epochs, K, E), the centroids after each epoch of training, where that is known.
     """
     beside = folder_beside(folder)
-    save_arrays({name: np.ascontiguousarray(array) for name, array in weights.items()}, beside / BACKEND_FILE)
-    if path is not None:
-        save_arrays({"vectors": path}, beside / PATH_FILE)
-    scoring = write_index(build(centroids), beside / CENTROIDS_FILE)
-    (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
+    plain = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    with writing(folder):
+        (beside / BACKEND_FILE).write_bytes(save_arrays(plain))
+        if path is not None:
+            (beside / PATH_FILE).write_bytes(save_arrays({"vectors": path}))
+        scoring = write_index(build(centroids), beside / CENTROIDS_FILE)
+        (beside / CARD_FILE).write_text(json.dumps(card | {"scoring": scoring}, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
 
 

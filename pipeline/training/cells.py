@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.core.contracts import Facts, Labels, Tap
 from pipeline.core.errors import InputError
-from pipeline.core.members import check_backend, member
+from pipeline.core.members import check_backend, constructing, member
 from pipeline.core.params import Params
 from pipeline.core.sections import ViewsParams
 from pipeline.core.trial_table import Trials
@@ -53,16 +53,18 @@ class Cell:
     views: ViewsParams
 
     def make_backend(self, *, layers: int, channels: int) -> Any:
-        """A new backend. Raises InputError for values that it refuses, or no `embedding_dim`."""
-        with _refusals(self.backend_place):
-            made = self.backend(layers=layers, channels=channels, **self.backend_parameters)
+        """A new backend. Raises InputError for values that it refuses, and where it breaks the contract of its axis."""
+        given = {"layers": layers, "channels": channels, **self.backend_parameters}
+        with constructing("backends", self.backend_name, self.backend, **given), _refusals(self.backend_place):
+            made = self.backend(**given)
         check_backend(made, self.backend_name)
         return made
 
     def make_loss(self, *, embedding_dim: int, speakers: int, layers: int) -> Any:
-        """A new loss. Raises InputError for values that it refuses."""
-        with _refusals(self.loss_place):
-            return self.loss(Facts(embedding_dim, self.split.levels, speakers, layers), **self.loss_parameters)
+        """A new loss. Raises InputError for values that it refuses, and where it breaks the contract of its axis."""
+        facts, given = Facts(embedding_dim, self.split.levels, speakers, layers), self.loss_parameters
+        with constructing("losses", self.loss_name, self.loss, facts, **given), _refusals(self.loss_place):
+            return self.loss(facts, **given)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
+from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.params import Params
 from pipeline.core.sections import TrainParams
 from pipeline.features import dataset, sampling, sources, streaming
@@ -100,7 +101,9 @@ class HeadLearner(Learner):
         """The loss of a batch, detached; its gradients are added up."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16"):
             embeddings = self.system.backend(*batch)
+        check_embeddings(self.system.backend, embeddings, count=len(labels.level))
         value: Tensor = self.system.loss(embeddings, labels)
+        check_loss(self.system.loss, value)
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
 

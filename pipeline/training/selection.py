@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.core.contracts import Centroids, Labels
 from pipeline.core.errors import InputError
+from pipeline.core.members import check_centroids
 from pipeline.core.trial_table import Trials
 from pipeline.metrics.eer import Eer, eer_of
 from pipeline.scoring import centroids, scorer
@@ -23,13 +25,15 @@ SAMPLE = 250  # training trials of a class
 def trained_centroids(loss: nn.Module, *, section: str) -> Centroids:
     """The loss's centroids. section: of the parameters, for the message.
 
-    Raises InputError where they are not finite.
+    Raises InputError where they are not finite, and where the loss gives something else.
     """
     try:
-        found: Centroids = loss.centroids()  # type: ignore[operator]
+        found: Any = loss.centroids()  # type: ignore[operator]
     except ValueError as error:  # the last step of an epoch may be the one that makes them infinite
         raise InputError(f"{error}; lower {section}.learning_rate") from None
-    return found
+    check_centroids(loss, found)
+    centres: Centroids = found
+    return centres
 
 
 def dev_scores(embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev: Trials) -> Scores:
