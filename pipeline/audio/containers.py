@@ -18,6 +18,7 @@ UNKNOWN_BYTES = 0x7FFF_0000  # a WAV file that was written to a pipe states a si
 MPEG_SYNC, MPEG_LAYER = 0xFFE0, 0x0006  # in the first two bytes of an MPEG frame: eleven bits that are set, and a layer
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # one of these begins an MP4 or MOV file
 EBML, ASF = b"\x1aE\xdf\xa3", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9\x00\xaa\x00b\xcel"
+ASF_PROPERTIES = b"\xa1\xdc\xab\x8cG\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c Se"
 SEGMENT = b"\x18S\x80g"
 OPENINGS = {  # FFmpeg's names of the kinds
     b"fLaC": "flac",
@@ -74,20 +75,20 @@ def not_read(data: bytes) -> str | None:
 def parts(data: bytes) -> list[bytes]:
     """The files that were joined to this one, in order; mostly one."""
     begins = _BEGINS[name](data) if (name := kind(data)) in _BEGINS else []
-    ends = [0, *(begin for begin in begins if begin > after_id3(data)), len(data)]
+    ends = [0, *sorted(begin for begin in begins if begin > after_id3(data)), len(data)]
     return [data[start:end] for start, end in pairwise(ends)]
 
 
 def _found(data: bytes, opening: bytes) -> Iterator[int]:
-    """Yield where some bytes stand, except at the start."""
-    place = data.find(opening, 1)
+    """Yield where some bytes stand, except at the start; from behind, which Python searches faster."""
+    place = data.rfind(opening, 1)
     while place >= 0:
         yield place
-        place = data.find(opening, place + 1)
+        place = data.rfind(opening, 1, place)
 
 
 def _flac_begins(data: bytes) -> list[int]:
-    return [at for at in _found(data, b"fLaC") if data[at + 4] & 0x7F == 0 and data[at + 5 : at + 8] == b"\0\0\x22"]
+    return [at for at in _found(data, b"fLaC") if data[at + 4 : at + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22")]
 
 
 def _ebml_begins(data: bytes) -> list[int]:
@@ -99,7 +100,7 @@ def _wav_begins(data: bytes) -> list[int]:
     found = chunks(data)
     if found is None or not (found.unheard or found.size == 0 or found.size >= UNKNOWN_BYTES):
         return []
-    return [at for at in _found(data, b"RIFF") if data[at + 8 : at + 16] == b"WAVEfmt "]
+    return [at for at in _found(data, b"RIFF") if data[at + 8 : at + 12] == b"WAVE" and _is_chunk(data, at + 12)]
 
 
 def _aiff_begins(data: bytes) -> list[int]:
@@ -107,8 +108,13 @@ def _aiff_begins(data: bytes) -> list[int]:
 
 
 def _mp3_begins(data: bytes) -> list[int]:
-    """Where frames stand that say how many frames follow: an encoder writes one, in front."""
-    return [frame.place for i, frame in enumerate(counting.mpeg_frames(data)) if frame.tag and i]
+    """Where frames stand that say how many frames follow: an encoder writes one, in front. A tag before it is its."""
+    found, end = [], 0
+    for frame in counting.mpeg_frames(data):
+        if frame.tag and end:
+            found.append(end if data.startswith(b"ID3", end) else frame.place)
+        end = frame.place + frame.header.size
+    return found
 
 
 def _ogg_begins(data: bytes) -> list[int]:
@@ -167,6 +173,12 @@ def end_of_segment(data: bytes) -> int:
         return 0
     length, body = _ebml_size(data, place + size + 4)
     return 0 if length < 0 else body + length
+
+
+def asf_states_length(data: bytes) -> bool:
+    """Whether a WMA file states how long it plays; one that was written to a pipe states 0."""
+    place = data.find(ASF_PROPERTIES)
+    return place >= 0 and any(data[place + 64 : place + 72])
 
 
 def _ebml_size(data: bytes, place: int) -> tuple[int, int]:

@@ -105,6 +105,17 @@ def _next_mpeg(data: bytes, place: int) -> int:
     return -1
 
 
+def without_tags(data: bytes) -> bytes:
+    """An MP3 file without the tags after its first frame, at which FFmpeg would stop."""
+    kept, end = [], 0
+    for frame in mpeg_frames(data):
+        if not end or data[end : end + 3] not in (b"TAG", b"ID3", b"APE"):
+            kept.append(data[end : frame.place])
+        end = frame.place + frame.header.size
+        kept.append(data[frame.place : end])
+    return b"".join([*kept, data[end:]])
+
+
 class Mpeg(NamedTuple):
     """The frames of a file: seconds of audio, the end of the frame that counts them, and that count (0: unknown)."""
 
@@ -133,17 +144,37 @@ FLAC_BLOCKS = (0, 192, 576, 1152, 2304, 4608, 0, 0, 256, 512, 1024, 2048, 4096, 
 
 
 def flac_ends(data: bytes, stated: int) -> bool:
-    """Whether the last frames of a FLAC file hold a frame that ends with the stated number of samples.
+    """Whether the last frame of a FLAC file ends with the stated number of samples.
 
-    The last frame is found from behind. Bytes inside of a frame may look like a frame, but hardly like that one.
+    The frame is found from behind. Bytes inside of a frame may look like another one, but hardly with a valid checksum
+    and the properties of the first frame.
     """
-    first = max(0, len(data) - FLAC_TAIL)
+    start = after_id3(data)
+    block = int.from_bytes(data[start + 8 : start + 10], "big")
+    start = _after_blocks(data, start + 4)
+    first = max(start, len(data) - FLAC_TAIL)
+    form = _flac_form(data[start : start + 4])
     place = len(data)
-    block = int.from_bytes(data[after_id3(data) + 8 :][:2], "big")
     while (place := data.rfind(b"\xff", first, place)) >= 0:
-        if data[place + 1 : place + 2] in (b"\xf8", b"\xf9") and _flac_end(data[place : place + 16], block) == stated:
-            return True
+        head = data[place : place + 16]
+        if _flac_form(head) == form and (end := _flac_end(head, block)) is not None:
+            return end == stated
     return False
+
+
+def _after_blocks(data: bytes, place: int) -> int:
+    """The offset after the metadata blocks of a FLAC file."""
+    while place + 4 <= len(data):
+        last = data[place] & 0x80
+        place += 4 + int.from_bytes(data[place + 1 : place + 4], "big")
+        if last:
+            break
+    return place
+
+
+def _flac_form(head: bytes) -> tuple[int, ...]:
+    """What all frames of a file have in common: the first two bytes, and the codes of rate and sample size."""
+    return (head[0], head[1], head[2] & 15, head[3] & 15) if len(head) >= 4 else ()
 
 
 def _flac_end(head: bytes, block: int) -> int | None:

@@ -430,7 +430,7 @@ def _check_heard(track: _Track, data: bytes, kind: str | None, file: soundfile.S
     if missing := _missing(track, _counted(data, kind, track.rate)):
         raise _UndecodableError(missing)
     width = PCM_BYTES.get(file.subtype, 0) * file.channels
-    if kind not in ("wav", "aiff") and width and len(data) - track.length * width > OVERHEAD:
+    if kind in ("caf", "au", None) and width and len(data) - track.length * width > OVERHEAD:
         raise InputError(
             f"{track.name}: the header says {track.seconds:.2f} s, and the file has room for "
             f"{len(data) / width / track.rate:.2f} s of sound; mend the header, or cut off what is no sound"
@@ -457,6 +457,7 @@ def _by_pyav(name: str, data: bytes, kind: str | None, room: _Room, *, reason: s
     frames = counting.mpeg(data) if kind == "mp3" else None
     if frames and frames.stated and abs(frames.stated - frames.frames) > 1:
         data = data[frames.after_tag :]  # FFmpeg, too, would cut off what a wrong count does not cover
+    data = counting.without_tags(data) if frames else data
     try:
         with av.open(io.BytesIO(data), format=kind, metadata_errors="ignore") as file:
             found = _decoded(file, name, room)
@@ -464,7 +465,8 @@ def _by_pyav(name: str, data: bytes, kind: str | None, room: _Room, *, reason: s
         raise _damaged(name, f"libsndfile: {reason}; PyAV: {error.strerror}") from None
     if found is None:
         raise InputError(f"{name}: expected audio in one known format, got none or several; remove the trial")
-    if kind in ("aac", "amr") or (frames and not frames.stated):
+    guesses = kind == "asf" and not containers.asf_states_length(data)
+    if kind in ("aac", "amr") or guesses or (frames and not frames.stated):
         found = found._replace(stated=0)  # FFmpeg guesses it, too
     details = _missing(found.track, _counted(data, kind, found.track.rate))
     if not details and not _is_whole(found):
@@ -504,7 +506,8 @@ def _decoded(file: Any, name: str, room: _Room) -> _Stream | None:
     for packet in file.demux(stream):
         broken |= packet.is_corrupt
         for frame in packet.decode():
-            if is_flac:  # FLAC frames carry the number of their first sample, so a frame that was skipped shows
+            if is_flac and stream.time_base * frame.sample_rate == 1:
+                # FLAC frames carry the number of their first sample, so a frame that was skipped shows.
                 broken |= frame.pts is None or expected not in (None, frame.pts)
                 expected = (frame.pts or 0) + frame.samples
             form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
