@@ -14,6 +14,7 @@ import soundfile
 from pipeline.audio import containers, counting, decode
 from pipeline.core.errors import InputError
 from tests.beside import CASES, needs
+from tests.long_flac import long_flac
 from tests.test_audio import Pipe, encoded, heard, speech
 
 RATE = 16_000
@@ -302,3 +303,78 @@ def test_other_containers_are_read_whole_or_refused_when_cut(
 def test_kinds_that_are_not_read_are_named(tmp_path: Path, opening: bytes, name: str) -> None:
     with pytest.raises(InputError, match=f"expected an audio file .*, got {name}, which is not read"):
         heard(tmp_path / "x", opening + bytes(1_000))
+
+
+# Samples that are absurd, and files that are too long
+
+
+def test_absurd_samples_are_refused_with_value_and_time(tmp_path: Path) -> None:
+    for value, at, channels in ((1e30, 12_345, 1), (-2_000.0, 0, 2), (1_001.0, 47_999, 1)):
+        x = np.repeat(first()[:, None], channels, axis=1)
+        x[at, -1] = value
+        with pytest.raises(InputError, match=rf"within ±1, got {value:g} at {at / RATE:.4f} s".replace("+", r"\+")):
+            heard(tmp_path / "x.wav", written(x, "WAV", "FLOAT"))
+    x = first()
+    x[5] = 999.0
+    assert heard(tmp_path / "x.wav", written(x, "WAV", "FLOAT")).samples[5] == 999.0
+    x[5], x[6] = np.inf, np.nan
+    with pytest.raises(InputError, match="2 samples are NaN or infinite"):
+        heard(tmp_path / "x.wav", written(x, "WAV", "FLOAT"))
+
+
+def test_doubtful_samples_give_warnings(tmp_path: Path) -> None:
+    x = first() / np.abs(first()).max()
+
+    def warnings(*channels: np.ndarray) -> tuple[str, ...]:
+        return heard(tmp_path / "x.wav", written(np.stack(channels, axis=1), "WAV", "FLOAT")).warnings
+
+    assert warnings(x) == warnings(1.9 * x) == warnings(x, x) == warnings(x, 0 * x) == warnings(x, -0.5 * x) == ()
+    assert warnings(*[x if i == 3 else 0 * x for i in range(8)]) == ()
+    assert "the peak of the samples is 127, and full scale is 1" in warnings(127 * x)[0]
+    assert "the peak of a channel is 1, that of the mean 0.05" in warnings(x, -0.9 * x)[0]
+    with pytest.raises(InputError, match="the channels cancel when they are averaged; keep one channel"):
+        warnings(x, -x)
+
+
+def test_long_files_are_joined_from_blocks_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.stack([first(), second().repeat(2)[: len(first())], np.resize(second(), len(first()))], axis=1)
+    expected = heard(tmp_path / "x.wav", written(x, "WAV", "FLOAT")).samples
+    np.testing.assert_array_equal(expected, x.mean(axis=1, dtype=np.float32))
+    monkeypatch.setattr(decode, "BLOCK", 3 * 777)
+    np.testing.assert_array_equal(heard(tmp_path / "x.wav", written(x, "WAV", "FLOAT")).samples, expected)
+    monkeypatch.setattr(decode, "LARGE", 1_000)
+    np.testing.assert_array_equal(heard(tmp_path / "x.wav", written(x, "WAV", "FLOAT")).samples, expected)
+    assert not decode._ONE_LARGE.locked()
+    monkeypatch.setattr(decode, "MOST", 30_000)
+    for data in (
+        written(x, "WAV"),
+        flac_that_states(0, checksum=False),
+        written(speech(8_000, 2.0), "WAV", rate=8_000),
+    ):
+        with pytest.raises(InputError, match="the sound is longer than"):
+            heard(tmp_path / "x.wav", data)
+        assert not decode._ONE_LARGE.locked()
+
+
+def test_a_header_with_an_absurd_rate_is_refused(tmp_path: Path) -> None:
+    for rate in (1, 999, 1_000_001, 2**31 - 1):
+        data = bytearray(written(first(), "WAV"))
+        data[24:28] = struct.pack("<I", rate)
+        with pytest.raises(InputError):
+            heard(tmp_path / "x.wav", bytes(data))
+    with pytest.raises(InputError, match="expected a sample rate from 1000 to 1000000 Hz, got 1 Hz"):
+        decode.of_samples(first(), 1, name="x")
+
+
+def test_a_long_flac_by_hand(tmp_path: Path) -> None:
+    got = heard(tmp_path / "x.flac", long_flac(hours=0.01))
+    assert len(got.samples) == 65_535 * 8
+    np.testing.assert_array_equal(got.samples[::65_535], np.arange(8) / 32_768)
+    assert got.decoder == "libsndfile"
+    np.testing.assert_array_equal(heard(tmp_path / "x.flac", long_flac(hours=0.01, stated=False)).samples, got.samples)
+
+
+def test_a_seek_before_the_start_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    file = decode._Memory(b"abc")
+    assert (file.seek(2), file.seek(-1), file.seek(0, 2)) == (2, 2, 3)
+    assert capfd.readouterr().err == ""

@@ -176,9 +176,10 @@ def end_of_segment(data: bytes) -> int:
 
 
 def asf_states_length(data: bytes) -> bool:
-    """Whether a WMA file states how long it plays; one that was written to a pipe states 0."""
+    """Whether a WMA file states how long it plays, beyond its preroll; one that was written to a pipe does not."""
     place = data.find(ASF_PROPERTIES)
-    return place >= 0 and any(data[place + 64 : place + 72])
+    plays, preroll = (int.from_bytes(data[at : at + 8], "little") for at in (place + 64, place + 80))
+    return place >= 0 and plays > 10_000 * preroll  # in 100 ns and in ms
 
 
 def _ebml_size(data: bytes, place: int) -> tuple[int, int]:
@@ -239,7 +240,7 @@ def _is_chunk(data: bytes, place: int) -> bool:
 
 
 def with_size(data: bytes, found: Chunks) -> bytes:
-    """A WAV file whose header states that the samples go on to the end of the file."""
+    """Return a WAV file with sizes in its header that reach to the end of the file."""
     size = (len(data) - found.start).to_bytes(4, "little")
     whole = (len(data) - 8).to_bytes(4, "little")
     return data[:4] + whole + data[8 : found.start - 4] + size + data[found.start :]

@@ -58,6 +58,7 @@ PCM_BYTES = {
     "FLOAT": 4,
     "DOUBLE": 8,
 }
+WRONG_SIZE = re.compile(r"^(?!\s*(?:Bytes/sec|Block Align|Bit Width)).*?(\d+) \(should be", re.MULTILINE)  # in the log
 MPEG_IN_WAV = (0x50, 0x55)  # format tags
 READABLE = "WAV, FLAC, OGG, MP3; with the extra `av` also M4A, MOV, WebM, MKA, AAC, AMR, WMA"
 Decoder = Literal["libsndfile", "PyAV"]
@@ -380,12 +381,23 @@ def _damaged(name: str, details: str) -> InputError:
 # libsndfile
 
 
+class _Memory(io.BytesIO):
+    """Bytes as a file. A damaged header sends libsndfile to places before its start; it then stays where it is."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move to an offset if there is one, and return the place."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def _by_libsndfile(name: str, data: bytes, kind: str | None, room: _Room) -> _Track:
     """Decode by libsndfile. Raises _UndecodableError where PyAV should try, InputError for a file that is cut off."""
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Memory(data)) as file:
             # libsndfile accepts a WAV file that is cut off. Only its log says so.
-            if any(int(size) < UNKNOWN_BYTES for size in re.findall(r"(\d+) \(should be", file.extra_info)):
+            if any(int(size) < UNKNOWN_BYTES for size in WRONG_SIZE.findall(file.extra_info)):
                 raise _cut_off(name)
             _check_stated(name, data, kind, file)
             track = _Track(name, file.samplerate, room)
