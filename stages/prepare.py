@@ -28,7 +28,8 @@ def main() -> None:
         help="cache of quality estimates, with a CSV file for each set; default: data/quality",
     )
     args = parser.parse_args()
-    sets = params_file.load(args.params).sets
+    params = params_file.load(args.params)
+    sets = params.sets
     if args.set not in sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(sets)}, got {args.set!r}")
     source = sets[args.set]
@@ -36,7 +37,14 @@ def main() -> None:
     root = source.folder
     found = corpus.trials(root, Path(source.protocol), source.split)
     say = functools.partial(print, file=sys.stderr)
-    table = inspection.with_contents(found, root, on_bad_audio=source.on_bad_audio, say=say)
+    table = inspection.with_contents(
+        found,
+        root,
+        on_bad_audio=source.on_bad_audio,
+        normalized=params.encoder.normalize != "none",
+        protocol=Path(source.protocol),
+        say=say,
+    )
     cache = in_project(args.quality_cache) / f"{args.set}.csv"
     table = mos.with_quality(table, root, estimator=estimator, cache=cache)
     write_text(args.trials, trial_table.to_csv(table))

@@ -8,6 +8,7 @@ import pytest
 
 BESIDE = Path(__file__).parents[2] / "shared"
 SCORES, PROTOCOLS, SPEECH = BESIDE / "scores", BESIDE / "protocols", BESIDE / "speech"
+CASES = BESIDE / "cases"
 
 # What lies in each folder, and where it comes from.
 SOURCES = {
@@ -15,6 +16,7 @@ SOURCES = {
     "https://github.com/yzyouzhang/AIR-ASVspoof and LA.zip of https://datashare.ed.ac.uk/handle/10283/3336",
     PROTOCOLS: "protocol files of the public corpora, from the downloads that pipeline/corpora/*.py name",
     SPEECH: "digits and wild, two small corpora of free real speech, each with a manifest trials.csv",
+    CASES: "small awkward inputs, as users have reported them",
 }
 
 

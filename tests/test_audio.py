@@ -340,7 +340,7 @@ def damaged(kind: str) -> bytes:
         ("m4a cut in fragments", "cut off"),
         ("m4a cut in a box without a size", "breaks off or is damaged"),
         ("m4a zeroed", "breaks off or is damaged"),
-        ("mp3 cut", "cut off"),
+        ("mp3 cut", "breaks off or is damaged"),
         ("mp3 zeroed", "breaks off or is damaged"),
     ],
 )
@@ -364,8 +364,6 @@ def test_a_film_without_sound_and_other_containers(tmp_path: Path) -> None:
     unknown = encoded("ipod", "alac", speech(16_000)[None]).replace(b"alac", b"xxxx")
     with pytest.raises(InputError, match="expected audio in one known format, got none"):
         heard(tmp_path / "x.m4a", unknown)
-    with pytest.raises(InputError, match="expected an audio file"):
-        heard(tmp_path / "x.webm", encoded("webm", "libopus", speech(48_000)[None], rate=48_000))
 
 
 @pytest.mark.parametrize("data", [irregular_flac(), encoded("ipod", "aac", speech(16_000)[None])], ids=["flac", "m4a"])

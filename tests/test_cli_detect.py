@@ -18,6 +18,7 @@ import soundfile
 from pipeline import commands, detect
 from pipeline.core.errors import InputError
 from tests import systems
+from tests.long_flac import long_flac
 from tests.systems import POOLED, ROOT, WINDOW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,14 +106,59 @@ def test_folders_are_searched_and_hidden_files_left_out(
     for name in [*kept, ".hidden.flac", ".git/4.flac", "b/._2.flac", "b/notes.txt"]:
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy("audio/eval/0.flac", tmp_path / "a" / name)
+    for name in ("c.txt", "README", "d.ZIP"):
+        (tmp_path / "a" / name).write_text("")
     run("detect", tmp_path / "a", "--run", POOLED, "--json")
-    assert {one["file"] for one in lines(capsys)} == {str(tmp_path / "a" / name) for name in kept}
+    said = capsys.readouterr()
+    assert {json.loads(one)["file"] for one in said.out.splitlines()} == {str(tmp_path / "a" / name) for name in kept}
+    assert said.err == "left out: 4 files of other kinds (2 .txt, 1 without a suffix, 1 .zip)\n"
     run("detect", tmp_path / "a" / "b" / "notes.txt", "--run", POOLED, "--json")  # named, so it is tried
     assert "score" in lines(capsys)[0]
 
 
+def test_doubtful_samples_are_a_warning_and_without_normalization_an_error(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "loud.wav"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 10, 2 * WINDOW), 16_000, subtype="FLOAT")
+    run("detect", path, "--run", POOLED, "--json")
+    said = capsys.readouterr()
+    assert said.err.startswith(f"warning: {path}: the peak of the samples is ")
+    assert "the peak of the samples is" in json.loads(said.out)["warnings"][0]
+    system = detect.load(POOLED)
+    monkeypatch.setitem(system.parts.features, "normalize", "none")
+    with pytest.raises(InputError, match=r"full scale is 1.*the encoder of this run does not normalize"):
+        system.score(path)
+    with pytest.raises(InputError, match="the encoder of this run does not normalize"):
+        system.timeline(path)
+
+
+def test_long_and_absurd_files_do_not_end_the_others(here: Path, tmp_path: Path) -> None:
+    """In a child with 8 GB of addresses."""
+    (tmp_path / "20h.flac").write_bytes(long_flac(hours=20))
+    soundfile.write(tmp_path / "slow.wav", np.random.default_rng(0).normal(0, 0.1, 60_000), 16_000)
+    data = bytearray((tmp_path / "slow.wav").read_bytes())
+    data[24:28] = (1).to_bytes(4, "little")
+    (tmp_path / "slow.wav").write_bytes(data)
+    shutil.copy("audio/eval/0.flac", tmp_path / "z.flac")
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+from pipeline import commands
+commands.main()
+"""
+    command = [sys.executable, "-c", code, "detect", str(tmp_path), "--run", POOLED, "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 1, ended.stderr
+    long, slow, good = map(json.loads, ended.stdout.splitlines())
+    assert "the sound is longer than the 9.3 hours at 16000 Hz that are decoded at most" in long["error"]
+    assert "expected a sample rate from 1000 to 1000000 Hz, got 1 Hz" in slow["error"]
+    assert "score" in good
+
+
 def test_a_folder_without_audio_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected a folder of audio \(\.aif .* \.wav\), got none there"):
+    with pytest.raises(InputError, match=r"expected a folder of audio \(\.3gp .* \.wma\), got none there"):
         run("detect", tmp_path, "--run", "nope")
 
 

@@ -259,7 +259,7 @@ def test_a_file_that_may_not_be_read_is_told(system: System, here: Path, monkeyp
     def refuse(path: Path) -> np.ndarray:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(decode, "load", refuse)
+    monkeypatch.setattr(decode, "read", refuse)
     (found,) = system.detect(["audio/eval/0.flac"])
     assert found == Unreadable(Path("audio/eval/0.flac"), "audio/eval/0.flac: Permission denied")
 
@@ -311,9 +311,9 @@ def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path
 def test_large_files_are_decoded_one_at_a_time(
     system: System, here: Path, monkeypatch: pytest.MonkeyPatch, largest: int, together: set[int]
 ) -> None:
-    real, lock, now, most = decode.load, threading.Lock(), 0, 0
+    real, lock, now, most = decode._samples, threading.Lock(), 0, 0
 
-    def slow(path: Path) -> np.ndarray:
+    def slow(name: str, tracks: list) -> np.ndarray:
         nonlocal now, most
         with lock:
             now += 1
@@ -321,10 +321,10 @@ def test_large_files_are_decoded_one_at_a_time(
         time.sleep(0.02)
         with lock:
             now -= 1
-        return real(path)
+        return real(name, tracks)
 
-    monkeypatch.setattr(detecting, "LARGE", largest)
-    monkeypatch.setattr(decode, "load", slow)
+    monkeypatch.setattr(decode, "LARGE", largest)
+    monkeypatch.setattr(decode, "_samples", slow)
     detections(system, systems.audio("eval"))
     assert most in together
 

@@ -24,6 +24,7 @@ from pipeline.metrics import join, scorefile
 from pipeline.quality import dnsmos
 from stages import prepare
 from tests.beside import SPEECH, needs
+from tests.long_flac import long_flac
 from tests.places import SETTINGS
 from tests.test_audio import irregular_flac, write_bad
 
@@ -224,18 +225,69 @@ def test_other_audio_is_ignored_and_counted(
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
     code, said = run(folder, [*GOOD, "d,sub/b.wav,spoof,dev"], capsys)
     assert code == 0
-    assert said == "audio files in the same folders that no trial names, ignored: 4\n"  # c.wav, x.FLAC, y.wav, x.m4a
+    ignored, repeated = said.split("\n", 1)
+    assert ignored == "audio files in the same folders that no trial names, ignored: 4"  # c.wav, x.FLAC, y.wav, x.m4a
+    assert repeated == (
+        "warning: 2 of 3 trials have the same audio as others, byte by byte; different files: 1\n  b and d\n"
+    )
     assert [path for path in listed if Path(path).is_relative_to(folder)] == [folder, folder / "sub"]
 
 
 def test_what_pyav_decodes_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "de":
-        (folder / f"{name}.flac").write_bytes(irregular_flac())
+        (folder / f"{name}.flac").write_bytes(irregular_flac(checksum=name == "d"))
     lines = [GOOD[0], GOOD[1], "c,c.wav,spoof,dev", "d,d.flac,spoof,dev", "e,e.flac,bonafide,dev"]
     assert run(folder, lines, capsys) == (
         0,
         "audio files that libsndfile cannot decode, decoded by PyAV: 2 of 5\n",
     )
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one path", "two paths"])
+def test_one_file_with_two_labels_is_refused_with_both_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], same: bool
+) -> None:
+    (folder / "copy.wav").write_bytes((folder / "b.wav").read_bytes())
+    path = "b.wav" if same else "copy.wav"
+    code, said = run(folder, [*GOOD, f"d,{path},bonafide,dev", "e,c.wav,spoof,dev"], capsys)
+    assert code == 2
+    assert said.endswith(
+        "error: 1 audio files are listed as bona fide and as spoof (the bytes are the same):\n"
+        f"  {folder}/trials.csv:3: utterance b, spoof, b.wav and {folder}/trials.csv:5: utterance d, bonafide, {path}\n"
+        "correct the labels, or remove one line of each pair\n"
+    )
+    assert not (folder / "out.csv").exists()
+
+
+def test_doubtful_samples_are_a_warning_and_without_normalization_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(3).normal(0, 0.1, 8_000)
+    soundfile.write(folder / "d.wav", np.stack([x, -0.95 * x], axis=1), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "e.wav", 100 * x, 16_000, subtype="FLOAT")
+    lines = [*GOOD, "d,d.wav,spoof,dev", "e,e.wav,bonafide,dev"]
+    code, said = run(folder, lines, capsys)
+    assert code == 0
+    assert "warning: the samples of 2 of 4 audio files are doubtful:\n  utterance d: " in said
+    assert f"{folder}/d.wav: the channels cancel when they are averaged" in said
+    assert f"{folder}/e.wav: the peak of the samples is " in said
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("normalize: utterance", "normalize: none"))
+    (folder / "out.csv").unlink()
+    code, said = run(folder, lines, capsys)
+    assert code == 2
+    assert "2 of 4 audio files cannot be used:\n  utterance d: " in said
+    assert said.count("(encoder.normalize is none)") == 2
+
+
+def test_a_file_of_many_hours_does_not_end_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "long.flac").write_bytes(long_flac(hours=20))
+    change_set(folder, "on_bad_audio: skip")
+    code, said = run(folder, [*GOOD, "d,long.flac,spoof,dev"], capsys)
+    assert code == 0
+    assert "utterance d: " in said
+    assert "the sound is longer than the 9.3 hours at 16000 Hz that are decoded at most" in said
+    assert trial_table.read(folder / "out.csv").utterance.tolist() == ["a", "b"]
 
 
 def test_the_set_says_who_estimates_quality(

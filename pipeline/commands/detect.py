@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,8 +27,10 @@ if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
 EXAMPLES = """\
 RUN is the name of a run of the project in the current folder (`ls data/runs` shows them), or a folder that
 `bonafide package` wrote. A folder of audio is searched with its subfolders. Hidden files are left out, and links to
-folders are not followed. Formats are WAV, FLAC, OGG, MP3, and M4A with the extra `av`, at any sampling rate. A file is
-decoded whole, and large files are decoded one at a time: an hour of 44.1 kHz stereo takes 3 GB of memory.
+folders are not followed. How many files of other kinds were left out is printed on stderr. Formats are WAV, FLAC, OGG,
+MP3, AIFF, AU and CAF, and with the extra `av` M4A, MP4, MOV, 3GP, WebM, MKA, AAC, AMR and WMA, at any sampling rate. A
+file is decoded whole, and long files are decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer
+than 3.3 hours at 44.1 kHz, or 9.3 hours at 16 kHz, are refused.
 
 results for each file:
   score        of the first window, as in training; higher means more bona fide
@@ -43,8 +46,10 @@ results for each file:
 spoofed. A silent window has no score. The lowest of many scores is also low by chance: compare it with timelines of
 files that you trust.
 
-A file that cannot be scored, or a folder that cannot be read, gives an error on stderr and in the output. The other
-files are still scored, and the exit code is 1. Bytes of a name that are not UTF-8 appear as \\udc80 to \\udcff.
+A file whose samples are doubtful (their scale, or channels that cancel when they are averaged) gives a warning on
+stderr, and in the output with --json. A file that cannot be scored, or a folder that cannot be read, gives an error on
+stderr and in the output. The other files are still scored, and the exit code is 1. Bytes of a name that are not UTF-8
+appear as \\udc80 to \\udcff.
 
 examples:
   bonafide detect some.wav --run linear-qamo-all-clean-1
@@ -66,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for arguments that cannot be used, SystemExit(1) after files that cannot."""
     given = _arguments(argv)
     _show_any_name()
-    found_files, closed = _audio_files(given.files)
+    left_out: Counter[str] = Counter()
+    found_files, closed = _audio_files(given.files, left_out)
+    if left_out:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
+        print(f"left out: {left_out.total()} files of other kinds ({kinds})", file=sys.stderr)
     if given.timeline:
         _check_distinct(found_files)
     from pipeline import detect  # here, because torch imports slowly and --help does not need it
@@ -123,8 +132,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # ---------------------------------------------------------------- which files
 
 
-def _audio_files(given: Sequence[Path]) -> tuple[list[AudioFile], dict[Path, str]]:
+def _audio_files(given: Sequence[Path], left_out: Counter[str]) -> tuple[list[AudioFile], dict[Path, str]]:
     """The audio files to score, in order; and the folders that cannot be read, with the reasons.
+
+    left_out: counts the other files in the folders, by suffix.
 
     Raises InputError for a folder without audio.
     """
@@ -132,7 +143,7 @@ def _audio_files(given: Sequence[Path]) -> tuple[list[AudioFile], dict[Path, str
     closed: dict[Path, str] = {}
     for path in given:
         before = len(closed)
-        found = list(_below(path, closed)) if path.is_dir() else [AudioFile(path, Path(path.name))]
+        found = list(_below(path, closed, left_out)) if path.is_dir() else [AudioFile(path, Path(path.name))]
         if not found and len(closed) == before:
             raise InputError(
                 f"{path}: expected a folder of audio ({' '.join(sorted(decode.SUFFIXES))}), got none there"
@@ -141,8 +152,11 @@ def _audio_files(given: Sequence[Path]) -> tuple[list[AudioFile], dict[Path, str
     return found_files, closed
 
 
-def _below(folder: Path, closed: dict[Path, str]) -> Iterator[AudioFile]:
-    """Yield the audio files in a folder and its subfolders. Folders that cannot be read go into `closed`."""
+def _below(folder: Path, closed: dict[Path, str], left_out: Counter[str]) -> Iterator[AudioFile]:
+    """Yield the audio files in a folder and its subfolders.
+
+    Folders that cannot be read go into `closed`, and the suffixes of other files into `left_out`.
+    """
 
     def note(error: OSError) -> None:
         closed[Path(error.filename)] = f"{error.filename}: {error.strerror or error}"
@@ -151,9 +165,14 @@ def _below(folder: Path, closed: dict[Path, str]) -> Iterator[AudioFile]:
     for place, subfolders, names in os.walk(folder, onerror=note):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            if Path(name).suffix.lower() in decode.SUFFIXES and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in decode.SUFFIXES:
                 path = Path(place, name)
                 yield AudioFile(path, above / path.relative_to(folder))
+            else:
+                left_out[suffix or "without a suffix"] += 1
 
 
 def _check_distinct(found_files: Sequence[AudioFile]) -> None:
@@ -214,6 +233,8 @@ def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, as_json: 
     """Print the results for one file, above the progress bar; return whether there was an error."""
     from pipeline.detect import Unreadable
 
+    for warning in [] if isinstance(result, Unreadable) else result.warnings:
+        tqdm.write(f"warning: {result.path}: {warning}", file=sys.stderr)
     errors = [result.why] if isinstance(result, Unreadable) else []
     errors += [timeline["error"]] if "error" in timeline else []
     for why in dict.fromkeys(errors):  # a file that cannot be decoded gives the same error twice
@@ -232,6 +253,8 @@ def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
     else:
         facts |= {"score": result.score, "decision": _decision(result), "probability": result.probability}
         facts["centroid"] = result.centroid
+        if result.warnings:
+            facts["warnings"] = list(result.warnings)
         if result.neighbours:
             facts["neighbours"] = [near._asdict() for near in result.neighbours]
     if timeline:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from torch import nn
 
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.audio import decode, loader, windowing
+from pipeline.audio.decode import Audio
 from pipeline.audio.loader import Windows
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
 from pipeline.core import ahead, devices
@@ -46,9 +46,7 @@ from pipeline.scoring import runs, scorer
 from pipeline.scoring.centroids import CentroidIndex
 
 NEIGHBOURS = 5  # utterances that explain a detection
-LARGE = 8 * 2**20  # bytes of a file that is decoded by itself: ten minutes of MP3, and 200 MB when decoded
 IN_MEMORY = Path("samples in memory")  # the name of what has no file
-_ONE_LARGE = threading.Lock()
 
 
 class TrainingNeighbour(NamedTuple):
@@ -66,6 +64,7 @@ class Detection:
 
     probability: of bona fide where half of all speech is; None where the scores of dev could not be calibrated.
     centroid: the one most similar to the embedding, from 0. neighbours: nearest first; empty unless asked for.
+    warnings: what makes the samples of the file doubtful.
     """
 
     path: Path
@@ -74,6 +73,7 @@ class Detection:
     probability: float | None
     centroid: int
     neighbours: tuple[TrainingNeighbour, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Unreadable(NamedTuple):
@@ -101,11 +101,12 @@ class Timeline:
 
 
 class _Head(NamedTuple):
-    """The first window of a file: (S,) samples, and how many of them are valid."""
+    """The first window of a file: (S,) samples, how many of them are valid, and warnings about the file."""
 
     path: Path
     samples: Samples
     valid: int
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +163,27 @@ class System:
 
     def _head(self, path: Path) -> _Head | Unreadable:
         try:
-            return self._first(path, _decoded(path))
+            audio = self._decoded(path)
+            return self._first(path, audio.samples, audio.warnings)
         except InputError as error:
             return Unreadable(path, str(error))
 
-    def _first(self, path: Path, decoded: Samples) -> _Head:
+    def _decoded(self, path: Path) -> Audio:
+        """A whole file. Raises InputError for whatever is wrong with it.
+
+        The scale of the samples is wrong, too, where it is doubtful and the encoder does not normalize.
+        """
+        audio = _decoded(path)
+        if audio.warnings and self.parts.features.get("normalize") == "none":
+            raise InputError(f"{path}: {'; '.join(audio.warnings)} (the encoder of this run does not normalize)")
+        return audio
+
+    def _first(self, path: Path, decoded: Samples, warnings: tuple[str, ...] = ()) -> _Head:
         """The first window. Raises InputError where it is silent."""
         samples, valid = self._cut(decoded)
         if np.ptp(samples[:valid]) == 0:
             raise InputError(f"{path}: the first {valid} samples at 16 kHz are silent; cut them off")
-        return _Head(path, samples.copy(), valid)  # a view would keep all of a long file
+        return _Head(path, samples.copy(), valid, warnings)  # a view would keep all of a long file
 
     def _cut(self, samples: Samples) -> tuple[Samples, int]:
         return windowing.window(samples, length=self.window, pad=self.parts.features["window"]["pad"])
@@ -198,7 +210,7 @@ class System:
         nearest = self._nearest_centroids(embedded)
         neighbours = _neighbours(embedded, *explained) if explained else [() for _ in heads]
         return [
-            Detection(head.path, score, score > self.threshold, self.probability(score), centroid, near)
+            Detection(head.path, score, score > self.threshold, self.probability(score), centroid, near, head.warnings)
             for head, score, centroid, near in zip(heads, scores, nearest, neighbours, strict=True)
         ]
 
@@ -231,7 +243,7 @@ class System:
 
     def timeline(self, path: str | Path) -> Timeline:
         """The scores of a whole file in overlapping windows. Raises InputError for a file that cannot be decoded."""
-        samples = _decoded(Path(path))
+        samples = self._decoded(Path(path)).samples
         starts = window_starts(len(samples), window=self.window)
         scores = np.full(len(starts), np.nan, np.float32)
         for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // self.parts.batch_size)):
@@ -298,13 +310,12 @@ def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
     return xlsr.Encoder(model, taps=taps, normalize=card.normalize, precision=precision).to(device)
 
 
-def _decoded(path: Path) -> Samples:
-    """All samples of a file; of large ones, one at a time. Raises InputError for whatever is wrong with it."""
+def _decoded(path: Path) -> Audio:
+    """A whole file. Raises InputError for whatever is wrong with it."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
-        with _ONE_LARGE if path.stat().st_size > LARGE else contextlib.nullcontext():
-            return decode.load(path)
+        return decode.read(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
