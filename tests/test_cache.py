@@ -397,7 +397,7 @@ def test_a_pool_has_no_file_of_its_own(project: Project) -> None:
     [
         (lambda f: f.attrs.__setitem__("format", FORMAT + 1), f"expected features of store format {FORMAT}, got"),
         (lambda f: f.attrs.__delitem__("spec"), "that `bonafide cache export` wrote, got another"),
-        (lambda f: f.attrs.__setitem__("spec", "{"), "that `bonafide cache export` wrote, got another"),
+        (lambda f: f.attrs.__setitem__("spec", "{"), "export` wrote, got something that is not JSON"),
         (lambda f: f.attrs.__setitem__("set", "../../x"), "expected the name of a set and a fingerprint"),
         (lambda f: f.__delitem__("clean/pooled_05"), r"expected clean/pooled_05 of \(10, 2, 4\) float32, got nothing"),
         (lambda f: f.__delitem__("n_frames"), r"expected n_frames of \(10,\) int32, got nothing"),

@@ -19,6 +19,8 @@ from typing import Any, cast
 from pipeline.core.errors import InputError
 from pipeline.core.object_store import OPTIONS, is_local, reaching, read_files
 
+DEEPEST = 64  # levels of lists and objects in a JSON file; those of this project have six at most
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as `write_bytes` writes bytes."""
@@ -120,11 +122,15 @@ def replace_folder(beside: Path, folder: Path, *, mark: str) -> None:
         os.replace(beside, folder)
 
 
-def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
+def read_json(
+    path: Path, *, what: str, keys: Iterable[str] = (), remedy: str, most: int | None = None
+) -> dict[str, Any]:
     """Read a JSON object from a file. Raises InputError where it is missing, is no JSON object, or lacks a key.
 
-    what: the kind of file, for the message. remedy: the command that makes it.
+    what: the kind of file, for the message. remedy: the command that makes it. most: bytes that it may have.
     """
+    if most is not None and path.is_file() and (size := path.stat().st_size) > most:
+        raise InputError(f"{path}: expected a {what} of at most {most:,} bytes, got {size:,}; {remedy}")
     data = read_files([path]).get(path)
     if data is None:
         raise InputError(f"{path}: no {what} there; {remedy}")
@@ -137,11 +143,31 @@ def parse_json(path: Path, data: bytes, *, what: str, keys: Iterable[str] = (), 
         found = json.loads(data)
     except ValueError:
         raise InputError(f"{path}: expected a {what}, got something that is not JSON; {remedy}") from None
+    except RecursionError:
+        found = None
+    if found is None or _deeper_than(DEEPEST, found):
+        raise InputError(f"{path}: expected a {what}, got JSON that nests more than {DEEPEST} deep; {remedy}")
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a {what}, got another JSON value; {remedy}")
     if missing := [key for key in keys if key not in found]:
         raise InputError(f"{path}: expected a {what}, got JSON without {', '.join(missing)}; {remedy}")
     return found
+
+
+def _deeper_than(most: int, value: Any) -> bool:
+    """Whether lists and objects of a JSON value nest deeper than some levels; without recursion."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            part
+            for one in level
+            if isinstance(one, list | dict)
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, list | dict)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def in_project(path: str | Path) -> Path:
