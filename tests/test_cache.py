@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,43 @@ def test_gc_keeps_the_store_that_the_parameters_ask_for(project: Project, card: 
     assert (asked.is_dir(), other.exists()) == (True, False)
 
 
+def stored(root: Path, card: Card, settings: Any, *, name: str = "dev") -> Store:
+    """An empty store of a set, as the parameters and a card ask for it, last written to a month ago."""
+    table = trial_table.read(Path(f"data/trials/{name}.csv"))
+    store = Store.create(root, name, identity.spec_of(table, card, settings))
+    age(store.path, 30)
+    return store
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_gc_keeps_what_the_parameters_may_ask_for_where_the_card_is_of_another_encoder(
+    project: Project, card: Card, here: bool
+) -> None:
+    """After a change of encoder.source and before `dvc repro`, or without a card; nothing asks for another window."""
+    settings = params_file.load(project.folder / "params.yaml").extract
+    if here:
+        other_card = dataclasses.asdict(card) | {"source": "somebody/xlsr", "weights_sha256": "f" * 64}
+        (project.folder / "data/encoder.json").write_text(json.dumps(other_card))
+    asked = stored(project.root, card, settings).path
+    window = settings.window.model_copy(update={"samples": 3_200})
+    other = stored(project.root, card, settings.model_copy(update={"window": window})).path
+    run("gc", "--yes", *OLD)
+    assert (asked.is_dir(), other.exists()) == (True, False)
+
+
+def test_gc_says_how_complete_a_store_is_and_what_made_it(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.receipts / "dev.json").unlink()
+    store = Store.open(next(project.root.glob("*/dev-*.zarr")))
+    store.shard_path("noise_0/layer_05", 1).unlink()
+    run("gc")
+    age(store.path, 30)
+    run("gc")
+    said = capsys.readouterr().out
+    assert store.path.name in said
+    assert said.count("  10 utterances of 5 x 4, encoder e 1\n") == 2  # once of what stays, once of what may go
+    assert said.count("  noise_0: layers 2, 5, final; 2 of 3 shards\n") == 2
+
+
 # ---------------------------------------------------------------- one file
 
 
@@ -398,7 +437,7 @@ def test_a_pool_has_no_file_of_its_own(project: Project) -> None:
     [
         (lambda f: f.attrs.__setitem__("format", FORMAT + 1), f"expected features of store format {FORMAT}, got"),
         (lambda f: f.attrs.__delitem__("spec"), "that `bonafide cache export` wrote, got another"),
-        (lambda f: f.attrs.__setitem__("spec", "{"), "that `bonafide cache export` wrote, got another"),
+        (lambda f: f.attrs.__setitem__("spec", "{"), "export` wrote, got something that is not JSON"),
         (lambda f: f.attrs.__setitem__("set", "../../x"), "expected the name of a set and a fingerprint"),
         (lambda f: f.__delitem__("clean/pooled_05"), r"expected clean/pooled_05 of \(10, 2, 4\) float32, got nothing"),
         (lambda f: f.__delitem__("n_frames"), r"expected n_frames of \(10,\) int32, got nothing"),
@@ -416,6 +455,149 @@ def test_a_file_of_something_else_is_refused(project: Project, change: object, m
         run("import", "train.h5")
     assert "train.h5" in str(error.value)
     assert {path: data for path, data in tree(project.root).items() if not path.endswith(".lock")} == before
+
+
+def elsewhere(file: h5py.File, array: str, **options: Any) -> None:
+    """The same array again, made in another way."""
+    values = file[array][:]
+    del file[array]
+    file.create_dataset(array, data=values, **options)
+
+
+def virtual(file: h5py.File) -> None:
+    with h5py.File("other.h5", "w") as other:
+        other["x"] = file["clean/layer_05"][:]
+    layout = h5py.VirtualLayout((10, 5, 4), "float16")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (10, 5, 4))
+    del file["clean/layer_05"]
+    file.create_virtual_dataset("clean/layer_05", layout)
+
+
+def external(file: h5py.File) -> None:
+    Path("secret.bin").write_bytes(bytes(10 * 5 * 4 * 2))
+    del file["clean/layer_05"]
+    file.create_dataset("clean/layer_05", (10, 5, 4), "float16", external=[("secret.bin", 0, 400)])
+
+
+def never_written(file: h5py.File) -> None:
+    del file["clean/layer_05"]
+    file.create_dataset("clean/layer_05", (10, 5, 4), "float16", chunks=(1, 5, 4), fillvalue=0.5)
+
+
+def references(file: h5py.File) -> None:
+    del file["n_frames"]
+    file.create_dataset("n_frames", data=[file["clean"].ref] * 10, dtype=h5py.ref_dtype)
+
+
+def linked(file: h5py.File, name: str, link: object) -> None:
+    del file[name]
+    file[name] = link
+
+
+def put(array: str, where: object, value: float) -> Callable[[h5py.File], None]:
+    return lambda file: file[array].__setitem__(where, value)
+
+
+LINKS = {
+    "external storage": (external, "clean/layer_05 in the file itself, got a name of other files"),
+    "virtual dataset": (virtual, "clean/layer_05 in the file itself, got a name of other files"),
+    "external link to a view": (lambda f: linked(f, "clean", h5py.ExternalLink("o.h5", "/")), "got a link as 'clean'"),
+    "soft link to a layer": (
+        lambda f: linked(f, "clean/layer_05", h5py.SoftLink("/clean/layer_02")), "got a link as 'layer_05'"
+    ),
+    "external link to counts": (lambda f: linked(f, "n_frames", h5py.ExternalLink("o.h5", "/x")), "link as 'n_frames'"),
+    "link beside the views": (lambda f: f.__setitem__("x", h5py.SoftLink("/clean")), "got a link as 'x'"),
+    "references": (
+        references,
+        r"expected n_frames of \(10,\) int32, got \(\(10,\), dtype\('O'\)\)",
+    ),
+    "filter": (lambda f: elsewhere(f, "clean/layer_05", compression="gzip"), "got filters; h5repack -f NONE"),
+    "never written": (never_written, "expected 400 bytes of clean/layer_05, got 0"),
+    "other array": (lambda f: f.__setitem__("clean/extra", [1]), "expected the arrays of layers in clean, got extra"),
+    "other array of the set": (lambda f: f.__setitem__("extra", [1]), "expected views and .*, got extra"),
+    "no layers": (lambda f: f.create_group("narrowband"), "expected the arrays of layers in narrowband, got none"),
+    "view that is none": (lambda f: f.move("noise_0", "done"), "done"),
+    "nan": (put("clean/layer_05", (7, 2, 1), np.nan), r"clean/layer_05: expected finite numbers, got NaN .* in row 7;"),
+    "infinity": (put("noise_0/pooled_02", (9, 1, 3), np.inf), "noise_0/pooled_02: expected finite numbers, .* row 9;"),
+    "no frames": (put("n_frames", 3, 0), "n_frames: expected 1 to 5, got 0 in row 3"),
+    "too many frames": (put("n_frames", 4, 6), "n_frames: expected 1 to 5, got 6 in row 4"),
+    "other frames": (put("n_frames", 0, 5), "expected the n_frames of shard 0 of .*, got others; move that store away"),
+    "attributes": (lambda f: f["clean"].attrs.__setitem__("attributes", '{"a": 1}'), "expected the version of clean"),
+    "deep attributes": (lambda f: f["clean"].attrs.__setitem__("attributes", "[" * 9_999), "nests more than 64 deep"),
+    "spec of numbers": (lambda f: f.attrs.__setitem__("spec", 7), "that `bonafide cache export` wrote, got another"),
+    "counts that are none": (
+        lambda f: f.attrs.__setitem__("spec", f.attrs["spec"].replace('"utterances": 10', '"utterances": true')),
+        "wrote, got another spec",
+    ),
+    "storage that is none": (
+        lambda f: f.attrs.__setitem__("spec", f.attrs["spec"].replace('"e": 1', '"e": 1, "storage": "object"')),
+        "expected the facts of an encoder in the spec",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_only_what_export_writes_is_taken_in(project: Project, kind: str) -> None:
+    """And nothing is replaced before all of it was checked: the store lacks a shard that the file has."""
+    change, message = LINKS[kind]
+    run("export", "train", "train.h5")
+    Store.open(project.store("train")).shard_path("clean/layer_02", 1).unlink()
+    before = tree(project.root)
+    with h5py.File("train.h5", "a") as file:
+        change(file)
+    with pytest.raises(InputError, match=message) as error:
+        run("import", "train.h5")
+    assert "view" in kind or "train.h5" in str(error.value)
+    assert {path: data for path, data in tree(project.root).items() if not path.endswith(".lock")} == before
+
+
+def test_an_import_needs_room_on_the_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("export", "train", "train.h5")
+    before = tree(project.root)
+    full = type(shutil.disk_usage("."))(10**9, 10**9, 0)
+    monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda _: full)
+    run("import", "train.h5")  # of what is all there nothing is written
+    Store.open(project.store("train")).shard_path("clean/layer_02", 1).unlink()
+    with pytest.raises(InputError, match=r"expected \d+ B of free disk and 67.1 MB to spare, got 0 B; free some"):
+        run("import", "train.h5")
+    lost = [path for path in before if path not in tree(project.root)]
+    assert len(lost) == 1
+    assert "clean/layer_02/" in lost[0]
+
+
+def test_a_damaged_file_gives_one_message_and_in_time(project: Project) -> None:
+    """HDF5 itself crashes on some of these, and never ends on others."""
+    run("export", "dev", "good.h5", "--layers", "2", "--views", CLEAN)
+    good, rng = Path("good.h5").read_bytes(), np.random.default_rng(0)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(150):
+        data = bytearray(good)
+        for at in rng.integers(min(len(data), int(rng.choice([128, 4_096, len(good)]))), size=int(rng.choice([1, 4]))):
+            data[at] = rng.choice([0, 255, rng.integers(256)])
+        Path("bad.h5").write_bytes(bytes(data))
+        try:
+            hdf5.bring_back(Path("bad.h5"), root=project.folder / "taken")
+            outcomes["read"] += 1
+        except InputError as error:
+            outcomes["refused"] += "bad.h5" in str(error) or "taken" in str(error)
+        shutil.rmtree(project.folder / "taken", ignore_errors=True)
+    assert sum(outcomes.values()) == 150
+    assert outcomes["refused"] > 20
+
+
+def test_a_file_on_which_hdf5_never_ends_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("export", "train", "train.h5")
+    monkeypatch.setattr(hdf5, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(hdf5, "_check_links", lambda *_: time.sleep(60))
+    with pytest.raises(InputError, match=r"train\.h5: expected an HDF5 file .*, got a damaged one; export it anew"):
+        run("import", "train.h5")
+
+
+def test_a_file_on_which_hdf5_crashes_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("export", "train", "train.h5")
+    monkeypatch.setattr(hdf5, "_check_links", lambda *_: os.kill(os.getpid(), 9))
+    with pytest.raises(InputError, match=r"train\.h5: expected an HDF5 file .*, got a damaged one; export it anew"):
+        run("import", "train.h5")
 
 
 def test_what_is_no_file_is_refused(project: Project) -> None:

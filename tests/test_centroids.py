@@ -21,7 +21,7 @@ from tests.losses import same_centroids
 FIRST = Centroids(
     np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32), normalize_query=False, bias=-0.5, reduce="softmax"
 )
-CARD = {"backend": "asp", "backend_parameters": {}, "kind": {}, "reads": "frames"}
+CARD = {"backend": "asp", "backend_parameters": {}, "kind": {"layers": [1], "channels": 8}, "reads": "frames"}
 
 
 @pytest.fixture

@@ -375,12 +375,15 @@ DAMAGES = {
         r"expected 22 embeddings of width 4 by embeddings.json, got \(23, 4\), an index of 23",
     ),
     "other width": (say(embedding_dim=5), r"expected 23 embeddings of width 5 by embeddings.json, got \(23, 4\)"),
-    "unknown kind": (say(kind="hnsw"), r"expected one of flat, ivf, ivfpq, got 'hnsw'"),
+    "unknown kind": (
+        say(kind="hnsw"),
+        r"not the record of a set of embeddings: kind: Input should be 'flat'",
+    ),
     "other kind": (
         say(kind="ivf"),
         r"index\.faiss: expected a FAISS index of the kind ivf by embeddings.json",
     ),
-    "no sizes": (say(bytes=3), r"embeddings\.json: expected"),
+    "no sizes": (say(bytes=3), r"embeddings\.json: not the record of a set of embeddings: bytes"),
     "no index at all": (swap("index.faiss", b"words"), r"index\.faiss: not a FAISS index"),
     "no vectors at all": (swap("embeddings.npy", b"words"), r"embeddings\.npy: not embeddings that this project wrote"),
     "fewer names": (swap("utterances.txt", b"u0\n"), r"an index of 23 of width 4 and 1 utterances; run `dvc repro"),
@@ -439,6 +442,6 @@ def test_embeddings_of_another_run_set_or_trials_are_refused(tmp_path: Path) -> 
 
 def saved_run(folder: Path, weight: float, *, normalize: bool = True) -> Path:
     centroids = Centroids(np.eye(3, dtype=np.float32)[:1], normalize, 0.0, "max")
-    card = {"backend": "linear", "backend_parameters": {}, "kind": {}, "reads": "pooled"}
+    card = {"backend": "linear", "backend_parameters": {}, "kind": {"layers": [1], "channels": 8}, "reads": "pooled"}
     runs.save(folder, weights={"w": np.array([weight], np.float32)}, centroids=centroids, card=card)
     return folder

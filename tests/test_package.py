@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_it_holds_just_what_detection_needs(made: Path) -> None:
     assert names(made) == {
         "package.json", "model_card.md", f"{run}/run.json", f"{run}/backend.safetensors",
         f"{run}/centroids.faiss", "trials/train.csv",
-        f"{known}/embeddings.npy", f"{known}/embeddings.json", f"{known}/index.faiss", f"{known}/utterances.txt",
+        f"{known}/embeddings.npy", f"{known}/embeddings.json", f"{known}/utterances.txt",
     }  # fmt: skip
 
 
@@ -349,7 +350,7 @@ def test_a_damaged_file_is_named(spoilt: Path, name: str) -> None:
         detect.load(spoilt)
 
 
-@pytest.mark.parametrize("name", ["trials/train.csv", f"embeddings/{POOLED}/train/index.faiss"])
+@pytest.mark.parametrize("name", ["trials/train.csv", f"embeddings/{POOLED}/train/embeddings.npy"])
 def test_what_explanations_need_is_checked_for_explanations(spoilt: Path, name: str) -> None:
     damage(spoilt / name)
     parts = detect.load(spoilt).parts
@@ -371,7 +372,7 @@ def test_files_are_read_when_they_are_needed_and_once(made: Path, monkeypatch: p
     assert set(read) == {"runs"}
     read.clear()
     assert parts.training() is parts.training()
-    assert sorted(read) == ["embeddings"] * 4 + ["trials"]
+    assert sorted(read) == ["embeddings"] * 3 + ["trials"]
 
 
 def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
@@ -413,6 +414,153 @@ def test_a_card_that_is_none_is_refused(spoilt: Path, changes: dict, message: st
     edit(spoilt, **changes)
     with pytest.raises(InputError, match=rf"(?s)package\.json: .*{message}"):
         detect.load(spoilt)
+
+
+# ---------------------------------------------------------------- from strangers
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    """Let the card list the files as they are now, as somebody would who made the package to do harm."""
+    files = json.loads((folder / "package.json").read_text())["files"]
+    listed = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    edit(folder, files=listed, **changes)
+
+
+@pytest.mark.parametrize("name", [f"runs/{POOLED}/centroids.faiss", "trials/train.csv", "runs", "encoder"])
+def test_a_link_out_of_a_package_is_not_followed(spoilt: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    if (spoilt / name).exists():
+        shutil.move(spoilt / name, outside)
+    else:
+        outside.mkdir()
+    (spoilt / name).symlink_to(outside)
+    with pytest.raises(InputError, match=rf"links that lead out of it or nowhere; .*\n  {re.escape(name)}$"):
+        detect.load(spoilt)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "loop"])
+def test_a_link_that_leads_nowhere_is_refused(spoilt: Path, target: str) -> None:
+    (spoilt / "loop").symlink_to(target)
+    with pytest.raises(InputError, match=r"lead out of it or nowhere; .*\n  loop$"):
+        detect.load(spoilt)
+
+
+def test_links_within_a_package_are_followed(spoilt: Path) -> None:
+    shutil.move(spoilt / "runs", spoilt / "kept")
+    (spoilt / "runs").symlink_to("kept")
+    assert detect.load(spoilt).parts.name == POOLED
+
+
+def test_no_index_of_a_package_reaches_faiss(spoilt: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of older versions hold one; FAISS would open the files that it names."""
+    before = found(spoilt, project, explain=True)
+    name = f"embeddings/{POOLED}/train/index.faiss"
+    (spoilt / name).write_bytes(b"IwFl" + bytes(200))
+    files = json.loads((spoilt / "package.json").read_text())["files"]
+    edit(spoilt, files=files | {name: hashlib.sha256((spoilt / name).read_bytes()).hexdigest()})
+    monkeypatch.setattr("pipeline.analysis.embeddings._mapped_index", None)
+    assert found(spoilt, project, explain=True) == before
+
+
+HOSTILE = (None, -1, 10**12, float("nan"), "x", [], {}, "[DEEP]")
+FOR_PEOPLE = {"sets", "run", "versions", "note", "encoder_source", "files", "views", "train", "loss_parameters"}
+
+
+def changed(value: object, new: object) -> Iterator[object]:
+    """A JSON value with each of its parts, at any depth, replaced once."""
+    yield new
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key not in FOR_PEOPLE:
+                yield from (value | {key: other} for other in changed(part, new))
+    elif isinstance(value, list) and value:
+        yield from ([other, *value[1:]] for other in changed(value[0], new))
+
+
+@pytest.mark.parametrize(
+    "name", ["package.json", f"runs/{POOLED}/run.json", f"embeddings/{POOLED}/train/embeddings.json"]
+)
+@pytest.mark.parametrize("new", HOSTILE, ids=lambda value: repr(value)[:12])
+def test_any_value_of_a_card_is_read_or_refused(spoilt: Path, project: Path, name: str, new: object) -> None:
+    """No other error comes, and scores are finite."""
+    good = json.loads((spoilt / name).read_text())
+    refused = 0
+    for value in changed(good, new):
+        (spoilt / name).write_text(json.dumps(value).replace('"[DEEP]"', "[" * 10_000 + "]" * 10_000))
+        if name != "package.json":
+            reseal(spoilt)
+        try:
+            scores = [one.score for one in found(spoilt, project, explain=True)]
+        except InputError:
+            refused += 1
+        else:
+            assert np.isfinite(scores).all()
+    assert refused > 0
+
+
+def test_a_card_that_is_too_large_is_not_read(spoilt: Path) -> None:
+    with (spoilt / "package.json").open("a") as file:
+        file.write(" " * package_card.MOST_BYTES)
+    with pytest.raises(InputError, match=r"package\.json: expected a card of a package of at most 16,777,216 bytes"):
+        detect.load(spoilt)
+
+
+def retell(folder: Path, **changes: object) -> None:
+    """Change the card of the run."""
+    path = folder / f"runs/{POOLED}/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    reseal(folder)
+
+
+@pytest.mark.parametrize(
+    ("backend", "parameters", "message"),
+    [
+        ("linear", {"embedding_dim": 2**31}, "weights and card do not fit"),
+        ("linear", {"embedding_dim": 10**12}, "expected numbers up to"),
+        ("linear", {"embedding_dim": 63}, r"weights and card do not fit.*\n  project\.weight: expected \(63, 64\)"),
+        ("linear", {"embedding_dim": 64, "other": 1}, "weights and card do not fit"),
+        ("conformer_tcm", {"blocks": 2**31}, "expected a backend of 5 weights, as the file has, got one of more"),
+        ("../detect/system", {}, "not the card of a trained run"),
+    ],
+)
+def test_a_backend_that_the_weights_are_not_of_is_not_made(
+    spoilt: Path, backend: str, parameters: dict, message: str
+) -> None:
+    retell(spoilt, backend=backend, backend_parameters=parameters)
+    with pytest.raises(InputError, match=rf"(?s)runs/{POOLED}.*{message}"):
+        detect.load(spoilt)
+
+
+def test_layers_that_the_encoder_does_not_have_are_refused(spoilt: Path) -> None:
+    kind = json.loads((spoilt / f"runs/{POOLED}/run.json").read_text())["kind"]
+    retell(spoilt, kind=kind | {"layers": [3, 99]})
+    with pytest.raises(InputError, match=r"expected 0 to 3 or final, got 99"):
+        detect.load(spoilt)
+
+
+def test_damaged_files_of_a_package_give_one_message(spoilt: Path, project: Path) -> None:
+    """Bytes changed, cut and added, in each file that detection or explanation reads; the card lists them as whole."""
+    rng = np.random.default_rng(0)
+    listed = json.loads((spoilt / "package.json").read_text())["files"]
+    outcomes = {"read": 0, "refused": 0}
+    for name in sorted(listed):
+        good = (spoilt / name).read_bytes()
+        for _ in range(12):
+            data = bytearray(good)
+            at = int(rng.integers(min(len(data), rng.choice([64, 1_000]))))
+            how = rng.integers(3)
+            data[at : at + (how == 1) * 8] = rng.bytes(8 if how == 2 else 0)
+            if how == 0:
+                data[at] = rng.integers(256)
+            (spoilt / name).write_bytes(bytes(data))
+            reseal(spoilt)
+            try:
+                found(spoilt, project, explain=True)
+                outcomes["read"] += 1
+            except InputError:
+                outcomes["refused"] += 1
+        (spoilt / name).write_bytes(good)
+    assert outcomes["refused"] > 20
 
 
 def test_a_folder_of_other_things_is_left_alone(project: Path, tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_yaml_without_end_is_refused_at_once(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("code", ["0", "x1b[2J", "u202e", "x7f", "r", "L"])
 def test_text_that_no_path_can_have_is_refused(tmp_path: Path, code: str) -> None:
-    text = (ROOT / "params.yaml").read_text().replace("root: data/demo", f'root: "data/\\{code}demo"', 1)
+    text = SETTINGS.read_text().replace("root: data/demo", f'root: "data/\\{code}demo"', 1)
     line = 1 + text[: text.index("root: ")].count("\n")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=rf"params\.yaml:{line}: 'sets\.train\.root': expected text without control"):
@@ -364,8 +364,8 @@ def test_text_that_no_path_can_have_is_refused(tmp_path: Path, code: str) -> Non
 
 
 def test_merged_sections_and_aliases_are_read_and_have_a_line(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
-    plain, head = params_file.load(ROOT / "params.yaml"), "  train:\n"
+    text = SETTINGS.read_text()
+    plain, head = params_file.load(SETTINGS), "  train:\n"
     merged = text.replace(head, "  train: &train\n", 1).replace("  dev:\n", "  dev:\n    <<: *train\n", 1)
     assert merged.count("train: &train") == merged.count("<<: *train") == 1
     (tmp_path / "params.yaml").write_text(merged)
@@ -379,10 +379,10 @@ def test_merged_sections_and_aliases_are_read_and_have_a_line(tmp_path: Path) ->
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_line_ends_and_byte_order_marks(tmp_path: Path, start: str, end: str) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     (tmp_path / "params.yaml").write_bytes((start + text.replace("\n", end)).encode())
     loaded = params_file.load(tmp_path / "params.yaml").model_dump()
-    assert loaded == params_file.load(ROOT / "params.yaml").model_dump()
+    assert loaded == params_file.load(SETTINGS).model_dump()
 
 
 PIECES = st.sampled_from(
@@ -406,7 +406,7 @@ def test_no_text_gives_another_error(text: str) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_no_change_of_the_parameters_gives_another_error(data: st.DataObject) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SETTINGS.read_text()
     at = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(0, 5))
     changed = text[:at] + data.draw(PIECES | OTHERS | st.characters(codec="utf-8")) + text[at + cut :]

@@ -60,7 +60,7 @@ def project(folder: Path, *, normalize: bool = True, made: NDArray[np.float32] =
     card = {
         "backend": "linear",
         "backend_parameters": {},
-        "kind": {},
+        "kind": {"layers": [1], "channels": 8},
         "reads": "pooled",
         "quality_thresholds": list(cuts),
     }

@@ -47,7 +47,7 @@ def vectors(name: str) -> NDArray[np.float32]:
 def project(folder: Path, **analyse: object) -> Path:
     """A folder with the trials and embeddings of all sets, their run and its metrics, and parameters."""
     centroids = Centroids(np.eye(4, dtype=np.float32)[:1], True, 0.0, "max")
-    card = {"backend": "linear", "backend_parameters": {}, "reads": "pooled", "kind": {}}
+    card = {"backend": "linear", "backend_parameters": {}, "reads": "pooled", "kind": {"layers": [1], "channels": 8}}
     runs.save(folder / "runs/r", weights={"w": np.ones(1, np.float32)}, centroids=centroids, card=card)
     (folder / "trials").mkdir()
     for name in SIZES:

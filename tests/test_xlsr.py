@@ -1,6 +1,8 @@
 """The encoder: taps are the full model's hidden states, and neither batch nor padding changes them."""
 
 import copy
+import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +207,144 @@ def test_weights_are_hashed_once(model: Wav2Vec2Model, tmp_path: Path, monkeypat
     (tmp_path / "encoder" / "model.safetensors").touch()
     with pytest.raises(TypeError, match="not callable"):
         models.load(folder_params(tmp_path / "encoder"))
+
+
+# ---------------------------------------------------------------- from strangers
+
+
+def tell(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def sharded(model: Wav2Vec2Model, folder: Path, **places: str) -> Path:
+    """The model in two files, by an index; places: of the first and the second file, as the index names them."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    named = dict(zip(weights, itertools.cycle(places.values())))
+    for place in places.values():
+        file = folder / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: weights[name] for name in weights if named[name] == place}, file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_attn_implementation": "somebody/kernels"},
+        {"attn_implementation": "eager"},
+        {"_attn_implementation_internal": "flash_attention_2"},
+        {"auto_map": {"AutoModel": "mine.Model"}, "architectures": ["Mine"]},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"dtype": "float16"},
+        {"torch_dtype": "nonsense"},
+        {"transformers_weights": "../../elsewhere.safetensors"},
+        {"hidden_dropout": 0.5, "layerdrop": 1.0},
+        {"id2label": "x", "output_attentions": True, "output_hidden_states": 7},
+    ],
+)
+def test_keys_of_a_configuration_that_are_not_known_do_nothing(
+    model: Wav2Vec2Model, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    model.save_pretrained(tmp_path)
+    tell(tmp_path, **changes)
+    loaded, card = models.load(folder_params(tmp_path))
+    assert card.weights_sha256 == models.load(TINY)[1].weights_sha256
+    assert loaded.config._attn_implementation == model.config._attn_implementation
+    torch.testing.assert_close(
+        encoder(loaded, 2)(noise(2), full(2))[0][2], encoder(model, 2)(noise(2), full(2))[0][2], rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: Input should be less than or equal to 200"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers: Input should be a valid integer"),
+        ({"hidden_size": -1}, "hidden_size"),
+        ({"hidden_size": 2**16, "intermediate_size": 2**16}, r"asks for [\d,]+ weights, the files have [\d,]+ bytes"),
+        ({"num_attention_heads": 5}, "expected a hidden_size that num_attention_heads"),
+        ({"conv_dim": [16, 16]}, "not the configuration of a wav2vec2: .*(?s:.*)convolutional layers"),
+        ({"conv_stride": [0] * 7}, "conv_stride"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
+        ({"hidden_act": "os.system"}, "hidden_act"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
+        ({"add_adapter": True}, "add_adapter"),
+        ({"model_type": ["wav2vec2"]}, "has no model_type"),
+        ({"id2label": json.loads("[" * 90 + "]" * 90)}, "nests more than 64 deep"),
+    ],
+)
+def test_values_of_a_configuration_are_checked(
+    model: Wav2Vec2Model, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    model.save_pretrained(tmp_path)
+    tell(tmp_path, **changes)
+    with pytest.raises(InputError, match=message) as error:
+        models.load(folder_params(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
+def test_weights_of_an_index_in_subfolders_are_read_and_hashed_anew(
+    model: Wav2Vec2Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remembered checksum stands for every file that is read, also for those below the folder."""
+    monkeypatch.setattr(checksums, "SETTLED_S", 0)
+    folder = sharded(model, tmp_path / "encoder", first="a.safetensors", second="deep/er/b.safetensors")
+    first = models.load(folder_params(folder))[1]
+    assert first.weights_sha256 == models.load(TINY)[1].weights_sha256
+    weights = load_file(folder / "deep/er/b.safetensors")
+    name = sorted(weights)[0]
+    save_file(weights | {name: weights[name] + 1}, folder / "deep/er/b.safetensors", metadata={"format": "pt"})
+    assert models.load(folder_params(folder))[1].weights_sha256 != first.weights_sha256
+
+
+@pytest.mark.parametrize("place", ["../b.safetensors", "deep/../../b.safetensors", "{folder}/b.safetensors"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(model: Wav2Vec2Model, tmp_path: Path, place: str) -> None:
+    place = place.format(folder=tmp_path)
+    folder = sharded(model, tmp_path / "encoder", first="deep/a.safetensors", second=place)
+    with pytest.raises(InputError, match=r"index\.json: expected files of weights below its folder, got \d+ others"):
+        models.load(folder_params(folder))
+
+
+def test_an_index_that_leads_out_by_a_link_is_refused(model: Wav2Vec2Model, tmp_path: Path) -> None:
+    folder = sharded(model, tmp_path / "encoder", first="a.safetensors", second="deep/b.safetensors")
+    (folder / "deep").rename(tmp_path / "elsewhere")
+    (folder / "deep").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"below its folder, got 'deep/b\.safetensors', a link out of it"):
+        models.load(folder_params(folder))
+
+
+@pytest.mark.parametrize("told", [None, [], {}, {"x": 1}, {"x": None}, {"x": "config.json"}, {"x": "a\0.bin"}])
+def test_an_index_of_something_else_is_refused(model: Wav2Vec2Model, tmp_path: Path, told: object) -> None:
+    folder = sharded(model, tmp_path / "encoder", first="a.safetensors", second="b.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": told}))
+    with pytest.raises(InputError, match=str(folder)):
+        models.load(folder_params(folder))
+
+
+def test_an_adapter_beside_the_weights_is_not_loaded(model: Wav2Vec2Model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere", "peft_type": "LORA"}')
+    assert models.load(folder_params(tmp_path))[1].weights_sha256 == models.load(TINY)[1].weights_sha256
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights_give_one_message(model: Wav2Vec2Model, tmp_path: Path, name: str) -> None:
+    model.save_pretrained(tmp_path)
+    if name.endswith(".bin"):
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / name)
+        assert models.load(folder_params(tmp_path))[1].weights_sha256 == models.load(TINY)[1].weights_sha256
+    good, rng, refused = (tmp_path / name).read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60):
+        data = bytearray(good)
+        data[int(rng.integers(min(len(data), rng.choice([16, 4_000]))))] = rng.integers(256)
+        (tmp_path / name).write_bytes(bytes(data)[: int(rng.choice([len(good), rng.integers(len(good))]))])
+        try:
+            models.load(folder_params(tmp_path))
+        except InputError as error:
+            refused += str(tmp_path) in str(error)
+    assert refused > 30

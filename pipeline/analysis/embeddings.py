@@ -21,11 +21,12 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.analysis.exact_search import GPU_MOST, Ids, Vectors, compared, distances, nearest_ids, on_gpu
 from pipeline.core import trial_table
@@ -33,6 +34,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
 from pipeline.core.trial_table import Trials
 from pipeline.scoring import runs
+from pipeline.scoring.centroids import Count
 
 VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE = "embeddings.npy", "index.faiss", "utterances.txt"
 CARD_FILE = "embeddings.json"
@@ -100,9 +102,12 @@ def identity(run: Path, name: str, table: Trials) -> dict[str, Any]:
     return {"run": run.name, "weights": weights, "set": name, "trials": trial_table.fingerprint(table)}
 
 
-def of_run(folder: Path, run: Path, name: str, table: Trials) -> Embeddings:
-    """Read a run's embeddings of a set. Raises InputError where the folder has those of another run, set or trials."""
-    found = read(folder)
+def of_run(folder: Path, run: Path, name: str, table: Trials, *, indexed: bool = True) -> Embeddings:
+    """Read a run's embeddings of a set. indexed: as for `read`.
+
+    Raises InputError where the folder has those of another run, set or trials.
+    """
+    found = read(folder, indexed=indexed)
     wanted = identity(run, name, table) | {"normalize": runs.index(run).normalize_query}
     got = {key: found.record.get(key) for key in wanted}
     if got != wanted or found.utterances.tolist() != table.utterance.tolist():
@@ -113,36 +118,79 @@ def of_run(folder: Path, run: Path, name: str, table: Trials) -> Embeddings:
 # ---------------------------------------------------------------- reading
 
 
-def read(folder: Path) -> Embeddings:
+def read(folder: Path, *, indexed: bool = True) -> Embeddings:
     """Read a folder of `build`; its large files are memory-mapped.
+
+    Args:
+        indexed: whether to read the index. A folder from elsewhere is read without: FAISS opens any file that an index
+            names, and ends the process for some that are damaged. An exact index is then made of the vectors.
 
     Raises InputError where a file is missing, is cut off, or does not fit the others.
     """
-    record = read_json(folder / CARD_FILE, what="set of embeddings", keys=KEYS, remedy=REMEDY)
-    kind, sizes = record["kind"], record["bytes"]
-    if kind not in TYPES or not isinstance(sizes, dict):
-        raise InputError(f"{folder / CARD_FILE}: expected one of {', '.join(TYPES)}, got {kind!r}; {REMEDY}")
-    for name in (VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE):
-        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
-        if size != sizes.get(name):
-            raise InputError(f"{folder / name}: expected {sizes.get(name)} bytes by {CARD_FILE}, got {size}; {REMEDY}")
+    record = _record(folder / CARD_FILE)
+    if not indexed:
+        record |= {"kind": "flat", "recall": 1.0}
+    for name in (VECTORS_FILE, *([INDEX_FILE] if indexed else []), UTTERANCES_FILE):
+        size, wanted = (folder / name).stat().st_size if (folder / name).is_file() else 0, record["bytes"].get(name)
+        if size != wanted:
+            raise InputError(f"{folder / name}: expected {wanted} bytes by {CARD_FILE}, got {size}; {REMEDY}")
     vectors = mapped(folder / VECTORS_FILE)
-    index = _mapped_index(folder / INDEX_FILE, kind)
-    utterances = np.array((folder / UTTERANCES_FILE).read_text(encoding="utf-8").splitlines())
+    if indexed:
+        index = _mapped_index(folder / INDEX_FILE, record["kind"])
+    else:
+        index = _exact_index(folder / VECTORS_FILE, vectors, normalize=record["normalize"])
+    try:
+        utterances = np.array((folder / UTTERANCES_FILE).read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder / UTTERANCES_FILE}: expected names in UTF-8: {error}; {REMEDY}") from None
     shape = (record["count"], record["embedding_dim"])
     if vectors.shape != shape or (index.ntotal, index.d) != shape or len(utterances) != shape[0]:
         raise InputError(
             f"{folder}: expected {shape[0]} embeddings of width {shape[1]} by {CARD_FILE}, got {vectors.shape}, an "
             f"index of {index.ntotal} of width {index.d} and {len(utterances)} utterances; {REMEDY}"
         )
-    return Embeddings(utterances, vectors, bool(record["normalize"]), index, record)
+    return Embeddings(utterances, vectors, record["normalize"], index, record)
+
+
+class _Record(BaseModel):
+    """What is read again of the record of a set of embeddings."""
+
+    model_config = ConfigDict(strict=True)
+
+    count: Count
+    embedding_dim: Count
+    normalize: bool
+    kind: Literal["flat", "ivf", "ivfpq"]
+    recall: Annotated[float, Field(ge=0, le=1)] | None
+    bytes: dict[str, int]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    found = read_json(path, what="set of embeddings", keys=KEYS, remedy=REMEDY, most=runs.MOST_BYTES)
+    try:
+        _Record.model_validate(found)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise InputError(
+            f"{path}: not the record of a set of embeddings: {where}: {problem['msg']}; {REMEDY}"
+        ) from None
+    return found
+
+
+def _exact_index(path: Path, vectors: Vectors, *, normalize: bool) -> Any:
+    if not vectors.size or not np.isfinite(vectors).all():
+        raise InputError(f"{path}: expected finite embeddings, got {vectors.shape} with NaN or infinity; {REMEDY}")
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(compared(vectors, normalize=normalize))
+    return index
 
 
 def mapped(path: Path) -> Vectors:
     """Memory-map the vectors (N, E) float32 of a NumPy file. Raises InputError for any other file."""
     try:
         vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged header gives errors of many kinds
         raise InputError(f"{path}: not embeddings that this project wrote ({error}); {REMEDY}") from None
     if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise InputError(f"{path}: expected (N, E) float32, got {vectors.shape} {vectors.dtype}; {REMEDY}")

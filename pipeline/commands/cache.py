@@ -10,14 +10,25 @@ from typing import Any
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.files import readable_size
+from pipeline.core.files import read_json, readable_size
 from pipeline.core.params import Params
 from pipeline.encoder import kept
 from pipeline.extraction import needed
 from pipeline.extraction.hdf5 import bring_back, export
-from pipeline.extraction.housekeeping import Found, FoundEncoder, leftovers, look, look_at_encoders, remove
+from pipeline.extraction.housekeeping import (
+    STORE_SUFFIX,
+    Found,
+    FoundEncoder,
+    leftovers,
+    look,
+    look_at,
+    look_at_encoders,
+    remove,
+)
 from pipeline.extraction.needed import Needed
 from pipeline.features import receipt_files
+from pipeline.features.specs import STORAGE
+from pipeline.features.store import Store
 
 FEATURES, TRIALS, CARD = Path("data/features"), Path("data/trials"), Path("data/encoder.json")
 DAYS = 7.0  # what was written to since then stays
@@ -32,8 +43,9 @@ examples:
 Needed is what receipts (data/features) and the encoder's card (data/encoder.json) stand for, here and in the other
 branches, tags, stashes and experiments of this repository: gc reads these from dvc.lock in Git and from DVC's cache.
 Where DVC's cache lacks a receipt, everything that it could stand for is kept: `dvc fetch --all-branches --all-tags`
-brings it, --only-here leaves other states out of account. Kept are also what params.yaml asks for now, and what was
-written to in the last days (--older-than). Other projects or people with the same features.root are not known here:
+brings it, --only-here leaves other states out of account. Kept are also what params.yaml asks for now (where the card
+here is of another encoder: all that it may ask for), and what was written to in the last days (--older-than), complete
+or not. Other projects or people with the same features.root are not known here:
 what gc deletes of theirs, they have to make again.
 """
 
@@ -169,23 +181,67 @@ def _clean(settings: Params, wanted: Needed, *, days: float, delete: bool) -> No
         raise InputError(f"{FEATURES}: expected receipts of features, got none; run from the project's folder")
     root = settings.features.folder
     stores = _asked_stores(settings)
+    alike = None if _is_of(settings, CARD) else settings  # else the card says exactly which
 
     def asked(path: Path) -> bool:
         if path.parent == kept.folder_of(root):
             return _asks_for_encoder(settings, path)
-        return f"{path.parent.name}/{path.name}" in stores
+        return f"{path.parent.name}/{path.name}" in stores or (alike is not None and _may_ask_for(alike, path))
 
     found = leftovers(root, wanted, asked=asked, days=days)
     for path, why in found.spared.items():
-        print(f"{path}  stays: {why}")
+        print("\n".join([f"{path}  stays: {why}", *_details(path, root, wanted)]))
     for path, size in found.doomed.items():
-        print(f"{path}  {readable_size(size)}")
+        print("\n".join([f"{path}  {readable_size(size)}", *_details(path, root, wanted)]))
     if delete:
         remove(found.doomed)
     done = "deleted" if delete else "that nobody needs; --yes deletes them"
     print(f"{len(found.doomed)} stores and encoders {done}")
     if any("cannot be read" in why for why in found.spared.values()):
         print(f"to have receipts that cannot be read: `dvc fetch --all-branches --all-tags`; {needed.ONLY_HERE}")
+
+
+def _details(path: Path, root: Path, wanted: Needed) -> list[str]:
+    """Which parameters made a store or an encoder, and how complete it is; nothing of what is none yet."""
+    try:
+        if path.name.endswith(STORE_SUFFIX):
+            return list(_store_lines(look_at(path, wanted)))[1:-1]
+        mine = [one for one in look_at_encoders(root, wanted) if one.folder == path]
+        return [line for one in mine for line in list(_encoder_lines(one))[1:-1]]
+    except InputError:  # which `ls` tells
+        return []
+
+
+def _is_of(settings: Params, card: Path) -> bool:
+    """Whether the card here is that of the encoder that the parameters name, as far as the names say."""
+    if not card.is_file():
+        return False
+    told = read_json(card, what="card of an encoder", remedy="run `dvc repro encoder`")
+    tuned = settings.encoder.finetune is not None
+    source_fits = (
+        str(told.get("source")).startswith(f"{kept.ENCODERS}/")
+        if tuned
+        else told.get("source") == (settings.encoder.source)
+    )
+    return source_fits and told.get("normalize") == settings.encoder.normalize
+
+
+def _may_ask_for(settings: Params, path: Path) -> bool:
+    """Whether the parameters may ask for a store, where nobody knows the weights of their encoder."""
+    name = path.name.rpartition("-")[0]
+    if name not in settings.sets or not path.name.endswith(STORE_SUFFIX):
+        return False
+    try:
+        facts = Store.open(path).spec.encoder
+    except InputError:
+        return False
+    precision = settings.extract.precision
+    return (
+        facts.get("window") == settings.extract.window.model_dump()
+        and facts.get("normalize") == settings.encoder.normalize
+        and facts.get(STORAGE, "float16") == settings.extract.storage
+        and precision in ("auto", facts.get("compute_dtype"))
+    )
 
 
 def _asked_stores(settings: Params) -> set[str]:

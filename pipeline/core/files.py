@@ -28,6 +28,7 @@ FORMULA = "=+-@'"  # how a formula begins, and the quote that marks text
 OWN_PART = re.compile(r"(.*)\.([0-9a-f]{8})-([0-9]+)-[0-9]+(\.[^.]*)?\.part").fullmatch
 CALLS = itertools.count()  # of `folder_beside` in this process
 MARKED = re.compile(r"'+[=+\-@]").match  # a quote in front of a formula, or in front of such a quote
+DEEPEST = 64  # levels of lists and objects in a JSON file; those of this project have six at most
 
 
 def write_text(path: Path, text: str) -> None:
@@ -213,11 +214,15 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def read_json(path: Path, *, what: str, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
+def read_json(
+    path: Path, *, what: str, keys: Iterable[str] = (), remedy: str, most: int | None = None
+) -> dict[str, Any]:
     """Read a JSON object from a file. Raises InputError where it is missing, is no JSON object, or lacks a key.
 
-    what: the kind of file, for the message. remedy: the command that makes it.
+    what: the kind of file, for the message. remedy: the command that makes it. most: bytes that it may have.
     """
+    if most is not None and path.is_file() and (size := path.stat().st_size) > most:
+        raise InputError(f"{path}: expected a {what} of at most {most:,} bytes, got {size:,}; {remedy}")
     data = read_files([path]).get(path)
     if data is None:
         raise InputError(f"{path}: no {what} there; {remedy}")
@@ -230,11 +235,31 @@ def parse_json(path: Path, data: bytes, *, what: str, keys: Iterable[str] = (), 
         found = json.loads(data)
     except ValueError:
         raise InputError(f"{path}: expected a {what}, got something that is not JSON; {remedy}") from None
+    except RecursionError:
+        found = None
+    if found is None or _deeper_than(DEEPEST, found):
+        raise InputError(f"{path}: expected a {what}, got JSON that nests more than {DEEPEST} deep; {remedy}")
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a {what}, got another JSON value; {remedy}")
     if missing := [key for key in keys if key not in found]:
         raise InputError(f"{path}: expected a {what}, got JSON without {', '.join(missing)}; {remedy}")
     return found
+
+
+def _deeper_than(most: int, value: Any) -> bool:
+    """Whether lists and objects of a JSON value nest deeper than some levels; without recursion."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            part
+            for one in level
+            if isinstance(one, list | dict)
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, list | dict)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def in_project(path: str | Path) -> Path:

@@ -82,7 +82,8 @@ class Parts:
             needed = [*(self.embeddings / name for name in EMBEDDED), self.trials]
             check(self.root, self.explaining, needed=[path.relative_to(self.root).as_posix() for path in needed])
         table = trial_table.read(self.trials)
-        return embeddings.of_run(self.embeddings, self.run, self.train_set, table), table
+        packed = self.explaining is not None
+        return embeddings.of_run(self.embeddings, self.run, self.train_set, table, indexed=not packed), table
 
 
 def find(run: str | Path) -> Parts:
@@ -106,8 +107,10 @@ def find(run: str | Path) -> Parts:
 def _of_project(name: str, settings: Params) -> Parts:
     run = DATA / "runs" / name
     facts = runs.card(run)
+    if not all(facts.get(key) is not None for key in ("train", "features", "dev_threshold")):
+        raise InputError(f"{run}: expected the card of a run that `train` wrote, got another; run `dvc repro`")
     receipt = receipt_files.read_receipts(DATA / "features" / "dev.json")["dev"]
-    if receipt["digest"] != facts["features"]["dev"] or specs.fingerprint(receipt["encoder"]) != _trained_on(facts):
+    if receipt["digest"] != facts["features"].get("dev") or specs.fingerprint(receipt["encoder"]) != _trained_on(facts):
         raise InputError(f"{run}: trained on other features than data/features/dev.json tells of; run `dvc repro`")
     return Parts(
         name=name,
@@ -125,7 +128,7 @@ def _of_project(name: str, settings: Params) -> Parts:
 
 def _trained_on(facts: dict[str, Any]) -> Any:
     """The fingerprint of the encoder and window that a run was trained with."""
-    return facts["kind"]["encoder"]
+    return facts["kind"].get("encoder")
 
 
 def _calibration(path: Path) -> Calibration | None:

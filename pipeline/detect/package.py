@@ -3,12 +3,13 @@
     package.json             the card: the system, its origin and its metrics; digests of the files
     model_card.md            the card for people
     runs/<run>/              backend weights, the FAISS index of centroids and parameters, as in data/ of the project
-    embeddings/<run>/<set>/  of the training set, where the run was analysed, and
+    embeddings/<run>/<set>/  of the training set, where the run was analysed, without their index; and
     trials/<set>.csv         its trial table, which tells labels and attacks alone
     encoder/                 config.json and model.safetensors, where no hub name and no seed gives the same weights
 
-Weights are safetensors, centroids a FAISS index; nothing is pickled. Where the package only names the encoder, loading
-checks the sha256 of its weights.
+Weights are safetensors, centroids a FAISS index of the one plain kind whose bytes are known before FAISS reads them;
+nothing is pickled. Explanations search an index that is made of the embeddings. Nothing outside the folder is read,
+also not through a link. Where the package only names the encoder, loading checks the sha256 of its weights.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.detect.assembly import PARAMS, Parts, find
 from pipeline.detect.model_card import card_of, is_local, model_card
-from pipeline.detect.package_card import CARD_FILE, ENCODER, MODEL_CARD_FILE, digest
+from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, digest
 from pipeline.scoring import runs
 
 # ---------------------------------------------------------------- writing one
@@ -52,7 +53,9 @@ def write(run: str, folder: Path) -> dict[str, Any]:
         shutil.copyfile(parts.run / name, there.run / name)
     if parts.embeddings.is_dir():
         _, table = parts.training()
-        shutil.copytree(parts.embeddings, there.embeddings)
+        there.embeddings.mkdir(parents=True)
+        for name in EMBEDDED:
+            shutil.copyfile(parts.embeddings / name, there.embeddings / name)
         write_text(there.trials, trial_table.to_csv(_labels_alone(table)))
     named = _write_encoder(parts, settings.encoder, beside / ENCODER)
     card = card_of(parts, settings, named) | {"files": _digests(beside)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,14 +15,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.analysis import embeddings
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
-from pipeline.core.sections import EncoderParams, Name, Positive, WindowParams
+from pipeline.core.sections import EncoderParams, Name, WindowParams
 from pipeline.metrics.calibration import Calibration
 from pipeline.scoring import runs
 
 FORMAT = 2  # raised when older packages can no longer be read
 CARD_FILE, MODEL_CARD_FILE = "package.json", "model_card.md"
 ENCODER = "encoder"  # the folder of weights that are copied
-EMBEDDED = (embeddings.VECTORS_FILE, embeddings.INDEX_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
+EMBEDDED = (embeddings.VECTORS_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
+MOST_BYTES = 16 * 2**20  # of a card; with many sets and attacks it has 100 kB
+MOST_SAMPLES = 16_000 * 600  # of a window, ten minutes
+MOST_WEIGHTS = 2_500_000_000  # of a random encoder; the largest XLSR has 2.2 billion
+MOST_LAYERS = 200
 EXPLAINING = ("embeddings/", "trials/")  # files that explanations alone need
 AGAIN = "copy the package again, or make it anew with `bonafide package`"
 
@@ -32,7 +37,11 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _carried(encoder: EncoderParams) -> EncoderParams:
-    """An encoder that a package may name. Raises ValueError for a path."""
+    """An encoder that a package may name. Raises ValueError for a path, and for a random one that no memory holds."""
+    if shape := encoder.random:
+        weights = shape.layers * shape.width * (4 * shape.width + 2 * shape.feedforward) + 20 * shape.conv_channels**2
+        if shape.layers > MOST_LAYERS or weights > MOST_WEIGHTS:
+            raise ValueError(f"expected a random encoder of at most {MOST_LAYERS} layers and {MOST_WEIGHTS:,} weights")
     if encoder.finetune is not None or not HUB_NAME.fullmatch(encoder.source):
         raise ValueError(f"expected {ENCODER!r}, 'random' or a hub name as the source, got {encoder.source!r}")
     return encoder
@@ -42,10 +51,17 @@ class _PackageSection(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
+def _short(window: WindowParams) -> WindowParams:
+    """A window that a package may name. Raises ValueError for a longer one: every file would be filled up to it."""
+    if window.samples > MOST_SAMPLES:
+        raise ValueError(f"expected at most {MOST_SAMPLES:,} samples, got {window.samples:,}")
+    return window
+
+
 class _PackedFeatures(_PackageSection, extra="allow"):
     """What features depend on; of that, what detection cannot do without."""
 
-    window: WindowParams
+    window: Annotated[WindowParams, AfterValidator(_short)]
 
 
 class PackageCard(_PackageSection):
@@ -55,7 +71,7 @@ class PackageCard(_PackageSection):
     train_set: Name
     encoder: Annotated[EncoderParams, AfterValidator(_carried)]
     features: _PackedFeatures
-    batch_size: Positive
+    batch_size: Annotated[int, Field(ge=1, le=4_096)]
     threshold: float
     calibration: Calibration | None
     files: dict[FileName, Digest]
@@ -74,7 +90,8 @@ def read(folder: Path) -> tuple[PackageCard, dict[str, str]]:
     Raises InputError for another card, and naming the files that are not those that it lists.
     """
     path = folder / CARD_FILE
-    told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN)
+    _check_links(folder)
+    told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
     if told["format"] != FORMAT:
         raise InputError(
             f"{path}: expected format {FORMAT} of packages, got {told['format']!r}, which another version of bonafide "
@@ -101,9 +118,33 @@ def check(folder: Path, files: Mapping[str, str], *, needed: Iterable[str]) -> N
         raise InputError(f"{folder}: {len(wrong)} files are missing or damaged; {AGAIN}:\n{listing(wrong)}")
 
 
+def _check_links(folder: Path) -> None:
+    """Raise InputError where a link in a package leads out of it, or nowhere: what lies there is not the package's."""
+    root = folder.resolve()
+    every = (Path(base, name) for base, folders, files in os.walk(folder) for name in (*folders, *files))
+    wrong = [
+        path.relative_to(folder).as_posix() for path in every if path.is_symlink() and not _leads_below(path, root)
+    ]
+    if wrong:
+        raise InputError(
+            f"{folder}: expected files of the package alone, got links that lead out of it or nowhere; copy it with "
+            f"what they lead to (cp -rL), if you trust that:\n{listing(sorted(wrong))}"
+        )
+
+
+def _leads_below(link: Path, root: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle
+        return False
+
+
 def digest(path: Path) -> str | None:
-    """The sha256 of a file's bytes; None where there is no file."""
-    if not path.is_file():
+    """The sha256 of a file's bytes; None where there is no file that can be read."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # also a name that is too long
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, Trials
 from pipeline.detect import assembly
 from pipeline.detect.assembly import Parts
+from pipeline.detect.package_card import AGAIN
 from pipeline.encoder import models, xlsr
 from pipeline.extraction.forward import BatchSize, compute
 from pipeline.extraction.identity import FEATURES_VERSION
@@ -272,11 +273,13 @@ def of_parts(parts: Parts, *, threshold: float | None = None) -> System:
     """The system that consists of some parts; see `load`."""
     facts = runs.card(parts.run)
     layers = tuple(facts["kind"]["layers"])
+    backend, index = runs.backend(parts.run), runs.index(parts.run)
+    _check_widths(parts, facts, backend, index)
     return System(
         parts=parts,
-        encoder=_encoder(parts, layers),
-        backend=runs.backend(parts.run),
-        index=runs.index(parts.run),
+        encoder=_encoder(parts, layers, channels=facts["kind"]["channels"]),
+        backend=backend,
+        index=index,
         layers=layers,
         reads=facts["reads"],
         threshold=parts.threshold if threshold is None else threshold,
@@ -289,7 +292,24 @@ def window_starts(samples: int, *, window: int) -> NDArray[np.int64]:
     return np.unique(np.append(np.arange(0, last + 1, window // 2), last))
 
 
-def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
+def _check_widths(parts: Parts, facts: dict[str, Any], backend: nn.Module, index: CentroidIndex) -> None:
+    """Raise InputError where the backend cannot embed features of the card's kind, or the centroids have another width.
+
+    One utterance of noise goes through the backend, so that a misfit comes before any file is read.
+    """
+    kind = facts["kind"]
+    frames = 2 if facts["reads"] == "pooled" else 8
+    noise = torch.from_numpy(np.random.default_rng(0).random((1, len(kind["layers"]), frames, kind["channels"]), "f4"))
+    try:
+        with torch.inference_mode():
+            shape = tuple(backend(noise, torch.tensor([frames])).shape)
+    except Exception as error:  # whatever a backend raises whose parameters do not fit each other
+        raise InputError(f"{parts.run}: the backend does not fit the features of its card: {error}; {AGAIN}") from None
+    if shape != (1, index.index.d):
+        raise InputError(f"{parts.run}: expected an embedding of width {index.index.d}, got one of {shape}; {AGAIN}")
+
+
+def _encoder(parts: Parts, taps: tuple[Tap, ...], *, channels: int) -> xlsr.Encoder:
     """The encoder on its device. Raises InputError where it is not the one that the run was trained with."""
     model, card = models.load_deployed(parts.encoder, weights=parts.weights)
     precision: Precision = "bfloat16" if parts.features.get("compute_dtype") == "bfloat16" else "float32"
@@ -306,6 +326,9 @@ def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
             f"{parts.name}: encoder {card.source}: expected what the run was trained with, {told}; run `dvc repro` in "
             "the project, or take the encoder and the version of bonafide that the run was made with"
         )
+    card.check_taps(taps)
+    if card.channels != channels or not card.frames(parts.features["window"]["samples"]):
+        raise InputError(f"{parts.name}: expected features of width {channels}, got {card.channels} or none; {AGAIN}")
     device = devices.device_of(parts.device, key="extract.device")
     return xlsr.Encoder(model, taps=taps, normalize=card.normalize, precision=precision).to(device)
 

@@ -88,8 +88,9 @@ def _unpickled(path: Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint of tensors and plain values, got one with {others}; it is not loaded, as "
             "unpickling that could run anything. Take its state_dict out where you trust it, and torch.save that"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: not a checkpoint that torch.load reads: {error}") from None
+    except Exception as error:  # a damaged file gives errors of many kinds
+        why = str(error) or type(error).__name__
+        raise InputError(f"{path}: not a checkpoint that torch.load reads: {why}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a checkpoint, a dict of tensors, got a {type(found).__name__}")
     return found
@@ -132,30 +133,38 @@ def _said(found: Mapping[str, Any]) -> dict[str, Any]:
     return vars(args) if isinstance(args, argparse.Namespace) else {}
 
 
+def _weight(path: Path, own: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
+    """A weight by its name. Raises InputError where it is missing, empty, or has other dimensions."""
+    if name not in own:
+        raise InputError(f"{path}: the encoder lacks the weight {name!r}")
+    if own[name].ndim != dimensions or not own[name].numel():
+        raise InputError(f"{path}: expected {name} of {dimensions} dimensions, got {tuple(own[name].shape)}")
+    return own[name]
+
+
 def _config(path: Path, own: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for `Wav2Vec2Config`, from the shapes of the weights and the checkpoint's configuration."""
-    try:
-        convolutions = [own[f"feature_extractor.conv_layers.{i}.0.weight"] for i in range(len(KERNELS))]
-        width = len(own["post_extract_proj.weight"])
-        feedforward = len(own["encoder.layers.0.fc1.weight"])
-        positional = own["encoder.pos_conv.0.weight_v"]
-    except KeyError as error:
-        raise InputError(f"{path}: the encoder lacks the weight {error.args[0]!r}") from None
+    convolutions = [_weight(path, own, f"feature_extractor.conv_layers.{i}.0.weight", 3) for i in range(len(KERNELS))]
+    width = len(_weight(path, own, "post_extract_proj.weight", 2))
+    feedforward = len(_weight(path, own, "encoder.layers.0.fc1.weight", 2))
+    positional = _weight(path, own, "encoder.pos_conv.0.weight_v", 3)
     kernels = tuple(weight.shape[2] for weight in convolutions)
     if kernels != KERNELS:
         raise InputError(f"{path}: expected convolutions of {KERNELS} samples, as wav2vec 2.0 has them, got {kernels}")
     if said.get("activation_fn", "gelu") != "gelu":
         raise InputError(f"{path}: expected the activation gelu, got {said['activation_fn']}")
     heads = said.get("encoder_attention_heads", HEADS.get(width))
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    if type(heads) is not int or heads < 1 or width % heads:
         raise InputError(
             f"{path}: expected a checkpoint with its number of attention heads, or one of width "
             f"{', '.join(map(str, HEADS))}, got one of width {width}"
         )
     by_layer = "feature_extractor.conv_layers.1.2.1.weight" in own
-    layers = {int(name.split(".")[2]) for name in own if name.startswith("encoder.layers.")}
+    layers = {name.split(".")[2] for name in own if name.startswith("encoder.layers.")}
+    if layers != {str(number) for number in range(len(layers))}:
+        raise InputError(f"{path}: expected the layers 0 to {len(layers) - 1}, got {', '.join(sorted(layers))[:200]}")
     return {
-        "num_hidden_layers": max(layers) + 1,
+        "num_hidden_layers": len(layers),
         "hidden_size": width,
         "num_attention_heads": heads,
         "intermediate_size": feedforward,

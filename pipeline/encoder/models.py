@@ -5,16 +5,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.hubert.modeling_hubert import HubertModel
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
-from transformers.models.wavlm.modeling_wavlm import WavLMModel
 from transformers.utils import logging
 
 from pipeline.core.contracts import Tap
@@ -22,12 +17,11 @@ from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import writing
 from pipeline.core.sections import EncoderParams, RandomEncoder
-from pipeline.encoder import checksums, fairseq, kept
+from pipeline.encoder import checksums, fairseq, kept, pretrained
 from pipeline.encoder.cards import Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
 NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
-KINDS: dict[str, Any] = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}
 # Turn off all randomness that transformers turns on by default. It stays off in fine-tuning: the configuration that
 # XLSR was pretrained with has no dropout, and published countermeasures mask nothing.
 _QUIET = {
@@ -51,7 +45,7 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
     elif Path(params.source).suffix in fairseq.SUFFIXES:
         model = _from_fairseq(Path(params.source))
     else:
-        model = _pretrained(params.source, revision=params.revision)
+        model = pretrained.load(params.source, revision=params.revision, **_QUIET)
     model.eval().requires_grad_(False)
     return model, card_of(model, source=params.source, normalize=params.normalize, before=before)
 
@@ -137,9 +131,12 @@ def _from_fairseq(path: Path) -> Wav2Vec2Model:
     if not path.is_file():
         raise InputError(f"encoder.source: expected a checkpoint of fairseq's, got no file {path}")
     found = fairseq.read(path)
-    with torch.device("meta"):  # draws no random weights, because all are replaced below
-        model = Wav2Vec2Model(Wav2Vec2Config(**found.config, **_QUIET))
-    weights = {name: tensor.float() for name, tensor in found.weights.items()}
+    try:
+        with torch.device("meta"):  # draws no random weights, because all are replaced below
+            model = Wav2Vec2Model(Wav2Vec2Config(**found.config, **_QUIET))
+        weights = {name: tensor.float() for name, tensor in found.weights.items()}
+    except Exception as error:  # whatever transformers and torch raise for shapes and types that do not fit
+        raise InputError(f"{path}: expected the weights of an encoder of wav2vec 2.0, got others: {error}") from None
     unused = "masked_spec_embed"  # used only in pretraining, and missing in some countermeasures
     weights.setdefault(unused, torch.zeros(found.config["hidden_size"]))
     wanted = model.state_dict()
@@ -156,46 +153,10 @@ def _from_fairseq(path: Path) -> Wav2Vec2Model:
     return model
 
 
-def _pretrained(source: str, *, revision: str | None) -> Wav2Vec2Model:
-    logging.disable_progress_bar()
-    try:
-        # A source may contain code. It is never run: transformers would ask, and a user might say yes.
-        kind = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False).model_type
-        if kind not in KINDS:
-            raise InputError(f"encoder.source: expected one of {', '.join(KINDS)}, got {source!r}, a {kind}")
-        model, report = KINDS[kind].from_pretrained(
-            source,
-            revision=revision or "main",
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
-            **_QUIET,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        kind = "local folder" if Path(source).exists() else "hub name"
-        raise InputError(
-            f"encoder.source: expected a hub name or a folder that transformers wrote (config.json and "
-            f"model.safetensors), could not load the {kind} {source!r}: {error}"
-        ) from None
-    missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
-    if missing:  # transformers has filled them with random numbers
-        raise InputError(
-            f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
-        )
-    encoder: Wav2Vec2Model = model  # HuBERT and WavLM have the same interface
-    return encoder
-
-
 def _weight_files(params: EncoderParams) -> list[Path]:
     """The files that hold the weights; for a hub name those in transformers' cache, none where it is not there yet."""
-    folder = Path(params.source)
     if params.random:
         return []
-    if folder.suffix in fairseq.SUFFIXES:
-        return [folder]
-    if not folder.is_dir():
-        found = try_to_load_from_cache(params.source, "config.json", revision=params.revision or "main")
-        if not isinstance(found, str):
-            return []
-        folder = Path(found).parent
-    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    if Path(params.source).suffix in fairseq.SUFFIXES:
+        return [Path(params.source)]
+    return pretrained.files_of(params.source, revision=params.revision)

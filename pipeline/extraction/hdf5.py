@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.audio.views import parse
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
-from pipeline.core.files import flush_names, writing
+from pipeline.core.files import flush_names, parse_json, readable_size, writing
+from pipeline.core.object_store import is_local, is_there, sizes_below
 from pipeline.core.trial_table import Trials, fingerprint
-from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of
+from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of, views_of
+from pipeline.extraction.planning import SPARE_BYTES, VERSION_KEY
 from pipeline.features.receipt_files import open_receipts
-from pipeline.features.specs import Spec, layer_array, pooled_array
+from pipeline.features.specs import STORAGE, Spec, is_spec, layer_array, pooled_array
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 
+OF_THE_SET = ("is_bonafide", "n_frames", "utterance")  # arrays beside the views
+MOST = 2**40  # of each number of the spec
+ANEW = "export it anew"
+PATIENCE_S = 9.0  # seconds for one array's index, or one shard; a damaged file may take for ever
+SOUND = b"sound"
 ATTRIBUTES = "attributes"  # of a view in the store, as JSON, such as the version of the augmented views
 
 
@@ -138,80 +150,264 @@ def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any, plac
 def bring_back(file: Path, *, root: Path) -> Store:
     """Put the features of a file that `export` wrote back into their store, and make the store where there is none.
 
-    Shards that are complete in the store stay as they are. Raises InputError for a file that `export` did not write, or
-    that lacks arrays or has arrays of another shape.
+    Shards that are complete in the store stay as they are. All of the file is read and checked before anything is
+    written. Raises InputError for a file that `export` did not write: one that lacks arrays or has others, that leads
+    to other files, whose numbers are not finite, or that the disk has no room for.
     """
     import h5py
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    try:
-        source = h5py.File(file)
-    except OSError as error:
-        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote: {error}") from None
-    with source:
-        spec, name = _spec(file, source)
-        with Store.locked(root / spec.folder(name)):
+    _check_apart(file)
+    with h5py.File(file, "r") as source:
+        with _damage_told(file):
+            spec, name, views = _checked(file, source)
+        path = root / spec.folder(name)
+        with Store.locked(path):
+            _check_room(path, spec, views)
+            if is_there(path / "zarr.json"):
+                _check_same(file, source, Store.open(path, spec), views)
             store = Store.create(root, name, spec)
-            for view in (key for key, item in source.items() if isinstance(item, h5py.Group)):
+            for view in views:
                 _bring_back_view(file, source, store, view)
     return store
 
 
+class _View(NamedTuple):
+    """A view in a file. attributes: None where the file is of a version that did not write them."""
+
+    name: str
+    taps: tuple[Tap, ...]
+    attributes: dict[str, Any] | None
+
+
+def _check_apart(file: Path) -> None:
+    """Check all of a file in a process of its own: HDF5 may crash or never end on a file that is damaged.
+
+    Raises InputError for a file that `bring_back` refuses.
+    """
+    forked = multiprocessing.get_context("fork")  # starts at once, and opens no file of this process
+    here, there = forked.Pipe(duplex=False)
+    child = forked.Process(target=_check_all, args=(file, there), daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; the child waits for none
+        child.start()
+    there.close()
+    said = b""
+    try:
+        while not said and here.poll(PATIENCE_S):  # empty: it goes on; a word: it has ended
+            said = here.recv_bytes()
+    except EOFError:  # it has crashed
+        pass
+    finally:
+        child.kill()
+        child.join()
+        here.close()
+    if said != SOUND:
+        why = said.decode() or f"{file}: expected an HDF5 file that `bonafide cache export` wrote, got a damaged one"
+        raise InputError(why if said else f"{why}; {ANEW}")
+
+
+def _check_all(file: Path, parent: Any) -> None:
+    """Check a file, send an empty word after each step, and in the end what is wrong or `SOUND`."""
+    import h5py
+
+    try:
+        with _damage_told(file), h5py.File(file, "r") as source:
+            spec, _, views = _checked(file, source, alive=lambda: parent.send_bytes(b""))
+            for array in tqdm(_arrays(views), desc="check", unit="array", disable=None):
+                _check_numbers(file, source, spec, array, alive=lambda: parent.send_bytes(b""))
+    except InputError as error:
+        parent.send_bytes(str(error).encode(errors="replace"))
+    else:
+        parent.send_bytes(SOUND)
+    parent.close()
+    os._exit(0)
+
+
+def _arrays(views: Sequence[_View]) -> list[str]:
+    return [f"{view.name}/{name(tap)}" for view in views for tap in view.taps for name in (layer_array, pooled_array)]
+
+
+def _checked(file: Path, source: Any, *, alive: Callable[[], None] = lambda: None) -> tuple[Spec, str, list[_View]]:
+    """The spec of a file, the name of its set, and its views. Raises InputError for what `export` does not write."""
+    spec, name = _spec(file, source)
+    _check_links(file, source)
+    _check_array(file, source, "n_frames", (spec.utterances,), "int32")
+    n_frames = source["n_frames"][:]
+    if (bad := np.flatnonzero((n_frames < 1) | (n_frames > spec.frames))).size:
+        got = n_frames[bad[0]]
+        raise InputError(f"{file}: n_frames: expected 1 to {spec.frames}, got {got} in row {bad[0]}; {ANEW}")
+    views = [_checked_view(file, source, spec, view, alive) for view in _views(file, source)]
+    return spec, name, views
+
+
+@contextlib.contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
+    """Turn every error of HDF5 into InputError: a file that is damaged gives errors of many kinds."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote: {why}; {ANEW}") from None
+
+
 def _spec(file: Path, source: Any) -> tuple[Spec, str]:
     """The spec of the file's store, and the name of its set."""
-    try:
-        if source.attrs["format"] != FORMAT:
-            raise InputError(f"{file}: expected features of store format {FORMAT}, got {source.attrs['format']}")
-        spec, name = Spec(**json.loads(source.attrs["spec"])), str(source.attrs["set"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote, got another") from None
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[0-9a-f]{16}", spec.trials):
+    told = {key: source.attrs.get(key) for key in ("format", "spec", "set")}
+    if not isinstance(told["spec"], str) or not isinstance(told["set"], str) or np.ndim(told["format"]):
+        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote, got another")
+    if told["format"] != FORMAT:
+        raise InputError(f"{file}: expected features of store format {FORMAT}, got {told['format']}")
+    name, what = told["set"], "spec that `bonafide cache export` wrote"
+    facts = parse_json(file, told["spec"].encode(), what=what, remedy=ANEW)
+    if not is_spec(facts) or any(facts[key] > MOST for key in ("utterances", "frames", "channels", "shard")):
+        raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote, got another spec")
+    spec = Spec(**facts)
+    if not isinstance(spec.encoder, dict) or spec.encoder.get(STORAGE, "float16") not in ("float16", "int8"):
+        raise InputError(f"{file}: expected the facts of an encoder in the spec, got others; {ANEW}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", name) or not re.fullmatch(r"[0-9a-f]{16}", str(spec.trials)):
         raise InputError(f"{file}: expected the name of a set and a fingerprint, got {name!r} and {spec.trials!r}")
     return spec, name
 
 
-def _bring_back_view(file: Path, source: Any, store: Store, view: str) -> None:
-    spec = store.spec
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", view):
-        raise InputError(f"{file}: expected the name of a view, got {view!r}")
-    taps = taps_of(source[view].keys())
-    wanted: dict[str, tuple[tuple[int, ...], str]] = {"n_frames": ((spec.utterances,), "int32")}
+def _views(file: Path, source: Any) -> list[str]:
+    """The names of the views. Raises InputError for anything beside them and the arrays of the whole set."""
+    import h5py
+
+    views = [name for name, item in source.items() if isinstance(item, h5py.Group)]
+    if others := sorted(set(source) - {*views, *OF_THE_SET}):
+        raise InputError(f"{file}: expected views and {', '.join(OF_THE_SET)}, got {', '.join(others)[:200]}; {ANEW}")
+    for view in views:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", view):
+            raise InputError(f"{file}: expected the name of a view, got {view!r}")
+        parse(view)
+    if not views:
+        raise InputError(f"{file}: expected at least one view, got none; {ANEW}")
+    return views
+
+
+def _checked_view(file: Path, source: Any, spec: Spec, view: str, alive: Callable[[], None]) -> _View:
+    """A view of a file. Raises InputError where it has other arrays or attributes than `export` writes."""
+    _check_links(file, source[view])
+    names = list(source[view])
+    taps = taps_of(names)
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for tap in taps:
-        wanted[f"{view}/{layer_array(tap)}"] = (spec.utterances, spec.frames, spec.channels), "float16"
-        wanted[f"{view}/{pooled_array(tap)}"] = (spec.utterances, 2, spec.channels), "float32"
+        wanted[layer_array(tap)] = (spec.utterances, spec.frames, spec.channels), "float16"
+        wanted[pooled_array(tap)] = (spec.utterances, 2, spec.channels), "float32"
     for array, (shape, dtype) in wanted.items():
-        got = (source[array].shape, source[array].dtype) if array in source else "nothing"
-        if got != (shape, dtype):
-            raise InputError(f"{file}: expected {array} of {shape} {dtype}, got {got}")
-    store.add_arrays(view, taps, attributes=_attributes(file, source, store, view))
-    for shard in tqdm(range(spec.shards), desc=view, unit="shard", disable=None):
-        rows = slice(spec.rows(shard).start, spec.rows(shard).stop)
-        absent = store.missing(view, taps, shard)
-        if absent:
-            store.write(
-                view,
-                shard,
-                {tap: source[f"{view}/{layer_array(tap)}"][rows] for tap in absent},
-                {tap: source[f"{view}/{pooled_array(tap)}"][rows] for tap in absent},
-                source["n_frames"][rows],
-            )
+        _check_array(file, source, f"{view}/{array}", shape, dtype)
+        alive()
+    if others := sorted(set(names) - set(wanted)) or not taps:
+        told = ", ".join(others)[:200] if others is not True else "none"
+        raise InputError(f"{file}: expected the arrays of layers in {view}, got {told}; {ANEW}")
+    return _View(view, taps, _attributes(file, source, view))
 
 
-def _attributes(file: Path, source: Any, store: Store, view: str) -> dict[str, Any]:
-    """The attributes of a view in a file, or in the store, because files of older versions do not have them."""
-    there, found = store.attributes(view), source[view].attrs.get(ATTRIBUTES)
-    if found is None:
-        return there
-    try:
-        attributes: dict[str, Any] = json.loads(found)
-    except ValueError:
-        raise InputError(f"{file}: expected the attributes of {view} as JSON, got {found!r}") from None
-    if there not in ({}, attributes):
-        raise InputError(
-            f"{file}: expected {view} as {store.path} has it, {there}, got {attributes}; move that store away, or "
-            "export anew"
+def _check_links(file: Path, group: Any) -> None:
+    """Raise InputError for a name in a group that leads to another place or file."""
+    import h5py
+
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise InputError(f"{file}: expected arrays in the file itself, got a link as {name[:200]!r}; {ANEW}")
+
+
+def _check_array(file: Path, source: Any, array: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Raise InputError unless an array has a shape and a type, and all its bytes lie in the file as they are."""
+    import h5py
+
+    item: Any = source.get(array)
+    got = (item.shape, item.dtype) if isinstance(item, h5py.Dataset) else "nothing"
+    if got != (shape, dtype):
+        raise InputError(f"{file}: expected {array} of {shape} {dtype}, got {got}")
+    made = item.id.get_create_plist()
+    if made.get_external_count() or item.is_virtual:
+        raise InputError(f"{file}: expected the bytes of {array} in the file itself, got a name of other files; {ANEW}")
+    if made.get_nfilters():
+        raise InputError(f"{file}: expected {array} as export writes it, got filters; h5repack -f NONE takes them out")
+    if (size := item.id.get_storage_size()) < item.nbytes:
+        raise InputError(f"{file}: expected {item.nbytes:,} bytes of {array}, got {size:,}; {ANEW}")
+
+
+def _check_numbers(file: Path, source: Any, spec: Spec, array: str, *, alive: Callable[[], None]) -> None:
+    """Raise InputError where features are not finite."""
+    for shard in range(spec.shards):
+        rows = spec.rows(shard)
+        whole = np.isfinite(source[array][rows.start : rows.stop])
+        if not whole.all():
+            row = rows.start + int(np.argmin(whole.reshape(len(whole), -1).all(axis=1)))
+            raise InputError(f"{file}: {array}: expected finite numbers, got NaN or infinity in row {row}; {ANEW}")
+        alive()
+
+
+def _check_room(path: Path, spec: Spec, views: Sequence[_View]) -> None:
+    """Raise InputError where the disk is too small for what the store lacks. path: the store's place."""
+    if not is_local(path):
+        return
+    wanted = sum(spec.bytes_of(len(view.taps)) for view in views)
+    if is_there(path / "zarr.json"):
+        store = Store.open(path, spec)
+        lacking = (
+            (len(layers), len(spec.rows(shard)))
+            for view in views
+            for shard, layers in store.incomplete(view.name, view.taps).items()
         )
+        wanted = sum(spec.bytes_of(layers, rows=rows) for layers, rows in lacking)
+    free = shutil.disk_usage(path.parent).free
+    if wanted and wanted + SPARE_BYTES > free:
+        sizes = [readable_size(size) for size in (wanted, SPARE_BYTES, free)]
+        raise InputError(
+            f"{path}: expected {sizes[0]} of free disk and {sizes[1]} to spare, got {sizes[2]}; free some, or move the "
+            "stores (features.root)"
+        )
+
+
+def _check_same(file: Path, source: Any, store: Store, views: Sequence[_View]) -> None:
+    """Raise InputError where a store has other versions of views, or other counts of frames, which all views share."""
+    move = "move that store away, or export anew"
+    for view in views:
+        there = store.attributes(view.name)
+        if view.attributes is not None and there not in ({}, view.attributes):
+            raise InputError(
+                f"{file}: expected {view.name} as {store.path} has it, {there}, got {view.attributes}; {move}"
+            )
+    with _damage_told(file):
+        n_frames = source["n_frames"][:]
+    markers = [store.markers(view) for view in views_of(sizes_below(store.path))]
+    for shard, of_views in enumerate(zip(*markers, strict=True)):
+        rows = store.spec.rows(shard)
+        mine = store.checksum_of_frames(n_frames[rows.start : rows.stop])
+        if any(marker.get("n_frames", mine) != mine for marker in of_views):
+            raise InputError(f"{file}: expected the n_frames of shard {shard} of {store.path}, got others; {move}")
+
+
+def _bring_back_view(file: Path, source: Any, store: Store, view: _View) -> None:
+    spec, name = store.spec, view.name
+    store.add_arrays(name, view.taps, attributes=view.attributes)
+    for shard in tqdm(range(spec.shards), desc=name, unit="shard", disable=None):
+        rows = slice(spec.rows(shard).start, spec.rows(shard).stop)
+        absent = store.missing(name, view.taps, shard)
+        if absent:
+            with _damage_told(file):
+                features = {tap: source[f"{name}/{layer_array(tap)}"][rows] for tap in absent}
+                pooled = {tap: source[f"{name}/{pooled_array(tap)}"][rows] for tap in absent}
+                n_frames = source["n_frames"][rows]
+            store.write(name, shard, features, pooled, n_frames)
+
+
+def _attributes(file: Path, source: Any, view: str) -> dict[str, Any] | None:
+    """The attributes of a view in a file; None in files of older versions, which do not have them."""
+    if ATTRIBUTES not in source[view].attrs:
+        return None
+    found = source[view].attrs[ATTRIBUTES]
+    text = found if isinstance(found, str) else ""
+    attributes = parse_json(file, text.encode(), what=f"file with the attributes of {view}", remedy=ANEW)
+    if not all(key == VERSION_KEY and type(value) is int for key, value in attributes.items()):
+        raise InputError(f"{file}: expected the version of {view}, got the attributes {str(attributes)[:200]}; {ANEW}")
     return attributes
 
 

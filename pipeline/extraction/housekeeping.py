@@ -41,14 +41,16 @@ class Found:
 
 def look(root: Path, needed: Needed) -> list[Found]:
     """All stores below a root, by their paths. Raises InputError for a store that is none, or of another version."""
-    found = []
-    for path, sizes in _stores_below(root).items():
-        store = Store.open(path)
-        layers = {view: layers_of(sizes, view) for view in views_of(sizes)}
-        shards = {view: store.spec.shards - len(store.incomplete(view, taps)) for view, taps in layers.items()}
-        users = tuple(sorted(needed.stores.get(_name(path), ())))
-        found.append(Found(store, layers, shards, sum(sizes.values()), users))
-    return found
+    return [look_at(path, needed, sizes=sizes) for path, sizes in _stores_below(root).items()]
+
+
+def look_at(path: Path, needed: Needed, *, sizes: dict[str, int] | None = None) -> Found:
+    """One store. sizes: of its files, where they are known. Raises InputError as `look`."""
+    store, sizes = Store.open(path), sizes_below(path) if sizes is None else sizes
+    layers = {view: layers_of(sizes, view) for view in views_of(sizes)}
+    shards = {view: store.spec.shards - len(store.incomplete(view, taps)) for view, taps in layers.items()}
+    users = tuple(sorted(needed.stores.get(_name(path), ())))
+    return Found(store, layers, shards, sum(sizes.values()), users)
 
 
 def _name(path: Path) -> str:

@@ -105,7 +105,7 @@ def is_spec(kept: dict[str, Any]) -> bool:
     """Whether the attributes of a store hold a spec."""
     counts = [kept.get(name) for name in ("utterances", "frames", "channels", "shard")]
     return set(kept) == {field.name for field in dataclasses.fields(Spec)} and all(
-        isinstance(count, int) and count > 0 for count in counts
+        type(count) is int and count > 0 for count in counts
     )
 
 

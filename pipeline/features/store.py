@@ -265,6 +265,10 @@ class Store:
     def _mark(self, view: str, shard: int, marker: Mapping[str, str]) -> None:
         _put(self._marker_path(view, shard), _marker_bytes({**marker, MARK: fingerprint(marker)}))
 
+    def checksum_of_frames(self, n_frames: Block) -> str:
+        """What a marker says of the counts of frames (n,) of its shard: the sha256 of their file."""
+        return hashlib.sha256(encode_chunk(self._padded(n_frames)).data).hexdigest()
+
     def _padded(self, n_frames: Block) -> Block:
         """Fill up the last chunk: Zarr stores every chunk of an array without shards in full."""
         frames = np.full(self.spec.shard, -1, "<i4")

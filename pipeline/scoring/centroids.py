@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.contracts import Centroids, Reduce
 from pipeline.core.errors import InputError
@@ -39,7 +39,7 @@ class ScoringFacts(BaseModel):
     centroids: Count
     embedding_dim: Count
     normalize_query: bool
-    bias: FiniteFloat
+    bias: Annotated[float, Field(ge=-1e30, le=1e30)]  # a score stays a float32
     reduce: Reduce
     sha256: str
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from pipeline.core import members
 from pipeline.core.contracts import Centroids
-from pipeline.core.errors import InputError
+from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, read_json, replace_folder, writing
+from pipeline.core.sections import Layers, Name
 from pipeline.scoring.centroids import CentroidIndex, build, read_index, write_index
 
 BACKEND_FILE = "backend.safetensors"
@@ -23,6 +28,46 @@ CENTROIDS_FILE = "centroids.faiss"
 PATH_FILE = "path.safetensors"
 CARD_FILE = "run.json"
 KEYS = ("backend", "backend_parameters", "kind", "reads", "scoring")  # what is read of it again
+AGAIN = "run `dvc repro`"
+MOST_BYTES = 16 * 2**20  # of a card; that of a long fine-tuning, with its curves, has 100 kB
+GREATEST = 2**31  # of a number among the parameters of a backend
+
+
+def _modest(value: Any) -> Any:
+    """A JSON value. Raises ValueError for a number in it that is not finite or too large for any parameter."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        _modest(part)
+    if isinstance(value, int | float) and not abs(value) <= GREATEST:
+        raise ValueError(f"expected numbers up to {GREATEST}, got {value}")
+    return value
+
+
+class _Kind(BaseModel, extra="allow"):
+    model_config = ConfigDict(strict=True)
+
+    layers: Annotated[Layers, Field(max_length=1_000)]
+    channels: Annotated[int, Field(ge=1, le=2**20)]
+    encoder: str | None = None
+
+
+class _Train(BaseModel, extra="allow"):
+    set: Name
+
+
+class _RunCard(BaseModel, extra="allow"):
+    """What is read again of a run's card. `scoring` is checked by `read_index`, as it describes the index."""
+
+    model_config = ConfigDict(strict=True)
+
+    backend: Name
+    backend_parameters: Annotated[dict[str, Any], AfterValidator(_modest)]
+    kind: _Kind
+    reads: Literal["pooled", "frames"]
+    scoring: dict[str, Any]
+    train: _Train | None = None
+    features: dict[str, str] | None = None
+    dev_threshold: FiniteFloat | None = None
 
 
 def save(
@@ -51,8 +96,18 @@ def save(
 
 
 def card(folder: Path) -> dict[str, Any]:
-    """The run's JSON card. Raises InputError where there is no run, or another file."""
-    return read_json(folder / CARD_FILE, what="trained run", keys=KEYS, remedy="run `dvc repro`")
+    """The run's JSON card.
+
+    Raises InputError where there is no run, or where a value that is read again has another type or is out of range.
+    """
+    path = folder / CARD_FILE
+    found = read_json(path, what="trained run", keys=KEYS, remedy=AGAIN, most=MOST_BYTES)
+    try:
+        _RunCard.model_validate(found)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise InputError(f"{path}: not the card of a trained run; {AGAIN}:\n{listing(problems)}") from None
+    return found
 
 
 def index(folder: Path) -> CentroidIndex:
@@ -72,30 +127,71 @@ def path(folder: Path) -> NDArray[np.float32] | None:
         return None
     vectors = _arrays(file).get("vectors")
     if vectors is None or vectors.ndim != 3:
-        raise InputError(f"{file}: expected the centroids of every epoch, got other arrays; run `dvc repro`")
+        raise InputError(f"{file}: expected the centroids of every epoch, got other arrays; {AGAIN}")
     return np.asarray(vectors, dtype=np.float32)
 
 
 def backend(folder: Path) -> Any:
-    """The run's backend with its trained weights, in eval mode, an `nn.Module`."""
+    """The run's backend with its trained weights, in eval mode, an `nn.Module`.
+
+    Raises InputError where the weights are damaged, or are not those of the backend of the card. Shapes are compared
+    before anything of their size is made: a card from elsewhere may ask for more than there is memory.
+    """
     import torch
 
     facts = card(folder)
     kind = facts["kind"]
     weights = {name: torch.from_numpy(array) for name, array in _arrays(folder / BACKEND_FILE).items()}
+    make = partial(
+        members.member("backends", facts["backend"]).Backend,
+        layers=len(kind["layers"]),
+        channels=kind["channels"],
+        **facts["backend_parameters"],
+    )
     try:
-        module = members.member("backends", facts["backend"]).Backend(
-            layers=len(kind["layers"]), channels=kind["channels"], **facts["backend_parameters"]
-        )
+        with torch.device("meta"), _at_most(len(weights)):
+            wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+        if wrong := _misfits(wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
+            raise ValueError("\n" + listing(wrong))
+        module = make()
         module.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder}: weights and card do not fit: {error}; run `dvc repro`") from None
+    except Exception as error:  # whatever a backend raises for parameters that it does not expect
+        raise InputError(f"{folder}: weights and card do not fit; {AGAIN}: {error}") from None
+    if module.reads != facts["reads"]:
+        raise InputError(f"{folder}: expected a backend that reads {facts['reads']}, got {facts['backend']}; {AGAIN}")
     return module.eval()
+
+
+@contextlib.contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop a module that makes more parameters than a file of weights has: a card may ask for a million blocks."""
+    from torch.nn.modules import module
+
+    made = itertools.count(1)
+
+    def note(_module: Any, _name: str, parameter: Any) -> None:
+        if parameter is not None and next(made) > count:
+            raise ValueError(f"expected a backend of {count} weights, as the file has, got one of more")
+
+    hook = module.register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What differs between the shapes of the weights that a backend has and those of a file, by name."""
+    return [
+        f"{name}: expected {wanted.get(name, 'none')}, got {found.get(name, 'none')}"
+        for name in {**wanted, **found}
+        if wanted.get(name) != found.get(name)
+    ]
 
 
 def _arrays(path: Path) -> dict[str, Any]:
     try:
         arrays: dict[str, Any] = load_arrays(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not weights that this project wrote ({error}); run `dvc repro`") from None
+    except Exception as error:  # a damaged header gives errors of many kinds
+        raise InputError(f"{path}: not weights that this project wrote ({error}); {AGAIN}") from None
     return arrays
