@@ -20,6 +20,7 @@ from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.detect import Detection, assembly, package, package_card
+from pipeline.detect.model_card import markdown
 from pipeline.encoder import kept, models
 from pipeline.features import specs
 from pipeline.scoring import runs
@@ -624,3 +625,18 @@ def test_embeddings_of_other_weights_are_not_packed(copied: Path, tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "0" * 16}))
     with pytest.raises(InputError, match="expected the embeddings of"):
         package.write(POOLED, tmp_path / "package")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("A07", "A07"),
+        ("hifi_gan", "hifi_gan"),
+        ("_x_", r"\_x\_"),
+        ("<script>a|b</script>", r"\<script\>a\|b\</script\>"),
+        ("[x](http://y) **b** `c` &lt;", r"\[x\](http://y) \*\*b\*\* \`c\` \&lt;"),
+        ("a\nb\x1b[2J", r"a b\\x1b\[2J"),
+    ],
+)
+def test_names_in_the_model_card_are_no_markup(text: str, shown: str) -> None:
+    assert markdown(text) == shown

@@ -143,9 +143,8 @@ def _runs(process: int) -> bool:
 
 def check_place(folder: Path, *, mark: str) -> None:
     """Raise InputError where `replace_folder` would: a folder without the file `mark` is in the way."""
-    folder = folder.resolve()
     if folder.is_dir():
-        with _alone_in(folder.parent):
+        with _alone_in(folder.resolve().parent):
             _check_place(folder, mark)
 
 
