@@ -275,7 +275,7 @@ def test_timelines_of_one_name_are_refused(here: Path, tmp_path: Path) -> None:
 def test_package_and_then_detect(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("package", POOLED, "--out", tmp_path / "package")
     said = capsys.readouterr().out
-    assert said.startswith(f"{POOLED} -> {tmp_path}/package, 8 files, ")
+    assert said.startswith(f"{POOLED} -> {tmp_path}/package, 7 files, ")
     assert " kB\n" in said
     assert "without embeddings" not in said
     run("detect", "audio/eval", "--run", tmp_path / "package", "--json")

@@ -326,7 +326,8 @@ def test_numbers_from_a_file_have_not_changed(tmp_path: Path, card: Card) -> Non
     seconds = np.arange(12_000) / 48_000
     left, right = 0.3 * np.sin(2 * np.pi * 300 * seconds), 0.1 * np.sin(2 * np.pi * 2_100 * seconds**1.1)
     soundfile.write(tmp_path / "x.wav", np.stack([left, right], 1), 48_000, subtype="FLOAT")
-    rows = [Row("t:2", "x", "x.wav", "bonafide"), Row("t:3", "y", "x.wav", "spoof")]
+    soundfile.write(tmp_path / "y.wav", left, 48_000, subtype="FLOAT")  # a table has both classes
+    rows = [Row("t:2", "x", "x.wav", "bonafide"), Row("t:3", "y", "y.wav", "spoof")]
     table = inspection.with_contents(from_rows(rows, source="t"), tmp_path)
     window = WindowParams(samples=6_000, pad="repeat")
     receipt = run((tmp_path, table), tmp_path / "cache", card, PARAMS.model_copy(update={"window": window}))

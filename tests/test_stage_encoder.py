@@ -326,7 +326,8 @@ def test_a_folder_appears_only_when_it_is_whole(
     assert not (ENCODERS / trainings[0]).exists()
     run(monkeypatch, tmp_path, settings)
     assert trainings == [tuned_folder().name] * 2
-    assert [path.name for path in ENCODERS.iterdir()] == [tuned_folder().name]
+    # What the failed writer left has its name, and goes with the first folder that another process writes there.
+    assert [path.name for path in ENCODERS.iterdir() if path.suffix != ".part"] == [tuned_folder().name]
 
 
 def test_an_encoder_that_is_gone_or_another_is_an_error_that_says_how_to_get_it(
