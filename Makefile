@@ -1,6 +1,6 @@
 # make demo   install, run the whole flow on the default params.yaml, and print the leaderboard
 # make test   install, then check style, types and structure, and run the tests
-# make check  the same without the slow tests: under a minute, for daily work
+# make check  the same without the slow tests, for daily work
 # make gpu    run the tests that need a CUDA device, and measure it, with the torch of PYTHON: bench/RESULTS-gpu.md
 # make gpu-wheels   collect what that lacks on a CUDA machine without a network, for the Python GPU_VERSION
 # EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
