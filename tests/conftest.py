@@ -47,9 +47,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def warm_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PATH by which DVC and stages start at once, and all other commands are those of this environment."""
+    """A PATH by which Python, DVC and `bonafide` start at once; other commands are those of this environment."""
     with warm.commands(tmp_path_factory.mktemp("w")) as folder:
         yield os.pathsep.join((str(folder), str(Path(sys.executable).parent), os.environ["PATH"]))
+
+
+@pytest.fixture(scope="session")
+def warm_env(warm_path: str) -> dict[str, str]:
+    """The environment with that PATH."""
+    return os.environ | {"PATH": warm_path}
 
 
 @pytest.fixture(scope="session")

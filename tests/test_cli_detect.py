@@ -133,7 +133,7 @@ def test_doubtful_samples_are_a_warning_and_without_normalization_an_error(
         system.timeline(path)
 
 
-def test_long_and_absurd_files_do_not_end_the_others(here: Path, tmp_path: Path) -> None:
+def test_long_and_absurd_files_do_not_end_the_others(here: Path, tmp_path: Path, warm_env: dict[str, str]) -> None:
     """In a child with 8 GB of addresses."""
     (tmp_path / "20h.flac").write_bytes(long_flac(hours=20))
     soundfile.write(tmp_path / "slow.wav", np.random.default_rng(0).normal(0, 0.1, 60_000), 16_000)
@@ -147,8 +147,8 @@ resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 from pipeline import commands
 commands.main()
 """
-    command = [sys.executable, "-c", code, "detect", str(tmp_path), "--run", POOLED, "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ["python", "-c", code, "detect", str(tmp_path), "--run", POOLED, "--json"]
+    environment = warm_env | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 1, ended.stderr
     long, slow, good = map(json.loads, ended.stdout.splitlines())
@@ -311,10 +311,9 @@ def test_a_package_in_the_current_folder_is_refused(here: Path) -> None:
         run("package", POOLED, "--out", ".")
 
 
-def test_a_missing_run_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
-    code = "from pipeline import commands; commands.main()"
-    command = [sys.executable, "-c", code, "detect", "some.wav", "--run", "nope"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_a_missing_run_is_one_message_and_exit_code_2(tmp_path: Path, warm_env: dict[str, str]) -> None:
+    command = ["bonafide", "detect", "some.wav", "--run", "nope"]
+    ended = subprocess.run(command, cwd=tmp_path, env=warm_env, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: nope: expected the name of a run")
     assert ended.stderr.count("\n") == 1

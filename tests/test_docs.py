@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {CARD})]
 FENCE = re.compile(r'^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)(?: title="([^"\n]+)")?\n(.*?)^```$', re.M | re.S)
 LANGUAGES = {"bash", "python", "yaml", "text"}
 RUN = "linear-qamo-all-clean-1"
-SIZES = {"train": (200, 60), "dev": (80, 24), "eval": (160, 40)}  # utterances of the demo, and here
+SIZES = {"train": (200, 40), "dev": (80, 20), "eval": (160, 20)}  # utterances of the demo, and here
 SMALL = {
     "train": {"epochs": 2},
     "grid": {"backend": ["linear"], "loss": ["qamo"]},
@@ -94,7 +94,7 @@ class Reader:
             self.run(block.language, block.text)
 
     def run(self, language: str, text: str) -> str:
-        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else ["python", "-c"]
         done = subprocess.run(
             [*command, text], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
         )

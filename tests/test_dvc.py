@@ -3,6 +3,7 @@
 import ast
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -13,6 +14,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import params_file
 from pipeline.core.members import names
+from pipeline.core.params import Params
 from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -54,17 +56,23 @@ def file_of(module: str) -> Path:
     return path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
 
 
+@cache
 def speaks(path: Path) -> bool:
     """Whether a module holds more than its docstring."""
     return len(ast.parse((ROOT / path).read_text()).body) > 1
+
+
+@cache
+def loaded() -> tuple[Params, dict]:
+    """The parameters, and those of fine-tuning: a frozen encoder's are not loaded."""
+    return params_file.load(SETTINGS), YAML(typ="safe").load(SETTINGS)["encoder"]["finetune"]
 
 
 def members(stage: PipelineStage) -> Iterator[str]:
     """The members that a stage finds by name, from its own parameters; all views, as any may be drawn."""
     kind, _, cell = stage.name.partition("@")
     axes = cell.split("-")
-    settings = params_file.load(SETTINGS)
-    tuning = YAML(typ="safe").load(SETTINGS)["encoder"]["finetune"]  # a frozen encoder's are not loaded
+    settings, tuning = loaded()
     if kind == "prepare":
         yield f"pipeline.corpora.{settings.sets[cell].corpus}"
         yield f"pipeline.quality.{settings.sets[cell].quality}"

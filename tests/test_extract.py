@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +36,7 @@ from tests.conftest import TINY, Corpus
 from tests.places import SETTINGS
 from tests.test_store import tree
 
+ROOT = Path(__file__).parents[1]
 PARAMS = ExtractParams(
     layers=(1, 3),
     window=WindowParams(samples=3_200, pad="repeat"),
@@ -209,14 +209,14 @@ test_extract.run((root, trial_table.read(Path(sys.argv[2]))), root.parent / "cac
 
 @pytest.mark.parametrize("after", [3, 6, 17])
 def test_a_killed_extraction_continues_and_ends_byte_identical(
-    corpus: Corpus, tmp_path: Path, card: Card, after: int
+    corpus: Corpus, tmp_path: Path, card: Card, after: int, warm_env: dict[str, str]
 ) -> None:
     """Killed between writing a file and renaming it: a shard file, a marker, the last n_frames."""
     folder, trials = corpus
     table = tmp_path / "trials.csv"
     table.write_text(to_csv(trials))
-    command = [sys.executable, "-c", KILLED, str(folder), str(table), str(after)]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    command = ["python", "-c", KILLED, str(folder), str(table), str(after)]
+    killed = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     said: list[str] = []
     continued = run(corpus, tmp_path / "cache", card, say=said.append)
@@ -618,18 +618,16 @@ def test_any_number_of_processes_gives_the_same_bytes(
 
 @pytest.mark.parametrize("after", [9, 24])
 def test_a_killed_extraction_of_views_continues_and_ends_byte_identical(
-    corpus: Corpus, tmp_path: Path, card: Card, after: int, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tmp_path: Path, card: Card, after: int, warm_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed within the second unit, a view's, and before the marker of the fourth; the workers do not live on."""
     folder, trials = corpus
     table = tmp_path / "trials.csv"
     table.write_text(to_csv(trials))
     script = KILLED.replace("test_extract.run(", "test_extract.boost(")
-    command = [sys.executable, "-c", script, str(folder), str(table), str(after)]
+    command = ["python", "-c", script, str(folder), str(table), str(after)]
     # whoever holds the ends of its pipes is waited for: the workers, too
-    killed = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=120
-    )
+    killed = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     monkeypatch.setattr(loader, "processes", lambda: ThreadPoolExecutor(2))
     said: list[str] = []

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -479,13 +478,12 @@ test_finetune.tuned((root, trial_table.read(Path(sys.argv[2]))), Path(sys.argv[3
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(
-    uninterrupted: dict[str, Tuned], corpus: Corpus, tmp_path: Path
+    uninterrupted: dict[str, Tuned], corpus: Corpus, tmp_path: Path, warm_env: dict[str, str]
 ) -> None:
     root, table = corpus
     (tmp_path / "trials.csv").write_text(trial_table.to_csv(table))
-    command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "trials.csv"), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = ["python", "-c", KILLED, str(root), str(tmp_path / "trials.csv"), str(tmp_path)]
+    killed = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     told: list[str] = []
     same(tuned(corpus, tmp_path, say=told.append), whole(uninterrupted, corpus, tmp_path))

@@ -46,7 +46,7 @@ def shell(*words: str) -> str:
 
 
 def dvc(*words: str) -> str:
-    return shell(sys.executable, "-m", "dvc", *words)
+    return shell("dvc", *words)
 
 
 def make(number: int) -> None:
@@ -73,10 +73,11 @@ def commit(message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory: pytest.TempPathFactory, warm_path: str) -> Path:
     """Five states: main (1), a branch (2), a tag (3), a stash (4) and an experiment (5); main is checked out."""
     folder = tmp_path_factory.mktemp("project")
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", warm_path)
         shell("git", "init", "-q", "-b", "main")
         dvc("init", "-q")
         Path(".gitignore").write_text("/data/\n")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,14 +18,14 @@ Ranks = tuple[State, State]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+def both(tmp_path_factory: pytest.TempPathFactory, warm_env: dict[str, str]) -> Ranks:
     """What two processes find that train every case together."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.two_ranks", str(rank), str(folder)],
+            ["python", "-m", "tests.two_ranks", str(rank), str(folder)],
             cwd=ROOT,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            env=warm_env | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )

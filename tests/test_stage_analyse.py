@@ -261,11 +261,11 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_missing_embeddings_are_one_message_and_exit_code_2(tmp_path: Path) -> None:
+def test_missing_embeddings_are_one_message_and_exit_code_2(tmp_path: Path, warm_env: dict[str, str]) -> None:
     project(tmp_path)
     (tmp_path / "embeddings/eval/embeddings.json").unlink()
-    command = [sys.executable, "-m", "stages.analyse", *arguments(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["python", "-m", "stages.analyse", *arguments(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"error: {tmp_path}/embeddings/eval/embeddings.json: no ")
     assert "run `dvc repro" in ended.stderr

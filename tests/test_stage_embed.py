@@ -159,11 +159,11 @@ def test_an_embedding_that_is_not_finite_is_named(tmp_path: Path) -> None:
         embed.main(arguments(tmp_path))
 
 
-def test_one_message_and_exit_code_2(tmp_path: Path) -> None:
+def test_one_message_and_exit_code_2(tmp_path: Path, warm_env: dict[str, str]) -> None:
     project(tmp_path)
     (tmp_path / "runs/r/run.json").unlink()
-    command = [sys.executable, "-m", "stages.embed", *arguments(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["python", "-m", "stages.embed", *arguments(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == f"error: {tmp_path}/runs/r/run.json: no trained run there; run `dvc repro`\n"
 

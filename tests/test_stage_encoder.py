@@ -1,7 +1,6 @@
 """The stage `encoder`: a card as ever for a frozen encoder, weights and their card for a fine-tuned one."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -229,7 +228,7 @@ def test_going_back_to_old_parameters_finds_the_old_encoder(
 
 
 def test_a_comment_in_the_code_and_another_place_of_the_audio_compute_nothing(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, warm_env: dict[str, str]
 ) -> None:
     """In processes of their own, on a copy of the code whose every module has a comment more."""
     place, code = tmp_path / "project", tmp_path / "code"
@@ -238,9 +237,9 @@ def test_a_comment_in_the_code_and_another_place_of_the_audio_compute_nothing(
     settings = parameters(place / "params.yaml", FINETUNE.replace("epochs: 2", "epochs: 1"), root=str(root))
     for name in ("pipeline", "stages"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "stages.encoder", "--params", str(settings)]
+    command = ["python", "-m", "stages.encoder", "--params", str(settings)]
     command += ["--trials", "data/trials", "--card", "data/encoder.json"]
-    environment = os.environ | {"PYTHONPATH": str(code)}
+    environment = warm_env | {"PYTHONPATH": str(code)}
 
     def said() -> str:
         ran = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True)

@@ -227,11 +227,11 @@ def test_trials_of_one_class_are_refused(tmp_path: Path) -> None:
         layers.main(arguments(tmp_path))
 
 
-def test_a_missing_receipt_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_missing_receipt_is_one_message_and_exit_code_2(tmp_path: Path, warm_env: dict[str, str]) -> None:
     project(tmp_path)
     (tmp_path / "features/eval.json").unlink()
-    command = [sys.executable, "-m", "stages.layers", *arguments(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["python", "-m", "stages.layers", *arguments(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == f"error: {tmp_path}/features/eval.json: no receipt there; run `dvc repro -f extract`\n"
 

@@ -199,10 +199,12 @@ def test_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics/r-new.json").exists()
 
 
-def test_more_neighbours_than_bona_fide_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+def test_more_neighbours_than_bona_fide_is_one_message_and_exit_code_2(
+    tmp_path: Path, warm_env: dict[str, str]
+) -> None:
     project(tmp_path, neighbours=21)
-    command = [sys.executable, "-m", "stages.rescore", *arguments(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["python", "-m", "stages.rescore", *arguments(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == "error: analyse.neighbours: expected at most the 20 bona fide of training, got 21\n"
 
@@ -221,8 +223,8 @@ def test_it_runs_without_torch(tmp_path: Path) -> None:
     assert ended.stdout.endswith("False\n")
 
 
-def test_help_says_what_each_scoring_is() -> None:
-    command = [sys.executable, "-m", "stages.rescore", "--help"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+def test_help_says_what_each_scoring_is(warm_env: dict[str, str]) -> None:
+    command = ["python", "-m", "stages.rescore", "--help"]
+    ended = subprocess.run(command, cwd=ROOT, env=warm_env, capture_output=True, text=True, check=True)
     for name in embedding_scores.SCORINGS:
         assert f"\n    {name} " in ended.stdout

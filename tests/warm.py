@@ -1,9 +1,10 @@
-"""DVC and stages for tests, without the seconds that imports take.
+"""DVC, stages and `bonafide` for tests, without the seconds that imports take.
 
-`commands(folder)` puts a `python` and a `dvc` into a folder, to come first in PATH. Each asks a server, which has
-imported the libraries, to fork. The child takes over arguments, folder, environment and files. It then runs `python
--m stages.X` or `dvc` as a new process would. The server imports no module of the project: a child takes those of its
-folder. All other uses of `python` go to the real one.
+`commands(folder)` puts `python`, `dvc` and `bonafide` into a folder, to come first in PATH. Each asks a server, which
+has imported the libraries, to fork. The child takes over arguments, folder, environment and files. It then runs `python
+-m module`, `python -c code`, `dvc` or `bonafide` as a new process would, and a signal that ends it ends the caller. The
+server imports no module of the project: a child takes those of its folder. What an interpreter reads as it starts, such
+as PYTHONIOENCODING, is that of the server. All other uses of `python` go to the real one.
 """
 
 from __future__ import annotations
@@ -23,32 +24,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LIBRARIES = (
-    "dvc.cli", "dvc.repo", "dvc.stage", "faiss", "jinja2", "matplotlib.figure", "numpy", "pydantic", "ruamel.yaml",
-    "safetensors.numpy", "scipy.signal", "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch",
-    "tqdm", "transformers.models.wav2vec2.modeling_wav2vec2", "zarr",
+    "dvc.cli.parser", "dvc.repo", "dvc.stage", "faiss", "h5py", "jinja2", "matplotlib.figure", "networkx",
+    "numpy", "pydantic.main", "pydantic.type_adapter", "ruamel.yaml", "safetensors.numpy", "scipy.signal",
+    "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch", "tqdm",
+    "transformers.models.wav2vec2.modeling_wav2vec2", "zarr",
 )  # fmt: skip
 SHIM = """#!{python} -IS
 import json, os, socket, struct, sys
 words = sys.argv[1:]
-if {name!r} == "python":
-    if words[:1] != ["-m"] or not words[1].startswith("stages."):
-        os.execv({python!r}, [{python!r}, *words])
-    words = words[1:]
-else:
-    words = ["dvc", *words]
+if {name!r} != "python":
+    words = ["-m", {name!r}, *words]
+elif words[:1] not in (["-c"], ["-m"]):
+    os.execv({python!r}, [{python!r}, *words])
 request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [struct.pack("<Q", len(request))], [0, 1, 2])
     server.sendall(request)
-    answer = server.recv(1)
-sys.exit(answer[0] if answer else 1)
+    answer = server.recv(2)
+(code,) = struct.unpack("<h", answer) if answer else (1,)
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
 @contextlib.contextmanager
 def commands(folder: Path) -> Iterator[Path]:
-    """The folder with `python` and `dvc`, while a server stands behind them. The folder's path must be short."""
+    """The folder with these commands, while a server stands behind them. The folder's path must be short."""
     address = folder / "s"
     code = "import sys; from tests import warm; warm.serve(sys.argv[1])"
     root = str(Path(__file__).parents[1])
@@ -56,7 +59,7 @@ def commands(folder: Path) -> Iterator[Path]:
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == b"ready\n"
-            for name in ("python", "dvc"):
+            for name in ("python", "dvc", "bonafide"):
                 shim = folder / name
                 shim.write_text(SHIM.format(python=sys.executable, name=name, address=str(address)))
                 shim.chmod(0o755)
@@ -95,13 +98,27 @@ def _answer(asking: socket.socket) -> None:
         asking.close()
         _become(*json.loads(request), files)
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    asking.sendall(bytes([code if code >= 0 else 128 - code]))
+    asking.sendall(struct.pack("<h", os.waitstatus_to_exitcode(status)))
     os._exit(0)
 
 
+def _run(words: list[str]) -> int:
+    """Run a module or code as Python would with these words; its exit code."""
+    kind, what, *arguments = words
+    sys.argv = [kind if kind == "-c" else what, *arguments]
+    if kind == "-c":
+        exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))  # noqa: S102
+    elif what == "dvc":
+        from dvc.cli import main
+
+        return main(arguments)
+    else:
+        runpy.run_module("pipeline.commands" if what == "bonafide" else what, run_name="__main__", alter_sys=True)
+    return 0
+
+
 def _become(words: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
-    """Run a stage or DVC as if this process had been started for it."""
+    """Run what is asked for as if this process had been started for it."""
     code: object = 1
     try:
         for place, file in enumerate(files):
@@ -110,15 +127,8 @@ def _become(words: list[str], folder: str, environment: dict[str, str], files: l
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        sys.path[0] = folder
-        sys.argv = words
-        if words[0] == "dvc":
-            from dvc.cli import main
-
-            code = main(words[1:])
-        else:
-            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-            code = 0
+        sys.path[:1] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+        code = _run(words)
     except SystemExit as ended:
         code = ended.code
     except BaseException:
