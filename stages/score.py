@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.metrics import scorefile
@@ -24,6 +26,7 @@ def main() -> None:
     settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
+    torch.set_num_threads(settings.train.threads)  # so that scores have the same last bits on every machine
     table = trial_table.read(args.trials)
     scores = scorer.score_set(args.run, args.features, table, root=settings.features.folder)
     scorefile.write(args.scores, table, scores, layout=scorefile.layout_of(settings.sets[args.set].corpus))

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.core import params_file
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_text
@@ -27,6 +29,7 @@ def main() -> None:
     """Parse, open, fit, save."""
     args = _arguments()
     settings = params_file.load(args.params)
+    torch.set_num_threads(settings.train.threads)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
     train, dev = (
         heads.open_features(cell, settings, name, trials=args.trials, receipts=args.features)

@@ -110,6 +110,39 @@ def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
     assert "Data and pipelines are up to date" in project.run("dvc", "repro")
 
 
+def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(project.folder, copy, ignore=shutil.ignore_patterns("data", "cache", "tmp", "dvc.lock"))
+    (copy / "data/analysis").mkdir(parents=True)
+    shutil.copy(project.folder / "data/analysis/.gitkeep", copy / "data/analysis")
+    swept = subprocess.run(
+        ["bonafide", "sweep", "-j", "2"], cwd=copy, env=project.env, capture_output=True, text=True, check=False
+    )
+    assert swept.returncode == 0, swept.stderr
+    assert "13 stages ran, 0 were restored" in swept.stdout
+    ours, theirs = ({path: data for path, data in tree(folder / "data").items() if not timed(path)}
+                    for folder in (copy, project.folder))  # fmt: skip
+    assert ours == theirs
+    assert any(path.startswith("runs/") for path in ours)
+    for file in ("dvc.lock", "flow/score/dvc.lock", "flow/evaluate/dvc.lock"):
+        one, other = (YAML(typ="safe").load(folder / file) for folder in (copy, project.folder))
+        assert list(one["stages"]) == list(other["stages"])
+        for lock in (one, other):
+            lock["stages"].pop("report", None)  # it holds seconds
+        assert one == other
+    assert (
+        "Data and pipelines are up to date"
+        in subprocess.run(
+            ["dvc", "status"], cwd=copy, env=project.env, capture_output=True, text=True, check=True
+        ).stdout
+    )
+
+
+def timed(path: str) -> bool:
+    """Whether a file below data/ has seconds in it, or names such a file."""
+    return path.startswith(("seconds/", "report/"))
+
+
 def test_the_leaderboard_and_the_report_are_there(project: Project) -> None:
     text = (project.folder / "data/report/leaderboard.txt").read_text()
     metrics = json.loads((project.folder / "data/metrics/linear-aoc-all-clean-1/dev.json").read_text())

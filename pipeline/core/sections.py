@@ -249,11 +249,15 @@ class FinetuneParams(Section):
 
 
 class TrainParams(Section):
-    """How every cell of the grid is trained. set: the set or pool to train on."""
+    """How every cell of the grid is trained. set: the set or pool to train on.
+
+    threads: of the processor. Sums are made in an order that depends on them, and so are their last bits.
+    """
 
     set: Name
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]
+    threads: Positive = 1
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: LearningRates

@@ -1,0 +1,84 @@
+"""Bring all that DVC tracks up to date, several stages at once.
+
+Does what `dvc repro` does and hands the result to DVC: afterwards `dvc status` is clean, and `dvc repro` has nothing to
+do. It runs the commands of `dvc.yaml` in processes that start with everything imported, and stages of different cells
+of the grid side by side. What is up to date is not touched. A stage that fails stops what depends on it, and nothing
+else. Stopped or killed, the same command goes on.
+
+examples:
+  bonafide sweep                 all, with a stage a processor at once
+  bonafide sweep -j 1            one after the other
+  bonafide sweep report          the report and all that it needs
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.core.errors import InputError, listing
+from pipeline.sweep.sweep import Sweep, is_cell
+from pipeline.sweep.tracked import Flow
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, sweep, say what was done."""
+    args = _parser().parse_args(argv)
+    flow = Flow(args.targets)
+    os.chdir(flow.root)
+    with tqdm(total=len(flow.steps), unit="stage", smoothing=0, dynamic_ncols=True, leave=False) as bar:
+        outcome = Sweep(flow, jobs=args.jobs or _jobs(), tell=lambda sweep: _show(bar, sweep)).run()
+    if not (outcome.ran or outcome.restored or outcome.failed):
+        print("All is up to date.")
+        return
+    print(
+        f"{len(outcome.ran)} stages ran, {len(outcome.restored)} were restored from DVC's cache, "
+        f"{len(outcome.current)} were up to date"
+    )
+    if outcome.failed:
+        told = listing([f"{name}: {why}" for name, why in outcome.failed.items()])
+        raise InputError(f"{len(outcome.failed)} stages failed, {len(outcome.left_out)} need what they make:\n{told}")
+
+
+def _jobs() -> int:
+    """A stage a processor; one where a GPU trains, whose memory all would share."""
+    return 1 if Path("/dev/nvidia0").exists() else len(os.sched_getaffinity(0))
+
+
+def _show(bar: tqdm, sweep: Sweep) -> None:
+    """Move the bar: what is up to date counts no more, so that the time left is that of the rest."""
+    found, steps = sweep.outcome, sweep.flow.steps
+    done = [*found.ran, *found.restored]
+    cells = sum(map(is_cell, steps))
+    ended = sum(map(is_cell, [*done, *found.current]))
+    bar.total = len(steps) - len(found.current) - len(found.left_out)
+    bar.n = len(done) + len(found.failed)
+    bar.set_description_str(f"{ended} of {cells} cells")
+    at = ", ".join(name.rpartition(":")[2] for name in list(sweep.running)[:2])
+    bar.set_postfix_str(f"{len(found.failed)} failed, {at}" if found.failed else at)
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bonafide sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, as `dvc repro` takes them; default: all")
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="stages at once (default: the processors; 1 where there is a GPU)",
+    )
+    return parser

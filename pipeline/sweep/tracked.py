@@ -1,0 +1,167 @@
+"""The stages of the project as DVC tracks them: which of them are out of date, and what DVC is told once they ran.
+
+DVC's own functions look, restore, save and commit, in the order of `dvc repro`. What runs a command is left out here.
+The repository is locked only while they work; while a stage runs, its inputs and outputs are, as in `dvc repro`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import InputError
+
+LOCK_PATIENCE_S = 600  # another command of DVC may hold the repository's lock so long
+
+
+class State(enum.Enum):
+    """What is to be done with a stage."""
+
+    CURRENT = "up to date"
+    RESTORED = "restored from DVC's cache"
+    STALE = "to be run"
+
+
+class Flow:
+    """The stages that bring the targets up to date, in DVC's order, and what each needs before it.
+
+    steps: names of the stages, as in `flow/score/dvc.yaml:score@...`. needs: for each, the stages of `steps` that it
+    depends on. made: the ones that were run or restored, whose locks `write_locks` writes.
+    """
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        try:
+            self._repo = Repo()
+            with self._locked():
+                self._graph = get_active_graph(self._repo.index.graph)
+                chosen = collect_stages(self._repo, targets or ["dvc.yaml"])
+                plan = plan_repro(self._graph, chosen)
+        except DvcException as error:
+            raise InputError(_words(error)) from None
+        self.root = Path(self._repo.root_dir)
+        self._stages = {stage.addressing: stage for stage in plan}
+        self.steps = list(self._stages)
+        self.needs = {
+            name: {found.addressing for found in self._graph.successors(stage)} & self._stages.keys()
+            for name, stage in self._stages.items()
+        }
+        self.made: set[str] = set()
+
+    def command(self, name: str) -> str:
+        """What a stage runs. Several commands of one stage are its lines."""
+        command: str | list[str] = self._stages[name].cmd
+        return command if isinstance(command, str) else "\n".join(command)
+
+    def look(self, name: str) -> State:
+        """Find whether a stage is out of date. A stage to be run has its old outputs removed, as DVC does it.
+
+        Raises InputError with DVC's words where an input is missing, or DVC's cache cannot be read.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        stage = self._stages[name]
+        with self._locked():
+            try:
+                if not stage.cmd or stage.frozen:
+                    return self._leave_to_dvc(stage)
+                if not stage.changed(False, list(self._graph.predecessors(stage))):
+                    return State.CURRENT
+                stage.remove_outs(ignore_remove=False, force=False)
+                try:
+                    self._repo.stage_cache.restore(stage)
+                except RunCacheNotFoundError:
+                    stage.save_deps()
+                    return State.STALE
+                self._save(stage)
+            except (DvcException, OSError) as error:
+                raise InputError(f"{name}: {_words(error)}") from None
+        return State.RESTORED
+
+    def keep(self, name: str) -> None:
+        """Tell DVC that a stage ran: hash and cache what it made. Raises InputError where an output is missing."""
+        from dvc.exceptions import DvcException
+
+        with self._locked():
+            try:
+                self._save(self._stages[name])
+            except (DvcException, OSError) as error:
+                raise InputError(f"{name}: {_words(error)}") from None
+
+    def write_locks(self) -> None:
+        """Write the entries of all stages that were made into `dvc.lock` beside their `dvc.yaml`, in DVC's order."""
+        files: dict[str, list[Any]] = {}
+        for name in self.steps:
+            if name in self.made:
+                files.setdefault(self._stages[name].path, []).append(self._stages[name])
+        with self._locked(), self._repo.scm_context(quiet=True):
+            for stages in files.values():
+                stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+        self.made.clear()
+
+    @contextlib.contextmanager
+    def busy(self, name: str) -> Iterator[None]:
+        """Keep other commands of DVC from what a stage reads and writes."""
+        from dvc.rwlock import rwlock
+
+        stage, repo = self._stages[name], self._repo
+        read, written = ([item.fs_path for item in items] for items in (stage.deps, stage.outs))
+        hard = repo.config["core"].get("hardlink_lock", False)
+        with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), read, written, hard):
+            yield
+
+    def _leave_to_dvc(self, stage: Any) -> State:
+        """A stage that runs nothing: data that `dvc add` tracks, or a frozen stage."""
+        if stage.reproduce(upstream=list(self._graph.predecessors(stage))) is None:
+            return State.CURRENT
+        stage.dump(update_pipeline=False)
+        return State.RESTORED
+
+    def _save(self, stage: Any) -> None:
+        """As DVC does after a stage ran; its run cache takes no stage with outputs that DVC does not cache."""
+        uncached = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
+        stage.save(run_cache=not uncached)
+        stage.commit()
+        self.made.add(stage.addressing)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the repository's lock; wait where another command of DVC has it."""
+        from dvc.lock import LockError
+
+        until = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                self._repo.lock.lock()
+                break
+            except LockError:
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"expected DVC's lock to be free, another command held it for {LOCK_PATIENCE_S} seconds; wait "
+                        "for it, or end it"
+                    ) from None
+        try:
+            yield
+        finally:
+            self._repo.lock.unlock()
+
+
+def _words(error: BaseException) -> str:
+    """The words of an error of DVC and of what caused it."""
+    found: list[str] = []
+    while error is not None:
+        if str(error) and str(error) not in found:
+            found.append(str(error))
+        error = error.__cause__  # type: ignore[assignment]
+    return ": ".join(found) or "DVC gives no reason"
