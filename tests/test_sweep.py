@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands import status
 from pipeline.commands import sweep as command
 from pipeline.core.errors import InputError
 from pipeline.sweep import starting
+from pipeline.sweep.status import Progress, cells, progress
 from pipeline.sweep.sweep import Sweep
 from pipeline.sweep.tracked import Flow, State
 
@@ -120,6 +122,41 @@ def test_a_stage_waits_for_what_it_needs_and_no_more_than_jobs_run(here: Path) -
     for cell in ("one", "two", "bad"):
         assert order.index("first") < order.index(cell) < order.index(f"count-{cell}")
     assert order[-1] == "report"
+
+
+def test_the_table_of_cells(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError):
+        command.main(["evaluate"])
+    Path("two.txt").write_text("edited")
+    capsys.readouterr()
+    status.main([])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["cell", "train", "score", "evaluate"],
+        ["one", "done", "-", "done"],
+        ["two", "stale", "-", "stale"],
+        ["bad", "failed", "-", "stale"],
+        ["3", "cells:", "1", "done,", "1", "stale,", "1", "failed"],
+        ["report:", "stale"],
+    ]
+    flow = Flow([])
+    with flow.busy("train@two"):
+        found = progress(flow, here)
+    assert (found["train@two"], found["evaluate@two"]) == (Progress.RUNNING, Progress.STALE)
+    Path("bad.txt").write_text("bad")
+    sweep()
+    assert set(progress(Flow([]), here).values()) == {Progress.DONE}
+
+
+def test_scores_of_several_sets_are_one_column() -> None:
+    found = {
+        "train@a-1": Progress.DONE,
+        "flow/score/dvc.yaml:score@a-1-dev": Progress.DONE,
+        "flow/score/dvc.yaml:score@a-1-eval": Progress.RUNNING,
+        "flow/evaluate/dvc.yaml:evaluate@a-1": Progress.STALE,
+    }
+    assert cells(found) == {
+        "a-1": {"train": Progress.DONE, "score": Progress.RUNNING, "evaluate": Progress.STALE}
+    }  # fmt: skip
 
 
 def test_a_killed_sweep_goes_on_and_loses_no_finished_stage(here: Path) -> None:

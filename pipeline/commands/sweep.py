@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing
 from pipeline.sweep.sweep import Sweep, is_cell
 from pipeline.sweep.tracked import Flow
@@ -70,15 +71,9 @@ def positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bonafide sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    purpose, _, details = (__doc__ or "").partition("\n\n")
+    parser = parser_of("bonafide sweep", purpose, details)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, as `dvc repro` takes them; default: all")
-    parser.add_argument(
-        "-j",
-        "--jobs",
-        type=positive,
-        metavar="N",
-        help="stages at once (default: the processors; 1 where there is a GPU)",
-    )
+    jobs = "stages at once (default: as many as processors, 1 where there is a GPU)"
+    parser.add_argument("-j", "--jobs", type=positive, metavar="N", help=jobs)
     return parser

@@ -45,6 +45,11 @@ def kind_of(name: str) -> str:
     return name.rpartition(":")[2].partition("@")[0]
 
 
+def log_of(name: str) -> Path:
+    """Where lies what a stage says while it runs, and if it failed; below the project's folder."""
+    return LOGS / f"{re.sub('[^A-Za-z0-9_.@-]', '_', name)}.txt"
+
+
 def is_cell(name: str) -> bool:
     """Whether a stage is the last one of a cell of the grid."""
     return kind_of(name) == "evaluate"
@@ -104,6 +109,7 @@ class Sweep:
         try:
             state = self.flow.look(name)
         except InputError as error:
+            (self.flow.root / log_of(name)).write_text(f"error: {error}\n", encoding="utf-8")
             self.outcome.failed[name] = str(error)
             return
         if state is State.STALE:
@@ -113,7 +119,7 @@ class Sweep:
         self._done.add(name)
 
     def _start(self, name: str) -> None:
-        log = self.flow.root / LOGS / f"{re.sub('[^A-Za-z0-9_.@-]', '_', name)}.txt"
+        log = self.flow.root / log_of(name)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.flow.busy(name))
             process = starting.start(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -76,7 +78,7 @@ class Flow:
             try:
                 if not stage.cmd or stage.frozen:
                     return self._leave_to_dvc(stage)
-                if not stage.changed(False, list(self._graph.predecessors(stage))):
+                if not _is_stale(stage):
                     return State.CURRENT
                 stage.remove_outs(ignore_remove=False, force=False)
                 try:
@@ -88,6 +90,24 @@ class Flow:
             except (DvcException, OSError) as error:
                 raise InputError(f"{name}: {_words(error)}") from None
         return State.RESTORED
+
+    def is_stale(self, name: str) -> bool:
+        """Whether a stage is out of date by itself, whatever becomes of the stages before it. Nothing is changed."""
+        from dvc.exceptions import DvcException
+
+        try:
+            return _is_stale(self._stages[name])
+        except (DvcException, OSError) as error:
+            raise InputError(f"{name}: {_words(error)}") from None
+
+    def running(self) -> set[str]:
+        """The stages that some command of DVC or a sweep runs now, by DVC's own list of what is being written."""
+        try:
+            held = json.loads(Path(self._repo.tmp_dir, "rwlock").read_text(encoding="utf-8")).get("write", {})
+        except (OSError, ValueError):
+            return set()
+        written = {path for path, holder in held.items() if _is_alive(holder["pid"])}
+        return {name for name, stage in self._stages.items() if written & {out.fs_path for out in stage.outs}}
 
     def keep(self, name: str) -> None:
         """Tell DVC that a stage ran: hash and cache what it made. Raises InputError where an output is missing."""
@@ -155,6 +175,22 @@ class Flow:
             yield
         finally:
             self._repo.lock.unlock()
+
+
+def _is_stale(stage: Any) -> bool:
+    """What `changed` of DVC's stages finds, without a lock file written for each look."""
+    items = (*stage.deps, *stage.outs)
+    return bool(stage.cmd) and not stage.frozen and (stage.changed_stage() or any(item.status() for item in items))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,27 @@
+"""Show how far the grid is: a table of cells, done, stale, running or failed.
+
+A cell is done where its training, its scores and its evaluation are up to date. It failed where a sweep could not make
+one of them; the last lines of what it said lie in .dvc/tmp/sweep.
+
+examples:
+  bonafide status
+  bonafide status train@linear-qamo-all-clean-1   one stage and what it needs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.core.arguments import parser_of
+from pipeline.sweep.status import lines, progress
+from pipeline.sweep.tracked import Flow
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, look, print."""
+    purpose, _, details = (__doc__ or "").partition("\n\n")
+    parser = parser_of("bonafide status", purpose, details)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, as `dvc repro` takes them; default: all")
+    flow = Flow(parser.parse_args(argv).targets)
+    for line in lines(progress(flow, flow.root)):
+        print(line)
