@@ -13,11 +13,14 @@ from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
 from pipeline.core.trial_table import Trials
+from pipeline.features import libraries
 from pipeline.features.store import OTHER_SPEC, Store
 from pipeline.features.zarr_metadata import FORMAT
 
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 AGAIN = "run `dvc repro -f extract`"
+# Without the first half, the next extraction would find the store complete, and write a receipt of what is in it.
+OTHER_BYTES = f"move the store away, so that its features are computed anew, and {AGAIN}"
 
 
 class OpenSet(NamedTuple):
@@ -49,8 +52,9 @@ def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
 def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str, Any]]]:
     """Open the stores of a receipt by set, each with its own receipt: one store for a set, several for a pool.
 
-    Raises InputError where the receipt is missing or is no receipt; and where a store is missing, is incomplete, has
-    another spec, or holds other bytes.
+    Warns where features were made by other versions of libraries than those at work. Raises InputError where the
+    receipt is missing or is no receipt; and where a store is missing, is incomplete, has another spec, or holds other
+    bytes.
     """
     found = {}
     for name, receipt in read_receipts(path).items():
@@ -58,7 +62,8 @@ def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str,
         if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
             raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
         if store.digest(receipt["views"], receipt["layers"]) != receipt["digest"]:
-            raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {AGAIN}")
+            raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {OTHER_BYTES}")
+        libraries.compare(store.made(receipt["views"], receipt["layers"]).values(), store=store.path)
         found[name] = store, receipt
     return found
 

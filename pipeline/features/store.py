@@ -9,7 +9,7 @@
         clean/scale_07                (shards, D) float32, only with int8: the factors of each shard's values
         clean/pooled_07               (N, 2, D) float32: mean and standard deviation over the valid frames
         done/clean/00003.json         the marker of shard 3, written last: the sha256 of its files, the crc32c of their
-                                      rows in order, and its own checksum
+                                      rows in order, what made them, and its own checksum
 
 Arrays are uncompressed. Each utterance is an inner chunk with a crc32c, and a shard file holds `shard` of them. So a
 shard file is rows of equal length, `row bytes | crc32c`, and then the shard index. Any Zarr reader opens it, and a
@@ -62,6 +62,7 @@ from pipeline.features.zarr_metadata import FORMAT, metadata, view_metadata
 WRITERS = min(8, 2 * (os.cpu_count() or 1))  # files of a shard that are written at once
 MARK = "marker"  # key of a marker's own checksum; markers of older versions do not have it
 ROWS = "rows "  # before an array: key of the crc32c of its rows, in base64; markers of older versions do not have it
+MADE = "made "  # before an array of frames: key of the libraries that made it, or `imported`; not of older versions
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
 OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"
 
@@ -241,11 +242,14 @@ class Store:
         features: Mapping[Tap, Block],
         pooled: Mapping[Tap, Block],
         n_frames: Block,
+        *,
+        made: str | None = None,
     ) -> None:
         """Write some layers of one shard, and then its marker.
 
         Args:
             features: layer -> (n, T, D) float16. pooled: layer -> (n, 2, D) float32. n_frames: (n,).
+            made: by which libraries, or `imported`; None where nobody knows.
 
         The same blocks always give the same bytes. Each file is replaced in one step.
         """
@@ -272,6 +276,8 @@ class Store:
         with ThreadPoolExecutor(WRITERS) as executor:  # several at once, because each waits for the disk
             for found in executor.map(put, arrays):
                 marker |= found
+        if made is not None:
+            marker |= {f"{MADE}{view}/{layer_array(layer)}": made for layer in features}
         self._mark(view, shard, marker)
 
     def _without(self, view: str, shard: int, arrays: dict[str, tuple[Block, Encode]]) -> dict[str, str]:
@@ -321,6 +327,16 @@ class Store:
                         )
                     digest.update(f"{array} {shard} {marker[array]}\n".encode())
         return digest.hexdigest()
+
+    def made(self, views: Sequence[str], layers: Sequence[Tap]) -> dict[tuple[str, Tap], set[str]]:
+        """What made the shards of some views and layers: versions of libraries, or `imported`; empty of older ones."""
+        found: dict[tuple[str, Tap], set[str]] = {}
+        for view in views:
+            markers = self.markers(view)
+            for layer in layers:
+                key = f"{MADE}{view}/{layer_array(layer)}"
+                found[view, layer] = {marker[key] for marker in markers if key in marker}
+        return found
 
     def verify(self, views: Sequence[str], layers: Sequence[Tap]) -> int:
         """Read every shard file, compare its sha256 with its marker, and return the number of files.
