@@ -75,15 +75,11 @@ def without_makers(data: bytes) -> bytes:
         facts = json.loads(data)
     except ValueError:
         return data
-    if not any(key.startswith("made ") or key == "imported" for key in facts):
+    makers = {key for key in facts if key.startswith("made ") or key == "imported"}
+    if not makers:
         return data
-    return json.dumps(
-        {
-            key: value
-            for key, value in facts.items()
-            if not key.startswith("made ") and key not in ("imported", "marker")
-        }
-    ).encode()
+    rest = {key: value for key, value in facts.items() if key not in makers | {"marker"}}
+    return (json.dumps(rest, indent=2) + "\n").encode()
 
 
 class Project:
