@@ -25,10 +25,10 @@ from pipeline.core.files import flush_names, parse_json, readable_size, writing
 from pipeline.core.object_store import is_local, is_there, sizes_below
 from pipeline.core.trial_table import Trials, fingerprint
 from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of, views_of
-from pipeline.extraction.planning import SPARE_BYTES, VERSION_KEY
+from pipeline.extraction.planning import SPARE_BYTES
 from pipeline.features.libraries import IMPORTED
 from pipeline.features.receipt_files import open_receipts
-from pipeline.features.specs import STORAGE, Spec, is_spec, layer_array, pooled_array
+from pipeline.features.specs import STORAGE, VERSION_KEY, Spec, is_spec, layer_array, pooled_array
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 

@@ -30,6 +30,7 @@ from pipeline.extraction.progress import ExtractionProgress
 from pipeline.extraction.units import MakeEncoder, Unit
 from pipeline.features import libraries, zarr_metadata
 from pipeline.features.libraries import IMPORTED
+from pipeline.features.specs import VERSION_KEY
 from pipeline.features.store import Store
 
 SPARE_BYTES = 64 * 2**20  # to leave free on the disk for markers, receipts and other programs
@@ -175,9 +176,6 @@ def _make(
             f"{len(problems)} of {len(todo)} units cannot be made, the others are complete; mend what is wrong with "
             f"these and run the same command again:\n{listing(problems)}"
         )
-
-
-VERSION_KEY = "views_version"  # in the attributes of an augmented view, and in receipts with augmented views
 
 
 def check_versions(target: Store, names: Sequence[str]) -> None:
