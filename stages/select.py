@@ -17,8 +17,6 @@ from pipeline.core.files import write_text
 from pipeline.core.params import Params
 from pipeline.features import receipt_files
 
-FINETUNED = "finetuned-clean"  # the choice of the fine-tuned run
-
 
 def main() -> None:
     """Parse, open, select, write."""
@@ -45,8 +43,6 @@ def _choices(settings: Params) -> Iterator[tuple[str, tuple[Tap, ...], tuple[str
     for layers in settings.grid.layers:
         for views in settings.grid.views:
             yield f"{layers}-{views}", settings.layers[layers], settings.views[views].draw
-    if settings.evaluate.finetuned and settings.encoder.finetune is not None:
-        yield FINETUNED, settings.encoder.finetune.layers, ()
 
 
 if __name__ == "__main__":

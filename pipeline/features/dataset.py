@@ -37,8 +37,8 @@ Hold = Literal["disk", "ram", "device"]
 class Dataset:
     """N utterances of one set, or of several joined sets: their trials and their cached features.
 
-    name: the set's name. encoder: fingerprint of encoder and window. digest: sha256 that pins the bytes of just these
-    layers and views. views: the augmented views. groups: (N,) int, the set of each utterance in a joined dataset.
+    name: the set's name. encoder: fingerprint of encoder and window. digest: sha256 from the receipt, which pins the
+    bytes of the features. views: the augmented views. groups: (N,) int, the set of each utterance in a joined dataset.
     """
 
     name: str
@@ -97,9 +97,7 @@ def open_set(
         _check_there(receipt, "views", views, found["views"])
         source = OnDisk(Reader(part.store, views=(CLEAN, *views), layers=chosen, pooled=reads == "pooled"))
         placed = _placed(source, hold, views=1 + len(views), device=torch.device(device), name=part.name)
-        # of what is read alone: a layer more in the store is not another dataset
-        digest = part.store.digest((CLEAN, *views), chosen)
-        encoder, channels = fingerprint(found["encoder"]), found["channels"]
+        encoder, channels, digest = fingerprint(found["encoder"]), found["channels"], found["digest"]
         parts.append(Dataset(part.name, part.trials, placed, chosen, channels, encoder, digest, tuple(views)))
     return join(parts) if len(parts) > 1 else parts[0]
 
