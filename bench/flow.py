@@ -67,6 +67,13 @@ def make(folder: Path, out: str) -> None:
     file.write_text(out)
 
 
+def inside(stages: list[PipelineStage], maker: PipelineStage) -> list[str]:
+    """The files that stages depend on within the outputs of one that are folders."""
+    outs = tuple(f"{item.def_path}/" for item in maker.outs)
+    found = (dep.def_path for stage in stages for dep in stage.deps if dep.def_path.startswith(outs))
+    return [path for path in dict.fromkeys(found) if Path(path).suffix]
+
+
 def run_all(folder: Path) -> None:
     """Make the outputs of all stages and write the locks, each once."""
     with contextlib.chdir(folder), Repo(folder) as repo, repo.lock:
@@ -74,6 +81,9 @@ def run_all(folder: Path) -> None:
         for stage in stages:
             for item in stage.outs:
                 make(folder, item.def_path)
+        for stage in stages:
+            for name in inside(stages, stage):
+                make(folder, name)
         for stage in stages:
             stage.save()
             stage.commit()
@@ -92,6 +102,7 @@ def write_makers(folder: Path, makers: Path) -> None:
         for out in (item.def_path for item in stage.outs):
             file = Path(out) if Path(out).suffix else Path(out) / INSIDE
             lines.append(f"mkdir -p {file.parent} && echo {out} > {file}")
+        lines += [f"echo {name} > {name}" for name in inside(stages, stage)]
         words = " ".join(stage.cmd.split()).removeprefix("python ")
         (makers / hashlib.md5(words.encode(), usedforsecurity=False).hexdigest()).write_text("\n".join(lines))
     place = makers.parent / "bin" / "python"

@@ -17,6 +17,7 @@ from pipeline.core import params_file
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
+from pipeline.features import receipt_files
 from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
@@ -32,7 +33,13 @@ def main() -> None:
     torch.set_num_threads(settings.train.threads)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
     train, dev = (
-        heads.open_features(cell, settings, name, trials=args.trials, receipts=args.features)
+        heads.open_features(
+            cell,
+            settings,
+            name,
+            trials=args.trials,
+            receipt=receipt_files.of_choice(args.features, name, layers=args.layers, views=args.views),
+        )
         for name in (settings.train.set, "dev")
     )
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
@@ -60,9 +67,7 @@ def _arguments() -> argparse.Namespace:
     add("--views", required=True, metavar="NAME", help="a choice of augmented views, a key of `views`")
     add("--seed", type=int, required=True, help="of the initial weights, the order of batches, dropout and views")
     add("--trials", type=Path, required=True, metavar="FOLDER", help="with <train.set>.csv and dev.csv")
-    add(
-        "--features", type=Path, required=True, metavar="FOLDER", help="with the receipts <train.set>.json and dev.json"
-    )
+    add("--features", type=Path, required=True, metavar="FOLDER", help="with receipts of train.set and dev: see select")
     add("--run", type=Path, required=True, metavar="FOLDER", help="the run to write: weights, centroids, card")
     add("--metrics", type=Path, required=True, metavar="FILE", help="what the training came to, to write (JSON)")
     add("--curves", type=Path, required=True, metavar="FILE", help="training curves to write (CSV)")

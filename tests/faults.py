@@ -69,6 +69,19 @@ class Run(Protocol):
 # ---------------------------------------------------------------- a project
 
 
+def without_makers(data: bytes) -> bytes:
+    """A marker or receipt that does not say whether its numbers were imported; as it is where it is neither."""
+    try:
+        facts = json.loads(data)
+    except ValueError:
+        return data
+    makers = {key for key in facts if key.startswith("made ") or key == "imported"}
+    if not makers:
+        return data
+    rest = {key: value for key, value in facts.items() if key not in makers | {"marker"}}
+    return (json.dumps(rest, indent=2) + "\n").encode()
+
+
 class Project:
     """A folder with ten utterances of noise, a tiny random encoder and features of two layers in two views."""
 
@@ -88,9 +101,12 @@ class Project:
         return Project(folder, self.run.func)
 
     def files(self) -> dict[str, bytes]:
-        """What an extraction makes: the files of the store and the receipt."""
+        """What an extraction makes: the files of the store and the receipt, without who made the numbers."""
         receipt = self.folder / RECEIPT
-        return tree(self.folder / self.store) | ({"receipt": receipt.read_bytes()} if receipt.is_file() else {})
+        found = tree(self.folder / self.store) | ({"receipt": receipt.read_bytes()} if receipt.is_file() else {})
+        return {
+            name: without_makers(data) if name == "receipt" or "done/" in name else data for name, data in found.items()
+        }
 
     def read(self) -> list[torch.Tensor]:
         """All that training could read. Raises InputError where it may not."""

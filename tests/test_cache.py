@@ -23,8 +23,8 @@ from pipeline.core.errors import InputError
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import kept, models
 from pipeline.encoder.cards import Card
-from pipeline.extraction import hdf5, housekeeping, identity, needed
-from pipeline.features.specs import Spec
+from pipeline.extraction import hdf5, housekeeping, identity, needed, planning
+from pipeline.features.specs import Spec, layer_array
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 from tests.conftest import TINY
@@ -394,8 +394,48 @@ def test_what_is_exported_comes_back_byte_by_byte(project: Project, capsys: pyte
     run("import", "train.h5")
     assert "train.h5 -> data/cache" in capsys.readouterr().out
     Path("train.json").rename(project.receipts / "train.json")
-    assert tree(project.store("train")) == before
+    assert numbers(project.store("train")) == {name: data for name, data in before.items() if "done/" not in name}
     run("verify")
+
+
+def numbers(store: Path) -> dict[str, bytes]:
+    """The files of a store without its markers, which say who made the numbers."""
+    return {name: data for name, data in tree(store).items() if "done/" not in name}
+
+
+def receipt_of(store: Store) -> dict[str, Any]:
+    return planning.receipt(store, set_name="train", names=(CLEAN, *VIEWS), layers=LAYERS)
+
+
+def test_what_was_imported_is_named_by_every_receipt_until_it_is_computed_here(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one shard of it is imported; `dvc repro -f extract`, which messages advise, does not change that."""
+    store = Store.open(project.store("train"))
+    before = receipt_of(store)
+    assert "imported" not in before
+    run("export", "train", "train.h5")
+    places = [("noise_0", 2, 0), ("noise_0", 5, 1), (CLEAN, "final", 2)]
+    for view, layer, shard in places:
+        store.shard_path(f"{view}/{layer_array(layer)}", shard).unlink()
+    run("import", "train.h5")
+    found = receipt_of(Store.open(store.path))
+    assert found["imported"] == {CLEAN: ["final"], "noise_0": [2, 5]}
+    assert found == before | {"imported": found["imported"]}
+    (project.receipts / "train.json").write_text(json.dumps(found))
+    run("verify", "data/features/train.json")
+    said = capsys.readouterr().out
+    assert "all as they were written; imported, not computed here: layers of clean final; noise_0 2, 5\n" in said
+    run("ls")
+    assert "  noise_0: layers 2, 5, final; 3 of 3 shards\n    imported\n" in capsys.readouterr().out
+    one = project.sets["train"]
+    for view, layer, shard in places:  # as the extraction makes a shard whose files are deleted
+        rows = slice(store.spec.rows(shard).start, store.spec.rows(shard).stop)
+        v, k = (CLEAN, *VIEWS).index(view), LAYERS.index(layer)
+        frames, pooled = {layer: one.frames[v, rows, k]}, {layer: one.pooled[v, rows, k]}
+        counts = np.arange(10, dtype=np.int32)[rows] % 5 + 1
+        store.write(view, shard, frames, pooled, counts, made="torch 2.9")
+    assert receipt_of(Store.open(store.path)) == before
 
 
 def test_an_import_adds_what_is_missing_and_leaves_the_rest(project: Project) -> None:
@@ -407,8 +447,10 @@ def test_an_import_adds_what_is_missing_and_leaves_the_rest(project: Project) ->
     other = store.shard_path("noise_0/pooled_05", 0)
     old = other.stat().st_mtime_ns
     run("import", "train.h5")
-    lost = str(store.shard_path("noise_0/layer_02", 1).relative_to(store.path))
-    assert tree(store.path) == {path: data for path, data in before.items() if path != lost}
+    lost, marker = str(store.shard_path("noise_0/layer_02", 1).relative_to(store.path)), "done/noise_0/00001.json"
+    after = tree(store.path)
+    assert json.loads(after.pop(marker)).keys() == json.loads(before.pop(marker)).keys() | {"made noise_0/layer_05"}
+    assert after == {path: data for path, data in before.items() if path != lost}
     assert other.stat().st_mtime_ns == old
 
 

@@ -58,7 +58,10 @@ def test_pooled_is_the_statistics_of_frames(corpus: Corpus, tmp_path: Path, card
         ("no receipt", "no receipt there; run `dvc repro -f extract`"),
         ("no store", "no feature store there; run `dvc repro -f extract`"),
         ("no marker", "is missing; run `dvc repro -f extract`"),
-        ("other bytes", "expected the bytes that .* stands for, got others; run `dvc repro -f extract`"),
+        (
+            "other bytes",
+            "expected the bytes that .* stands for, got others; move the store away, .* `dvc repro -f extract`",
+        ),
         ("other spec", "the store has another spec than .*; go back to those parameters, or move the store away"),
         ("other trials", "the trials changed since these features were extracted; run `dvc repro extract`"),
         ("other format", "expected store format 1, got 0"),

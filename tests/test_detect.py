@@ -412,6 +412,17 @@ def test_another_encoder_is_refused(copied: Path) -> None:
         detect.load(POOLED)
 
 
+def test_a_run_is_known_by_the_receipt_of_its_choice_of_layers(copied: Path) -> None:
+    path, card = Path("data/selected/dev/all-clean.json"), Path("data/runs") / POOLED / "run.json"
+    facts = json.loads(card.read_text())
+    card.write_text(json.dumps(facts | {"features": facts["features"] | {"dev": "1" * 64}}))
+    with pytest.raises(InputError, match="trained on other features"):
+        detect.load(POOLED)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(json.loads(Path("data/features/dev.json").read_text()) | {"digest": "1" * 64}))
+    assert detect.load(POOLED)
+
+
 def test_a_run_of_other_features_is_refused(copied: Path) -> None:
     path = Path("data/features/dev.json")
     receipt = json.loads(path.read_text())

@@ -91,7 +91,7 @@ def members(stage: PipelineStage) -> Iterator[str]:
 def test_every_stage_declares_what_its_script_imports(
     stages: list[PipelineStage], tuned: list[PipelineStage], graph: grimp.ImportGraph
 ) -> None:
-    assert len(stages) == 3 + 1 + 3 + 1 + 6 + 6 + 6 + 1 + (1 + 4 + 4 + 1)
+    assert len(stages) == 3 + 1 + 3 + 3 + 1 + 6 + 6 + 6 + 1 + (1 + 4 + 4 + 1)
     assert sorted(stage.name for stage in tuned) == ["evaluate_finetuned@mine", "finetuned@mine"]
     for stage in (*stages, *tuned):
         script = f"stages.{stage.name.split('@')[0].split('_')[0]}"
@@ -141,6 +141,7 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
     cell = {"backends.asp", "layers.all", "losses.qamo", "train", "views.clean"}
     assert own["train@asp-qamo-all-clean-1"] == cell
     assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set"}
+    assert own["select@eval"] == {"grid.layers", "grid.views", "layers", "views"}
     assert own["prepare@eval"] == {"sets.eval", "encoder.normalize"}
     assert own["report"] == {"analyse", "evaluate", "grid", "report"}
     assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {

@@ -95,7 +95,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, warm_path: str) -> Project
     """The project after its first `dvc repro`."""
     made = Project(tmp_path_factory.mktemp("project"), warm_path)
     ran = made.repro()
-    sets = {f"{kind}@{name}" for kind in ("prepare", "extract") for name in ("train", "dev")}
+    sets = {f"{kind}@{name}" for kind in ("prepare", "extract", "select") for name in ("train", "dev")}
     assert set(ran) == {*names("aoc"), *names("qamo"), *sets, "encoder", "layers", "report"}
     return made
 
@@ -212,7 +212,7 @@ def test_a_set_more_to_evaluate_on_trains_nothing(project: Project) -> None:
     ran = project.repro()
     cells = [f"linear-{loss}-all-clean-1" for loss in ("aoc", "qamo")]
     assert set(ran) == {
-        "prepare@more", "extract@more", "layers", "report",
+        "prepare@more", "extract@more", "select@more", "layers", "report",
         *(name for cell in cells for name in (f"score@{cell}-more", f"evaluate@{cell}")),
     }  # fmt: skip
     one, other = (
@@ -266,7 +266,7 @@ def test_a_seed_and_a_choice_of_layers_more_run_the_missing_cells_alone(project:
     cells = [("all", 2), ("last", 1), ("last", 2)]
     assert set(project.repro()) == {
         name for layers, seed in cells for name in names("aoc", layers=layers, seed=seed)
-    } | {"report"}
+    } | {"report", "select@train", "select@dev"}
     card = json.loads((project.folder / "data/runs/linear-aoc-last-clean-2/run.json").read_text())
     assert (card["kind"]["layers"], card["seed"]) == ([2], 2)
     summary = json.loads((project.folder / "data/summary.json").read_text())
@@ -276,8 +276,25 @@ def test_a_seed_and_a_choice_of_layers_more_run_the_missing_cells_alone(project:
         for seed in (1, 2)
     ]
     assert summary["eer"]["linear-aoc-all"] == pytest.approx(sum(eers) / 2, abs=1e-4)
+    one_layer_more_reruns_no_cell(project)
     project.set_params(before)
-    assert project.repro() == ["report"]  # the old cells are still there
+    assert {name.partition("@")[0] for name in project.repro()} <= {"extract", "select", "layers", "report"}
+
+
+def one_layer_more_reruns_no_cell(project: Project) -> None:
+    """A layer more is extracted and probed, and no run that does not read it is stale; then a run that does."""
+    settings = project.params()
+    settings["extract"]["layers"] = [1, 2, "final"]
+    project.set_params(settings)
+    assert stale(project) == {"extract@train", "extract@dev"}
+    sets = {f"{kind}@{name}" for kind in ("extract", "select") for name in ("train", "dev")}
+    assert set(project.repro()) == {*sets, "layers", "report"}
+    assert stale(project) == set()
+    settings["layers"]["normed"] = ["final"]
+    settings["grid"] |= {"layers": ["all", "last", "normed"], "seed": [1]}
+    project.set_params(settings)
+    selects = {"select@train", "select@dev", "report"}
+    assert set(project.repro()) == {*names("aoc", layers="normed"), *selects}
 
 
 def test_bad_input_ends_a_stage_with_one_message_and_code_2(project: Project) -> None:

@@ -1,8 +1,12 @@
 """The reader: rows of a store in any order, equal to what zarr-python reads, whatever is mapped and forgotten."""
 
+import dataclasses
 import gc
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,12 @@ import zarr
 
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
+from pipeline.core.files import folder_of
 from pipeline.features import mapped, shard_bytes
 from pipeline.features import reader as reading
 from pipeline.features.reader import Reader
+from pipeline.features.specs import fingerprint
+from pipeline.features.store import Store
 from tests.test_store import LAYERS, SPEC, blocks, filled
 
 
@@ -101,6 +108,79 @@ def test_a_damaged_row_is_refused_when_it_is_first_read_and_no_other(tmp_path: P
         with pytest.raises(InputError, match=r"row 1 of it is damaged; .*`dvc repro -f extract") as error:
             reader.gather(np.array([4, 5]))
         assert str(path) in str(error.value)
+
+
+def swapped(one: Path, other: Path) -> None:
+    mine, theirs = one.read_bytes(), other.read_bytes()
+    one.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+def swap_rows(path: Path, length: int) -> None:
+    """The first row of a shard file for the second, each with its own checksum."""
+    data = path.read_bytes()
+    path.write_bytes(data[length : 2 * length] + data[:length] + data[2 * length :])
+
+
+def neighbours(store: Store, length: int) -> dict[str, Callable[[], None]]:
+    """What a store may do that mixes up its own rows: all bytes are whole and stand behind a sound checksum."""
+    place = partial(store.shard_path, "clean/layer_01")
+    found: dict[str, Callable[[], None]] = {
+        "two rows of a shard swapped": lambda: swap_rows(place(0), length),
+        "two shards swapped": lambda: swapped(place(0), place(1)),
+        "a shard over another": lambda: place(0).write_bytes(place(1).read_bytes()),
+        "the shard of another layer": lambda: place(0).write_bytes(
+            store.shard_path("clean/layer_final", 0).read_bytes()
+        ),
+        "counts of another shard": lambda: swapped(store.shard_path("n_frames", 0), store.shard_path("n_frames", 1)),
+    }
+    if store.spec.storage == "int8":
+        scales = partial(store.shard_path, "clean/scale_01")
+        found["scales of another shard"] = lambda: swapped(scales(0), scales(1))
+    return found
+
+
+@pytest.mark.parametrize("root", ["disk", "object store"])
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_a_store_that_gives_a_neighbour_is_caught(tmp_path: Path, storage: str, root: str) -> None:
+    spec = dataclasses.replace(SPEC, encoder=SPEC.encoder | {"storage": storage} if storage == "int8" else SPEC.encoder)
+    place = tmp_path if root == "disk" else folder_of(f"memory://{tmp_path.name}-{storage}")
+    store = filled(place, spec)
+    length = reading.Layout((SPEC.frames, SPEC.channels), storage, 4).length
+    names = ["n_frames", *(f"clean/{array.name}" for tap in LAYERS for array in spec.arrays(tap))]
+    before = {path: path.read_bytes() for name in names for path in (store.shard_path(name, i) for i in range(3))}
+    expected = Reader(store, views=(CLEAN,), layers=LAYERS, pooled=False).gather(np.arange(10))
+    for kind, mix_up in neighbours(store, length).items():
+        mix_up()
+        with pytest.raises(InputError, match="not the one that was written there; delete it") as error:
+            Reader(store, views=(CLEAN,), layers=LAYERS, pooled=False).gather(np.arange(10))
+        assert str(store.path) in str(error.value), kind
+        with pytest.raises(InputError, match="shard files are damaged"):
+            store.verify((CLEAN,), LAYERS)
+        for path, data in before.items():
+            path.write_bytes(data)
+    assert torch.equal(Reader(store, views=(CLEAN,), layers=LAYERS, pooled=False).gather(np.arange(10)), expected)
+
+
+def test_a_store_of_an_older_version_says_nothing_of_its_rows_and_is_read(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    for path in (store.path / "done/clean").glob("0*.json"):
+        older = {key: value for key, value in json.loads(path.read_text()).items() if "/" not in key or " " not in key}
+        sums = {key: value for key, value in older.items() if key != "marker"}
+        path.write_text(json.dumps(sums | {"marker": fingerprint(sums)}, indent=1, sort_keys=True) + "\n")
+    assert store.missing(CLEAN, LAYERS, 0) == ()
+    expected = Reader(filled(tmp_path / "new"), views=(CLEAN,), layers=LAYERS, pooled=False).gather(np.arange(10))
+    assert torch.equal(Reader(store, views=(CLEAN,), layers=LAYERS, pooled=False).gather(np.arange(10)), expected)
+
+
+@pytest.mark.parametrize("text", ["AAAA", "?", "", "AAAAAAAAAAAAAAAAAAAAAAAA"])
+def test_a_marker_with_other_checksums_than_one_for_each_row_is_refused(tmp_path: Path, text: str) -> None:
+    store = filled(tmp_path)
+    path = store.path / "done/clean/00001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows clean/layer_01": text}))
+    with pytest.raises(InputError, match=r"other checksums than one for each row; delete it.*`dvc repro -f extract"):
+        Reader(store, views=(CLEAN,), layers=LAYERS, pooled=False)
+    assert store.missing(CLEAN, LAYERS, 1) == LAYERS  # the next extraction makes it anew
 
 
 def test_a_row_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

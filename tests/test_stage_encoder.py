@@ -341,7 +341,7 @@ def test_an_encoder_that_is_gone_or_another_is_an_error_that_says_how_to_get_it(
     mark = tuned_folder() / "encoder.json"
     told = json.loads(mark.read_text())
     mark.write_text(json.dumps(told | {"files": told["files"] | {"run/run.json": "0" * 64}}))
-    with pytest.raises(InputError, match=r"got other files; run `dvc repro -f encoder`"):
+    with pytest.raises(InputError, match=r"got other files; move the folder away and run `dvc repro -f encoder`"):
         kept.weights_of(encoders, card, features=features)
     shutil.rmtree(tuned_folder())
     with pytest.raises(InputError, match=r"no fine-tuned encoder there, .*encoder\.json.*; run `dvc repro -f encoder`"):

@@ -62,7 +62,7 @@ def train(backend: str, loss: str, *, layers: str = "all", views: str = "clean",
     settings = params_file.load(PARAMS)
     cell = cells.find(settings, backend=backend, loss=loss, layers=layers, views=views)
     learnt, dev = (
-        heads.open_features(cell, settings, name, trials=TRIALS, receipts=RECEIPTS)
+        heads.open_features(cell, settings, name, trials=TRIALS, receipt=RECEIPTS / f"{name}.json")
         for name in (settings.train.set, "dev")
     )
     fitted, _ = heads.fit_cell(cell, train=learnt, dev=dev, params=settings.train, seed=seed)

@@ -27,6 +27,7 @@ from pipeline.extraction.housekeeping import (
 )
 from pipeline.extraction.needed import Needed
 from pipeline.features import receipt_files
+from pipeline.features.libraries import IMPORTED
 from pipeline.features.specs import STORAGE
 from pipeline.features.store import Store
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif given.what == "export":
         _export(given, root)
     else:
-        print(f"{given.file} -> {bring_back(given.file, root=root).path}; run `dvc repro extract` for its receipt")
+        path = bring_back(given.file, root=root).path
+        print(f"{given.file} -> {path}; run `dvc repro extract` for a receipt, which names what was imported")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -139,8 +141,14 @@ def _store_lines(one: Found) -> Iterator[str]:
     yield f"{one.store.path}  {readable_size(one.size)}{'' if one.complete else '  INCOMPLETE'}"
     yield f"  {spec.utterances:,} utterances of {spec.frames} x {spec.channels}, encoder {_encoder(spec.encoder)}"
     for view, layers in one.layers.items():
-        yield f"  {view}: layers {', '.join(map(str, layers))}; {one.shards[view]} of {spec.shards} shards"
+        yield f"  {view}: layers {_names(layers)}; {one.shards[view]} of {spec.shards} shards"
+        for maker in sorted(set[str]().union(*one.store.made((view,), layers).values())):
+            yield "    imported" if maker == IMPORTED else f"    made by {maker}"
     yield f"  needed by: {', '.join(one.users) or 'nobody'}"
+
+
+def _names(layers: Sequence[Tap]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _encoder_lines(one: FoundEncoder) -> Iterator[str]:
@@ -173,7 +181,9 @@ def _verify(receipts: Sequence[Path], root: Path) -> None:
     for path in receipts:
         opened = receipt_files.open_receipts(path, root=root).values()
         files = sum(target.verify(receipt["views"], receipt["layers"]) for target, receipt in opened)
-        print(f"{path}: {files} shard files, all as they were written")
+        foreign = [f"{view} {_names(taps)}" for _, one in opened for view, taps in one.get(IMPORTED, {}).items()]
+        note = f"; imported, not computed here: layers of {'; '.join(foreign)}" if foreign else ""
+        print(f"{path}: {files} shard files, all as they were written{note}")
 
 
 def _clean(settings: Params, wanted: Needed, *, days: float, delete: bool) -> None:

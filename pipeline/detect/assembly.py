@@ -110,7 +110,7 @@ def _of_project(name: str, settings: Params) -> Parts:
     if not all(facts.get(key) is not None for key in ("train", "features", "dev_threshold")):
         raise InputError(f"{run}: expected the card of a run that `train` wrote, got another; run `dvc repro`")
     receipt = receipt_files.read_receipts(DATA / "features" / "dev.json")["dev"]
-    if receipt["digest"] != facts["features"].get("dev") or specs.fingerprint(receipt["encoder"]) != _trained_on(facts):
+    if specs.fingerprint(receipt["encoder"]) != _trained_on(facts) or not _is_pinned(facts):
         raise InputError(f"{run}: trained on other features than data/features/dev.json tells of; run `dvc repro`")
     return Parts(
         name=name,
@@ -124,6 +124,13 @@ def _of_project(name: str, settings: Params) -> Parts:
         threshold=float(facts["dev_threshold"]),
         calibration=_calibration(DATA / "dev_scores" / f"{name}.txt"),
     )
+
+
+def _is_pinned(facts: dict[str, Any]) -> bool:
+    """Whether a receipt of dev, of all layers or of a choice, stands for the features that a run was trained on."""
+    paths = (DATA / "features" / "dev.json", *sorted((DATA / "selected" / "dev").glob("*.json")))
+    receipts = (receipt for path in paths for receipt in receipt_files.read_receipts(path).values())
+    return any(receipt["digest"] == facts["features"].get("dev") for receipt in receipts)
 
 
 def _trained_on(facts: dict[str, Any]) -> Any:

@@ -136,7 +136,8 @@ def of_receipt(receipt: Path, *, features: Path) -> KeptEncoder:
     if found is None:
         raise InputError(f"{folder}: no fine-tuned encoder there, for which {receipt} stands; {AGAIN}")
     if found.digest != told["finetuned"].get("digest"):
-        raise InputError(f"{folder}: expected the encoder for which {receipt} stands, got other files; {AGAIN}")
+        mend = f"move the folder away and {AGAIN}, which trains it again"
+        raise InputError(f"{folder}: expected the encoder for which {receipt} stands, got other files; {mend}")
     return found
 
 

@@ -84,7 +84,8 @@ def deployed(
     model, found = load_deployed(params, weights=weights)
     if found != card:
         raise InputError(
-            f"expected the encoder of the card ({_name(card)}), got {_name(found)}; run `dvc repro -f encoder`"
+            f"expected the encoder of the card ({_name(card)}), got {_name(found)}; put those weights back, or "
+            "run `dvc repro -f encoder`, which takes these as another encoder with features of its own"
         )
     encoder = Encoder(model, taps=taps, normalize=card.normalize, precision=precision)
     return encoder.to(device_of(device, key="extract.device"))

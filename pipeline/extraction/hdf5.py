@@ -25,9 +25,10 @@ from pipeline.core.files import flush_names, parse_json, readable_size, writing
 from pipeline.core.object_store import is_local, is_there, sizes_below
 from pipeline.core.trial_table import Trials, fingerprint
 from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of, views_of
-from pipeline.extraction.planning import SPARE_BYTES, VERSION_KEY
+from pipeline.extraction.planning import SPARE_BYTES
+from pipeline.features.libraries import IMPORTED
 from pipeline.features.receipt_files import open_receipts
-from pipeline.features.specs import STORAGE, Spec, is_spec, layer_array, pooled_array
+from pipeline.features.specs import STORAGE, VERSION_KEY, Spec, is_spec, layer_array, pooled_array
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 
@@ -150,9 +151,10 @@ def _export_view(store: Store, view: str, taps: Sequence[Tap], target: Any, plac
 def bring_back(file: Path, *, root: Path) -> Store:
     """Put the features of a file that `export` wrote back into their store, and make the store where there is none.
 
-    Shards that are complete in the store stay as they are. All of the file is read and checked before anything is
-    written. Raises InputError for a file that `export` did not write: one that lacks arrays or has others, that leads
-    to other files, whose numbers are not finite, or that the disk has no room for.
+    Shards that are complete in the store stay as they are. What comes from the file is marked as imported, and so is
+    each receipt of it: nothing says that the encoder of the spec made these numbers. All of the file is read and
+    checked before anything is written. Raises InputError for a file that `export` did not write: one that lacks arrays
+    or has others, that leads to other files, whose numbers are not finite, or that the disk has no room for.
     """
     import h5py
 
@@ -396,7 +398,7 @@ def _bring_back_view(file: Path, source: Any, store: Store, view: _View) -> None
                 features = {tap: source[f"{name}/{layer_array(tap)}"][rows] for tap in absent}
                 pooled = {tap: source[f"{name}/{pooled_array(tap)}"][rows] for tap in absent}
                 n_frames = source["n_frames"][rows]
-            store.write(name, shard, features, pooled, n_frames)
+            store.write(name, shard, features, pooled, n_frames, made=IMPORTED)
 
 
 def _attributes(file: Path, source: Any, view: str) -> dict[str, Any] | None:

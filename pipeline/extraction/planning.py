@@ -28,7 +28,9 @@ from pipeline.extraction import units
 from pipeline.extraction.identity import spec_of
 from pipeline.extraction.progress import ExtractionProgress
 from pipeline.extraction.units import MakeEncoder, Unit
-from pipeline.features import zarr_metadata
+from pipeline.features import libraries, zarr_metadata
+from pipeline.features.libraries import IMPORTED
+from pipeline.features.specs import VERSION_KEY
 from pipeline.features.store import Store
 
 SPARE_BYTES = 64 * 2**20  # to leave free on the disk for markers, receipts and other programs
@@ -133,6 +135,7 @@ def extract(
         todo = plan(target, names, layers)
         free = shutil.disk_usage(root).free if is_local(root) else None
         say(describe(target, todo, names, layers, free=free))
+        libraries.compare(target.made(names, layers).values(), store=target.path)
         check_disk(target, todo, free=free)
         if todo:
             target.sweep()
@@ -175,9 +178,6 @@ def _make(
         )
 
 
-VERSION_KEY = "views_version"  # in the attributes of an augmented view, and in receipts with augmented views
-
-
 def check_versions(target: Store, names: Sequence[str]) -> None:
     """Raise InputError where another version of the code made an augmented view of the store."""
     for name in names:
@@ -199,9 +199,13 @@ def _attributes(name: str) -> dict[str, Any]:
 def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Sequence[Tap]) -> dict[str, Any]:
     """The receipt of a store, which DVC tracks in its place: the same content gives the same bytes.
 
-    It has the version of the augmented views where there are some.
+    It has the version of the augmented views where there are some, and names the layers of each view that are, or have
+    shards that are, imported and not computed here.
     """
     spec = target.spec
+    foreign = [place for place, made in target.made(names, layers).items() if IMPORTED in made]
+    by_view = {view: [layer for of_view, layer in foreign if of_view == view] for view, _ in foreign}
+    imported = {IMPORTED: by_view} if by_view else {}
     version = {VERSION_KEY: views.VIEWS_VERSION} if len(names) > 1 else {}
     return {
         "format": zarr_metadata.FORMAT,
@@ -214,6 +218,7 @@ def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Seque
         "layers": list(layers),
         "views": list(names),
         **version,
+        **imported,
         "shards": spec.shards,
         "bytes": spec.bytes_of(len(layers)) * len(names),
         "digest": target.digest(names, layers),

@@ -20,6 +20,7 @@ from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import HopelessError, InputError
 from pipeline.core.sections import EncoderParams, ExtractParams
 from pipeline.encoder.cards import Card
+from pipeline.features import libraries
 from pipeline.features.store import Store
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class _Writer:
         self._ahead.append((unit, self._threads.submit(self._write, unit, found)))
 
     def _write(self, unit: Unit, found: Features) -> None:
-        self._target.write(unit.view, unit.shard, *found.blocks())
+        self._target.write(unit.view, unit.shard, *found.blocks(), made=libraries.at_work())
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many units are on their way, and look at those that have arrived."""

@@ -19,17 +19,19 @@ A shard file is mapped when one of its rows is first needed. Then the whole rang
 
 From an object store the reader requests the bytes of all rows of a batch at once.
 
-The checksum of a row is compared when the row is first read, on a disk once in the life of a reader. Damaged bytes
-raise an error and never become numbers.
+The checksum of a row is compared when the row is first read, on a disk once in the life of a reader: with the bytes of
+the row, and with what the marker of its shard says of this place. Damaged bytes, and whole rows of another place, raise
+an error and never become numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +52,7 @@ from pipeline.features.store import REPAIR, Store
 # Files that a reader maps before it removes all its maps. The kernel allows 65,530 maps for each process. A file can
 # take two of them, because it splits the reserved range around it. Training has two readers, and more with pools.
 MOST_MAPS = 10_000
+OTHER_ROW = "is whole, but not the one that was written there"
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,16 @@ class Reader:
         arrays = [[f"{view}/{name}" for name in names] for view in views]  # view -> layer -> array
         self.row: tuple[int, ...] = (len(names), 2 if pooled else spec.frames, spec.channels)
         self.dtype = torch.float32 if pooled else torch.float16
-        self.n_frames = _read_frames(store)
+        markers = [store.markers(view) for view in views]
+        self.n_frames = _read_frames(store, markers)
         self.at_hand = is_local(store.path)
         layout = Layout(self.row[1:], "float32" if pooled else spec.storage, spec.shard)
-        self._files: _Files = (_Maps if self.at_hand else _Ranges)(store, arrays, layout)
+        sums = _row_checksums(store, markers, arrays)
+        self._files: _Files = (_Maps if self.at_hand else _Ranges)(store, arrays, layout, sums)
         self._stored: torch.dtype = getattr(torch, layout.dtype)
-        self._scales = None if self._stored == self.dtype else torch.from_numpy(_read_scales(store, views, layers))
+        self._scales = None
+        if self._stored != self.dtype:
+            self._scales = torch.from_numpy(_read_scales(store, views, layers, markers))
 
     def gather(self, addresses: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
         """Read the rows of addresses (B,), all layers, into a tensor (B, L, T, D) float16 or (B, L, 2, D) float32.
@@ -136,6 +143,21 @@ class Reader:
         return out
 
 
+Markers = Sequence[Sequence[Mapping[str, str]]]  # view -> shard -> marker
+RowChecksums = Mapping[tuple[int, int], Block]  # slot and layer -> crc32c (n, 4) of the rows; not of older versions
+
+
+def _row_checksums(store: Store, markers: Markers, arrays: Sequence[Sequence[str]]) -> RowChecksums:
+    """What the markers say of all rows of some arrays, by view and layer."""
+    found = {}
+    for view, names in enumerate(arrays):
+        for shard, marker in enumerate(markers[view]):
+            for layer, name in enumerate(names):
+                if (sums := store.rows(marker, name, shard)) is not None:
+                    found[view * store.spec.shards + shard, layer] = sums
+    return found
+
+
 class _Files(Protocol):
     """The shard files of some arrays. The slot of a shard is view · shards + shard."""
 
@@ -146,10 +168,11 @@ class _Files(Protocol):
 class _Maps:
     """Shard files on a disk of this machine, mapped side by side. The drawing at the top of this file shows it."""
 
-    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
+    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout, sums: RowChecksums) -> None:
         self._store = store
         self._arrays = arrays
         self._layout = layout
+        self._sums = sums
         self._mapped = np.zeros(len(arrays) * store.spec.shards, bool)  # by slot; all layers are mapped together
         self._sound = np.zeros((len(self._mapped), layout.shard), bool)  # by slot and row: its checksums were compared
         self._lock = threading.Lock()  # no thread may remove maps while another one reads
@@ -178,16 +201,22 @@ class _Maps:
                 torch.index_select(rows_of_layer, 0, torch.from_numpy(begins), out=out[:, layer])
 
     def _check(self, slots: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Compare rows of mapped shards with their checksums. Raises InputError for a damaged row."""
+        """Compare rows of mapped shards with their checksums.
+
+        Raises InputError for a damaged row, and for one of another place.
+        """
         length, stride = self._layout.length, self._layout.stride
         for slot, place in zip(slots.tolist(), places.tolist(), strict=True):
             for layer in range(len(self._layers)):
                 begin = (layer * len(self._mapped) + slot) * stride + place * length
-                row = self._bytes[begin : begin + length]
-                if crc32c(row[:-CRC_BYTES]).tobytes() != row[-CRC_BYTES:].tobytes():
+                row, wanted = self._bytes[begin : begin + length], self._sums.get((slot, layer))
+                there = row[-CRC_BYTES:].tobytes()
+                damaged = crc32c(row[:-CRC_BYTES]).tobytes() != there
+                if damaged or (wanted is not None and wanted[place].tobytes() != there):
                     view, shard = divmod(slot, self._store.spec.shards)
                     path = self._store.shard_path(self._arrays[view][layer], shard)
-                    raise InputError(f"{path}: row {place} of it is damaged; {REPAIR}")
+                    what = "is damaged" if damaged else OTHER_ROW
+                    raise InputError(f"{path}: row {place} of it {what}; {REPAIR}")
         self._sound[slots, places] = True
 
     def _need(self, slots: NDArray[np.int64]) -> None:
@@ -231,10 +260,11 @@ class _Ranges:
     The checksum of each row is compared each time.
     """
 
-    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout) -> None:
+    def __init__(self, store: Store, arrays: Sequence[Sequence[str]], layout: Layout, sums: RowChecksums) -> None:
         self._store = store
         self._arrays = arrays
         self._layout = layout
+        self._sums = sums
 
     def take(self, slots: NDArray[np.int64], places: NDArray[np.int64], out: Tensor) -> None:
         shards, length, rows = self._store.spec.shards, self._layout.length, out.numpy()
@@ -252,10 +282,13 @@ class _Ranges:
             [int((places[run.stop - 1] + 1) * length) for run, _, _ in wanted],
         )
         for (run, layer, name), data in zip(wanted, found, strict=True):
-            rows[run, layer] = self._checked(name, data, count=run.stop - run.start)
+            sums = self._sums.get((int(slots[run.start]), layer))
+            rows[run, layer] = self._checked(
+                name, data, count=run.stop - run.start, sums=None if sums is None else sums[places[run]]
+            )
 
-    def _checked(self, name: str, data: bytes | None, *, count: int) -> Block:
-        """Rows (count, ...) from their bytes."""
+    def _checked(self, name: str, data: bytes | None, *, count: int, sums: Block | None) -> Block:
+        """Rows (count, ...) from their bytes. sums: the crc32c (count, 4) that belong there; None: nobody knows."""
         if data is None:
             raise InputError(f"{self._store.path / name}: the shard is missing; {REPAIR}")
         row = self._layout.length - CRC_BYTES
@@ -263,36 +296,51 @@ class _Ranges:
         if len(chunks) == count * self._layout.length:
             chunks = chunks.reshape(count, -1)
             if all(crc32c(chunk[:row]).tobytes() == chunk[row:].tobytes() for chunk in chunks):
+                if sums is not None and (chunks[:, row:] != sums).any():
+                    raise InputError(f"{self._store.path / name}: a row of it {OTHER_ROW}; {REPAIR}")
                 values = np.ascontiguousarray(chunks[:, :row]).view(self._layout.dtype)
                 return values.reshape(count, *self._layout.row)
         raise InputError(f"{self._store.path / name}: rows of it are cut off or damaged; {REPAIR}")
 
 
-def _read_frames(store: Store) -> NDArray[np.int32]:
-    """Read n_frames (N,) of a complete store and compare its checksums."""
+def _read_frames(store: Store, markers: Markers) -> NDArray[np.int32]:
+    """Read n_frames (N,) of a complete store and compare its checksums with themselves and with all markers."""
     spec = store.spec
-    paths = [store.shard_path("n_frames", shard) for shard in range(spec.shards)]
-    chunks = _read_chunks(paths, "<i4", spec.shard)
+    wanted = [("n_frames", shard, [of_view[shard] for of_view in markers]) for shard in range(spec.shards)]
+    chunks = _read_chunks(store, wanted, "<i4", spec.shard)
     return np.concatenate([chunk[: len(spec.rows(shard))] for shard, chunk in enumerate(chunks)])
 
 
-def _read_scales(store: Store, views: Sequence[str], layers: Sequence[Tap]) -> NDArray[np.float32]:
+def _read_scales(store: Store, views: Sequence[str], layers: Sequence[Tap], markers: Markers) -> NDArray[np.float32]:
     """Read the factors (views · shards, L, D) of a store's int8 values and compare their checksums."""
     spec = store.spec
-    arrays = [f"{view}/{scale_array(layer)}" for view in views for layer in layers]
-    paths = [store.shard_path(array, shard) for array in arrays for shard in range(spec.shards)]
-    chunks = np.stack(_read_chunks(paths, "<f4", spec.channels))
+    wanted = [
+        (f"{view}/{scale_array(layer)}", shard, [of_view[shard]])
+        for view, of_view in zip(views, markers, strict=True)
+        for layer in layers
+        for shard in range(spec.shards)
+    ]
+    chunks = np.stack(_read_chunks(store, wanted, "<f4", spec.channels))
     by_view = chunks.reshape(len(views), len(layers), spec.shards, spec.channels)
     return np.ascontiguousarray(by_view.swapaxes(1, 2)).reshape(-1, len(layers), spec.channels)
 
 
-def _read_chunks(paths: Sequence[Path], dtype: str, count: int) -> list[Block]:
-    """Read chunks of `count` values each. Raises InputError for one that is missing or damaged."""
+def _read_chunks(
+    store: Store, wanted: Sequence[tuple[str, int, Sequence[Mapping[str, str]]]], dtype: str, count: int
+) -> list[Block]:
+    """Read chunks of `count` values each. wanted: array, shard, and the markers that have the sha256 of the file.
+
+    Raises InputError for a chunk that is missing or damaged, or not the one that the markers were written for.
+    """
+    paths = [store.shard_path(array, shard) for array, shard, _ in wanted]
     found, chunks = read_files(paths), []
-    for path in paths:
+    for path, (array, _, markers) in zip(paths, wanted, strict=True):
         data = np.frombuffer(found.get(path, b""), np.uint8)
         values, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
         if len(values) != count * np.dtype(dtype).itemsize or crc32c(values).tobytes() != crc.tobytes():
             raise InputError(f"{path}: the shard is missing or damaged; {REPAIR}")
+        sha256 = hashlib.sha256(data.data).hexdigest()
+        if any(marker.get(array, sha256) != sha256 for marker in markers):
+            raise InputError(f"{path}: the shard {OTHER_ROW}; {REPAIR}")
         chunks.append(values.view(dtype))
     return chunks

@@ -1,23 +1,36 @@
-"""Receipts: a JSON file for each set that pins the bytes of its features. DVC tracks receipts and no features."""
+"""Receipts: a JSON file for each set that pins the bytes of its features. DVC tracks receipts and no features.
+
+    data/features/<set>.json                      all layers and views of a set, or of the sets of a pool
+    data/selected/<set>/<layers>-<views>.json     those of one choice, which are all that a run of that choice reads
+
+So one more layer changes the receipt of the set, and leaves those of the choices without it as they are.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.core import trial_table
+from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
 from pipeline.core.trial_table import Trials
+from pipeline.features import libraries
+from pipeline.features.libraries import IMPORTED
+from pipeline.features.specs import VERSION_KEY
 from pipeline.features.store import OTHER_SPEC, Store
 from pipeline.features.zarr_metadata import FORMAT
 
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 AGAIN = "run `dvc repro -f extract`"
+# Without the first half, the next extraction would find the store complete, and write a receipt of what is in it.
+OTHER_BYTES = f"move the store away, so that its features are computed anew, and {AGAIN}"
 
 
 class OpenSet(NamedTuple):
@@ -35,7 +48,8 @@ def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
     Raises InputError where the file is missing or is no receipt.
     """
     found = read_json(path, what="receipt", remedy=AGAIN)
-    receipts = found.get("pool", {path.stem: found})
+    name = path.parent.name if "-" in path.stem else path.stem  # of a choice, or of the whole set
+    receipts = found.get("pool", {name: found})
     for receipt in receipts.values():
         if missing := [key for key in ("format", *RECEIPT) if key not in receipt]:
             raise InputError(f"{path}: expected a receipt, got JSON without {', '.join(missing)}; {AGAIN}")
@@ -49,8 +63,9 @@ def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
 def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str, Any]]]:
     """Open the stores of a receipt by set, each with its own receipt: one store for a set, several for a pool.
 
-    Raises InputError where the receipt is missing or is no receipt; and where a store is missing, is incomplete, has
-    another spec, or holds other bytes.
+    Warns where features were made by other versions of libraries than those at work. Raises InputError where the
+    receipt is missing or is no receipt; and where a store is missing, is incomplete, has another spec, or holds other
+    bytes.
     """
     found = {}
     for name, receipt in read_receipts(path).items():
@@ -58,9 +73,47 @@ def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str,
         if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
             raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
         if store.digest(receipt["views"], receipt["layers"]) != receipt["digest"]:
-            raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {AGAIN}")
+            raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {OTHER_BYTES}")
+        libraries.compare(store.made(receipt["views"], receipt["layers"]).values(), store=store.path)
         found[name] = store, receipt
     return found
+
+
+def of_choice(folder: Path, name: str, *, layers: str, views: str) -> Path:
+    """The receipt of a set that a run with these choices reads. folder: data/selected, or data/features.
+
+    The receipt of the choice, or where there is none that of the whole set.
+    """
+    chosen = folder / name / f"{layers}-{views}.json"
+    return chosen if chosen.is_file() else folder / f"{name}.json"
+
+
+def selected(
+    store: Store, receipt: Mapping[str, Any], *, layers: Sequence[Tap], views: Sequence[str]
+) -> dict[str, Any]:
+    """The receipt of some layers and augmented views of a store, from the receipt of the whole.
+
+    views: those that the store does not have are left out, as only training sets have any.
+    Raises InputError for a layer that is not in the receipt.
+    """
+    if missing := [str(layer) for layer in layers if layer not in receipt["layers"]]:
+        raise InputError(
+            f"{store.path}: expected the layers {', '.join(missing)}, the features have "
+            f"{', '.join(map(str, receipt['layers']))}; add them to extract.layers and run `dvc repro extract`"
+        )
+    names = [CLEAN, *(view for view in views if view in receipt["views"])]
+    kept = {view: [layer for layer in layers if layer in receipt.get(IMPORTED, {}).get(view, ())] for view in names}
+    imported = {view: taps for view, taps in kept.items() if taps}
+    found = {
+        **receipt,
+        "layers": list(layers),
+        "views": names,
+        IMPORTED: imported,
+        "bytes": store.spec.bytes_of(len(layers)) * len(names),
+        "digest": store.digest(names, layers),
+    }
+    of_views = () if len(names) > 1 else (VERSION_KEY,)
+    return {key: value for key, value in found.items() if key not in of_views and (key != IMPORTED or imported)}
 
 
 def open_sets(path: Path, trials: Trials, *, root: Path) -> list[OpenSet]:

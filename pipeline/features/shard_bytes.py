@@ -35,6 +35,12 @@ def encode_shard(block: Block, *, shard: int) -> NDArray[np.uint8]:
     return data
 
 
+def row_checksums(data: NDArray[np.uint8], *, rows: int, shard: int) -> NDArray[np.uint8]:
+    """The crc32c of each row (rows, 4), from the bytes of a shard file with an index of `shard` entries."""
+    chunks = data[: len(data) - shard * INDEX_ENTRY_BYTES - CRC_BYTES].reshape(rows, -1)
+    return chunks[:, -CRC_BYTES:]
+
+
 def encode_chunk(block: Block) -> NDArray[np.uint8]:
     """Encode the chunk of an array without shards: its values and their crc32c."""
     values = np.ascontiguousarray(block).reshape(-1).view(np.uint8)

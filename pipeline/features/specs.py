@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.core.contracts import Tap
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES
 
+VERSION_KEY = "views_version"  # in the attributes of an augmented view, and in receipts with augmented views
 STORAGE = "storage"  # key in `Spec.encoder`; without it frames are float16, as in all stores of older versions
 
 

@@ -8,12 +8,16 @@
         clean/layer_07                (N, T, D) float16, or int8
         clean/scale_07                (shards, D) float32, only with int8: the factors of each shard's values
         clean/pooled_07               (N, 2, D) float32: mean and standard deviation over the valid frames
-        done/clean/00003.json         the marker of shard 3, written last: the sha256 of its files, and its own checksum
+        done/clean/00003.json         the marker of shard 3, written last: the sha256 of its files, the crc32c of their
+                                      rows in order, what made them, and its own checksum
 
 Arrays are uncompressed. Each utterance is an inner chunk with a crc32c, and a shard file holds `shard` of them. So a
 shard file is rows of equal length, `row bytes | crc32c`, and then the shard index. Any Zarr reader opens it, and a
 memory map of it is an array. This module makes the bytes of a shard itself, not with zarr-python, so that it can write
 a file under another name and rename it when it is complete. A test compares the bytes with those of zarr-python.
+
+The crc32c behind a row says that its bytes are whole, not that they belong there. The marker says that: a reader that
+is given another row, or the file of another shard, finds another checksum than the marker has for this place.
 
 On a disk of this machine a lock allows one extraction at a time to write a store. Object stores have no such lock:
 there you must not start two.
@@ -21,6 +25,8 @@ there you must not start two.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import dataclasses
 import fcntl
@@ -40,7 +46,7 @@ from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, parse_json, read_json, replace_folder, write_bytes, writing
 from pipeline.core.object_store import is_local, is_there, read_files, sizes_below
-from pipeline.features.shard_bytes import Block, Encode, encode_chunk, encode_shard, quantized
+from pipeline.features.shard_bytes import CRC_BYTES, Block, Encode, encode_chunk, encode_shard, quantized, row_checksums
 from pipeline.features.specs import (
     Spec,
     difference,
@@ -55,6 +61,8 @@ from pipeline.features.zarr_metadata import FORMAT, metadata, view_metadata
 
 WRITERS = min(8, 2 * (os.cpu_count() or 1))  # files of a shard that are written at once
 MARK = "marker"  # key of a marker's own checksum; markers of older versions do not have it
+ROWS = "rows "  # before an array: key of the crc32c of its rows, in base64; markers of older versions do not have it
+MADE = "made "  # before an array of frames: key of the libraries that made it, or `imported`; not of older versions
 REPAIR = "delete it, if it is there, and run `dvc repro -f extract`"
 OTHER_SPEC = "go back to those parameters, or move the store away and run `dvc repro extract`"
 
@@ -190,6 +198,21 @@ class Store:
         """The marker of every shard, as its file says: array -> sha256 of the shard file; empty without a marker."""
         return [_marker(path, data) for path, data in self._marker_files(view)]
 
+    def rows(self, marker: Mapping[str, str], array: str, shard: int) -> Block | None:
+        """What a marker says of the rows of an array: their crc32c (n, 4), uint8; None of an older version's shard.
+
+        Raises InputError where it says something else.
+        """
+        text = marker.get(ROWS + array)
+        if text is None:
+            return None
+        try:
+            sums = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+            return sums.reshape(len(self.spec.rows(shard)), CRC_BYTES)
+        except (binascii.Error, ValueError):
+            path = self.shard_path(array, shard)
+            raise InputError(f"{path}: its marker has other checksums than one for each row; {REPAIR}") from None
+
     def marker(self, view: str, shard: int) -> dict[str, str]:
         """The complete arrays of a shard: array -> sha256 of its shard file; empty without a valid marker."""
         path = self._marker_path(view, shard)
@@ -219,11 +242,14 @@ class Store:
         features: Mapping[Tap, Block],
         pooled: Mapping[Tap, Block],
         n_frames: Block,
+        *,
+        made: str | None = None,
     ) -> None:
         """Write some layers of one shard, and then its marker.
 
         Args:
             features: layer -> (n, T, D) float16. pooled: layer -> (n, 2, D) float32. n_frames: (n,).
+            made: by which libraries, or `imported`; None where nobody knows.
 
         The same blocks always give the same bytes. Each file is replaced in one step.
         """
@@ -238,12 +264,20 @@ class Store:
 
         marker = self._without(view, shard, arrays)
 
-        def put(name: str) -> str:
+        def put(name: str) -> dict[str, str]:
             block, encode = arrays[name]
-            return _put(self.shard_path(name, shard), encode(block).data)
+            data = encode(block)
+            found = {name: _put(self.shard_path(name, shard), data.data)}
+            if encode is sharded:
+                sums = row_checksums(data, rows=len(block), shard=self.spec.shard)
+                found[ROWS + name] = base64.b64encode(sums.tobytes()).decode()
+            return found
 
         with ThreadPoolExecutor(WRITERS) as executor:  # several at once, because each waits for the disk
-            marker |= dict(zip(arrays, executor.map(put, arrays), strict=True))
+            for found in executor.map(put, arrays):
+                marker |= found
+        if made is not None:
+            marker |= {f"{MADE}{view}/{layer_array(layer)}": made for layer in features}
         self._mark(view, shard, marker)
 
     def _without(self, view: str, shard: int, arrays: dict[str, tuple[Block, Encode]]) -> dict[str, str]:
@@ -257,7 +291,7 @@ class Store:
         same = marker.get("n_frames") == hashlib.sha256(encode(block).data).hexdigest()
         if same and is_there(self.shard_path("n_frames", shard)):
             del arrays["n_frames"]
-        kept = {name: checksum for name, checksum in marker.items() if name not in arrays}
+        kept = {key: value for key, value in marker.items() if key.rpartition(" ")[2] not in arrays}
         if kept != marker:
             self._mark(view, shard, kept)
         return kept
@@ -293,6 +327,16 @@ class Store:
                         )
                     digest.update(f"{array} {shard} {marker[array]}\n".encode())
         return digest.hexdigest()
+
+    def made(self, views: Sequence[str], layers: Sequence[Tap]) -> dict[tuple[str, Tap], set[str]]:
+        """What made the shards of some views and layers: versions of libraries, or `imported`; empty of older ones."""
+        found: dict[tuple[str, Tap], set[str]] = {}
+        for view in views:
+            markers = self.markers(view)
+            for layer in layers:
+                key = f"{MADE}{view}/{layer_array(layer)}"
+                found[view, layer] = {marker[key] for marker in markers if key in marker}
+        return found
 
     def verify(self, views: Sequence[str], layers: Sequence[Tap]) -> int:
         """Read every shard file, compare its sha256 with its marker, and return the number of files.

@@ -164,13 +164,13 @@ def fit(
         return loop.train(learner, checkpoint=checkpoint)
 
 
-def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, receipts: Path) -> Dataset:
+def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, receipt: Path) -> Dataset:
     """The features of a set that a cell reads; of the training set also its augmented views.
 
-    trials, receipts: the folders with <name>.csv and <name>.json.
+    trials: the folder with <name>.csv. receipt: of the set, with at least these layers and views.
     """
     return dataset.open_set(
-        receipts / f"{name}.json",
+        receipt,
         trial_table.read(trials / f"{name}.csv"),
         root=settings.features.folder,
         reads=cell.backend.reads,
