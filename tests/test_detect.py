@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from pipeline import detect
 from pipeline.analysis import embeddings
-from pipeline.audio import decode
+from pipeline.audio import decode, track
 from pipeline.core.errors import InputError
 from pipeline.detect import Detection, System, Unreadable, assembly
 from pipeline.detect import system as detecting
@@ -311,7 +311,7 @@ def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path
 def test_large_files_are_decoded_one_at_a_time(
     system: System, here: Path, monkeypatch: pytest.MonkeyPatch, largest: int, together: set[int]
 ) -> None:
-    real, lock, now, most = decode._samples, threading.Lock(), 0, 0
+    real, lock, now, most = decode.samples_of, threading.Lock(), 0, 0
 
     def slow(name: str, tracks: list) -> np.ndarray:
         nonlocal now, most
@@ -323,8 +323,8 @@ def test_large_files_are_decoded_one_at_a_time(
             now -= 1
         return real(name, tracks)
 
-    monkeypatch.setattr(decode, "LARGE", largest)
-    monkeypatch.setattr(decode, "_samples", slow)
+    monkeypatch.setattr(track, "LARGE", largest)
+    monkeypatch.setattr(decode, "samples_of", slow)
     detections(system, systems.audio("eval"))
     assert most in together
 
