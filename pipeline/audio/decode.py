@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.audio import by_libsndfile, by_pyav, containers, whole
+from pipeline.audio import by_libsndfile, by_pyav, channels, containers, whole
 from pipeline.audio.track import Decoder, Hearing, Track, samples_of, warnings_of
-from pipeline.audio.windowing import Samples
+from pipeline.audio.windowing import SAMPLE_RATE, Samples
 from pipeline.core.errors import InputError
+from pipeline.core.sections import MEAN, Channel
 
 SUFFIXES = frozenset(
     {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"}
@@ -29,8 +30,9 @@ SUFFIXES = frozenset(
 
 
 class Audio(NamedTuple):
-    """A decoded file: (samples,) float32 mono at 16 kHz, the digest of the file's bytes, the decoder, and warnings.
+    """A decoded file: (samples,) float32 mono at 16 kHz, its content, the decoder, and warnings.
 
+    content: the digest of the file's bytes, and the channel unless it is the mean; see `channels`.
     warnings: what makes the samples doubtful, with the remedy; mostly none.
     """
 
@@ -50,31 +52,52 @@ def load(path: Path, *, content: str | None = None) -> Samples:
     return read(path, content=content).samples
 
 
-def read(path: Path, *, content: str | None = None) -> Audio:
+def read(path: Path, *, content: str | None = None, channel: Channel = MEAN, keep: int | None = None) -> Audio:
     """Read and decode a file. Channels are averaged, and other rates are resampled to 16 kHz.
 
-    content: the digest that the file should have; None accepts any.
+    content: what the trial table says of the file: the digest that it should have, and the channel; None accepts any
+    bytes. channel: the channel that is heard, where no content says it. keep: how many samples are wanted, from the
+    start; None for all. They are the same as those of the whole, to the bit.
+
+    Where `keep` is given without `content`, the file is still decoded to its end, in blocks, and all checks are made:
+    only memory is bounded, as nobody else has heard the file. Where `content` is given, too, `prepare` has made these
+    checks on the same bytes, by their digest, and so decoding stops after what is wanted.
 
     Raises InputError for a file that is missing, empty, no audio, cut off, damaged, shorter than one frame, longer than
     `MOST`, or silent (all samples are equal); that holds more sound than can be decoded; that has NaN, infinite or
-    absurd samples or another digest; or that needs PyAV where it is missing.
+    absurd samples or another digest; that lacks the channel; or that needs PyAV where it is missing.
     """
     data = _bytes(path)
     found = digest(data)
-    if content not in (None, found):
-        raise InputError(
-            f"{path}: expected the bytes that the trial table knows (digest {content}), got {found}; the file "
-            "changed: run `dvc repro -f prepare`"
-        )
+    if content is not None:
+        expected, channel = channels.of_content(content)
+        if expected != found:
+            raise InputError(
+                f"{path}: expected the bytes that the trial table knows (digest {expected}), got {found}; the file "
+                "changed: run `dvc repro -f prepare`"
+            )
     try:
-        with Hearing(str(path)) as hearing:
-            parts = containers.parts(data)
-            tracks = [_decode(_part_name(path, i, len(parts)), part, hearing) for i, part in enumerate(parts)]
-            samples = samples_of(str(path), tracks)
+        with Hearing(str(path), channel=channel, keep=keep, known=content is not None) as hearing:
+            tracks = _tracks(path, data, hearing)
+            samples = samples_of(str(path), tracks, keep=keep)
     except MemoryError:
         raise InputError(f"{path}: there is not enough memory to decode it; cut it into shorter files") from None
     decoder: Decoder = "PyAV" if any(track.decoder == "PyAV" for track in tracks) else "libsndfile"
-    return Audio(samples, found, decoder, warnings_of(tracks))
+    return Audio(samples, channels.content_of(found, channel), decoder, warnings_of(tracks))
+
+
+def _tracks(path: Path, data: bytes, hearing: Hearing) -> list[Track]:
+    """The parts of a file, decoded one after another, up to where decoding may stop."""
+    tracks: list[Track] = []
+    parts = containers.parts(data)
+    for i, part in enumerate(parts):
+        track = _decode(_part_name(path, i, len(parts)), part, hearing)
+        tracks.append(track)
+        hearing.before += track.length * SAMPLE_RATE // track.rate
+        if hearing.may_stop and not hearing.wanted(track.rate):
+            track.stopped = track.stopped or i + 1 < len(parts)
+            break
+    return tracks
 
 
 def _part_name(path: Path, part: int, parts: int) -> str:
@@ -95,7 +118,7 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def of_samples(samples: Samples, rate: int, *, name: str) -> Samples:
+def of_samples(samples: Samples, rate: int, *, name: str, channel: Channel = MEAN) -> Samples:
     """Samples (n,) or (n, channels) float32 at `rate` Hz, as a file that holds them decodes: (samples,) at 16 kHz.
 
     Raises InputError, which starts with the name, for other arrays and for what `read` refuses in a file.
@@ -105,7 +128,7 @@ def of_samples(samples: Samples, rate: int, *, name: str) -> Samples:
         raise InputError(f"{name}: expected (n,) or (n, channels) float32, got {found.shape} {found.dtype}")
     if rate < 1 or rate != int(rate):
         raise InputError(f"{name}: expected a sample rate in whole Hz, got {rate}")
-    with Hearing(name) as hearing:
+    with Hearing(name, channel=channel) as hearing:
         track = Track(name, int(rate), hearing)
         track.add(found.reshape(len(found), -1))
         return samples_of(name, [track])
@@ -115,11 +138,13 @@ def _decode(name: str, data: bytes, hearing: Hearing) -> Track:
     """Decode one file that is not several. Raises InputError where not all of it can be heard."""
     kind = containers.kind(data)
     if kind in ("wav", "aiff"):
-        data = whole.declared(name, data)
-        kind = containers.kind(data) or kind
+        declared = whole.declared(name, data)
+        if declared is not data:
+            data, kind = declared, containers.kind(declared) or kind
     whole.check_end(name, data, kind)
+    before = hearing.samples
     try:
         return by_libsndfile.decode(name, data, kind, hearing)
     except by_libsndfile.UndecodableError as error:
-        hearing.samples = 0
+        hearing.samples = before
         return by_pyav.decode(name, data, kind, hearing, reason=str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,8 +11,10 @@ from typing import Literal
 import numpy as np
 import soxr
 
+from pipeline.audio import channels
 from pipeline.audio.windowing import MIN_SAMPLES, SAMPLE_RATE, Samples
 from pipeline.core.errors import InputError
+from pipeline.core.sections import MEAN, Channel
 
 RATES = (1_000, 1_000_000)  # Hz; a header with another rate is wrong
 LARGE = 2**24  # samples of one channel: files with more, 17 minutes at 16 kHz, are decoded one at a time
@@ -20,32 +22,49 @@ MOST = 2**29  # samples of one channel, at the rate of the file or at 16 kHz: th
 ABSURD = 1e3  # full scale is 1
 LOUD = 4.0  # a peak above this is not clipping: the samples have another scale
 CANCELS = 3  # channels cancel where the peak of their mean is this much below that of one channel alone
+MARGIN_S = 1  # kept beyond what is wanted of other rates; 0.1 s is enough for the same bits after resampling
+REMEDY = "hear one of them: `channel: left` in its set of the parameters, or `bonafide detect --channel left`"
 Decoder = Literal["libsndfile", "PyAV"]
 
 _ONE_LARGE = threading.Lock()
 
 
 class Hearing:
-    """The memory that one file may take. A file of many samples waits until no other such file is decoded."""
+    """How one file is heard: which channel, how much of it is kept, and the memory that it may take.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    keep: how many samples at 16 kHz are kept, from the start; None for all. What follows is decoded, checked, counted
+    and forgotten. known: the same bytes were heard whole before, so that decoding may stop after what is kept.
+    A file of which many samples are kept waits until no other such file is decoded.
+    """
+
+    def __init__(self, name: str, *, channel: Channel = MEAN, keep: int | None = None, known: bool = False) -> None:
+        self.name, self.channel = name, channel
+        self.keep = None if keep is None else max(keep, MIN_SAMPLES)  # a file of fewer is refused
+        self.may_stop = known and keep is not None
         self.samples = 0
-        self.held = contextlib.ExitStack()
+        self.before = 0  # samples at 16 kHz of the parts that were heard before this one
+        self._holds_lock = False
 
     def __enter__(self) -> Hearing:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.held.close()
+        if self._holds_lock:
+            _ONE_LARGE.release()
+
+    def wanted(self, rate: int) -> float:
+        """How many samples of the next part are kept, at its rate; more than enough to resample them as in a whole."""
+        if self.keep is None:
+            return math.inf
+        left = self.keep - self.before
+        return 0 if left <= 0 else -(-left * rate // SAMPLE_RATE) + MARGIN_S * rate * (rate != SAMPLE_RATE)
 
     def take(self, samples: int, rate: int) -> None:
         """Make room for more samples of one channel. Raises InputError where the file has too many."""
-        before = self.samples
         self.samples += max(samples, samples * SAMPLE_RATE // rate)
         self.check(self.samples, rate)
-        if before <= LARGE < self.samples:
-            self.held.enter_context(_ONE_LARGE)
+        if self.keep is None and self.samples > LARGE and not self._holds_lock:
+            self._holds_lock = _ONE_LARGE.acquire()
 
     def check(self, samples: int, rate: int) -> None:
         """Raise InputError where a file has more samples than are decoded."""
@@ -58,10 +77,11 @@ class Hearing:
 
 
 class Track:
-    """A track that is being decoded: the mean of its channels, and what is wrong with its samples.
+    """A track that is being decoded: the mean of its channels or one of them, and what is wrong with its samples.
 
-    lowest, highest: of the mean. peak: of any channel. bad: how many samples are NaN or infinite.
-    absurd: the first value beyond ABSURD, and its time in seconds.
+    length: the samples that were decoded, also where not all are kept. stopped: there may be more. channels: those that
+    are heard. lowest, highest: of their mean. peak: of any of them. bad: how many samples are NaN or infinite. absurd:
+    the first value beyond ABSURD, and its time in seconds.
     """
 
     def __init__(self, name: str, rate: int, hearing: Hearing) -> None:
@@ -72,14 +92,20 @@ class Track:
         self.name, self.rate, self.hearing = name, rate, hearing
         self.decoder: Decoder = "libsndfile"
         self.length, self.channels, self.bad = 0, 0, 0
+        self.kept = hearing.wanted(rate)
+        self.stopped = False
         self.lowest, self.highest, self.peak = np.inf, -np.inf, 0.0
         self.absurd: tuple[float, float] | None = None
         self._mono: Samples = np.empty(0, np.float32)
 
     @property
     def mono(self) -> Samples:
-        """The samples so far, (length,) float32 at the rate of the file."""
-        return self._mono[: self.length]
+        """The samples so far that are kept, (min(length, kept),) float32 at the rate of the file."""
+        return self._mono[: self._stored]
+
+    @property
+    def _stored(self) -> int:
+        return int(min(self.length, self.kept))
 
     @property
     def seconds(self) -> float:
@@ -91,23 +117,29 @@ class Track:
         if not len(block):
             return
         self.hearing.take(len(block), self.rate)
+        block, mono = channels.mono(block, self.hearing.channel, name=self.name)
         self.channels = block.shape[1]
-        mono = block[:, 0] if self.channels == 1 else block.mean(axis=1, dtype=np.float32)
         self._measure(block, mono)
-        if not self.length:
-            self._mono = mono
-        else:
-            if self.length + len(mono) > len(self._mono):
+        self._store(mono)
+        self.length += len(mono)
+
+    def _store(self, mono: Samples) -> None:
+        """Keep the samples of a block that are wanted."""
+        stored = self._stored
+        mono = mono[: int(min(len(mono), self.kept - stored))]
+        if not stored:
+            self._mono = mono if self.kept == math.inf else mono.copy()  # a part would hold on to the whole block
+        elif len(mono):
+            if stored + len(mono) > len(self._mono):
                 if self._mono.base is not None or not self._mono.flags.owndata:
                     self._mono = self._mono.copy()
                 # realloc moves pages and copies nothing: memory never holds the samples twice
-                self._mono.resize(self.length + max(len(mono), self.length // 4), refcheck=False)
-            self._mono[self.length : self.length + len(mono)] = mono
-        self.length += len(mono)
+                self._mono.resize(stored + max(len(mono), stored // 4), refcheck=False)
+            self._mono[stored : stored + len(mono)] = mono
 
     def _measure(self, block: Samples, mono: Samples) -> None:
         low, high = float(block.min()), float(block.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
+        if not (math.isfinite(low) and math.isfinite(high)):
             self.bad += int(np.count_nonzero(~np.isfinite(mono)))
             return
         peak = max(high, -low)
@@ -120,8 +152,11 @@ class Track:
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
 
 
-def samples_of(name: str, tracks: Sequence[Track]) -> Samples:
-    """The samples of all parts of a file, (samples,) at 16 kHz. Raises InputError for unusable samples."""
+def samples_of(name: str, tracks: Sequence[Track], *, keep: int | None = None) -> Samples:
+    """The samples of all parts of a file, (samples,) at 16 kHz, or the first `keep` of them.
+
+    Raises InputError for unusable samples. Silence of a track that was stopped is no error: there is more of it.
+    """
     if sum(track.length * SAMPLE_RATE // track.rate for track in tracks) < MIN_SAMPLES:
         raise InputError(
             f"{name}: expected at least {1000 * MIN_SAMPLES // SAMPLE_RATE} ms of audio (one frame), "
@@ -136,12 +171,13 @@ def samples_of(name: str, tracks: Sequence[Track]) -> Samples:
                 f"{track.name}: expected samples within ±1, got {value:g} at {seconds:.4f} s; the samples are damaged, "
                 "or have the scale of integers: write the file anew with full scale at 1"
             )
-    if max(track.highest for track in tracks) == min(track.lowest for track in tracks):
+    if not tracks[-1].stopped and max(track.highest for track in tracks) == min(track.lowest for track in tracks):
         if max(track.peak for track in tracks) > abs(tracks[0].highest):
-            raise InputError(f"{name}: the channels cancel when they are averaged; keep one channel of the file alone")
+            raise InputError(f"{name}: the channels cancel when they are averaged; {REMEDY}")
         raise InputError(f"{name}: the audio is silent (every sample is {tracks[0].highest:g}); remove the trial")
-    found = [_at_16_khz(track) for track in tracks]
-    return np.ascontiguousarray(found[0] if len(found) == 1 else np.concatenate(found), dtype=np.float32)
+    found = [_at_16_khz(track) for track in tracks if len(track.mono)]
+    whole = found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.float32), *found])
+    return np.ascontiguousarray(whole[:keep], dtype=np.float32)
 
 
 def _at_16_khz(track: Track) -> Samples:
@@ -163,6 +199,6 @@ def warnings_of(tracks: Sequence[Track]) -> tuple[str, ...]:
         if track.channels > 1 and mean * track.channels * CANCELS < track.peak:
             found.append(
                 f"the channels cancel when they are averaged: the peak of a channel is {track.peak:.3g}, that of the "
-                f"mean {mean:.3g}; keep one channel of the file alone"
+                f"mean {mean:.3g}; {REMEDY}"
             )
     return tuple(dict.fromkeys(found))
