@@ -306,7 +306,14 @@ def test_help_teaches_without_torch() -> None:
     for command, words in (
         (
             "detect",
-            ("higher means more bona fide", "--timeline", "exit code", "checked to its end", "not followed", "examples:"),
+            (
+                "higher means more bona fide",
+                "--timeline",
+                "exit code",
+                "checked to its end",
+                "not followed",
+                "examples:",
+            ),
         ),
         ("package", ("model_card.md", "sha256", "example:")),
     ):
