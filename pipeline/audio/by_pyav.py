@@ -48,8 +48,6 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason
     guesses = kind == "asf" and not containers.asf_states_length(data)
     if kind in ("aac", "amr") or guesses or (frames and not frames.stated):
         found = found._replace(stated=0)  # FFmpeg guesses it, too
-    if found.track.stopped:
-        return found.track
     details = whole.missing(found.track, whole.counted(data, kind, found.track.rate))
     if not details and not _is_whole(found):
         details = f"{found.track.length} samples, not those that it states ({found.stated})"
@@ -102,9 +100,6 @@ def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
             if is_flac:
                 checksum.update(_flac_bytes(block, context.extradata))
             track.add(_full_scale(block))
-        if track and hearing.may_stop and track.length >= track.kept:
-            track.stopped = True
-            break
     if track is None:
         return None
     track.decoder = "PyAV"

@@ -59,9 +59,9 @@ def read(path: Path, *, content: str | None = None, channel: Channel = MEAN, kee
     bytes. channel: the channel that is heard, where no content says it. keep: how many samples are wanted, from the
     start; None for all. They are the same as those of the whole, to the bit.
 
-    Where `keep` is given without `content`, the file is still decoded to its end, in blocks, and all checks are made:
-    only memory is bounded, as nobody else has heard the file. Where `content` is given, too, `prepare` has made these
-    checks on the same bytes, by their digest, and so decoding stops after what is wanted.
+    With `keep`, a file is still decoded to its end, in blocks, and all checks are made: memory is bounded, not time.
+    `prepare` has made them, but perhaps by other versions of the decoders or for a table from elsewhere, and only the
+    end of a file shows which decoder must decode its beginning.
 
     Raises InputError for a file that is missing, empty, no audio, cut off, damaged, shorter than one frame, longer than
     `MOST`, or silent (all samples are equal); that holds more sound than can be decoded; that has NaN, infinite or
@@ -77,7 +77,7 @@ def read(path: Path, *, content: str | None = None, channel: Channel = MEAN, kee
                 "changed: run `dvc repro -f prepare`"
             )
     try:
-        with Hearing(str(path), channel=channel, keep=keep, known=content is not None) as hearing:
+        with Hearing(str(path), channel=channel, keep=keep) as hearing:
             tracks = _tracks(path, data, hearing)
             samples = samples_of(str(path), tracks, keep=keep)
     except MemoryError:
@@ -87,16 +87,13 @@ def read(path: Path, *, content: str | None = None, channel: Channel = MEAN, kee
 
 
 def _tracks(path: Path, data: bytes, hearing: Hearing) -> list[Track]:
-    """The parts of a file, decoded one after another, up to where decoding may stop."""
+    """The parts of a file, decoded one after another."""
     tracks: list[Track] = []
     parts = containers.parts(data)
     for i, part in enumerate(parts):
         track = _decode(_part_name(path, i, len(parts)), part, hearing)
         tracks.append(track)
         hearing.before += track.length * SAMPLE_RATE // track.rate
-        if hearing.may_stop and not hearing.wanted(track.rate):
-            track.stopped = track.stopped or i + 1 < len(parts)
-            break
     return tracks
 
 

@@ -45,7 +45,7 @@ def clip_of(trials: Trials, row: int, *, audio_root: Path) -> Clip:
 
 
 def load_window(clip: Clip, *, view: str, window: WindowParams) -> Window:
-    """Decode an utterance, augment all of it as the view says, and cut its window. A clean one is decoded so far alone.
+    """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """

@@ -33,14 +33,13 @@ class Hearing:
     """How one file is heard: which channel, how much of it is kept, and the memory that it may take.
 
     keep: how many samples at 16 kHz are kept, from the start; None for all. What follows is decoded, checked, counted
-    and forgotten. known: the same bytes were heard whole before, so that decoding may stop after what is kept.
+    and forgotten.
     A file of which many samples are kept waits until no other such file is decoded.
     """
 
-    def __init__(self, name: str, *, channel: Channel = MEAN, keep: int | None = None, known: bool = False) -> None:
+    def __init__(self, name: str, *, channel: Channel = MEAN, keep: int | None = None) -> None:
         self.name, self.channel = name, channel
         self.keep = None if keep is None else max(keep, MIN_SAMPLES)  # a file of fewer is refused
-        self.may_stop = known and keep is not None
         self.samples = 0
         self.before = 0  # samples at 16 kHz of the parts that were heard before this one
         self._holds_lock = False
@@ -79,7 +78,7 @@ class Hearing:
 class Track:
     """A track that is being decoded: the mean of its channels or one of them, and what is wrong with its samples.
 
-    length: the samples that were decoded, also where not all are kept. stopped: there may be more. channels: those that
+    length: the samples that were decoded, also where not all are kept. channels: those that
     are heard. lowest, highest: of their mean. peak: of any of them. bad: how many samples are NaN or infinite. absurd:
     the first value beyond ABSURD, and its time in seconds.
     """
@@ -93,7 +92,6 @@ class Track:
         self.decoder: Decoder = "libsndfile"
         self.length, self.channels, self.bad = 0, 0, 0
         self.kept = hearing.wanted(rate)
-        self.stopped = False
         self.lowest, self.highest, self.peak = np.inf, -np.inf, 0.0
         self.absurd: tuple[float, float] | None = None
         self._mono: Samples = np.empty(0, np.float32)
@@ -155,7 +153,7 @@ class Track:
 def samples_of(name: str, tracks: Sequence[Track], *, keep: int | None = None) -> Samples:
     """The samples of all parts of a file, (samples,) at 16 kHz, or the first `keep` of them.
 
-    Raises InputError for unusable samples. Silence of a track that was stopped is no error: there is more of it.
+    Raises InputError for unusable samples, also behind those that are kept.
     """
     if sum(track.length * SAMPLE_RATE // track.rate for track in tracks) < MIN_SAMPLES:
         raise InputError(
@@ -171,7 +169,7 @@ def samples_of(name: str, tracks: Sequence[Track], *, keep: int | None = None) -
                 f"{track.name}: expected samples within ±1, got {value:g} at {seconds:.4f} s; the samples are damaged, "
                 "or have the scale of integers: write the file anew with full scale at 1"
             )
-    if not tracks[-1].stopped and max(track.highest for track in tracks) == min(track.lowest for track in tracks):
+    if max(track.highest for track in tracks) == min(track.lowest for track in tracks):
         if max(track.peak for track in tracks) > abs(tracks[0].highest):
             raise InputError(f"{name}: the channels cancel when they are averaged; {REMEDY}")
         raise InputError(f"{name}: the audio is silent (every sample is {tracks[0].highest:g}); remove the trial")
