@@ -1,17 +1,26 @@
-"""Faults of extraction and of the feature store through the real commands: a clear refusal, or the same bytes.
+"""Faults through the real commands, and mutated files: a clear refusal, or the same bytes and the right numbers.
 
-    python bench/faults.py [--kills 50] [--seed 0]
+    python bench/faults.py [--kills 50] [--seed 0] [--mutations 20000] [--only mutations]
+
+First, faults of extraction and of the feature store.
 
 Everything of `tests/faults.py`, which says what must come of a fault, on a generated corpus with a tiny random encoder;
 then what needs a file system of its own, which is made where the kernel lets users make one: a disk that is really
 full, and folders that are really read-only; then extractions killed at random calls and at random moments. Every
-command is a process, as in dvc.yaml. One line a fault: what came of it. Ends with exit code 1 where anything was
-neither refused nor as if nothing had happened.
+command is a process, as in dvc.yaml. One line a fault: what came of it.
+
+Second, files of each kind of `tests/fuzz_kinds.py`, mutated at random and read in worker processes with a limit of
+10 s a file (`tests/fuzz.py`). One line a kind: how many were read right, and how many refused; and one for each defect:
+a traceback, a hang, a crash, or a file that was misread.
+
+Ends with exit code 1 where anything was neither refused nor as if nothing had happened, or where there was a defect.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -24,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import faults
+from tests import faults, fuzz, fuzz_kinds
 from tests.faults import CACHE, EXTRACT, VERIFY, Ended, Fault, Made, Project, Undisturbed
 
 WIDTH = 250  # of what a line shows of an outcome
@@ -108,19 +117,35 @@ def kills(count: int) -> list[Fault]:
     ]
 
 
-def main() -> None:
-    """Parse, make every fault, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="extractions to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of which bytes flip, and when what happens")
-    args = parser.parse_args()
+STEP = 1_000  # mutated files between two signs of life
+
+
+def mutations(count: int, *, seed: int) -> int:
+    """Try mutated files of every kind, and print what came of them; returns the number of defects."""
+    defects = 0
+    for make in fuzz_kinds.KINDS:
+        start, found = time.perf_counter(), fuzz.Tried()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            kind = make(Path(folder))
+            for first in range(0, count, STEP):
+                some = fuzz.tried(kind, range(first, min(first + STEP, count)), seed=seed)
+                found.outcomes.update(some.outcomes)
+                found.defects += some.defects
+                print(f"{kind.name}: {found}", end="\r", file=sys.stderr)
+        defects += len(found.defects)
+        print("\n".join([f"{kind.name:16} {found}, {time.perf_counter() - start:.0f} s", *found.defects]), flush=True)
+    return defects
+
+
+def store_faults(given: argparse.Namespace) -> int:
+    """Make every fault of extraction and store, and print what came of it; returns how many went wrong."""
     start, neither = time.perf_counter(), 0
-    every = [*faults.FAULTS, *(MOUNTED if may_mount() else ()), *kills(args.kills)]
+    every = [*faults.FAULTS, *(MOUNTED if may_mount() else ()), *kills(given.kills)]
     with tempfile.TemporaryDirectory() as folder:
         good = {kind: Undisturbed(Path(folder, kind, "project"), run, storage=kind) for kind in ("float16", "int8")}
         for fault in every:
             place = Path(folder, "fault")
-            outcome = faults.judge(fault, good[fault.storage], place, seed=args.seed)
+            outcome = faults.judge(fault, good[fault.storage], place, seed=given.seed)
             neither += bool(outcome.wrong)
             said = str(outcome).replace(folder, "")
             print(f"{fault.name:52} {said if outcome.wrong else said[:WIDTH]}", flush=True)
@@ -128,7 +153,20 @@ def main() -> None:
     if not set(MOUNTED) <= set(every):
         print("left out, as users may mount nothing here: " + "; ".join(fault.name for fault in MOUNTED))
     print(f"{len(every)} faults, {neither} neither refused nor without a trace, {time.perf_counter() - start:.0f} s")
-    raise SystemExit(1 if neither else 0)
+    return neither
+
+
+def main() -> None:
+    """Parse, make every fault, mutate files, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="extractions to kill")
+    parser.add_argument("--seed", type=int, default=0, help="of which bytes flip, and when what happens")
+    parser.add_argument("--mutations", type=int, default=20_000, help="mutated files of each kind")
+    parser.add_argument("--only", choices=["store", "mutations"], help="one of the two alone")
+    given = parser.parse_args()
+    wrong = 0 if given.only == "mutations" else store_faults(given)
+    wrong += 0 if given.only == "store" else mutations(given.mutations, seed=given.seed)
+    raise SystemExit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

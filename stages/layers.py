@@ -1,8 +1,12 @@
-"""Probe every cached layer by linear classifiers on means and standard deviations, and choose up to four on dev."""
+"""Probe every cached layer by linear classifiers on means and standard deviations, and choose up to four on dev.
+
+As it is the one stage that reads all sets, it also says where audio of the training set is in another.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.analysis import layer_probe
 from pipeline.analysis.layer_probe import DEV, TRAIN
-from pipeline.core import params_file, trial_table
+from pipeline.core import overlap, params_file, trial_table
 from pipeline.core.arguments import parser_of
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError, run_command
@@ -81,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for source in sources.values():
         _check(source, sources[TRAIN])
+    others = {name: source.trials for name, source in sources.items() if name != TRAIN}
+    for warning in overlap.leaks(settings.train.set, sources[TRAIN].trials, others):
+        print(warning, file=sys.stderr)
     findings = layer_probe.probe(
         lambda name, layer: sources[name].pooled(layer),
         {name: source.trials.is_bonafide for name, source in sources.items()},

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pipeline.core import params_file, trial_table
+from pipeline.core import overlap, params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import write_text
 from pipeline.features import receipt_files
@@ -32,6 +32,7 @@ def main() -> None:
     names = settings.members(args.pool)
     tables = {name: trial_table.read(args.trials / f"{name}.csv") for name in names}
     receipts = {name: receipt_files.read_receipts(args.features / f"{name}.json")[name] for name in names}
+    overlap.check_labels(tables)
     table = trial_table.pool(tables)
     write_text(args.trials / f"{args.pool}.csv", trial_table.to_csv(table))
     write_text(args.features / f"{args.pool}.json", json.dumps({"pool": receipts}, indent=2) + "\n")

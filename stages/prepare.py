@@ -41,6 +41,7 @@ def main() -> None:
         found,
         root,
         on_bad_audio=source.on_bad_audio,
+        channel=source.channel,
         normalized=params.encoder.normalize != "none",
         protocol=Path(source.protocol),
         say=say,

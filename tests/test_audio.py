@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.audio import decode, windowing
+from pipeline.audio import by_pyav, decode, windowing
 from pipeline.core.errors import InputError
 from tests.golden import read_golden
 
@@ -257,7 +257,7 @@ def test_channels_of_m4a_are_averaged(tmp_path: Path) -> None:
 def test_full_scale_of_every_type_of_sample() -> None:
     for dtype, low, high in (("u1", 0, 255), ("i2", -(2**15), 2**15 - 1), ("i4", -(2**31), 2**31 - 1)):
         middle = 128 if dtype == "u1" else 0
-        got = decode._full_scale(np.array([[low], [middle], [high]], dtype))
+        got = by_pyav._full_scale(np.array([[low], [middle], [high]], dtype))
         np.testing.assert_allclose(got, [[-1], [0], [1]], atol=2 / 2 ** (8 * np.dtype(dtype).itemsize))
         assert got.dtype == np.float32
 

@@ -133,6 +133,24 @@ def test_doubtful_samples_are_a_warning_and_without_normalization_an_error(
         system.timeline(path)
 
 
+def test_the_remedy_of_a_warning_about_channels(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(0, 0.1, 2 * WINDOW)
+    for name, samples in (("x", x), ("both", np.stack([x, -0.95 * x], axis=1))):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    run("detect", tmp_path / "both.wav", "--run", POOLED, "--json")
+    said = capsys.readouterr().err
+    assert "the channels cancel when they are averaged" in said
+    assert "`bonafide detect --channel left`" in said
+    run("detect", tmp_path / "both.wav", tmp_path / "x.wav", "--run", POOLED, "--json", "--channel", "left")
+    both, alone = lines(capsys)
+    assert both["score"] == alone["score"]
+    assert "warnings" not in both
+    run("detect", tmp_path / "x.wav", "--run", POOLED, "--json", "--channel", "1", code=1)
+    assert "expected a file with the channel 1 (counted from 0), got 1 channel;" in lines(capsys)[0]["error"]
+    run("detect", tmp_path / "x.wav", "--run", POOLED, "--channel", "Left", code=2)
+    assert "expected a channel (mean, left, right, or a number from 0), got 'Left'" in capsys.readouterr().err
+
+
 def test_long_and_absurd_files_do_not_end_the_others(here: Path, tmp_path: Path, warm_env: dict[str, str]) -> None:
     """In a child with 8 GB of addresses."""
     (tmp_path / "20h.flac").write_bytes(long_flac(hours=20))
@@ -288,7 +306,14 @@ def test_help_teaches_without_torch() -> None:
     for command, words in (
         (
             "detect",
-            ("higher means more bona fide", "--timeline", "exit code", "decoded whole", "not followed", "examples:"),
+            (
+                "higher means more bona fide",
+                "--timeline",
+                "exit code",
+                "checked to its end",
+                "not followed",
+                "examples:",
+            ),
         ),
         ("package", ("model_card.md", "sha256", "example:")),
     ):

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -26,7 +27,7 @@ from ruamel.yaml import YAML
 
 from pipeline import detect
 from pipeline.analysis import embeddings
-from pipeline.audio import decode
+from pipeline.audio import decode, track
 from pipeline.core.errors import InputError
 from pipeline.detect import Detection, System, Unreadable, assembly
 from pipeline.detect import system as detecting
@@ -256,7 +257,7 @@ def test_bad_files_are_told_and_the_others_go_on(system: System, here: Path, tmp
 
 
 def test_a_file_that_may_not_be_read_is_told(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> np.ndarray:
+    def refuse(path: Path, **_: object) -> np.ndarray:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(decode, "read", refuse)
@@ -309,11 +310,11 @@ def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path
 
 @pytest.mark.parametrize(("largest", "together"), [(0, {1}), (2**30, {2, 3, 4})])
 def test_large_files_are_decoded_one_at_a_time(
-    system: System, here: Path, monkeypatch: pytest.MonkeyPatch, largest: int, together: set[int]
+    here: Path, monkeypatch: pytest.MonkeyPatch, largest: int, together: set[int]
 ) -> None:
-    real, lock, now, most = decode._samples, threading.Lock(), 0, 0
+    real, lock, now, most = decode.samples_of, threading.Lock(), 0, 0
 
-    def slow(name: str, tracks: list) -> np.ndarray:
+    def slow(name: str, tracks: list, *, keep: int | None) -> np.ndarray:
         nonlocal now, most
         with lock:
             now += 1
@@ -321,12 +322,25 @@ def test_large_files_are_decoded_one_at_a_time(
         time.sleep(0.02)
         with lock:
             now -= 1
-        return real(name, tracks)
+        return real(name, tracks, keep=keep)
 
-    monkeypatch.setattr(decode, "LARGE", largest)
-    monkeypatch.setattr(decode, "_samples", slow)
-    detections(system, systems.audio("eval"))
+    monkeypatch.setattr(track, "LARGE", largest)
+    monkeypatch.setattr(decode, "samples_of", slow)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(decode.load, systems.audio("eval")))
     assert most in together
+
+
+def test_a_channel_is_scored_as_a_file_of_it(system: System, here: Path, tmp_path: Path) -> None:
+    left, right = (noise(tmp_path / f"{i}.wav", 2 * WINDOW, seed=i) for i in range(2))
+    soundfile.write(tmp_path / "both.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    alone = [system.score(tmp_path / f"{i}.wav") for i in range(2)]
+    for channel, score in (("left", alone[0]), ("right", alone[1]), (1, alone[1])):
+        one = detect.load(POOLED, channel=channel)
+        assert one.score(tmp_path / "both.wav") == score
+        assert one.score_samples(np.stack([left, right], axis=1), 16_000) == score
+        assert one.timeline(tmp_path / "both.wav").score[0] == pytest.approx(score, abs=CLOSE)
+    assert system.score(tmp_path / "both.wav") not in alone
 
 
 def test_a_file_below_a_closed_folder_is_told(system: System, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.analysis import embedding_index, embeddings, exact_search
+from pipeline.analysis import embedding_index, embeddings, exact_search, index_file
 from pipeline.analysis.embeddings import Embeddings
+from pipeline.analysis.index_file import Kind
 from pipeline.core import trial_table
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
@@ -267,7 +268,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     }
     assert card == {
         "run": "r", "set": "s", "count": 23, "embedding_dim": 5, "normalize": True, "kind": "flat", "recall": 1.0,
-        "bytes": sizes,
+        "bytes": sizes, "crc32c": {name: embeddings.checksum(tmp_path / "e" / name) for name in sizes},
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == [tmp_path / "e"]
 
@@ -343,13 +344,25 @@ def say(**changed: object) -> Callable[[Path], None]:
 
 
 def swap(name: str, data: bytes) -> Callable[[Path], None]:
-    """Other content; the card's size with it."""
+    """Other content; the card's size and checksum with it."""
 
     def damage(folder: Path) -> None:
         (folder / name).write_bytes(data)
         card = json.loads((folder / "embeddings.json").read_text())
         card["bytes"][name] = len(data)
+        card["crc32c"][name] = embeddings.checksum(folder / name)
         (folder / "embeddings.json").write_text(json.dumps(card))
+
+    return damage
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    """One other bit near the end."""
+
+    def damage(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[-3] ^= 1
+        (folder / name).write_bytes(data)
 
     return damage
 
@@ -372,7 +385,7 @@ DAMAGES = {
     "names cut off": (shorten("utterances.txt"), r"utterances\.txt: expected 82 bytes by embeddings.json, got 80;"),
     "other count": (
         say(count=22),
-        r"expected 22 embeddings of width 4 by embeddings.json, got \(23, 4\), an index of 23",
+        r"expected 22 embeddings of width 4 by embeddings.json, got \(23, 4\) and 23 utt",
     ),
     "other width": (say(embedding_dim=5), r"expected 23 embeddings of width 5 by embeddings.json, got \(23, 4\)"),
     "unknown kind": (
@@ -381,12 +394,20 @@ DAMAGES = {
     ),
     "other kind": (
         say(kind="ivf"),
-        r"index\.faiss: expected a FAISS index of the kind ivf by embeddings.json",
+        r"index\.faiss: expected a FAISS index of the kind ivf .*: expected the kind \(b'IwFl',\), got \(b'IxF2',\)",
     ),
     "no sizes": (say(bytes=3), r"embeddings\.json: not the record of a set of embeddings: bytes"),
-    "no index at all": (swap("index.faiss", b"words"), r"index\.faiss: not a FAISS index"),
+    "no index at all": (
+        swap("index.faiss", b"words"),
+        r"index\.faiss: expected a FAISS index .*: expected the kind \(b'IxF2',\), got",
+    ),
+    "no byte at all": (swap("index.faiss", b""), r"index\.faiss: expected a FAISS index .*: cannot mmap an empty file"),
+    "no checksums": (say(crc32c={}), r"embeddings\.npy: expected the bytes that embeddings.json tells of, got others"),
+    "a bit of the vectors": (flip("embeddings.npy"), r"embeddings\.npy: expected the bytes that embeddings.json"),
+    "a bit of the index": (flip("index.faiss"), r"index\.faiss: expected the bytes that embeddings.json tells of"),
+    "a bit of the names": (flip("utterances.txt"), r"utterances\.txt: expected the bytes that embeddings.json tells"),
     "no vectors at all": (swap("embeddings.npy", b"words"), r"embeddings\.npy: not embeddings that this project wrote"),
-    "fewer names": (swap("utterances.txt", b"u0\n"), r"an index of 23 of width 4 and 1 utterances; run `dvc repro"),
+    "fewer names": (swap("utterances.txt", b"u0\n"), r"got \(23, 4\) and 1 utterances; run `dvc repro"),
 }
 
 
@@ -397,6 +418,48 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path, name: str) -> Non
     damage(tmp_path / "e")
     with pytest.raises(InputError, match=message):
         embeddings.read(tmp_path / "e")
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq"])
+def test_faiss_reads_no_index_that_the_project_does_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    if kind in APPROXIMATE:
+        flat, ivf = APPROXIMATE[kind]
+        monkeypatch.setattr(embedding_index, "FLAT_UP_TO", flat)
+        monkeypatch.setattr(embedding_index, "IVF_UP_TO", ivf)
+    built(tmp_path / "e", mixture(300, 4))
+    path, shape = tmp_path / "e/index.faiss", {"count": 300, "width": 4, "remedy": "mend it"}
+    assert index_file.read_index(path, kind, **shape).ntotal == 300
+    data = path.read_bytes()
+    spoilt = {
+        "another kind": b"IxPT" + data[4:],
+        "another count": data[:8] + (299).to_bytes(8, "little") + data[16:],
+        "another metric": data[:33] + bytes(4) + data[37:],
+        "not trained": data[:32] + bytes(1) + data[33:],
+        "a byte more": data + b"\0",
+        "a byte less": data[:-1],
+        "nothing": b"",
+    }
+    if kind != "flat":
+        lists = data.index(b"ilar")
+        at = len(data) - 16  # the last id but one
+        spoilt |= {
+            "lists in another file": data.replace(b"ilar", b"ilod"),
+            "no lists": data[:37] + bytes(8) + data[45:],
+            "many lists": data[:37] + (2**40).to_bytes(8, "little") + data[45:],
+            "other sizes of codes": data[: lists + 12] + (3).to_bytes(8, "little") + data[lists + 20 :],
+            "an id that is none": data[:at] + (300).to_bytes(8, "little") + data[at + 8 :],
+            "a negative id": data[:at] + b"\xff" * 8 + data[at + 8 :],
+            "an id twice": data[:at] + data[-8:] + data[at + 8 :],
+            "longer lists": data[: lists + 32] + (2**63).to_bytes(8, "little") + data[lists + 40 :],
+        }
+    monkeypatch.setattr(faiss, "read_index", None)
+    for what, other in spoilt.items():
+        assert other != data, what
+        path.write_bytes(other)
+        with pytest.raises(InputError, match=rf"index\.faiss: expected a FAISS index of the kind {kind} .*; mend it"):
+            index_file.read_index(path, kind, **shape)
 
 
 def test_vectors_of_another_type_or_pickled_are_refused(tmp_path: Path) -> None:
@@ -434,8 +497,8 @@ def test_embeddings_of_another_run_set_or_trials_are_refused(tmp_path: Path) -> 
     for run_set_trials in others:
         with pytest.raises(InputError, match=r"e: expected the embeddings of \{.*\}, got those of \{.*\}; run `dvc"):
             embeddings.of_run(folder, *run_set_trials)
-    listed = (folder / "utterances.txt").read_text()
-    (folder / "utterances.txt").write_text(listed.replace("u1\n", "u9\n"))
+    listed = (folder / "utterances.txt").read_bytes()
+    swap("utterances.txt", listed.replace(b"u1\n", b"u9\n"))(folder)
     with pytest.raises(InputError, match=r"e: expected the embeddings of"):
         embeddings.of_run(folder, run, "dev", table)
 

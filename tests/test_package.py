@@ -459,7 +459,7 @@ def test_no_index_of_a_package_reaches_faiss(spoilt: Path, project: Path, monkey
     (spoilt / name).write_bytes(b"IwFl" + bytes(200))
     files = json.loads((spoilt / "package.json").read_text())["files"]
     edit(spoilt, files=files | {name: hashlib.sha256((spoilt / name).read_bytes()).hexdigest()})
-    monkeypatch.setattr("pipeline.analysis.embeddings._mapped_index", None)
+    monkeypatch.setattr("pipeline.analysis.index_file.read_index", None)
     assert found(spoilt, project, explain=True) == before
 
 

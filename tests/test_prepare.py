@@ -280,6 +280,25 @@ def test_doubtful_samples_are_a_warning_and_without_normalization_an_error(
     assert said.count("(encoder.normalize is none)") == 2
 
 
+def test_a_set_says_which_channel_is_heard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digest = {name: decode.digest((folder / f"{name}.wav").read_bytes()) for name in "ab"}
+    for key, ending in (("mean", ""), ("left", ":left"), ("0", ":left")):
+        change_set(folder, f"channel: {key}")
+        assert run(folder, GOOD, capsys)[0] == 0
+        found = trial_table.read(folder / "out.csv").content.tolist()
+        assert found == [digest["a"] + ending, digest["b"] + ending]
+    change_set(folder, "channel: right")  # only b has two
+    code, said = run(folder, GOOD, capsys)
+    assert code == 2
+    assert "utterance a: " in said
+    assert "a.wav: expected a file with the channel right (counted from 0), got 1 channel;" in said
+    for key in ("Left", "-1", "both", "1024", "true"):
+        change_set(folder, f"channel: {key}")
+        code, said = run(folder, GOOD, capsys)
+        assert code == 2
+        assert "sets.dev.channel: " in said
+
+
 def test_a_file_of_many_hours_does_not_end_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "long.flac").write_bytes(long_flac(hours=20))
     change_set(folder, "on_bad_audio: skip")

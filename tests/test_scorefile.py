@@ -219,6 +219,14 @@ def test_faults_of_all_kinds_are_told_in_the_order_of_their_lines(file: Callable
     assert [line.split(":")[1] for line in lines[1:]] == ["2", "3", "4", "5"]
 
 
+def test_the_end_of_a_line_in_a_quoted_name_does_not_vanish(file: Callable[[str], Path]) -> None:
+    # "u\\n1" was read as u1
+    with pytest.raises(InputError, match=r"scores\.txt:2: expected an utterance name without white space, got 'u\\n1'"):
+        scorefile.parse(file('file,score\n"u\n1",0.5\nu2,1\n'))
+    found = scorefile.parse(file('file,other,score\nu1,"a\nb",0.5\nu2,c,1\n'))
+    assert (found.utterance, found.score.tolist(), found.line) == (["u1", "u2"], [0.5, 1.0], [2, 4])
+
+
 def test_an_open_quote_in_csv(file: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match=r"scores\.txt:2: not valid CSV: .*is a quote left open"):
         scorefile.parse(file('utterance,score\n"b,2\nc,3\n'))

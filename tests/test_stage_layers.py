@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -242,3 +243,23 @@ def test_help_teaches_and_nothing_imports_torch() -> None:
     assert ended.stdout.startswith("False\n")
     for word in ("evaluate.sets", "logistic", "centroid", "steps", "example:", "python -m stages.layers"):
         assert word in ended.stdout
+
+
+def test_audio_of_the_training_set_in_another_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = table
+
+    def with_contents(name: str) -> Trials:
+        found = plain(name)
+        contents = [f"{name}{i}" for i in range(len(found))]
+        if name == "eval":
+            contents[3:5] = ["train6", "train8"]
+        return dataclasses.replace(found, content=np.array(contents))
+
+    monkeypatch.setattr(sys.modules[__name__], "table", with_contents)
+    layers.main(arguments(project(tmp_path)))
+    said = capsys.readouterr().err
+    assert "warning: 2 of 17 trials of eval have audio that is in train, which is trained on, byte by byte; " in said
+    assert "  eval3 is train6 of train\n  eval4 is train8 of train\n" in said
+    assert "of dev have audio" not in said

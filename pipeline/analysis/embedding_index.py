@@ -9,14 +9,24 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.embeddings import CARD_FILE, INDEX_FILE, UTTERANCES_FILE, VECTORS_FILE, Embeddings, mapped, read
+from pipeline.analysis.embeddings import (
+    CARD_FILE,
+    INDEX_FILE,
+    UTTERANCES_FILE,
+    VECTORS_FILE,
+    Embeddings,
+    checksum,
+    mapped,
+    read,
+)
 from pipeline.analysis.exact_search import BLOCK, SEED, Ids, Vectors, compared, distances, nearest_ids, one_thread
+from pipeline.analysis.index_file import Kind
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, replace_folder, writing
 
@@ -28,8 +38,6 @@ RECALL_WANTED = 0.95  # the number of lists that a search reads is doubled until
 FIRST_PROBES = 4  # lists that a search reads at first
 TOLERANCE = 1e-5  # relative difference that rounding makes in a distance
 CODES = 256  # values of a byte in a product-quantized vector
-
-Kind = Literal["flat", "ivf", "ivfpq"]
 
 
 # ---------------------------------------------------------------- writing
@@ -58,9 +66,11 @@ def build(
     if kind != "flat":
         recall = _tuned(Embeddings(np.array(names), vectors, normalize, index, {"kind": kind}))
     _write_index(index, beside / INDEX_FILE)
-    sizes = {name: (beside / name).stat().st_size for name in (VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE)}
+    files = (VECTORS_FILE, INDEX_FILE, UTTERANCES_FILE)
+    sizes = {name: (beside / name).stat().st_size for name in files}
     record = {"count": len(names), "embedding_dim": vectors.shape[1], "normalize": normalize, "kind": kind}
     record |= {"recall": round(recall, 4), "bytes": sizes}
+    record["crc32c"] = {name: checksum(beside / name) for name in files}
     (beside / CARD_FILE).write_text(json.dumps(facts | record, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
     return read(folder)

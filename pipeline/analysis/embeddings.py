@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import faiss
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.analysis import index_file
 from pipeline.analysis.exact_search import GPU_MOST, Ids, Vectors, compared, distances, nearest_ids, on_gpu
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
@@ -41,7 +43,7 @@ CARD_FILE = "embeddings.json"
 KEYS = ("count", "embedding_dim", "normalize", "kind", "recall", "bytes")  # of the record, which may have further ones
 REMEDY = "run `dvc repro -f flow/analyse/dvc.yaml`"
 RERANKED = 10  # candidates of IVF-PQ for each wanted neighbour
-TYPES: dict[str, Any] = {"flat": faiss.IndexFlatL2, "ivf": faiss.IndexIVFFlat, "ivfpq": faiss.IndexIVFPQ}
+READ_AT_ONCE = 2**24  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,31 +127,53 @@ def read(folder: Path, *, indexed: bool = True) -> Embeddings:
         indexed: whether to read the index. A folder from elsewhere is read without: FAISS opens any file that an index
             names, and ends the process for some that are damaged. An exact index is then made of the vectors.
 
-    Raises InputError where a file is missing, is cut off, or does not fit the others.
+    Raises InputError where a file is missing, is damaged, or does not fit the others.
     """
     record = _record(folder / CARD_FILE)
     if not indexed:
         record |= {"kind": "flat", "recall": 1.0}
     for name in (VECTORS_FILE, *([INDEX_FILE] if indexed else []), UTTERANCES_FILE):
-        size, wanted = (folder / name).stat().st_size if (folder / name).is_file() else 0, record["bytes"].get(name)
-        if size != wanted:
-            raise InputError(f"{folder / name}: expected {wanted} bytes by {CARD_FILE}, got {size}; {REMEDY}")
+        _check_bytes(folder / name, record, needed=indexed)
     vectors = mapped(folder / VECTORS_FILE)
-    if indexed:
-        index = _mapped_index(folder / INDEX_FILE, record["kind"])
-    else:
-        index = _exact_index(folder / VECTORS_FILE, vectors, normalize=record["normalize"])
     try:
         utterances = np.array((folder / UTTERANCES_FILE).read_text(encoding="utf-8").splitlines())
     except UnicodeDecodeError as error:
         raise InputError(f"{folder / UTTERANCES_FILE}: expected names in UTF-8: {error}; {REMEDY}") from None
-    shape = (record["count"], record["embedding_dim"])
-    if vectors.shape != shape or (index.ntotal, index.d) != shape or len(utterances) != shape[0]:
+    count, width = record["count"], record["embedding_dim"]
+    if vectors.shape != (count, width) or len(utterances) != count:
         raise InputError(
-            f"{folder}: expected {shape[0]} embeddings of width {shape[1]} by {CARD_FILE}, got {vectors.shape}, an "
-            f"index of {index.ntotal} of width {index.d} and {len(utterances)} utterances; {REMEDY}"
+            f"{folder}: expected {count} embeddings of width {width} by {CARD_FILE}, got {vectors.shape} and "
+            f"{len(utterances)} utterances; {REMEDY}"
         )
+    if indexed:
+        index = index_file.read_index(folder / INDEX_FILE, record["kind"], count=count, width=width, remedy=REMEDY)
+    else:
+        index = _exact_index(folder / VECTORS_FILE, vectors, normalize=record["normalize"])
     return Embeddings(utterances, vectors, record["normalize"], index, record)
+
+
+def checksum(path: Path) -> int:
+    """The crc32c of a file's bytes."""
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(READ_AT_ONCE):
+            found = int(google_crc32c.extend(found, block))
+    return found
+
+
+def _check_bytes(path: Path, record: dict[str, Any], *, needed: bool) -> None:
+    """Raise InputError where a file has another size or checksum than its record says.
+
+    needed: whether there must be a checksum. A package has one of its own of each file.
+    """
+    size, wanted = path.stat().st_size if path.is_file() else 0, record["bytes"].get(path.name)
+    if size != wanted:
+        raise InputError(f"{path}: expected {wanted} bytes by {CARD_FILE}, got {size}; {REMEDY}")
+    told = record.get("crc32c", {}).get(path.name)
+    if told is None and not needed:
+        return
+    if told != checksum(path):
+        raise InputError(f"{path}: expected the bytes that {CARD_FILE} tells of, got others; {REMEDY}")
 
 
 class _Record(BaseModel):
@@ -163,6 +187,7 @@ class _Record(BaseModel):
     kind: Literal["flat", "ivf", "ivfpq"]
     recall: Annotated[float, Field(ge=0, le=1)] | None
     bytes: dict[str, int]
+    crc32c: dict[str, int] = {}
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -195,15 +220,3 @@ def mapped(path: Path) -> Vectors:
     if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise InputError(f"{path}: expected (N, E) float32, got {vectors.shape} {vectors.dtype}; {REMEDY}")
     return vectors
-
-
-def _mapped_index(path: Path, kind: str) -> Any:
-    # FAISS has one flag to map flat vectors and another to map inverted lists, and does not accept both.
-    mapped = faiss.IO_FLAG_MMAP_IFC if kind == "flat" else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-    try:
-        index = faiss.read_index(str(path), mapped)
-    except RuntimeError as error:
-        raise InputError(f"{path}: not a FAISS index ({error}); {REMEDY}") from None
-    if not isinstance(index, TYPES[kind]):
-        raise InputError(f"{path}: expected a FAISS index of the kind {kind} by {CARD_FILE}, got another; {REMEDY}")
-    return index

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pipeline.audio import decode
 from pipeline.core import ahead
 from pipeline.core.errors import InputError, listing
+from pipeline.core.sections import MEAN, Channel
 from pipeline.core.trial_table import LABELS, Trials
 
 THREADS = min(max(4, os.cpu_count() or 1), 32)  # decoding releases the interpreter lock, and some threads wait for disk
@@ -39,6 +40,7 @@ def with_contents(
     *,
     on_bad_audio: OnBadAudio = "fail",
     normalized: bool = True,
+    channel: Channel = MEAN,
     protocol: Path | None = None,
     say: Say = lambda _line: None,
 ) -> Trials:
@@ -46,6 +48,7 @@ def with_contents(
 
     Args:
         on_bad_audio: `skip` drops the trials whose audio is missing or cannot be used; `fail` raises an error.
+        channel: the channel that is heard; it becomes part of the content unless it is the mean.
         normalized: whether the encoder normalizes its input. If not, audio of doubtful scale cannot be used.
         protocol: the file that lists the trials; messages name its lines.
         say: prints which trials were dropped, how many files belong to no trial, how many PyAV decoded, which
@@ -59,7 +62,7 @@ def with_contents(
     if missing:
         problem = Problem("are missing", "check `root` of the set, the paths in its protocol, and the copy", missing)
         table = _without(table, there, problem, on_bad_audio=on_bad_audio, say=say)
-    contents, unusable, doubtful, by_pyav = _read_all(table, root, normalized=normalized)
+    contents, unusable, doubtful, by_pyav = _read_all(table, root, normalized=normalized, channel=channel)
     if by_pyav:
         say(f"audio files that libsndfile cannot decode, decoded by PyAV: {by_pyav} of {len(table)}")
     if doubtful:
@@ -175,7 +178,9 @@ class _Reading(NamedTuple):
     by_pyav: bool = False
 
 
-def _read_all(table: Trials, root: Path, *, normalized: bool) -> tuple[list[str], list[str], list[str], int]:
+def _read_all(
+    table: Trials, root: Path, *, normalized: bool, channel: Channel
+) -> tuple[list[str], list[str], list[str], int]:
     """The N digests, empty for audio that cannot be used; a line for each of these; a line for each file with doubtful
     samples; the number of files that PyAV decoded.
     """
@@ -183,7 +188,7 @@ def _read_all(table: Trials, root: Path, *, normalized: bool) -> tuple[list[str]
     def read(row: int) -> _Reading:
         path, name = root / str(table.path[row]), f"utterance {table.utterance[row]}"
         try:
-            found = decode.read(path)
+            found = decode.read(path, channel=channel, keep=0)
         except InputError as error:
             return _Reading("", problem=f"{name}: {error}")
         doubt = f"{name}: {path}: {'; '.join(found.warnings)}" if found.warnings else ""

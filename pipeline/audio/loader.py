@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audio import decode, views, windowing
+from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
 from pipeline.core.sections import WindowParams
 from pipeline.core.trial_table import Trials
@@ -44,12 +45,14 @@ def clip_of(trials: Trials, row: int, *, audio_root: Path) -> Clip:
 
 
 def load_window(clip: Clip, *, view: str, window: WindowParams) -> Window:
-    """Decode an utterance, augment all of it as the view says, and cut its window.
+    """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """
     try:
-        samples = views.apply(view, decode.load(clip.path, content=clip.content), utterance=clip.utterance)
+        keep = window.samples if view == CLEAN else None  # others are applied to all of an utterance
+        heard = decode.read(clip.path, content=clip.content, keep=keep)
+        samples = views.apply(view, heard.samples, utterance=clip.utterance)
         cut, valid = windowing.window(samples, length=window.samples, pad=window.pad)
         if np.ptp(cut[:valid]) == 0:
             raise InputError(f"{clip.path}: the first {valid} samples at 16 kHz are silent; remove the trial")

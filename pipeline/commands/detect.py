@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.audio import decode
+from pipeline.audio import channels, decode
 from pipeline.commands import _score_arguments
 from pipeline.core import files
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing, run_command
+from pipeline.core.sections import MEAN, Channel
 
 if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
     from pipeline.detect import Detection, System, Timeline, Unreadable
@@ -29,8 +30,9 @@ RUN is the name of a run of the project in the current folder (`ls data/runs` sh
 `bonafide package` wrote. A folder of audio is searched with its subfolders. Hidden files are left out, and links to
 folders are not followed. How many files of other kinds were left out is printed on stderr. Formats are WAV, FLAC, OGG,
 MP3, AIFF, AU and CAF, and with the extra `av` M4A, MP4, MOV, 3GP, WebM, MKA, AAC, AMR and WMA, at any sampling rate. A
-file is decoded whole, and long files are decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer
-than 3.3 hours at 44.1 kHz, or 9.3 hours at 16 kHz, are refused.
+file is decoded and checked to its end, but only the first window is kept. With --timeline all of it is kept, and long
+files are decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1 kHz, or
+9.3 hours at 16 kHz, are refused.
 
 results for each file:
   score        of the first window, as in training; higher means more bona fide
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = assembly.find(given.run)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
-    system = detect.of_parts(parts, threshold=given.threshold)
+    system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:
@@ -123,10 +125,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="X",
         help="decide at X in place of the threshold of dev; for a negative X write --threshold=-1e-3",
     )
+    add(
+        "--channel",
+        type=_channel,
+        default=MEAN,
+        metavar="C",
+        help="of files with several: left, right, or a number from 0; default: their mean",
+    )
     add("--explain", action="store_true", help="show the nearest training utterances")
     add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file, as CSV and PNG")
     add("--json", action="store_true", help="print one JSON object in each line")
     return parser.parse_args(argv)
+
+
+def _channel(text: str) -> Channel:
+    """A channel by its name, for argparse."""
+    try:
+        return channels.parse(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # ---------------------------------------------------------------- which files

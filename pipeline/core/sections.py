@@ -31,6 +31,10 @@ Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterVa
 Views = Choices
 
 
+Channel = Literal["mean", "left", "right"] | Annotated[int, Field(ge=0, lt=1024)]  # of audio; 0 is left
+MEAN: Literal["mean"] = "mean"
+
+
 class Section(BaseModel):
     """A section of `params.yaml`: unknown keys and values of another type are errors."""
 
@@ -42,7 +46,8 @@ class SetParams(Section):
 
     corpus: the adapter, a file of `pipeline/corpora/`. protocol: the file that lists the trials; DVC reruns `prepare`
     when it changes. root: the folder of the audio. quality: the source of the MOS, a file of `pipeline/quality/`;
-    `column` takes the values of the corpus itself.
+    `column` takes the values of the corpus itself. channel: the channel of files with several that is heard: their
+    mean, `left`, `right`, or a number from 0.
     """
 
     corpus: Name
@@ -51,6 +56,7 @@ class SetParams(Section):
     split: str
     quality: Name
     on_bad_audio: Literal["fail", "skip"] = "fail"
+    channel: Channel = MEAN
 
     @property
     def folder(self) -> Path:

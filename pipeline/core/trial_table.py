@@ -55,7 +55,8 @@ class Trials:
     utterance, path, speaker, attack, codec, vocoder: (N,) str, "-" where unknown or without meaning. attack and vocoder
     name how a spoof was made. path is relative to the root of the corpus, with forward slashes.
     is_bonafide: (N,) bool. quality: (N,) float64, MOS on the scale 1 to 5, nan where unknown.
-    content: (N,) str, digest of the bytes of the audio file; empty until `prepare` has read the file.
+    content: (N,) str, digest of the bytes of the audio file, then `:left` or the like where one channel is heard and
+    not the mean; empty until `prepare` has read the file.
     """
 
     utterance: NDArray[np.str_]

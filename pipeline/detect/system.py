@@ -35,6 +35,7 @@ from pipeline.core import ahead, devices
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.core.errors import InputError
+from pipeline.core.sections import MEAN, Channel
 from pipeline.core.trial_table import LABELS, Trials
 from pipeline.detect import assembly
 from pipeline.detect.assembly import Parts
@@ -112,7 +113,11 @@ class _Head(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A trained system, ready to score files. threshold: scores above it are accepted as bona fide."""
+    """A trained system, ready to score files.
+
+    threshold: scores above it are accepted as bona fide. channel: of files with several; the mean, left, right, or a
+    number from 0.
+    """
 
     parts: Parts
     encoder: xlsr.Encoder
@@ -121,6 +126,7 @@ class System:
     layers: tuple[Tap, ...]
     reads: Reads
     threshold: float
+    channel: Channel = MEAN
 
     @property
     def window(self) -> int:
@@ -158,23 +164,23 @@ class System:
 
         samples: (n,), or (n, channels), float32, at `rate` Hz. Raises InputError for samples that cannot be scored.
         """
-        head = self._first(IN_MEMORY, decode.of_samples(samples, rate, name=str(IN_MEMORY)))
+        head = self._first(IN_MEMORY, decode.of_samples(samples, rate, name=str(IN_MEMORY), channel=self.channel))
         (found,) = self._detections([head], None)
         return found.score
 
     def _head(self, path: Path) -> _Head | Unreadable:
         try:
-            audio = self._decoded(path)
+            audio = self._decoded(path, keep=self.window)
             return self._first(path, audio.samples, audio.warnings)
         except InputError as error:
             return Unreadable(path, str(error))
 
-    def _decoded(self, path: Path) -> Audio:
-        """A whole file. Raises InputError for whatever is wrong with it.
+    def _decoded(self, path: Path, *, keep: int | None = None) -> Audio:
+        """A file of which the first samples are kept, or all. Raises InputError for whatever is wrong with any of it.
 
         The scale of the samples is wrong, too, where it is doubtful and the encoder does not normalize.
         """
-        audio = _decoded(path)
+        audio = _decoded(path, channel=self.channel, keep=keep)
         if audio.warnings and self.parts.features.get("normalize") == "none":
             raise InputError(f"{path}: {'; '.join(audio.warnings)} (the encoder of this run does not normalize)")
         return audio
@@ -258,18 +264,19 @@ class System:
         return Timeline(starts / SAMPLE_RATE, end / SAMPLE_RATE, scores)
 
 
-def load(run: str | Path, *, threshold: float | None = None) -> System:
+def load(run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN) -> System:
     """The system of a run of the project in the current folder, by its name, or of the package in a folder.
 
     Args:
         threshold: in place of that of the EER on dev.
+        channel: the channel of files with several that is heard: their mean, left, right, or a number from 0.
 
     Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
     """
-    return of_parts(assembly.find(run), threshold=threshold)
+    return of_parts(assembly.find(run), threshold=threshold, channel=channel)
 
 
-def of_parts(parts: Parts, *, threshold: float | None = None) -> System:
+def of_parts(parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN) -> System:
     """The system that consists of some parts; see `load`."""
     facts = runs.card(parts.run)
     layers = tuple(facts["kind"]["layers"])
@@ -283,6 +290,7 @@ def of_parts(parts: Parts, *, threshold: float | None = None) -> System:
         layers=layers,
         reads=facts["reads"],
         threshold=parts.threshold if threshold is None else threshold,
+        channel=channel,
     )
 
 
@@ -333,12 +341,12 @@ def _encoder(parts: Parts, taps: tuple[Tap, ...], *, channels: int) -> xlsr.Enco
     return xlsr.Encoder(model, taps=taps, normalize=card.normalize, precision=precision).to(device)
 
 
-def _decoded(path: Path) -> Audio:
-    """A whole file. Raises InputError for whatever is wrong with it."""
+def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:
+    """See `System._decoded`."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
-        return decode.read(path)
+        return decode.read(path, channel=channel, keep=keep)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 

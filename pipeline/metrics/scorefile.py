@@ -213,7 +213,7 @@ def _rows(path: Path, lines: Sequence[str], first: int, layout: Layout) -> Itera
             if line and not line.isspace():
                 yield number, line.split(separator)
         return
-    reader = csv.reader(lines[first:], strict=True)
+    reader = csv.reader((f"{line}\n" for line in lines[first:]), strict=True)  # a cell may hold the end of a line
     number = first + 1
     try:
         for cells in reader:

@@ -1,0 +1,139 @@
+"""Decode a file by PyAV (FFmpeg), the extra `av`, and compare what it gives with the length and checksum of the file.
+
+FFmpeg skips damaged parts and accepts files that are cut off, and says little of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audio import containers, counting, whole
+from pipeline.audio.track import Hearing, Track
+from pipeline.audio.windowing import Samples
+from pipeline.core.errors import InputError
+
+READABLE = "WAV, FLAC, OGG, MP3; with the extra `av` also M4A, MOV, WebM, MKA, AAC, AMR, WMA"
+
+
+def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason: str) -> Track:
+    """Decode by PyAV. reason: why libsndfile refused the file.
+
+    Raises InputError for a file that is no audio, cut off or damaged, and where PyAV is not installed.
+    """
+    if kind in (None, "wav", "aiff"):
+        other = f"{containers.not_read(data)}, which is not read" if containers.not_read(data) else "none"
+        raise InputError(f"{name}: expected an audio file ({READABLE}), got {other} ({reason})")
+    try:
+        import av  # an extra
+    except ImportError:
+        raise InputError(
+            f'{name}: libsndfile cannot decode it ({reason}); install PyAV, which may: pip install "bonafide[av]"'
+        ) from None
+    frames = counting.mpeg(data) if kind == "mp3" else None
+    if frames and frames.stated and abs(frames.stated - frames.frames) > 1:
+        data = data[frames.after_tag :]  # FFmpeg, too, would cut off what a wrong count does not cover
+    data = counting.without_tags(data) if frames else data
+    try:
+        with av.open(io.BytesIO(data), format=kind, metadata_errors="ignore") as file:
+            found = _decoded(file, name, hearing)
+    except av.error.FFmpegError as error:
+        raise whole.damaged(name, f"libsndfile: {reason}; PyAV: {error.strerror}") from None
+    if found is None:
+        raise InputError(f"{name}: expected audio in one known format, got none or several; remove the trial")
+    guesses = kind == "asf" and not containers.asf_states_length(data)
+    if kind in ("aac", "amr") or guesses or (frames and not frames.stated):
+        found = found._replace(stated=0)  # FFmpeg guesses it, too
+    details = whole.missing(found.track, whole.counted(data, kind, found.track.rate))
+    if not details and not _is_whole(found):
+        details = f"{found.track.length} samples, not those that it states ({found.stated})"
+    if details:
+        raise whole.damaged(name, f"libsndfile: {reason}; PyAV: {details}")
+    return found.track
+
+
+class _Stream(NamedTuple):
+    """A track as FFmpeg decoded it, and facts that the file states.
+
+    stated: the number of samples, 0 where unknown. broken: a packet was damaged, or a frame is missing.
+    flac_info: the STREAMINFO block, empty for other codecs. checksum: of the samples, for FLAC.
+    """
+
+    track: Track
+    stated: int
+    broken: bool
+    flac_info: bytes
+    checksum: bytes
+
+
+def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
+    """Decode the first audio track of an open container; None where there is none, or its format changes."""
+    streams = file.streams.audio
+    if not streams or streams[0].codec_context is None:  # no audio, or a codec that FFmpeg does not know
+        return None
+    stream, context = streams[0], streams[0].codec_context
+    is_flac = context.name == "flac"
+    context.thread_type = "NONE"  # several files are decoded at once, each by one thread
+    if is_flac:
+        context.options = {"err_detect": "crccheck+explode"}
+    track: Track | None = None
+    first: tuple[str, int, int] | None = None
+    broken, expected, checksum = False, None, hashlib.md5(usedforsecurity=False)
+    for packet in file.demux(stream):
+        broken |= packet.is_corrupt
+        for frame in packet.decode():
+            if is_flac and stream.time_base * frame.sample_rate == 1:
+                # FLAC frames carry the number of their first sample, so a frame that was skipped shows.
+                broken |= frame.pts is None or expected not in (None, frame.pts)
+                expected = (frame.pts or 0) + frame.samples
+            form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+            if track is None:
+                first, track = form, Track(name, frame.sample_rate, hearing)
+            if form != first:
+                return None
+            block = frame.to_ndarray()  # (channels, n) if planar, else (1, n * channels)
+            block = block.T if frame.format.is_planar else block.reshape(-1, frame.layout.nb_channels)
+            if is_flac:
+                checksum.update(_flac_bytes(block, context.extradata))
+            track.add(_full_scale(block))
+    if track is None:
+        return None
+    track.decoder = "PyAV"
+    info = context.extradata if is_flac else b""
+    return _Stream(track, _stated(file, stream, track.rate), broken, info, checksum.digest())
+
+
+def _stated(file: Any, stream: Any, rate: int) -> int:
+    """The number of samples that a container states, 0 where it does not."""
+    if stream.duration:
+        return int(stream.duration * stream.time_base * rate)
+    return int((file.duration or 0) * rate / 1_000_000)
+
+
+def _is_whole(found: _Stream) -> bool:
+    """Whether a track has the checksum that the file states (FLAC has one), or else the stated length."""
+    checksum = found.flac_info[18:34]
+    if any(checksum):
+        return found.checksum == checksum
+    delay = 0 if found.flac_info else whole.DELAY_S * found.track.rate
+    return not found.broken and found.track.length >= found.stated - delay
+
+
+def _flac_bytes(samples: NDArray[Any], info: bytes) -> bytes:
+    """FLAC samples (n, channels) as the MD5 of STREAMINFO (RFC 9639, 8.2) has them: little-endian, interleaved."""
+    bits = (info[12] & 1) << 4 | info[13] >> 4
+    values = samples >> (8 * samples.itemsize - bits - 1)  # FFmpeg uses the highest bits of the type
+    return values.astype("<i4", order="C").view(np.uint8).reshape(-1, 4)[:, : bits // 8 + 1].tobytes()
+
+
+def _full_scale(samples: NDArray[Any]) -> Samples:
+    """FFmpeg's samples, of any type, to float32 with full scale at ±1."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    middle = 128 if samples.dtype == np.uint8 else 0
+    full = 2.0 ** (8 * samples.itemsize - 1)
+    return ((samples - np.float64(middle)) / full).astype(np.float32)
