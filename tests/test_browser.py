@@ -15,7 +15,7 @@ import soundfile
 
 from pipeline.metrics.det import det_points
 from pipeline.report import curves, leaderboard
-from pipeline.report.page import embedding_space, page
+from pipeline.report.page import embedding_space, page, tables
 from tests import analysed
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
@@ -34,6 +34,7 @@ FIRST, SECOND = "run-one", "run-two"
 CHART = analysed.chart(FIRST)
 # system, EER on eval, seconds, parameters: ties, a missing number, numbers whose text sorts otherwise
 ROWS = (("d", 1.0, None, 9_000), ("b", 2.0, 10.5, 1_000_000), ("a", 3.0, 9.25, 20_000), ("c", 4.0, 9.25, 20_000))
+HALF = np.arange(130) < 50
 AXES = {
     name: {"backend": backend, "loss": loss, "layers": "all"}
     for (name, *_), backend, loss in zip(
@@ -236,6 +237,42 @@ def test_filters_leave_the_rows_of_some_systems_in_all_tables(tab: Tab) -> None:
     tab.locator("select[data-axis=loss]").select_option("")
     assert left() == [["d", "b", "a", "c"]] * 4
     assert tab.complaints == []
+
+
+def test_long_tables_grow_when_asked_sorted_or_filtered(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WHOLE", 2)
+    rng = np.random.default_rng(1)
+    det, shares = det_points(rng.normal(1, 1, 50), rng.normal(0, 1, 80)), curves.histogram(rng.normal(size=130), HALF)
+    pairs = [(name, "eval") for name, *_ in ROWS]
+    path = tmp_path / "index.html"
+    path.write_text(page.render(board(), page.Curves(dict.fromkeys(pairs, det), dict.fromkeys(pairs, shares), {})))
+    for ask in (
+        lambda tab: tab.locator("#group-0").get_by_role("button", name="Show all").click(),
+        lambda tab: tab.locator("#group-0").get_by_role("button", name="A<b>").click(),
+        lambda tab: tab.locator("#filter").press_sequentially(" "),
+    ):
+        tab = Tab(browser, path)
+        assert tab.systems() == ["d", "b", "a", "c"]  # the leaderboard is whole
+        assert tab.systems("#group-0 table") == ["d", "b"]
+        assert "The best 2 of 4 systems" in tab.text("#group-0 .rest")
+        ask(tab)
+        assert sorted(tab.systems("#group-0 table")) == ["a", "b", "c", "d"]
+        assert tab.locator("#group-0 .rest").count() == 0
+        assert tab.complaints == []
+        tab.context.close()
+
+
+def test_headers_stay_in_sight_and_the_page_stays_short(browser: Any, report: Path) -> None:
+    tab = Tab(browser, report, viewport={"width": 1280, "height": 200})
+    box = tab.locator(".scroll").first
+    box.scroll_into_view_if_needed()
+    before = tab.locator("table.pooled thead").bounding_box()["y"]
+    assert box.evaluate("one => { one.scrollTop = 60; return one.scrollTop; }") == 60
+    header = tab.locator("table.pooled thead th").first.bounding_box()
+    assert header["y"] == pytest.approx(before, abs=1)
+    tab.context.close()
 
 
 def test_a_line_and_its_name_are_brought_out_together(tab: Tab) -> None:

@@ -119,6 +119,7 @@ def _table_parts(board: Leaderboard, axes: Mapping[str, Mapping[str, str]]) -> d
         if board.first(name).groups(kind)
     }
     return {
+        "whole": tables.WHOLE,
         "sets": sets,
         "measures": measures,
         "decisions": tables.decisions(board),

@@ -7,6 +7,26 @@
   const filters = document.getElementById("filters");
   const AXES = ["backend", "loss", "layers", "views", "scoring"];
 
+  // Long tables: the rows beyond the first ones are text until they are asked for
+
+  function grow(table) {
+    const rest = table.parentElement.querySelector(".rest");
+    if (!rest) return;
+    table.tBodies[0].insertAdjacentHTML("beforeend", rest.querySelector("script").textContent);
+    rest.remove();
+  }
+
+  function offerRest(table) {
+    const rest = table.parentElement.querySelector(".rest");
+    if (!rest) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "plain";
+    button.textContent = "Show all";
+    button.addEventListener("click", () => grow(table));
+    rest.append(" ", button);
+  }
+
   // Sorting
 
   function value(row, column) {
@@ -32,6 +52,7 @@
   }
 
   function sort(table, header) {
+    grow(table);
     const down = header.getAttribute("aria-sort") === "ascending";
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -68,6 +89,7 @@
   }
 
   function filter(rows) {
+    tables.forEach(grow);
     const words = document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const chosen = [...filters.querySelectorAll("select[data-axis]")].filter((select) => select.value);
     const fits = (row) =>
@@ -89,5 +111,6 @@
   }
 
   tables.forEach(prepare);
+  tables.forEach(offerRest);
   offerFilters([...document.querySelectorAll("table.pooled tbody tr")]);
 })();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -16,7 +17,21 @@ DECISIONS = (
     "cllr_calibrated", "min_cllr", "calibration_slope", "calibration_offset",
 )  # fmt: skip
 
+WHOLE = 100  # rows of a table that a browser gets at once, the leaderboard apart; a script adds the others when asked
+
 Styles = Mapping[str, str]  # system -> CSS classes of its lines in charts, for charted systems
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table: the first ones, and the others as text that a browser only reads when it is asked for."""
+
+    first: Markup
+    rest: Markup
+
+
+def _rows(rows: Sequence[str]) -> Rows:
+    return Rows(Markup("".join(rows[:WHOLE])), Markup("".join(rows[WHOLE:])))  # noqa: S704  # names are escaped
 
 
 def switched(board: Leaderboard) -> tuple[Measure, ...]:
@@ -60,7 +75,7 @@ def leaderboard_rows(board: Leaderboard, styles: Styles, axes: Mapping[str, Mapp
     return Markup("".join(rows))  # noqa: S704  # names are escaped
 
 
-def group_rows(board: Leaderboard, name: str, kind: str, styles: Styles) -> Markup:
+def group_rows(board: Leaderboard, name: str, kind: str, styles: Styles) -> Rows:
     """A row for each system: its EERs on the attacks, codecs or vocoders of a set. The tint grows with the EER."""
     columns = [board.group(name, kind, group) for group in board.first(name).groups(kind)]
     best = [min(column.values()) for column in columns]
@@ -72,10 +87,10 @@ def group_rows(board: Leaderboard, name: str, kind: str, styles: Styles) -> Mark
             text = f"<strong>{value:.2f}</strong>" if value == lowest else f"{value:.2f}"
             cells.append(f'<td class="h{min(round(value), DARKEST)}">{text}</td>')
         rows.append(f'<tr data-row="{number}">{_name(board, system, styles)}{"".join(cells)}</tr>\n')
-    return Markup("".join(rows))  # noqa: S704
+    return _rows(rows)
 
 
-def decision_rows(board: Leaderboard, name: str, styles: Styles) -> Markup:
+def decision_rows(board: Leaderboard, name: str, styles: Styles) -> Rows:
     """A row for each system: what the threshold and the calibration of dev do on a set."""
     rows = []
     for number, system in enumerate(board.systems):
@@ -84,7 +99,7 @@ def decision_rows(board: Leaderboard, name: str, styles: Styles) -> Markup:
             "<td>-</td>" if value is None else f"<td>{value.mean:.{digits}f}</td>" for value, digits in values
         )
         rows.append(f'<tr data-row="{number}">{_name(board, system, styles)}{cells}</tr>\n')
-    return Markup("".join(rows))  # noqa: S704
+    return _rows(rows)
 
 
 def _name(board: Leaderboard, system: str, styles: Styles) -> str:
@@ -126,13 +141,15 @@ def _eer_of_dev(value: Value) -> str:
 def menu_styles(measures: Sequence[Measure], *, groups: int) -> Markup:
     """The style rules by which menus show one measure and one table of groups, and the tints of cells.
 
-    They need no script. A browser that does not know `:has` shows the EER and all tables.
+    They need no script. A browser that does not know `:has` shows the EER and all tables. `:has` looks into the menus
+    alone: if it looked into the tables, a browser would look again for each of their rows.
     """
     others = [measure.key for measure in measures if measure.key != EER]
     rules = [f".m:not(.{EER}) {{ display: none; }}"]
-    rules += [f'.board:has(option[value="{key}"]:checked) .{key} {{ display: table-cell; }}' for key in others]
-    rules += [f'.board:has(option[value="{key}"]:checked) .{EER} {{ display: none; }}' for key in others]
+    for key in others:
+        chosen = f'.metric-menu:has(option[value="{key}"]:checked) + *'
+        rules += [f"{chosen} .{key} {{ display: table-cell; }}", f"{chosen} .{EER} {{ display: none; }}"]
     for name in (f"group-{number}" for number in range(groups)):
-        rules.append(f'.groups:has(option[value="{name}"]:checked) .group:not(#{name}) {{ display: none; }}')
+        rules.append(f'.group-menu:has(option[value="{name}"]:checked) ~ .group:not(#{name}) {{ display: none; }}')
     rules += [f".h{tint} {{ --share: {tint}; }}" for tint in range(1, DARKEST + 1)]
     return Markup("\n".join(rules))  # noqa: S704  # keys are our own
