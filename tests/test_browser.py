@@ -500,6 +500,36 @@ def test_colours_and_projections_can_be_chosen(tab: Tab) -> None:
     assert tab.complaints == []
 
 
+def test_the_map_zooms_and_pans_and_a_drag_opens_nothing(tab: Tab) -> None:
+    picture = "document.getElementById('plane').toDataURL()"
+    point = next(point for point in ALONE if point)
+    x, y = (CHART["projections"][0][axis][point] for axis in "xy")
+    whole = tab.evaluate(picture)
+    at = tab.place(x, y)
+    tab.mouse.move(*at)
+    tab.keyboard.down("Control")
+    tab.mouse.wheel(0, -300)  # twice as close, and the place under the pointer stays
+    tab.keyboard.up("Control")
+    tab.until(f"document.getElementById('plane').toDataURL() !== {json.dumps(whole)}")
+    tab.mouse.move(at[0] + 1, at[1])
+    assert tab.text("#tip strong") == f"u{point}"
+    tab.mouse.down()
+    tab.mouse.move(at[0] - 60, at[1] - 40, steps=4)
+    tab.mouse.up()
+    assert tab.locator("#trial h3").count() == 0
+    tab.wait_for_timeout(100)
+    tab.get_by_role("button", name="Whole map").click()
+    tab.until(f"document.getElementById('plane').toDataURL() === {json.dumps(whole)}")
+    tab.locator("#plane").focus()
+    tab.keyboard.press("+")
+    tab.until("!document.getElementById('whole').disabled")
+    tab.keyboard.press("0")
+    tab.until("document.getElementById('whole').disabled")
+    tab.get_by_role("searchbox").fill("u5")
+    assert tab.text("#tip strong") == "u5"
+    assert tab.complaints == []
+
+
 def test_another_run_can_be_chosen(tab: Tab) -> None:
     assert tab.locator("section[data-run]").evaluate_all("all => all.map(one => one.hidden)") == [False, True]
     tab.locator("#run").select_option(SECOND)

@@ -642,6 +642,9 @@ def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
     facts = analysed.analysis("b")
     assert seen[1][1:] == [f"{value:.2f}" for value in facts["similarity"][0]]
     assert rows["Silhouetteby class: 1 apart, 0 overlapping, below 0 mixed"] == ["0.000", "0.125", "0.250"]
+    base = rows["Base rateof the purity: the share of the larger class, without any centroid"]
+    sizes = [sum(facts["assignments"]["train"]["class"][name]) for name in ("bonafide", "spoof")]
+    assert base == [f"{max(sizes) / sum(sizes):.3f}"] * 3
     assert rows["Ratioof that distance to the one on train"] == ["1.00", "2.00", "-"]
     assert rows["of the spoof"] == ["-", "-", "-"]
     assert rows["Effective dimensionnumber of directions that share the variance"] == ["3.2", "4.2", "5.2"]
@@ -744,6 +747,38 @@ def test_axes_have_round_ticks(values: list[float], ends: tuple[float, float], t
     assert (axis.low, axis.high) == pytest.approx(ends)
     assert [text for _, text in axis.ticks] == texts
     assert axis.ticks[0][0] == pytest.approx(axis.low)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0, 0.000015], ["0", "5e−6", "1.0e−5", "1.5e−5"]),
+        ([-2e-5, 2e-5], ["−2e−5", "−1e−5", "0", "1e−5", "2e−5"]),
+        ([0.0, 4e6], ["0", "1e6", "2e6", "3e6", "4e6"]),
+        ([1e300, 1e300], ["1.0e300", "1.2e300", "1.4e300", "1.6e300", "1.8e300", "2.0e300"]),
+    ],
+)
+def test_small_and_large_ticks_have_powers_of_ten(values: list[float], texts: list[str]) -> None:
+    assert [text for _, text in charts.linear_axis("x", np.array(values)).ticks] == texts
+
+
+@pytest.mark.parametrize(
+    "values", [[5e-324, 1e-323], [-1e308, 1e308], [1.0, 1.0 + 1e-16], [1e-9, 1.0], [1e16, 1e16 + 64]]
+)
+def test_axes_of_any_numbers_have_ticks_that_differ(values: list[float]) -> None:
+    axis = charts.linear_axis("x", np.array(values))
+    assert axis.high > axis.low
+    texts = [text for _, text in axis.ticks]
+    assert len(set(texts)) == len(texts) >= 2
+
+
+def test_margins_hold_the_ticks() -> None:
+    x = charts.linear_axis("x", np.array([0.0, 1.0]))
+    for values, least in (([0.0, 5.0], 46), ([100_000.0, 100_001.0], 24 + 8 * 6)):
+        chart = charts.Chart("c", (330, 190), x, charts.linear_axis("y", np.array(values)), ())
+        assert chart.left >= least
+        assert chart.left >= 24 + 6 * max(len(text) for _, text in chart.y.ticks)
+        assert chart.right >= 3 * len(x.ticks[-1][1])
 
 
 def test_epochs_are_whole_and_values_may_end_between_ticks() -> None:

@@ -100,7 +100,7 @@ def linear_axis(label: str, values: NDArray[np.float64], *, whole: bool = False,
     """
     values = values[np.isfinite(values)].clip(-1e300, 1e300)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
+    if high - low <= max(1e-300, 1e-12 * max(abs(low), abs(high))):
         high = low + max(abs(low), 1.0)
     step = _step(high / 5 - low / 5)
     step = max(step, 1.0) if whole else step
