@@ -229,7 +229,8 @@ def _near(points: Floats, every: Floats) -> NDArray[np.bool_]:
     """
     low, high = np.quantile(points, (BULK, 1 - BULK), axis=0)
     reach = np.where(high > low, FAR * (high - low), np.inf)
-    return ((every >= low - reach) & (every <= high + reach)).all(axis=1)
+    near: NDArray[np.bool_] = ((every >= low - reach) & (every <= high + reach)).all(axis=1)
+    return near
 
 
 def _categories(drawn: Space, owner: Names, nearest: NDArray[np.int64]) -> Map:
