@@ -59,7 +59,8 @@ def draw_projection(path: Path, chart: Map, number: int) -> None:
             _scatter_numbers(axes, projection, kind, chart["numbers"][kind])
         if projection["centroids"]:
             axes.plot(*np.array(projection["centroids"]).T, "x", color="black", markersize=8, markeredgewidth=2)
-    far = f"; {len(projection['far'])} at the border lie further away" if projection["far"] else ""
+    beyond = len(projection.get("far", ()))
+    far = f"; {beyond} at the border lie further away" if beyond else ""
     told = f"{projection['name']} of {chart['points']} trials, {projection['note']}{far}"
     figure.suptitle(f"{plain(chart['run'])}: {told}")
     save(figure, path)
