@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core import params_file
 from pipeline.core.errors import run_command
-from pipeline.report import build
+from pipeline.report import build, origin
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     add("--seconds", **folder, help="from `train`: <run>.json; files may be missing")
     add("--layers", type=Path, metavar="FOLDER", help="from `layers`: layers.csv, chosen.json; optional")
     add("--analysis", type=Path, metavar="FOLDER", help="from `analyse`: a folder for each run; optional")
-    add("--out", **folder, help="folder to write: leaderboard.txt, leaderboard.csv, runs.csv, index.html")
+    add("--out", **folder, help="folder to write: leaderboard.{txt,csv}, runs.csv, metrics.csv, index.html")
     add("--summary", type=Path, required=True, metavar="FILE", help="JSON to write, for `dvc metrics`")
     args = parser.parse_args()
     settings = params_file.load(args.params)
@@ -35,6 +35,7 @@ def main() -> None:
         sets=settings.evaluate.sets,
         sort_by=settings.report.sort_by,
         note=settings.report.note,
+        origin=origin.of(settings, args.seconds),
         analysed=settings.analysed,
         rescored=settings.rescored,
         finetuned=settings.evaluate.finetuned,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.core import params_file
+from pipeline.core import params_file, provenance
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
@@ -51,7 +51,7 @@ def main() -> None:
     _save(args, fitted, card)
     checkpoints.delete(unfinished)
     seconds = fitted.curves[-1].seconds
-    write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)}) + "\n")
+    write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)} | provenance.stamp()) + "\n")
     print(f"{args.run.name}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
     for remark in fitted.remarks:
         print(f"! {args.run.name}: {remark}")

@@ -15,7 +15,7 @@ import soundfile
 
 from pipeline.metrics.det import det_points
 from pipeline.report import curves, leaderboard
-from pipeline.report.page import embedding_space, page
+from pipeline.report.page import embedding_space, page, tables
 from tests import analysed
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
@@ -34,13 +34,23 @@ FIRST, SECOND = "run-one", "run-two"
 CHART = analysed.chart(FIRST)
 # system, EER on eval, seconds, parameters: ties, a missing number, numbers whose text sorts otherwise
 ROWS = (("d", 1.0, None, 9_000), ("b", 2.0, 10.5, 1_000_000), ("a", 3.0, 9.25, 20_000), ("c", 4.0, 9.25, 20_000))
+HALF = np.arange(130) < 50
+AXES = {
+    name: {"backend": backend, "loss": loss, "layers": "all"}
+    for (name, *_), backend, loss in zip(
+        ROWS, ("asp", "linear", "asp", "linear"), ("<l>", "<l>", "m", "m"), strict=True
+    )
+}
 
 
 def board() -> leaderboard.Leaderboard:
     results = {
-        (name, "eval"): leaderboard.Result(eer, None, 0.0, 50, 80, {"A<b>": leaderboard.Attack(eer, 80)})
+        (name, "eval"): leaderboard.Result(
+            eer, None, 0.0, 50, 80, {"A<b>": leaderboard.Attack(eer, 80)}, {"C1": leaderboard.Attack(50.0 - eer, 80)},
+            measures={"min_dcf": (1.0 - eer / 8, (0.0, 1.0)), "cllr": (12.5 - eer, None)},
+        )
         for name, eer, *_ in ROWS
-    }
+    }  # fmt: skip
     trainings = {name: leaderboard.TrainedFacts(5.0, count, seconds) for name, _, seconds, count in ROWS}
     names = tuple(name for name, *_ in ROWS)
     return leaderboard.Leaderboard(names, {name: (name,) for name in names}, ("eval",), "eval", trainings, results)
@@ -63,7 +73,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spaces = embedding_space.gather(root, (FIRST, SECOND))
     path = root / "data/report/index.html"
     path.parent.mkdir(parents=True)
-    path.write_text(page.render(board(), found, spaces=spaces, audio_root="../..", note="<b>a note</b>"))
+    origin = page.Origin(title="<i>Mine</i>", encoder="tiny", corpora={"eval": "demo"}, date="2026-01-31", axes=AXES)
+    html = page.render(board(), found, origin=origin, spaces=spaces, audio_root="../..", note="<b>a note</b>")
+    path.write_text(html)
     (root / "audio").mkdir()
     soundfile.write(root / "audio/u5.flac", 0.1 * rng.normal(size=1_600), 16_000)
     return path
@@ -165,16 +177,135 @@ def test_a_click_on_a_header_sorts_by_numbers_with_dashes_last(tab: Tab) -> None
 
 
 def test_the_keyboard_sorts_too_and_equal_rows_keep_their_order(tab: Tab) -> None:
-    tab.keyboard.press("Tab")
-    assert tab.evaluate("document.activeElement.innerText.trim()") == "System"
+    tab.get_by_role("button", name="System").first.focus()
     tab.keyboard.press("Enter")
     assert tab.systems() == ["a", "b", "c", "d"]
     tab.keyboard.press("Space")
     assert tab.systems() == ["d", "c", "b", "a"]
     tab.get_by_role("button", name="Runs").press("Enter")
     assert tab.systems() == ["d", "c", "b", "a"]
-    assert tab.systems("table.heat.sortable") == ["d", "b", "a", "c"]  # a table of its own
+    assert tab.systems("#group-0 table") == ["d", "b", "a", "c"]  # a table of its own
     assert tab.complaints == []
+
+
+def column(tab: Tab, key: str) -> list[str]:
+    """The cells of a measure that can be seen, row by row."""
+    return [cell.inner_text().split()[0] for cell in tab.locator(f"table.pooled td.{key}").all() if cell.is_visible()]
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_menu_switches_the_metric_and_the_groups_without_a_script_too(
+    browser: Any, report: Path, scripts: bool
+) -> None:
+    tab = Tab(browser, report, java_script_enabled=scripts)
+    assert column(tab, "eer") == ["1.00", "2.00", "3.00", "4.00"]
+    assert column(tab, "min_dcf") == column(tab, "cllr") == []
+    tab.locator("#measure").select_option("min_dcf")
+    assert column(tab, "min_dcf") == ["0.8750", "0.7500", "0.6250", "0.5000"]
+    assert column(tab, "eer") == column(tab, "cllr") == []
+    if scripts:
+        tab.get_by_role("button", name="min DCF").click()
+        assert tab.systems() == ["c", "a", "b", "d"]
+        tab.locator("#measure").select_option("cllr")
+        tab.get_by_role("button", name="Cllr, bits, raw scores").first.click()
+        assert tab.systems() == ["c", "a", "b", "d"]  # 8.5, 9.5, 10.5, 11.5: as numbers, not as text
+    groups = tab.locator(".group")
+    assert [groups.nth(i).is_visible() for i in range(2)] == [True, False]
+    tab.locator("#group").select_option("Codecs in eval")
+    assert [groups.nth(i).is_visible() for i in range(2)] == [False, True]
+    tab.context.close()
+
+
+def test_filters_leave_the_rows_of_some_systems_in_all_tables(tab: Tab) -> None:
+    def left() -> list[list[str]]:
+        tables = tab.locator("table.sortable").all()
+        rows = [table.locator("tbody tr:not([hidden]) th").all() for table in tables]
+        return [[(row.text_content() or "").strip() for row in own] for own in rows]
+
+    assert tab.locator("#filters select").evaluate_all("all => all.map(one => one.dataset.axis)") == ["backend", "loss"]
+    tab.locator("select[data-axis=backend]").select_option("linear")
+    assert left() == [["b", "c"]] * 4
+    tab.locator("select[data-axis=loss]").select_option("<l>")
+    assert left() == [["b"]] * 4
+    assert tab.text("#left") == "1 of 4"
+    tab.locator("select[data-axis=backend]").select_option("")
+    tab.locator("#filter").fill("D")
+    assert left() == [["d"]] * 4
+    tab.locator("#filter").fill("nobody")
+    assert left() == [[]] * 4
+    tab.locator("#filter").fill("")
+    tab.locator("select[data-axis=loss]").select_option("")
+    assert left() == [["d", "b", "a", "c"]] * 4
+    assert tab.complaints == []
+
+
+def test_long_tables_grow_when_asked_sorted_or_filtered(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WHOLE", 2)
+    rng = np.random.default_rng(1)
+    det, shares = det_points(rng.normal(1, 1, 50), rng.normal(0, 1, 80)), curves.histogram(rng.normal(size=130), HALF)
+    pairs = [(name, "eval") for name, *_ in ROWS]
+    path = tmp_path / "index.html"
+    path.write_text(page.render(board(), page.Curves(dict.fromkeys(pairs, det), dict.fromkeys(pairs, shares), {})))
+    for ask in (
+        lambda tab: tab.locator("#group-0").get_by_role("button", name="Show all").click(),
+        lambda tab: tab.locator("#group-0").get_by_role("button", name="A<b>").click(),
+        lambda tab: tab.locator("#filter").press_sequentially(" "),
+    ):
+        tab = Tab(browser, path)
+        assert tab.systems() == ["d", "b", "a", "c"]  # the leaderboard is whole
+        assert tab.systems("#group-0 table") == ["d", "b"]
+        assert "The best 2 of 4 systems" in tab.text("#group-0 .rest")
+        ask(tab)
+        assert sorted(tab.systems("#group-0 table")) == ["a", "b", "c", "d"]
+        assert tab.locator("#group-0 .rest").count() == 0
+        assert tab.complaints == []
+        tab.context.close()
+
+
+def test_headers_stay_in_sight_and_the_page_stays_short(browser: Any, report: Path) -> None:
+    tab = Tab(browser, report, viewport={"width": 1280, "height": 200})
+    box = tab.locator(".scroll").first
+    box.scroll_into_view_if_needed()
+    before = tab.locator("table.pooled thead").bounding_box()["y"]
+    assert box.evaluate("one => { one.scrollTop = 60; return one.scrollTop; }") == 60
+    header = tab.locator("table.pooled thead th").first.bounding_box()
+    assert header["y"] == pytest.approx(before, abs=1)
+    tab.context.close()
+
+
+def test_a_line_and_its_name_are_brought_out_together(tab: Tab) -> None:
+    figure = tab.locator("#det ~ .figures figure").first
+    dimmed = "all => all.map(one => getComputedStyle(one).opacity)"
+    lines = figure.locator("polyline")
+    assert lines.evaluate_all(dimmed) == ["1"] * 4
+    figure.locator(".legend li").nth(2).hover()
+    assert lines.evaluate_all(dimmed) == ["0.2", "0.2", "1", "0.2"]
+    assert figure.locator(".legend li").evaluate_all(dimmed) == ["0.2", "0.2", "1", "0.2"]
+    tab.mouse.move(2, 2)
+    assert lines.evaluate_all(dimmed) == ["1"] * 4
+    figure.locator(".legend li").nth(1).focus()
+    assert lines.evaluate_all(dimmed) == ["0.2", "1", "0.2", "0.2"]
+
+
+def test_the_title_says_what_it_is_about_and_contents_lead_there(tab: Tab) -> None:
+    assert tab.text("h1") == "<i>Mine</i>"
+    assert tab.title() == "<i>Mine</i>: leaderboard"
+    assert tab.text("dl.origin").split("\n") == ["Encoder", "tiny", "Corpora", "eval: demo", "Newest run", "2026-01-31"]
+    for link in tab.locator("nav a").all():
+        link.click()
+        target = tab.locator(link.get_attribute("href"))
+        assert target.evaluate("one => Math.abs(one.getBoundingClientRect().top)") < 800
+    assert tab.complaints == []
+
+
+def test_a_phone_shows_the_eer_beside_the_name(tab: Tab) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    for cell in tab.locator("table.pooled td.eer").all():
+        box = cell.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
 
 
 def test_hovering_shows_the_trial(tab: Tab) -> None:
@@ -366,6 +497,36 @@ def test_colours_and_projections_can_be_chosen(tab: Tab) -> None:
     seen.add(tab.evaluate(picture))
     assert tab.text("#projection-note") == "t-SNE, perplexity 30"
     assert len(seen) == 6  # set and centroid may be alike no more than the others
+    assert tab.complaints == []
+
+
+def test_the_map_zooms_and_pans_and_a_drag_opens_nothing(tab: Tab) -> None:
+    picture = "document.getElementById('plane').toDataURL()"
+    point = next(point for point in ALONE if point)
+    x, y = (CHART["projections"][0][axis][point] for axis in "xy")
+    whole = tab.evaluate(picture)
+    at = tab.place(x, y)
+    tab.mouse.move(*at)
+    tab.keyboard.down("Control")
+    tab.mouse.wheel(0, -300)  # twice as close, and the place under the pointer stays
+    tab.keyboard.up("Control")
+    tab.until(f"document.getElementById('plane').toDataURL() !== {json.dumps(whole)}")
+    tab.mouse.move(at[0] + 1, at[1])
+    assert tab.text("#tip strong") == f"u{point}"
+    tab.mouse.down()
+    tab.mouse.move(at[0] - 60, at[1] - 40, steps=4)
+    tab.mouse.up()
+    assert tab.locator("#trial h3").count() == 0
+    tab.wait_for_timeout(100)
+    tab.get_by_role("button", name="Whole map").click()
+    tab.until(f"document.getElementById('plane').toDataURL() === {json.dumps(whole)}")
+    tab.locator("#plane").focus()
+    tab.keyboard.press("+")
+    tab.until("!document.getElementById('whole').disabled")
+    tab.keyboard.press("0")
+    tab.until("document.getElementById('whole').disabled")
+    tab.get_by_role("searchbox").fill("u5")
+    assert tab.text("#tip strong") == "u5"
     assert tab.complaints == []
 
 

@@ -66,7 +66,11 @@ def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_explanations_stand_below_their_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("detect", "audio/train/7.flac", "--run", POOLED, "--explain")
-    rows = capsys.readouterr().out.splitlines()[2:]
+    _, heads, near_heads, *rows = capsys.readouterr().out.splitlines()
+    assert (heads.split()[-1], near_heads.split()) == (
+        "file", ["distance", "class", "attack", "nearest", "training", "utterances"],
+    )  # fmt: skip
+    assert near_heads.index("class") == rows[1].index("spoof")
     assert len(rows) == 1 + 5
     assert rows[1].split() == ["0.0000", "spoof", "A1", "train7"]
 

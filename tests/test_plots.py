@@ -90,3 +90,49 @@ def test_a_transfer_plot_marks_both_thresholds_of_each_system(tmp_path: Path) ->
     DRAWINGS["transfer"](tmp_path / "t.svg")
     said = words(tmp_path / "t.svg")
     assert {"good", "poor", "own EER", "transferred"} <= set(said)
+
+
+LONG = "a neural codec language model that differs at its end alone, 声 $x_y$, number {:03d}"
+
+
+@pytest.mark.parametrize("count", [1, 33, 110])
+@pytest.mark.parametrize("name", ["A{:03d}", LONG])
+def test_many_and_long_names_are_all_there_and_differ(tmp_path: Path, count: int, name: str) -> None:
+    """All warnings are errors here, those of matplotlib too."""
+    names, rng = [name.format(i) for i in range(count)], np.random.default_rng(2)
+    many = {one: curves.thinned(det_points(rng.normal(2, 1, 60), rng.normal(0, 1, 60))) for one in names}
+    attack = np.array(["-"] * 60 + names * 6)
+    scores = rng.normal(size=len(attack))
+    split = curves.histogram(scores, np.arange(len(attack)) < 60, attack=attack)
+    percent = np.arange(2.0 * count).reshape(2, count)
+    plots.draw_dets(tmp_path / "d.svg", many)
+    plots.draw_histogram(tmp_path / "h.svg", split, thresholds={"EER": 0.5})
+    plots.draw_heatmap(tmp_path / "m.svg", rows=["r1", "r2"], columns=names, percent=percent)
+    if count < 100:
+        plots.draw_transfer(tmp_path / "t.svg", many, thresholds=dict.fromkeys(names, 0.5))
+    for drawing in "dhmt" if count < 100 else "dhm":
+        said = words(tmp_path / f"{drawing}.svg")
+        ends = {match[1] for word in said if (match := re.search(r"(?:A|number )(\d{3})(?=$|  )", word))}
+        assert ends == {one[-3:] for one in names}, drawing
+    assert {f"{value:.2f}" for value in percent.ravel()} <= set(words(tmp_path / "m.svg"))
+
+
+def test_names_are_cut_in_the_middle_and_stay_different() -> None:
+    assert plots.shortened(["abc", "abcdefghijkl"], longest=9) == ["abc", "abc…hijkl"]
+    assert plots.shortened(["abcXXXXhijkl", "abcYYYYhijkl"], longest=9) == ["abcXXXXhijkl", "abcYYYYhijkl"]
+    assert plots.shortened(["$1$"]) == [r"\$1\$"]
+
+
+def test_a_legend_of_many_systems_stands_beside_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: found.update({path.name: figure}))
+    for count in (2, 33):
+        many = {f"system {i}": det_points(BONAFIDE, SPOOF) for i in range(count)}
+        plots.draw_dets(tmp_path / f"{count}", many)
+        figure = found[f"{count}"]
+        figure.draw_without_rendering()
+        frame, legend = figure.axes[0].get_window_extent(), figure.axes[0].get_legend().get_window_extent()
+        assert (legend.x0 >= frame.x1) == (count == 33)
+        assert legend.x1 <= figure.bbox.x1 + 1
+        assert legend.y0 >= figure.bbox.y0
+        assert frame.width > 400

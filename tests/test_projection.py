@@ -274,3 +274,25 @@ def test_tiny_sets_survive(count: int) -> None:
     assert found["points"] == count
     assert [own["name"] for own in found["projections"]] == ["PCA"]
     json.dumps(found, allow_nan=False)
+
+
+def test_a_map_fits_what_is_near_and_numbers_what_is_far() -> None:
+    points = np.random.default_rng(1).uniform(0, 1, (200, 2))
+    all_near = projection._quantized(projection.Projection("PCA", "", points))
+    span = np.ptp(points, axis=0)
+    np.testing.assert_array_equal(all_near["x"], np.rint(4095 * (points[:, 0] - points[:, 0].min()) / span[0]))
+    assert all_near["far"] == []
+    points[7], points[9] = (1e6, 0.5), (0.5, -50.0)
+    found = projection._quantized(
+        projection.Projection("PCA", "", points, centroids=np.array([[0.5, 0.5], [0.5, 9.0]]))
+    )
+    assert found["far"] == [7, 9]
+    assert (found["x"][7], found["y"][9]) == (4095, 0)
+    rest = np.delete(points, (7, 9), axis=0)
+    low, high = rest.min(axis=0), rest.max(axis=0)
+    np.testing.assert_array_equal(
+        np.delete(found["x"], (7, 9)), np.rint(4095 * (rest[:, 0] - low[0]) / (high - low)[0])
+    )
+    assert found["centroids"][1][1] == 4095  # a centroid far away stands at the border, too
+    one = projection._quantized(projection.Projection("PCA", "", np.zeros((5, 2))))
+    assert (one["far"], one["x"]) == ([], [2048] * 5)

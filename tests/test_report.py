@@ -16,8 +16,12 @@ from scipy import stats
 
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
+from pipeline.core.trial_table import Row, from_rows
+from pipeline.metrics import evaluation
+from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
-from pipeline.report import build, curves, leaderboard, leaderboard_files
+from pipeline.metrics.tdcf import ASVSPOOF5_RATES
+from pipeline.report import build, curves, leaderboard, leaderboard_files, measures
 from pipeline.report.page import charts, layer_curve, page
 from tests import analysed
 
@@ -171,7 +175,136 @@ def test_the_csv_holds_the_metrics_sorted_by_the_set_and_then_by_name(inputs: Pa
             assert row[f"eer/{name}_sd"] == ""
             for attack, value in saved["attacks"].items():
                 assert float(row[f"eer/{name}/{attack}"]) == value["eer"]
-    assert len(rows[0]) == 5 + len(SETS) * 5 + 2 + len(SETS) * 2
+    assert [row["chosen"] for row in rows] == ["", "chosen", "", ""]
+    # and of every set a threshold, which is the only other measure here
+    assert len(rows[0]) == 6 + len(SETS) * 5 + 2 + len(SETS) * 2 + len(SETS)
+
+
+MEASURED = {
+    "eer_interpolated": 3.5, "min_dcf": 0.25, "min_dcf_interval": [0.125, 0.5], "act_dcf": 0.75,
+    "min_tdcf_2019": 0.375, "min_tdcf_2019_interval": [0.25, 0.5], "min_tdcf_2021": 0.5, "cllr": 1.5, "min_cllr": 0.125,
+    "eer_interval_by_speaker": [2.0, 8.0],
+    "calibrated": {"slope": 2.0, "offset": -1.0, "act_dcf": 0.625, "cllr": 0.875},
+    "at_threshold": {"threshold": 0.25, "accuracy": 90.0, "balanced_accuracy": 80.0, "frr": 5.0, "far": 52.0},
+    "codecs": {"C<1>": {"eer": 4.5, "bonafide": 7, "spoof": 3}}, "vocoders": {"V1": {"eer": 5.5, "spoof": 6}},
+}  # fmt: skip
+
+
+def measure_all(inputs: Path) -> None:
+    """Add to the metrics of every run on every set all that `evaluate` measures; to b a min DCF that is better."""
+    for path in (inputs / "metrics").glob("*/*.json"):
+        better = {"min_dcf": 0.0625, "at_threshold": MEASURED["at_threshold"] | {"accuracy": 95.0}}
+        own = MEASURED | (better if path.parent.name == "b" else {})
+        path.write_text(json.dumps(json.loads(path.read_text()) | own))
+
+
+def test_every_metric_of_evaluate_is_in_the_csv_files(inputs: Path) -> None:
+    measure_all(inputs)
+    rows = rows_of(run(inputs) / "metrics.csv")
+    own = {
+        (row["by"], row["group"], row["metric"]): (row["value"], row["low"], row["high"])
+        for row in rows
+        if (row["run"], row["set"]) == ("asp-qamo-2", "eval")
+    }
+    assert own == {
+        ("all", "", "eer"): ("0.6", str(0.6 - 0.3), str(0.6 + 0.2)),
+        ("all", "", "eer_by_speaker"): ("0.6", "2.0", "8.0"),
+        ("all", "", "eer_interpolated"): ("3.5", "", ""),
+        ("all", "", "min_dcf"): ("0.25", "0.125", "0.5"),
+        ("all", "", "act_dcf"): ("0.75", "", ""),
+        ("all", "", "act_dcf_calibrated"): ("0.625", "", ""),
+        ("all", "", "min_tdcf_2019"): ("0.375", "0.25", "0.5"),
+        ("all", "", "min_tdcf_2021"): ("0.5", "", ""),
+        ("all", "", "cllr"): ("1.5", "", ""),
+        ("all", "", "cllr_calibrated"): ("0.875", "", ""),
+        ("all", "", "min_cllr"): ("0.125", "", ""),
+        ("all", "", "frr_at_dev"): ("5.0", "", ""),
+        ("all", "", "far_at_dev"): ("52.0", "", ""),
+        ("all", "", "accuracy_at_dev"): ("90.0", "", ""),
+        ("all", "", "balanced_accuracy_at_dev"): ("80.0", "", ""),
+        ("all", "", "threshold"): ("0.5", "", ""),
+        ("all", "", "threshold_dev"): ("0.25", "", ""),
+        ("all", "", "calibration_slope"): ("2.0", "", ""),
+        ("all", "", "calibration_offset"): ("-1.0", "", ""),
+        ("attack", "A<1>", "eer"): ("0.3", "", ""),
+        ("attack", "A2", "eer"): ("1.2", "", ""),
+        ("codec", "C<1>", "eer"): ("4.5", "", ""),
+        ("vocoder", "V1", "eer"): ("5.5", "", ""),
+    }
+    assert len(rows) == len(EERS) * len(SETS) * len(own)
+    wide = {row["system"]: row for row in rows_of(inputs / "out/leaderboard.csv")}
+    assert (wide["a"]["min_dcf/eval"], wide["b"]["min_dcf/eval"]) == ("0.25", "0.0625")
+    assert wide["asp-qamo"]["cllr_calibrated/dev"] == "0.875"
+    assert wide["a"]["eer_by_codec/eval/C<1>"] == "4.5"
+    assert wide["a"]["eer_by_vocoder/dev/V1"] == "5.5"
+
+
+def test_evaluate_measures_nothing_that_the_report_does_not_know() -> None:
+    rng = np.random.default_rng(1)
+    rows = [Row(f"t:{i}", f"u{i}", f"u{i}.wav", "spoof" if i % 2 else "bonafide", speaker=f"s{i % 12}", attack="A1",
+                codec="c", vocoder="v") for i in range(240)]  # fmt: skip
+    found = evaluation.evaluate(
+        from_rows(rows, source="t"), rng.normal(size=240), asv=ASVSPOOF5_RATES, threshold=0.0, folds=20,
+        calibration=Calibration(1.0, 0.0),
+    )  # fmt: skip
+    known = {measure.place[0] for measure in measures.MEASURES} | {measure.interval for measure in measures.MEASURES}
+    known |= {*measures.GROUPS.values(), "bonafide", "spoof"}
+    assert set(found) <= known
+    assert {("calibrated", key) for key in found["calibrated"]} <= {each.place for each in measures.MEASURES}
+    assert {("at_threshold", key) for key in found["at_threshold"]} <= {each.place for each in measures.MEASURES}
+    assert set(measures.read_all(found)) == {each.key for each in measures.MEASURES}
+
+
+def test_the_page_holds_every_metric_and_marks_its_best(inputs: Path) -> None:
+    measure_all(inputs)
+    html = (run(inputs) / "index.html").read_text()
+    menu = re.findall(r'<option value="([a-z_0-9]+)"', html[html.index('id="measure"') : html.index("</select>")])
+    assert menu == [measure.key for measure in measures.MEASURES if measure.better]
+    cells = {key: re.findall(rf'<td class="m {key}".*?</td>', html) for key in menu}
+    assert {len(found) for found in cells.values()} == {len(ORDER) * len(SETS)}
+    best = [re.sub("<.*?>", " ", cell).split()[0] for cell in cells["min_dcf"] if "<strong>" in cell]
+    assert best == ["0.0625"] * len(SETS)
+    assert [cell for cell in cells["min_dcf"] if "0.1250 to 0.5000" in cell]
+    assert all("<strong>95.00" in cell for cell in cells["accuracy_at_dev"][4:6])  # the highest: that of b
+    assert sum("<strong>" in cell for cell in cells["accuracy_at_dev"]) == len(SETS)
+    assert re.findall(r'<option value="group-\d"[^>]*>(.*?)<', html) == [
+        f"{kind} in {name}" for name in ("eval", "dev") for kind in ("Attacks", "Codecs", "Vocoders")
+    ]
+    decided = html[html.index('id="decisions"') : html.index('id="det"')]
+    row = re.search(r"a</th>(.*?)</tr>", decided)
+    assert row is not None
+    assert re.findall(r"<td>(.*?)</td>", row[1]) == [
+        "3.25", "0.5000", "0.2500", "5.00", "52.00", "0.7500", "0.6250", "1.5000", "0.8750", "0.1250", "2.0000",
+        "-1.0000",
+    ]  # fmt: skip
+    scores = html[html.index('id="scores"') :]
+    assert scores.count("<title>dev threshold</title>") == len(ORDER) * len(SETS)
+
+
+def test_a_metric_that_one_run_lacks_is_a_dash(inputs: Path) -> None:
+    measure_all(inputs)
+    path = inputs / "metrics/a/eval.json"
+    found = json.loads(path.read_text())
+    del found["min_tdcf_2019"]
+    path.write_text(json.dumps(found))
+    out = run(inputs)
+    assert [row["min_tdcf_2019/eval"] for row in rows_of(out / "leaderboard.csv")] == ["0.375", "", "0.375", "0.375"]
+    assert '<td class="m min_tdcf_2019">-</td>' in (out / "index.html").read_text()
+
+
+def test_marks_of_costs_and_of_what_is_better_the_higher(inputs: Path) -> None:
+    measure_all(inputs)
+    board = gathered(inputs, RUNS, SETS, "eval")
+    assert [board.mark(system, "eval", "min_dcf") for system in ORDER] == ["~", "~", "*", "~"]
+    assert [board.mark(system, "eval", "accuracy_at_dev") for system in ORDER] == ["", "", "*", ""]
+    assert {board.mark(system, "eval", "threshold") for system in ORDER} == {""}
+    # both intervals are 0.375 wide, so a difference of 0.1875 * sqrt 2 = 0.2652 is the least that counts
+    path = inputs / "metrics/a/eval.json"
+    for value, mark in ((0.327, "~"), (0.328, "")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"min_dcf": value}))
+        assert gathered(inputs, RUNS, SETS, "eval").mark("a", "eval", "min_dcf") == mark
+    unbounded = leaderboard.over_seeds([1.0, 3.0], [(1.0, 2.0)] * 2, top=float("inf")).interval
+    assert unbounded == (0.0, pytest.approx(2 + (12.706**2 + 0.5**2) ** 0.5))
 
 
 def test_of_two_seeds_the_csv_holds_the_mean_the_deviation_and_an_interval_of_both(inputs: Path) -> None:
@@ -212,7 +345,7 @@ def test_dev_chooses_no_score_by_an_embedding_index(inputs: Path) -> None:
     ]  # fmt: skip
     assert "† by the embedding index of the trained system, and left out of what dev chooses" in lines
     seen = Page((out / "index.html").read_text())
-    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a†"] * 3
+    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a†"] * 5
     assert "† is by the embedding index" in seen.text
     assert "†" not in (run(inputs) / "index.html").read_text()
     with pytest.raises(InputError, match="expected at least one trained run, got only scores by an index: "):
@@ -253,7 +386,7 @@ def test_the_run_that_the_encoder_was_fine_tuned_with_is_marked_and_may_be_chose
     assert [line.split()[:3] for line in lines[4:6]] == [["2", "a", "‡"], ["3", "b", "1"]]
     assert "‡ trained with the encoder, whose parameters it counts; all others read its features" in lines
     seen = Page((out / "index.html").read_text())
-    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a‡"] * 3
+    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a‡"] * 5
     assert "‡ was trained with the encoder, whose parameters it counts" in seen.text
     assert rows_of(out / "leaderboard.csv")[1]["system"] == "a"
     assert "‡" not in (run(inputs) / "index.html").read_text() + (inputs / "out/leaderboard.txt").read_text()
@@ -331,25 +464,26 @@ def test_the_page_shows_every_value_and_marks_the_best(inputs: Path) -> None:
     seen = Page((run(inputs) / "index.html").read_text())
     assert seen.rows[0] == [
         "System",
-        "Runsseeds",
-        "(dev)chose thecheckpoints",
-        "dev1,234 bona fide6 spoof",
         "eval1,234 bona fide6 spoof",
+        "dev1,234 bona fide6 spoof",
+        "(dev)chose thecheckpoints",
+        "Runsseeds",
         "Secondsof training",
         "Parameters",
     ]
     assert [row[0] for row in seen.rows[1:5]] == ORDER
     assert [" ".join(cell.split()) for cell in seen.rows[1]] == [
-        "asp-qamo", "2", "7.25 ± 1.41", "7.00 ± 1.41~0.00 to 19.71, 2 seeds", "0.50± 0.140.00 to 1.79, 2 seeds",
+        "asp-qamo", "0.50± 0.140.00 to 1.79, 2 seeds", "7.00 ± 1.41~0.00 to 19.71, 2 seeds", "7.25 ± 1.41", "2",
         "5.0", "1,003",
     ]  # fmt: skip
     assert [" ".join(cell.split()) for cell in seen.rows[4]] == [
-        "linear-<b>", "1", "1.75", "1.50~1.20 to 1.70, trials only", "9.008.70 to 9.20, trials only", "-", "1,000",
+        "linear-<b>", "9.008.70 to 9.20, trials only", "1.50~1.20 to 1.70, trials only", "1.75", "1", "-", "1,000",
     ]  # fmt: skip
     assert seen.rows[5] == ["System", "A<1>4", "A22"]
-    means = {"asp-qamo": 7.0} | {name: EERS[name][0] for name in ORDER[1:]}
+    means = {"asp-qamo": 0.5} | {name: EERS[name][1] for name in ORDER[1:]}
     assert seen.rows[6:10] == [[name, f"{means[name] / 2:.2f}", f"{means[name] * 2:.2f}"] for name in ORDER]
-    assert seen.best == ["0.50", "1.25", "0.62", "2.50", "0.25", "1.00"]
+    assert seen.best == ["0.50", "1.25", "0.25", "1.00", "0.62", "2.50"]
+    assert [row[3] for row in seen.rows[1:5]] == ["7.25 ± 1.41", "1.50chosen by dev", "2.25", "1.75"]
     assert NOTE in seen.text
     assert "Charts show one run of a system, of its lowest dev EER." in seen.text
 
@@ -364,7 +498,7 @@ def test_charts_show_the_run_that_dev_selected_of_as_many_systems_as_look_differ
     html = (run(inputs) / "index.html").read_text()
     assert html.count("<details") == 3
     assert "and the best 3 systems." in html
-    assert html.count("<tr><th") == 3 * len(ORDER)
+    assert html.count("<tr data-row=") == 5 * len(ORDER)
 
 
 def test_the_page_draws_every_system_on_every_set(inputs: Path) -> None:
@@ -380,7 +514,11 @@ def test_the_page_needs_nothing_from_elsewhere(inputs: Path) -> None:
     whole(inputs)
     html = (run(inputs, shown=SHOWN) / "index.html").read_text()
     seen = Page(html)
-    assert seen.references == []
+    beside = {path.name for path in (inputs / "out").iterdir()}
+    targets = [reference.removeprefix("href=") for reference in seen.references]
+    assert {name for name in targets if not name.startswith("#")} == {"leaderboard.csv", "metrics.csv", "runs.csv"}
+    assert {name for name in targets if not name.startswith("#")} < beside
+    assert all(f'id="{name[1:]}"' in html for name in targets if name.startswith("#"))
     assert not {"link", "iframe", "object", "img", "base"} & seen.tags
     assert "default-src 'none'" in html
     assert "http:" not in html
@@ -420,17 +558,17 @@ def whole(inputs: Path, *, layers: str = LAYERS) -> None:
 def test_a_run_that_was_not_trained_is_left_out_of_the_training_curves(inputs: Path) -> None:
     (inputs / "curves/a.csv").unlink()
     html = (run(inputs) / "index.html").read_text()
-    training = html[html.index("<h2>Training</h2>") : html.index("<h2>Scores</h2>")]
+    training = html[html.index('<h2 id="training">') : html.index('<h2 id="scores">')]
     titles = [re.findall(r"<title>(.*?)</title>", figure) for figure in training.split("<figure>")[1:]]
     assert [names[:3] for names in titles] == [["asp-qamo", "b", "linear-&lt;b&gt;"]] * 2
     assert re.findall(r'polyline class="(c\d)', training) == ["c0", "c2", "c3"] * 2  # each keeps its colour
     for path in (inputs / "curves").iterdir():
         path.unlink()
-    assert "<h2>Training</h2>" not in (run(inputs) / "index.html").read_text()
+    assert '<h2 id="training">' not in (run(inputs) / "index.html").read_text()
 
 
 def test_the_layer_curve_shows_every_set_and_method_and_the_chosen_layers(inputs: Path) -> None:
-    assert "<h2>Layers</h2>" not in (run(inputs) / "index.html").read_text()
+    assert '<h2 id="layers">' not in (run(inputs) / "index.html").read_text()
     whole(inputs)
     curve = layer_curve.read(inputs / "layers")
     assert curve is not None
@@ -444,7 +582,7 @@ def test_the_layer_curve_shows_every_set_and_method_and_the_chosen_layers(inputs
     assert [(ring.x, ring.y, ring.text) for ring in chart.rings] == [(0, 5.5, "1"), (2, 3.25, "2")]
     assert [text for _, text in chart.x.ticks] == ["2", "10", "fin."]
     html = (run(inputs) / "index.html").read_text()
-    layers = html[html.index("<h2>Layers</h2>") : html.index("<h2>Training</h2>")]
+    layers = html[html.index('<h2 id="layers">') : html.index('<h2 id="training">')]
     assert layers.count("<polyline") == 3
     assert layers.count('class="ring"') == 2
 
@@ -504,6 +642,9 @@ def test_the_panels_show_the_numbers_of_the_analysis(inputs: Path) -> None:
     facts = analysed.analysis("b")
     assert seen[1][1:] == [f"{value:.2f}" for value in facts["similarity"][0]]
     assert rows["Silhouetteby class: 1 apart, 0 overlapping, below 0 mixed"] == ["0.000", "0.125", "0.250"]
+    base = rows["Base rateof the purity: the share of the larger class, without any centroid"]
+    sizes = [sum(facts["assignments"]["train"]["class"][name]) for name in ("bonafide", "spoof")]
+    assert base == [f"{max(sizes) / sum(sizes):.3f}"] * 3
     assert rows["Ratioof that distance to the one on train"] == ["1.00", "2.00", "-"]
     assert rows["of the spoof"] == ["-", "-", "-"]
     assert rows["Effective dimensionnumber of directions that share the variance"] == ["3.2", "4.2", "5.2"]
@@ -606,6 +747,38 @@ def test_axes_have_round_ticks(values: list[float], ends: tuple[float, float], t
     assert (axis.low, axis.high) == pytest.approx(ends)
     assert [text for _, text in axis.ticks] == texts
     assert axis.ticks[0][0] == pytest.approx(axis.low)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0, 0.000015], ["0", "5e−6", "1.0e−5", "1.5e−5"]),
+        ([-2e-5, 2e-5], ["−2e−5", "−1e−5", "0", "1e−5", "2e−5"]),
+        ([0.0, 4e6], ["0", "1e6", "2e6", "3e6", "4e6"]),
+        ([1e300, 1e300], ["1.0e300", "1.2e300", "1.4e300", "1.6e300", "1.8e300", "2.0e300"]),
+    ],
+)
+def test_small_and_large_ticks_have_powers_of_ten(values: list[float], texts: list[str]) -> None:
+    assert [text for _, text in charts.linear_axis("x", np.array(values)).ticks] == texts
+
+
+@pytest.mark.parametrize(
+    "values", [[5e-324, 1e-323], [-1e308, 1e308], [1.0, 1.0 + 1e-16], [1e-9, 1.0], [1e16, 1e16 + 64]]
+)
+def test_axes_of_any_numbers_have_ticks_that_differ(values: list[float]) -> None:
+    axis = charts.linear_axis("x", np.array(values))
+    assert axis.high > axis.low
+    texts = [text for _, text in axis.ticks]
+    assert len(set(texts)) == len(texts) >= 2
+
+
+def test_margins_hold_the_ticks() -> None:
+    x = charts.linear_axis("x", np.array([0.0, 1.0]))
+    for values, least in (([0.0, 5.0], 46), ([100_000.0, 100_001.0], 24 + 8 * 6)):
+        chart = charts.Chart("c", (330, 190), x, charts.linear_axis("y", np.array(values)), ())
+        assert chart.left >= least
+        assert chart.left >= 24 + 6 * max(len(text) for _, text in chart.y.ticks)
+        assert chart.right >= 3 * len(x.ticks[-1][1])
 
 
 def test_epochs_are_whole_and_values_may_end_between_ticks() -> None:

@@ -31,6 +31,7 @@ PERPLEXITY = 30.0
 UMAP_NEIGHBOURS = 15
 START = 1e-4  # standard deviation of the start of t-SNE, as its author recommends
 NEAR = 6  # neighbours that the map names for each point
+BULK, FAR = 0.01, 1.0  # a map fits the middle 98 % of its points, and this many times their width on either side
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 Map = dict[str, Any]
@@ -200,12 +201,16 @@ def _stratum(space: Space) -> Names:
 
 
 def _quantized(projection: Projection) -> Map:
-    """A projection in the form of the map, with whole numbers as coordinates."""
+    """A projection in the form of the map, with whole numbers as coordinates.
+
+    The map fits the points that are near. The others stand at its border, and `far` numbers them.
+    """
     centroids = projection.centroids
     every = projection.points if centroids is None else np.concatenate((projection.points, centroids))
-    low, span = every.min(axis=0), np.ptp(every, axis=0)
+    near = _near(projection.points, every)
+    low, span = every[near].min(axis=0), np.ptp(every[near], axis=0)
     steps = np.where(span > 0, (every - low) / np.where(span > 0, span, 1.0), 0.5) * (2**BITS - 1)
-    whole = np.rint(steps).astype(np.int64)
+    whole = np.rint(steps.clip(0, 2**BITS - 1)).astype(np.int64)
     points = whole[: len(projection.points)]
     return {
         "name": projection.name,
@@ -213,7 +218,19 @@ def _quantized(projection: Projection) -> Map:
         "x": points[:, 0].tolist(),
         "y": points[:, 1].tolist(),
         "centroids": None if centroids is None else whole[len(points) :].tolist(),
+        "far": np.flatnonzero(~near[: len(points)]).tolist(),
     }
+
+
+def _near(points: Floats, every: Floats) -> NDArray[np.bool_]:
+    """Which places (M, 2) are near the bulk of points (N, 2): the middle 98 % of each axis, and its width more.
+
+    An axis whose bulk has no width has no far points.
+    """
+    low, high = np.quantile(points, (BULK, 1 - BULK), axis=0)
+    reach = np.where(high > low, FAR * (high - low), np.inf)
+    near: NDArray[np.bool_] = ((every >= low - reach) & (every <= high + reach)).all(axis=1)
+    return near
 
 
 def _categories(drawn: Space, owner: Names, nearest: NDArray[np.int64]) -> Map:

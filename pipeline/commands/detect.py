@@ -60,6 +60,7 @@ examples:
   bonafide detect recordings/ --run package/ --json > scores.jsonl           one JSON object in each line
 """
 HEADER = f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'centroid':>8}  file"
+NEAR_HEADER = f"{'':11}{'distance':>12}  {'class':8}  {'attack':>8}  nearest training utterances"
 
 
 class AudioFile(NamedTuple):
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:
         print(f"{system.parts.name}: bona fide above {system.threshold:.5g}\n{HEADER}")
+        if given.explain:
+            print(NEAR_HEADER)
     for folder in unreadable:
         _tell(folder, {}, as_json=given.json)
     failed = 0

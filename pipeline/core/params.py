@@ -124,6 +124,21 @@ class Params(Section):
         """Run -> its system, for all runs of the leaderboard: those of the grid, the fine-tuned one, the rescored."""
         return self.grid.runs | {run: run for run in self.evaluate.finetuned} | self.rescored
 
+    @property
+    def axes(self) -> dict[str, dict[str, str]]:
+        """System -> the names of its backend, loss, layers and views, and of its scoring by an embedding index."""
+        names, grid = ("backend", "loss", "layers", "views"), self.grid
+        cells = itertools.product(grid.backend, grid.loss, grid.layers, grid.views)
+        chosen = {cell: dict(zip(names, cell, strict=True)) for cell in cells}
+        trained = grid.runs
+        found = {trained["-".join((*cell, str(grid.seed[0])))]: own for cell, own in chosen.items()}
+        if tuning := self.encoder.finetune:
+            found |= {name: {"backend": tuning.backend, "loss": tuning.loss} for name in self.evaluate.finetuned}
+        for run in self.analysed:
+            for scoring in self.analyse.scorings:
+                found[f"{trained[run]}-{scoring}"] = found[trained[run]] | {"scoring": scoring}
+        return found
+
     def _not_in_the_grid(self) -> list[str]:
         chosen = {axis: getattr(self.analyse, axis) for axis in ("backend", "loss", "layers", "views", "seed")}
         if not all(chosen.values()):  # nothing is analysed

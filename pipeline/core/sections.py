@@ -345,7 +345,8 @@ class EvaluateParams(Section):
 
 
 class ReportParams(Section):
-    """How the report looks. sort_by: the set by whose EER the leaderboard is sorted. note: shown on the page."""
+    """How the report looks. sort_by: the set by whose EER the leaderboard is sorted. title, note: shown on the page."""
 
     sort_by: Name
+    title: str = "Report"
     note: str = ""

@@ -59,7 +59,10 @@ def draw_projection(path: Path, chart: Map, number: int) -> None:
             _scatter_numbers(axes, projection, kind, chart["numbers"][kind])
         if projection["centroids"]:
             axes.plot(*np.array(projection["centroids"]).T, "x", color="black", markersize=8, markeredgewidth=2)
-    figure.suptitle(f"{plain(chart['run'])}: {projection['name']} of {chart['points']} trials, {projection['note']}")
+    beyond = len(projection.get("far", ()))
+    far = f"; {beyond} at the border lie further away" if beyond else ""
+    told = f"{projection['name']} of {chart['points']} trials, {projection['note']}{far}"
+    figure.suptitle(f"{plain(chart['run'])}: {told}")
     save(figure, path)
 
 

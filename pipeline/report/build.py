@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core import files
 from pipeline.report import curves, leaderboard, leaderboard_files
 from pipeline.report.page import embedding_space, layer_curve, page
+
+TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ def build(
     analysed: Collection[str] = (),
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
+    origin: page.Origin | None = None,
 ) -> str:
-    """Write leaderboard.csv, leaderboard.txt, runs.csv and index.html into `out`, and `summary`; return the table.
+    """Write leaderboard.txt, the files of `TABLES` and index.html into `out`, and `summary`; return the table.
 
     Args:
         summary: the JSON file that DVC shows as metrics. runs: run -> its system. analysed: runs with embeddings to
             show. rescored: runs that score by an embedding index. finetuned: the run that was trained with the encoder.
+        origin: what the page says of the project.
 
     Raises InputError where a file is missing or malformed, or where runs were evaluated on different trials.
     """
@@ -57,6 +61,7 @@ def build(
     html = page.render(
         board,
         _curves(board, inputs),
+        origin=replace(origin or page.Origin(), files=TABLES),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
         spaces=_spaces(board, inputs, analysed),
         audio_root=_way(out),
@@ -65,6 +70,7 @@ def build(
     text = leaderboard_files.to_text(board)
     files.write_text(out / "leaderboard.csv", leaderboard_files.to_csv(board))
     files.write_text(out / "leaderboard.txt", text)
+    files.write_text(out / "metrics.csv", leaderboard_files.metrics_to_csv(board))
     files.write_text(out / "runs.csv", leaderboard_files.runs_to_csv(board))
     files.write_text(out / "index.html", html)
     files.write_text(summary, leaderboard_files.to_json(board))

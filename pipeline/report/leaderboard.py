@@ -17,21 +17,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pipeline.report.measures import EER, GROUPS, MEASURES, Interval, Measure
 
 BEST = "*"
 NEAR = "~"
+CHOSEN, TIED = "chosen", "tied"  # by the EER on dev
 ONE_SEED, TWO_SEEDS = "trials only", "2 seeds"  # beside an interval
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # for 1, 2, ... degrees of freedom
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # 1.96: of the 95 % interval
 
-Interval = tuple[float, float]
-
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack of a set: its EER in percent against all bona fide, and its number of spoof trials."""
+    """One attack, codec or vocoder of a set: its EER in percent, and its number of spoof trials.
+
+    The EER of an attack or vocoder is against all bona fide, that of a codec against the bona fide of that codec.
+    """
 
     eer: float
     spoof: int
@@ -39,7 +44,10 @@ class Attack:
 
 @dataclass(frozen=True)
 class Result:
-    """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name."""
+    """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name.
+
+    codecs, vocoders: by name. measures: all that `evaluate` measured, by key of `MEASURES`, each with its interval.
+    """
 
     eer: float
     interval: Interval | None
@@ -47,10 +55,22 @@ class Result:
     bonafide: int
     spoof: int
     attacks: dict[str, Attack]
+    codecs: dict[str, Attack] = field(default_factory=dict)
+    vocoders: dict[str, Attack] = field(default_factory=dict)
+    measures: Mapping[str, tuple[float, Interval | None]] = field(default_factory=dict)
 
-    def counts(self) -> tuple[int, int, dict[str, int]]:
+    def groups(self, kind: str) -> dict[str, Attack]:
+        """The attacks, codecs or vocoders. kind: a key of `GROUPS`."""
+        return {"attack": self.attacks, "codec": self.codecs, "vocoder": self.vocoders}[kind]
+
+    def measure(self, key: str) -> tuple[float, Interval | None] | None:
+        """The value of a measure and its interval, None where it was not measured."""
+        return (self.eer, self.interval) if key == EER else self.measures.get(key)
+
+    def counts(self) -> tuple[int, int, dict[str, dict[str, int]]]:
         """The counts that must be equal for two runs to be comparable."""
-        return self.bonafide, self.spoof, {name: attack.spoof for name, attack in self.attacks.items()}
+        groups = {kind: {name: group.spoof for name, group in self.groups(kind).items()} for kind in GROUPS}
+        return self.bonafide, self.spoof, groups
 
 
 @dataclass(frozen=True)
@@ -68,9 +88,9 @@ class TrainedFacts:
 
 @dataclass(frozen=True)
 class Value:
-    """An EER in percent over the seeds of a system: mean, standard deviation (None for one seed), 95 % interval.
+    """A metric over the seeds of a system: mean, standard deviation (None for one seed), 95 % interval.
 
-    half: half the width of the interval, before it is cut at 0 and 100. runs: one a seed.
+    half: half the width of the interval, before it is cut at the ends of the scale. runs: one a seed.
     """
 
     mean: float
@@ -85,11 +105,11 @@ class Value:
         return {1: ONE_SEED, 2: TWO_SEEDS}.get(self.runs, "") if self.interval else ""
 
 
-def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> Value:
-    """The EER of a system from the EERs and intervals of its runs, all in percent."""
-    count = len(eers)
-    mean = math.fsum(eers) / count
-    deviation = statistics.stdev(eers) if count > 1 else None
+def over_seeds(values: Sequence[float], intervals: Sequence[Interval | None], *, top: float = 100.0) -> Value:
+    """The metric of a system from the values and intervals of its runs, on a scale from 0 to `top`."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    deviation = statistics.stdev(values) if count > 1 else None
     known = [interval for interval in intervals if interval is not None]
     if not known:
         return Value(mean, deviation, None, None, count)
@@ -98,7 +118,7 @@ def over_seeds(eers: Sequence[float], intervals: Sequence[Interval | None]) -> V
         return Value(mean, None, known[0], trials, count)
     quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else QUANTILE
     half = math.hypot(trials, quantile * deviation / math.sqrt(count))
-    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, 100.0)), half, count)
+    return Value(mean, deviation, (max(mean - half, 0.0), min(mean + half, top)), half, count)
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,7 @@ class Leaderboard:
     rescored: frozenset[str] = frozenset()
     finetuned: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def chosen(self) -> str:
         """The trained system with the lowest dev EER, of equals the first by name.
 
@@ -127,39 +147,77 @@ class Leaderboard:
         trained = (system for system in self.systems if system not in self.rescored)
         return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
 
-    @property
+    @cached_property
     def tied(self) -> tuple[str, ...]:
         """The other trained systems with the dev EER of the one that dev chose."""
         lowest = self.dev_eer(self.chosen).mean
         others = (name for name in self.systems if name not in self.rescored and name != self.chosen)
         return tuple(sorted(name for name in others if self.dev_eer(name).mean == lowest))
 
-    @property
+    @cached_property
     def caveats(self) -> frozenset[str]:
         """What the intervals of some systems do not say."""
         return frozenset(self.eer(system, name).caveat for system in self.systems for name in self.sets) - {""}
 
     def first(self, name: str) -> Result:
-        """Any result on the set, for facts that all runs share: the counts of trials, and the attacks."""
+        """Any result on the set, for facts that all runs share: the counts of trials, and the names of groups."""
         return next(result for (_, on), result in self.results.items() if on == name)
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """What was measured of some run on some set, in the order of `MEASURES`."""
+        keys = {EER}.union(*(result.measures for result in self.results.values()))
+        return tuple(measure for measure in MEASURES if measure.key in keys)
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str, str], Value | None]:
+        """(system, set, key of a measure) -> its value. Sorting, marks and tables read them again and again."""
+        return {
+            (system, name, measure.key): self._over_runs(system, name, measure)
+            for system in self.systems
+            for name in self.sets
+            for measure in self.measures
+        }
+
+    def _over_runs(self, system: str, name: str, measure: Measure) -> Value | None:
+        found = [self.results[run, name].measure(measure.key) for run in self.runs[system]]
+        known = [pair for pair in found if pair is not None]
+        if len(known) < len(found):
+            return None
+        return over_seeds([value for value, _ in known], [interval for _, interval in known], top=measure.top)
+
+    def value(self, system: str, name: str, key: str) -> Value | None:
+        """A measure of a system on a set, None where it was not measured for all its runs."""
+        return self._values[system, name, key]
 
     def eer(self, system: str, name: str) -> Value:
         """The EER of a system on a set."""
-        found = [self.results[run, name] for run in self.runs[system]]
-        return over_seeds([result.eer for result in found], [result.interval for result in found])
+        value = self._values[system, name, EER]
+        assert value is not None  # noqa: S101  # every result has one
+        return value
 
     def dev_eer(self, system: str) -> Value:
         """The EER of a system on the dev set, as `train` measured it to select checkpoints. It has no interval."""
         return over_seeds([self.trainings[run].dev_eer for run in self.runs[system]], [])
 
-    def attack(self, system: str, name: str, attack: str) -> float:
-        """The mean EER in percent on one attack of a set."""
-        eers = [self.results[run, name].attacks[attack].eer for run in self.runs[system]]
-        return math.fsum(eers) / len(eers)
+    @cached_property
+    def _groups(self) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+        """(set, kind) -> group -> system -> the mean EER in percent."""
+        return {
+            (name, kind): {
+                group: {
+                    system: math.fsum(self.results[run, name].groups(kind)[group].eer for run in runs) / len(runs)
+                    for system, runs in self.runs.items()
+                }
+                for group in self.first(name).groups(kind)
+            }
+            for name in self.sets
+            for kind in GROUPS
+        }
 
-    def best_on(self, name: str, attack: str) -> float:
-        """The lowest EER in percent on one attack of a set."""
-        return min(self.attack(system, name, attack) for system in self.systems)
+    def group(self, name: str, kind: str, group: str) -> dict[str, float]:
+        """The mean EER in percent of each system on an attack, codec or vocoder of a set."""
+        return self._groups[name, kind][group]
 
     def parameters(self, system: str) -> int:
         """The number of learned parameters of backend and loss, and of the encoder where it was trained with them."""
@@ -178,12 +236,30 @@ class Leaderboard:
         """The run that charts show for a system: the one with the lowest dev EER."""
         return min(self.runs[system], key=lambda run: (self.trainings[run].dev_eer, run))
 
-    def mark(self, system: str, name: str) -> str:
+    @cached_property
+    def _best(self) -> dict[tuple[str, str], Value]:
+        """(set, key of a measure) -> the best value of all systems."""
+        found = {}
+        for name in self.sets:
+            for measure in self.measures:
+                values = [self._values[system, name, measure.key] for system in self.systems]
+                known = [value for value in values if value is not None]
+                if known and measure.better:
+                    choose = min if measure.better == "lower" else max
+                    found[name, measure.key] = choose(known, key=lambda value: value.mean)
+        return found
+
+    def mark(self, system: str, name: str, key: str = EER) -> str:
         """`*` for the best system on a set, `~` for a system within noise of it, else nothing."""
-        best = min((self.eer(other, name) for other in self.systems), key=lambda value: value.mean)
-        value = self.eer(system, name)
+        value, best = self._values[system, name, key], self._best.get((name, key))
+        if value is None or best is None:
+            return ""
         if value.mean == best.mean:
             return BEST
         halves = [half for half in (value.half, best.half) if half is not None]
-        within = len(halves) == 2 and value.mean - best.mean <= math.hypot(*halves)
+        within = len(halves) == 2 and abs(value.mean - best.mean) <= math.hypot(*halves)
         return NEAR if within else ""
+
+    def choice(self, system: str) -> str:
+        """`chosen` for the system that dev chose, `tied` for one that shares its dev EER, else nothing."""
+        return CHOSEN if system == self.chosen else TIED if system in self.tied else ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from pipeline.report.leaderboard import (
     ONE_SEED,
     TWO_SEEDS,
     Attack,
-    Interval,
     Leaderboard,
     Result,
     TrainedFacts,
     Value,
 )
+from pipeline.report.measures import EER, GROUPS, finite, read_all, read_interval
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
@@ -42,18 +41,22 @@ def read_result(path: Path) -> Result:
     found = _json(path, EVALUATE)
     try:
         return Result(
-            eer=_finite(found["eer"]),
-            interval=_interval(found.get("eer_interval")),
-            threshold=_finite(found["threshold"]),
+            eer=finite(found["eer"]),
+            interval=read_interval(found.get("eer_interval")),
+            threshold=finite(found["threshold"]),
             bonafide=int(found["bonafide"]),
             spoof=int(found["spoof"]),
-            attacks={
-                str(name): Attack(eer=_finite(attack["eer"]), spoof=int(attack["spoof"]))
-                for name, attack in found["attacks"].items()
-            },
+            attacks=_groups(found["attacks"]),
+            codecs=_groups(found.get("codecs", {})),
+            vocoders=_groups(found.get("vocoders", {})),
+            measures=read_all(found),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unexpected(path, "metrics with eer, threshold, bonafide, spoof and attacks", error, EVALUATE) from None
+
+
+def _groups(found: Mapping[str, Any]) -> dict[str, Attack]:
+    return {str(name): Attack(eer=finite(group["eer"]), spoof=int(group["spoof"])) for name, group in found.items()}
 
 
 def read_training(path: Path, seconds: Path) -> TrainedFacts:
@@ -64,9 +67,9 @@ def read_training(path: Path, seconds: Path) -> TrainedFacts:
     found = _json(path, TRAIN)
     try:
         return TrainedFacts(
-            dev_eer=_finite(found["dev_eer"]),
+            dev_eer=finite(found["dev_eer"]),
             parameters=int(found["parameters"]),
-            seconds=_finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
+            seconds=finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
             remarks=tuple(str(line) for line in found.get("remarks", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -90,19 +93,6 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
 def _unexpected(path: Path, what: str, error: Exception, stage: str) -> InputError:
     got = f"{type(error).__name__} {error}"
     return InputError(f"{path}: expected {what}, got {got}; run `dvc repro -f {stage}`")
-
-
-def _finite(value: float | str) -> float:
-    if not math.isfinite(float(value)):
-        raise ValueError(f"{value} where a finite number belongs")
-    return float(value)
-
-
-def _interval(ends: Sequence[float] | None) -> Interval | None:
-    if ends is None:
-        return None
-    low, high = ends
-    return _finite(low), _finite(high)
 
 
 def gather(
@@ -131,9 +121,9 @@ def gather(
     _check_same_trials(folder, list(runs), sets, results)
     members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
     by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
-    board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
-    order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
-    return replace(board, systems=tuple(order))
+    eers = {system: math.fsum(results[run, sort_by].eer for run in own) / len(own) for system, own in members.items()}
+    order = tuple(sorted(members, key=lambda system: (eers[system], system)))
+    return Leaderboard(order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
 
 
 def _read_all(
@@ -183,23 +173,58 @@ def _check_same_trials(
 def to_csv(board: Leaderboard) -> str:
     """The leaderboard as CSV, with a line for each system and EERs in percent. Cells without a value are empty.
 
-    Columns: rank, system, runs, dev_eer, dev_eer_sd; for each set eer/<set> with _sd, _low, _high (95 %) and _mark;
-    seconds, parameters; and eer/<set>/<attack>.
+    Columns: rank, system, runs, chosen (by dev: chosen, tied or nothing), dev_eer, dev_eer_sd; for each set eer/<set>
+    with _sd, _low, _high (95 %) and _mark; seconds, parameters; eer/<set>/<attack>; <measure>/<set>, see
+    `pipeline.report.measures`; and eer_by_codec/<set>/<codec>, eer_by_vocoder/<set>/<vocoder>.
     """
-    attacks = [(name, attack) for name in board.sets for attack in board.first(name).attacks]
-    header = ["rank", "system", "runs", "dev_eer", "dev_eer_sd"]
+    attacks, others = (
+        [(name, kind, group) for name in board.sets for kind in kinds for group in board.first(name).groups(kind)]
+        for kinds in (("attack",), ("codec", "vocoder"))
+    )
+    measures = [(measure.key, name) for measure in board.measures if measure.key != EER for name in board.sets]
+    header = ["rank", "system", "runs", "chosen", "dev_eer", "dev_eer_sd"]
     header += [f"eer/{name}{part}" for name in board.sets for part in ("", "_sd", "_low", "_high", "_mark")]
-    header += ["seconds", "parameters", *(f"eer/{name}/{attack}" for name, attack in attacks)]
+    header += ["seconds", "parameters", *(f"eer/{name}/{attack}" for name, _, attack in attacks)]
+    header += [f"{key}/{name}" for key, name in measures]
+    header += [f"eer_by_{kind}/{name}/{group}" for name, kind, group in others]
+    columns = [board.group(*group) for group in (*attacks, *others)]
+    by_attack, by_other = columns[: len(attacks)], columns[len(attacks) :]
     rows = []
     for rank, system in enumerate(board.systems, start=1):
         dev = board.dev_eer(system)
-        row: list[Any] = [rank, system, len(board.runs[system]), dev.mean, dev.deviation]
+        row: list[Any] = [rank, system, len(board.runs[system]), board.choice(system), dev.mean, dev.deviation]
         for name in board.sets:
             value = board.eer(system, name)
             row += [value.mean, value.deviation, *(value.interval or (None, None)), board.mark(system, name)]
-        row += [board.seconds(system), board.parameters(system)]
-        rows.append(row + [board.attack(system, name, attack) for name, attack in attacks])
+        row += [board.seconds(system), board.parameters(system), *(column[system] for column in by_attack)]
+        values = [board.value(system, name, key) for key, name in measures]
+        row += [None if value is None else value.mean for value in values]
+        rows.append(row + [column[system] for column in by_other])
     return csv_text([header, *rows])
+
+
+def metrics_to_csv(board: Leaderboard) -> str:
+    """Every metric of every run as CSV, one in a line, as `evaluate` wrote it.
+
+    Columns: system, run, set, by (all trials, attack, codec, vocoder), group, metric, value, low, high (95 %). The EERs
+    of groups are in percent; `pipeline.report.measures` has the units of the others.
+    """
+    rows: list[list[Any]] = [["system", "run", "set", "by", "group", "metric", "value", "low", "high"]]
+    for system in board.systems:
+        for run in board.runs[system]:
+            for name in board.sets:
+                rows += [[system, run, name, *line] for line in _lines(board, board.results[run, name])]
+    return csv_text(rows)
+
+
+def _lines(board: Leaderboard, result: Result) -> Iterator[list[Any]]:
+    """Yield the metrics of a run on a set: by, group, metric, value, low, high."""
+    for measure in board.measures:
+        if found := result.measure(measure.key):
+            yield ["all", "", measure.key, found[0], *(found[1] or (None, None))]
+    for kind in GROUPS:
+        for group, own in result.groups(kind).items():
+            yield [kind, group, EER, own.eer, None, None]
 
 
 def runs_to_csv(board: Leaderboard) -> str:

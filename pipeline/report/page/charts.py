@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 COLOURS, DASHES = 8, 3  # of the page's style sheet: 24 lines look different
 WIDE, SQUARE = (330, 190), (330, 330)  # pixels of the area within the axes
+LETTER = 6.2  # pixels, width of a digit in a tick
+LEFT, RIGHT = 46.0, 14.0  # pixels, the least margins
+SMALL, LARGE = 1e-3, 1e6  # ticks below or from these on are written with powers of ten
 BEYOND = 20  # points outside the area are drawn this many pixels outside it, so that no line runs along the border
 
 
@@ -57,6 +60,16 @@ class Chart:
     lines: tuple[Line, ...]
     rings: tuple[Ring, ...] = ()
 
+    @property
+    def left(self) -> float:
+        """Pixels of the margin at the left, which holds the ticks and the label of the y axis."""
+        return round(max(LEFT, 24 + LETTER * max((len(text) for _, text in self.y.ticks), default=0)), 1)
+
+    @property
+    def right(self) -> float:
+        """Pixels of the margin at the right, which holds half of the last tick of the x axis."""
+        return round(max(RIGHT, 4 + LETTER * len(self.x.ticks[-1][1]) / 2 if self.x.ticks else 0), 1)
+
     def across(self, value: float) -> float:
         """Pixels from the left for a value on the x axis."""
         return _pixels(value, self.x, self.size[0])
@@ -85,18 +98,31 @@ def linear_axis(label: str, values: NDArray[np.float64], *, whole: bool = False,
 
     whole: ticks at whole numbers only. snap: the axis begins and ends at ticks, else at values.
     """
-    values = values[np.isfinite(values)]
+    values = values[np.isfinite(values)].clip(-1e300, 1e300)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    if low == high:
+    if high - low <= max(1e-300, 1e-12 * max(abs(low), abs(high))):
         high = low + max(abs(low), 1.0)
-    step = _step((high - low) / 5)
+    step = _step(high / 5 - low / 5)
     step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    decimals = max(0, -math.floor(math.log10(step)))
-    ticks = [(i * step, f"{i * step:.{decimals}f}".replace("-", "\N{MINUS SIGN}")) for i in range(first, last + 1)]
+    ticks = [(i * step, _tick(i * step, step, largest=max(abs(low), abs(high)))) for i in range(first, last + 1)]
     if snap:
         return Axis(label, first * step, last * step, tuple(ticks))
     return Axis(label, low, high, tuple(tick for tick in ticks if low <= tick[0] <= high))
+
+
+def _tick(value: float, step: float, *, largest: float) -> str:
+    """A tick as text, with the digits that tell it from its neighbours; very small and large ones as 1.5e−5."""
+    if step >= SMALL and largest < LARGE:
+        decimals = max(0, -math.floor(math.log10(step)))
+        text = f"{value:.{decimals}f}"
+    elif abs(value) < step / 2:
+        text = "0"
+    else:
+        digits = max(0, math.floor(math.log10(abs(value) * (1 + 1e-9))) - math.floor(math.log10(step * (1 + 1e-9))))
+        mantissa, exponent = f"{value:.{digits}e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _step(least: float) -> float:

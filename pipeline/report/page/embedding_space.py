@@ -141,6 +141,7 @@ class PlacedPoints(_Part):
     x: tuple[Count, ...]
     y: tuple[Count, ...]
     centroids: tuple[tuple[Number, Number], ...] | None
+    far: tuple[Count, ...] = ()  # points beyond the map, which stand at its border
 
 
 class Category(_Part):
@@ -170,6 +171,7 @@ class Map(_Part):
             _expect(f"{name}: entries", len(column), self.points)
         for projection in self.projections:
             _below(f"projection {projection.name}: places", (*projection.x, *projection.y), 2**self.bits)
+            _below(f"projection {projection.name}: points far away", projection.far, self.points)
         for name, category in self.categories.items():
             _below(f"category {name}: codes", category.codes, len(category.names))
         if "set" not in self.categories:
@@ -230,6 +232,13 @@ class AnalysedRun:
             for kind, groups in kinds.items():
                 found.setdefault(KINDS.get(kind, kind), {})[name] = groups
         return found
+
+    @property
+    def base_rates(self) -> dict[str, float | None]:
+        """The purity of each set if all its trials had one centroid: the share of the larger class."""
+        classes = {name: kinds.get("class", {}).values() for name, kinds in self.analysis.assignments.items()}
+        sizes = {name: [sum(counts) for counts in groups] for name, groups in classes.items()}
+        return {name: max(own) / sum(own) if sum(own) else None for name, own in sizes.items()}
 
     @property
     def centroid_lines(self) -> tuple[Line, ...]:

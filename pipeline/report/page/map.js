@@ -10,6 +10,9 @@
   const RAMP = ["--r0", "--r1", "--r2", "--r3", "--r4", "--r5"];
   const SHAPES = ["circle", "square", "triangle", "diamond", "cross"];
   const UNKNOWN = "-";
+  const CLOSEST = 64; // times: the most that the map is enlarged
+  const ZOOM = 1.5; // by a press of a key or button
+  const DRAG = 4; // pixels: a shorter way of the pointer is a click
   const WAYS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
   const byId = (id) => document.getElementById(id);
@@ -27,6 +30,8 @@
   let groupOf = null; // of each point
   let grid = null;
   let size = 0; // pixels of the plane's side
+  let view = { zoom: 1, left: 0, bottom: 0 }; // what the plane shows; left and bottom in units of the map
+  let drag = null; // the way of a pressed pointer
   let at = -1; // the point under the pointer or the keys
   let opened = -1; // the point whose trial is shown beside the map
 
@@ -157,9 +162,10 @@
 
   // Drawing
 
-  const scale = () => (size - 2 * EDGE) / run.top;
-  const across = (x) => EDGE + x * scale();
-  const down = (y) => size - EDGE - y * scale();
+  const scale = () => (view.zoom * (size - 2 * EDGE)) / run.top;
+  const across = (x) => EDGE + (x - view.left) * scale();
+  const down = (y) => size - EDGE - (y - view.bottom) * scale();
+  const toMap = (x, y) => [view.left + (x - EDGE) / scale(), view.bottom + (size - EDGE - y) / scale()];
   const place = (point) => [across(projection.x[point]), down(projection.y[point])];
 
   function fit(target) {
@@ -185,7 +191,8 @@
   }
 
   // A marker on a canvas of its own: to copy it is quicker than to draw it.
-  function marker(group, radius, density) {
+  // hollow: for points that lie beyond the map and stand at its border.
+  function marker(group, radius, density, hollow = false) {
     const made = document.createElement("canvas");
     const middle = Math.ceil(1.5 * radius);
     made.width = made.height = Math.ceil(2 * middle * density);
@@ -194,7 +201,10 @@
     pen.fillStyle = group.colour;
     pen.globalAlpha = 0.8;
     trace(pen, group.shape, middle, middle, radius);
-    pen.fill();
+    pen.strokeStyle = group.colour;
+    pen.lineWidth = 1.5;
+    if (hollow) pen.stroke();
+    else pen.fill();
     return made;
   }
 
@@ -202,10 +212,12 @@
     const density = fit(points);
     const radius = run.count > 5000 ? 2.2 : run.count > 500 ? 3 : 4;
     const markers = groups.map((group) => marker(group, radius, density));
+    const far = new Set(projection.far);
+    const hollow = far.size ? groups.map((group) => marker(group, radius + 2, density, true)) : [];
     const pen = points.getContext("2d");
     for (let point = 0; point < run.count; point++) {
       if (!shown(point)) continue;
-      const image = markers[groupOf[point]];
+      const image = (far.has(point) ? hollow : markers)[groupOf[point]];
       const [x, y] = place(point);
       pen.drawImage(image, Math.round(x * density - image.width / 2), Math.round(y * density - image.height / 2));
     }
@@ -256,6 +268,51 @@
       context.lineWidth = width + more;
       context.stroke();
     }
+  }
+
+  // Zoom and pan
+
+  // Enlarges by a factor; the place (x, y) of the plane stays where it is. The map never leaves the plane.
+  function zoomAt(factor, x = size / 2, y = size / 2) {
+    const [mapX, mapY] = toMap(x, y);
+    view.zoom = Math.min(CLOSEST, Math.max(1, view.zoom * factor));
+    look(mapX - (x - EDGE) / scale(), mapY - (size - EDGE - y) / scale());
+  }
+
+  function look(left, bottom) {
+    const most = run.top - run.top / view.zoom;
+    view = { ...view, left: Math.min(most, Math.max(0, left)), bottom: Math.min(most, Math.max(0, bottom)) };
+    byId("whole").disabled = view.zoom === 1;
+    at = -1;
+    requestAnimationFrame(() => {
+      drawPoints();
+      draw();
+      showTip();
+    });
+  }
+
+  function seeWhole() {
+    view.zoom = 1;
+    look(0, 0);
+  }
+
+  function onWheel(event) {
+    // A wheel scrolls the page, unless Ctrl is held or the map was chosen by a click or a key.
+    if (!event.ctrlKey && document.activeElement !== canvas) return;
+    event.preventDefault();
+    zoomAt(2 ** (-event.deltaY / 300), event.offsetX, event.offsetY);
+  }
+
+  function onMove(event) {
+    if (!drag) return pointAt(under(event));
+    const [dx, dy] = [event.offsetX - drag.x, event.offsetY - drag.y];
+    drag.moved ||= Math.hypot(dx, dy) > DRAG;
+    if (drag.moved && view.zoom > 1) look(drag.left - dx / scale(), drag.bottom + dy / scale());
+  }
+
+  function onDown(event) {
+    drag = { x: event.offsetX, y: event.offsetY, left: view.left, bottom: view.bottom, moved: false };
+    if (view.zoom > 1) canvas.setPointerCapture(event.pointerId);
   }
 
   // The trial at hand
@@ -399,8 +456,10 @@
     projection = run.projections[byId("projection").selectedIndex];
     byId("projection-note").textContent = [
       projection.name, projection.note, ...(projection.centroids ? ["centroids are numbered diamonds"] : []),
+      ...(projection.far.length ? [`${projection.far.length} hollow at the border lie further away`] : []),
     ].join(", ");
     grid = makeGrid(projection);
+    seeWhole();
     recolour();
   }
 
@@ -449,6 +508,7 @@
     const several = found.length > 1 ? `${found.map(setOf).join(", ")}: Enter for the next` : "";
     byId("found").textContent = text && !found.length ? "not on this map" : several;
     const point = found[(found.indexOf(opened) + 1) % found.length] ?? -1;
+    if (point >= 0) show(point);
     pointAt(point);
     return point;
   }
@@ -456,12 +516,14 @@
   // Pointer and keys
 
   function under(event) {
-    const [x, y] = [(event.offsetX - EDGE) / scale(), (size - EDGE - event.offsetY) / scale()];
-    return nearest(x, y, REACH / scale());
+    return nearest(...toMap(event.offsetX, event.offsetY), REACH / scale());
   }
 
   function onKey(event) {
     const way = WAYS[event.key];
+    const closer = { "+": ZOOM, "=": ZOOM, "-": 1 / ZOOM }[event.key];
+    if (closer) return zoomAt(closer);
+    if (event.key === "0") return seeWhole();
     if (!way && !["Enter", " ", "Escape"].includes(event.key)) return;
     event.preventDefault();
     if (way) step(way);
@@ -469,22 +531,38 @@
     else if (at >= 0) open(at);
   }
 
+  // Moves the plane so that a point is within it.
+  function show(point) {
+    const [x, y] = place(point);
+    if (Math.min(x, y) >= 0 && Math.max(x, y) <= size) return;
+    const half = run.top / view.zoom / 2;
+    look(projection.x[point] - half, projection.y[point] - half);
+  }
+
   function step(way) {
     const from = at >= 0 ? at : opened;
     const middle = run.top / 2;
     const next = from >= 0 ? nextInDirection(from, way) : nearest(middle, middle, run.top);
     if (next < 0) return say("No trial that way.");
+    show(next);
     pointAt(next);
     say(inWords(next));
   }
 
   function listen() {
-    canvas.addEventListener("pointermove", (event) => pointAt(under(event)));
+    canvas.addEventListener("pointermove", onMove);
+    canvas.addEventListener("pointerdown", onDown);
+    canvas.addEventListener("wheel", onWheel, { passive: false });
+    byId("closer").addEventListener("click", () => zoomAt(ZOOM));
+    byId("further").addEventListener("click", () => zoomAt(1 / ZOOM));
+    byId("whole").addEventListener("click", seeWhole);
     canvas.addEventListener("pointerleave", () => pointAt(-1));
     canvas.addEventListener("blur", () => pointAt(-1));
     canvas.addEventListener("keydown", onKey);
+    addEventListener("pointerup", () => setTimeout(() => (drag = null)));
+    addEventListener("pointercancel", () => (drag = null));
     canvas.addEventListener("click", (event) => {
-      const point = under(event);
+      const point = drag?.moved && view.zoom > 1 ? -1 : under(event);
       if (point >= 0) open(point);
     });
     byId("run").addEventListener("change", (event) => choose(event.target.selectedIndex));

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
 from pipeline.report.curves import DET_TICKS, Histogram, TrainingCurve, beyond_frame, det_limits, probit
 from pipeline.report.leaderboard import Leaderboard
-from pipeline.report.page import embedding_space, layer_curve
+from pipeline.report.measures import GROUPS
+from pipeline.report.page import embedding_space, layer_curve, tables
 from pipeline.report.page.charts import COLOURS, DASHES, SQUARE, WIDE, Axis, Chart, Line, linear_axis, style
 from pipeline.report.page.embedding_space import AnalysedRun
 from pipeline.report.page.layer_curve import LayerCurve
@@ -26,7 +27,25 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html.j2"
-STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "map.js")  # become part of the page
+STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "charts.js", "map.js")  # become part of the page
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the report is about and where it comes from.
+
+    title: of the page. encoder: in words. corpora: set -> its corpus, in words. date, commit: when the newest run was
+    trained, and with which commit of the project; empty where unknown, as where no run was trained here. axes: system
+    -> axis of the grid -> the system's choice. files: files beside the page that it links to.
+    """
+
+    title: str = "Report"
+    encoder: str = ""
+    corpora: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+    commit: str = ""
+    axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ def render(
     board: Leaderboard,
     curves: Curves,
     *,
+    origin: Origin | None = None,
     layers: LayerCurve | None = None,
     spaces: Sequence[AnalysedRun] = (),
     audio_root: str = ".",
@@ -59,7 +79,8 @@ def render(
     """The whole page as HTML. The same input gives the same bytes.
 
     Args:
-        layers: the results of the layer probe, if any. spaces: the analysed runs, in the order of the page.
+        origin: what the report is about. layers: the results of the layer probe, if any.
+        spaces: the analysed runs, in the order of the page.
         audio_root: the path from the page to the folder to which audio paths are relative. note: shown at the top.
     """
     from markupsafe import Markup
@@ -67,6 +88,8 @@ def render(
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     maps = embedding_space.map_data(spaces, root=audio_root)
     return _template().render(
+        _table_parts(board, (origin or Origin()).axes),
+        origin=origin or Origin(),
         style_sheet=Markup((FOLDER / STYLE_SHEET).read_text(encoding="utf-8")),  # noqa: S704  # our own files
         script=Markup(script),  # noqa: S704
         script_hash=_hash(script),
@@ -75,7 +98,6 @@ def render(
         spaces=spaces,
         board=board,
         note=note,
-        styles={system: style(rank) for rank, system in enumerate(charted(board))},
         charted=charted(board),
         det_charts={name: det_chart(board, curves, name) for name in board.sets},
         layer_chart=layer_curve.chart(layers) if layers else None,
@@ -84,6 +106,29 @@ def render(
             (system, name): _histogram(board, curves, system, name) for system in charted(board) for name in board.sets
         },
     )
+
+
+def _table_parts(board: Leaderboard, axes: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The rows of all tables of systems, and what their headers need."""
+    styles = {system: style(rank) for rank, system in enumerate(charted(board))}
+    sets, measures = tables.ordered_sets(board), tables.switched(board)
+    groups = {
+        (name, kind): tables.group_rows(board, name, kind, styles)
+        for name in sets
+        for kind in GROUPS
+        if board.first(name).groups(kind)
+    }
+    return {
+        "whole": tables.WHOLE,
+        "sets": sets,
+        "measures": measures,
+        "decisions": tables.decisions(board),
+        "leaderboard_rows": tables.leaderboard_rows(board, styles, axes),
+        "headings": {kind: f"{kind}s".capitalize() for kind in GROUPS if any(kind == shown for _, shown in groups)},
+        "group_rows": groups,
+        "decision_rows": {name: tables.decision_rows(board, name, styles) for name in sets},
+        "menu_styles": tables.menu_styles(measures, groups=len(groups)),
+    }
 
 
 def _template() -> Template:
@@ -107,7 +152,10 @@ def _hash(script: str) -> str:
 
 def _histogram(board: Leaderboard, curves: Curves, system: str, name: str) -> Chart:
     run = board.selected(system)
-    return histogram_chart(curves.histograms[run, name], name, threshold=board.results[run, name].threshold)
+    result = board.results[run, name]
+    of_dev = result.measure("threshold_dev")
+    thresholds = {"EER threshold": result.threshold} | ({"dev threshold": of_dev[0]} if of_dev else {})
+    return histogram_chart(curves.histograms[run, name], name, thresholds=thresholds)
 
 
 def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
@@ -154,22 +202,20 @@ def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def histogram_chart(shares: Histogram, caption: str, *, threshold: float) -> Chart:
-    """The histogram of the scores of both classes, each in percent of its class, with the EER threshold."""
+def histogram_chart(shares: Histogram, caption: str, *, thresholds: Mapping[str, float]) -> Chart:
+    """The histogram of the scores of both classes, each in percent of its class, with up to two named thresholds."""
     y = linear_axis("share, %", 100 * np.concatenate((shares.bonafide, shares.spoof, [0.0])))
     width = shares.centre[1] - shares.centre[0]
     x = linear_axis("score", np.append(shares.centre - width / 2, shares.centre[-1] + width / 2), snap=False)
-    return Chart(
-        caption,
-        WIDE,
-        x,
-        y,
-        (
-            Line("spoof", "spoof fill", _steps(shares.centre, 100 * shares.spoof)),
-            Line("bona fide", "bonafide fill", _steps(shares.centre, 100 * shares.bonafide)),
-            Line("EER threshold", "threshold", np.array([[threshold, y.low], [threshold, y.high]])),
-        ),
+    upright = [
+        Line(name, f"threshold {look}", np.array([[threshold, y.low], [threshold, y.high]]))
+        for (name, threshold), look in zip(thresholds.items(), ("own", "other"), strict=False)
+    ]
+    filled = (
+        Line("spoof", "spoof fill", _steps(shares.centre, 100 * shares.spoof)),
+        Line("bona fide", "bonafide fill", _steps(shares.centre, 100 * shares.bonafide)),
     )
+    return Chart(caption, WIDE, x, y, (*filled, *upright))
 
 
 def _steps(centre: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray[np.float64]:
