@@ -87,7 +87,8 @@ def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> None:
     kept.seal(beside, dataclasses.asdict(card) | {"source": f"{kept.ENCODERS}/{folder.name}"}, asked.facts)
     replace_folder(beside, folder, mark=kept.MARK_FILE)
     shutil.rmtree(unfinished)
-    print(f"{len(fitted.curves)} epochs, mean of {', '.join(map(str, fitted.kept))}: dev EER {fitted.dev_eer:.2f} %")
+    taken = ", ".join(map(str, fitted.selection.kept))
+    print(f"{len(fitted.curves)} epochs, taken: {taken}; dev EER {fitted.dev_eer:.2f} %")
     for remark in fitted.remarks:
         print(f"! {remark}")
 

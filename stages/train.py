@@ -79,7 +79,8 @@ def _card(cell: Cell, settings: Params, train: Dataset, dev: Dataset, fitted: Fi
         "reads": cell.backend.reads,
         "kind": train.kind,
         "features": {"train": train.digest, "dev": dev.digest},
-        "epochs_averaged": list(fitted.kept),
+        "epochs_averaged": list(fitted.selection.kept),
+        "selection": fitted.selection.facts,
     }
 
 
