@@ -55,7 +55,7 @@ def inputs(tmp_path: Path) -> Path:
     for folder in ("metrics", "curves", "seconds"):
         (tmp_path / folder).mkdir()
     for seed, (run, eers) in enumerate(EERS.items()):
-        trained = {"dev_eer": eers[0] + 0.25, "parameters": 1000 + seed}
+        trained = {"dev_eer": eers[0] + 0.25, "parameters": 1000 + seed, "weights": f"of {run}"}
         (tmp_path / "metrics" / f"{run}.json").write_text(json.dumps(trained))
         rng = np.random.default_rng(seed)
         for name, eer in zip(SETS, eers, strict=True):
@@ -68,7 +68,8 @@ def inputs(tmp_path: Path) -> Path:
             curves.write_histogram(plots / f"histogram/{name}.csv", shares)
         (tmp_path / "curves" / f"{run}.csv").write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
     for run, seconds in (("b", 12.34), ("asp-qamo-2", 5.0)):
-        (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps({"seconds": seconds}))
+        timed = {"seconds": seconds, "weights": f"of {run}"}
+        (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps(timed))
     return tmp_path
 
 
@@ -191,6 +192,17 @@ def test_every_run_has_a_line_of_its_own(inputs: Path) -> None:
     assert [row["run"] for row in rows] == ["asp-qamo-1", "asp-qamo-2", "a", "b", "linear-<b>"]
     assert {row["run"]: (float(row["eer/dev"]), float(row["eer/eval"])) for row in rows} == EERS
     assert [row["seconds"] for row in rows] == ["", "5.0", "", "12.34", ""]
+
+
+def test_seconds_of_other_weights_stay_blank(inputs: Path) -> None:
+    """As after DVC brought back an earlier run, or where the file is of a time before weights were told apart."""
+    for run_name, timed in (("b", {"seconds": 12.34, "weights": "of a"}), ("asp-qamo-2", {"seconds": 5.0})):
+        (inputs / "seconds" / f"{run_name}.json").write_text(json.dumps(timed))
+    out = run(inputs)
+    assert [row["seconds"] for row in rows_of(out / "runs.csv")] == [""] * 5
+    assert [row["seconds"] for row in rows_of(out / "leaderboard.csv")] == [""] * 4
+    (inputs / "metrics" / "b.json").write_text(json.dumps({"dev_eer": 1.0, "parameters": 1}))  # rescored, or of before
+    assert rows_of(run(inputs) / "runs.csv")[3]["seconds"] == ""
 
 
 def test_the_summary_has_the_eer_of_each_system_and_the_one_that_dev_chooses(inputs: Path) -> None:

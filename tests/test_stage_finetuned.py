@@ -30,6 +30,7 @@ ARGUMENTS = {
     "card": "data/encoder.json", "trials": "data/trials", "features": "data/features",
     "run": "data/runs/mine", "metrics": "data/metrics/mine.json", "curves": "data/curves/mine.csv",
     "dev_scores": "data/dev_scores/mine.txt", "scores": "data/scores/mine",
+    "seconds": "data/seconds/mine.json", "encoder_seconds": "data/seconds/encoders",
 }  # fmt: skip
 SET = {"set": "dev", "trials": "data/trials/dev.csv", "features": "data/features/dev.json"}
 
@@ -95,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["report"]["sort_by"] = "dev"
     YAML(typ="safe").dump(settings, folder / "params.yaml")
     with contextlib.chdir(folder):
-        run(encoder, trials="data/trials", card="data/encoder.json")
+        run(encoder, trials="data/trials", card="data/encoder.json", seconds="data/seconds/encoders")
         run(
             extract, set="dev", trials="data/trials/dev.csv", card="data/encoder.json",
             receipt="data/features/dev.json",
@@ -154,7 +155,9 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
     for file in (runs.BACKEND_FILE, runs.CENTROIDS_FILE):
         assert (before / file).read_bytes() == (after / file).read_bytes()
     tuned, card, receipt = loaded(f"{before}/run.json"), loaded(f"{after}/run.json"), loaded("data/features/dev.json")
-    assert loaded("data/metrics/mine.json").items() <= card.items()
+    metrics = loaded("data/metrics/mine.json")
+    assert metrics.pop("weights") == runs.fingerprint(after)
+    assert metrics.items() <= card.items()
     assert card["kind"]["layers"] == LAYERS
     assert card["features"] == {"dev": receipt["digest"]}
     assert (card["train"]["set"], card["train"]["epochs"]) == ("train", 2)
@@ -177,6 +180,19 @@ def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.
     ])  # fmt: skip
     found, told = loaded("data/metrics/mine/dev.json"), loaded("data/metrics/mine.json")
     assert (found["eer"], found["threshold"]) == (told["dev_eer"], told["dev_threshold"])
+
+
+def test_its_seconds_are_those_of_the_fine_tuning(made: Path, project: Path) -> None:
+    file = f"data/seconds/encoders/{tuned_run().parent.name}.json"
+    trained = loaded(file)["seconds"]
+    assert trained > 0
+    weights = runs.fingerprint(made / "data/runs/mine")
+    assert loaded(f"{made}/data/seconds/mine.json") == {"seconds": trained, "weights": weights}
+    change(file, weights="of an encoder of this name that was trained elsewhere")
+    run(finetuned, **ARGUMENTS)
+    Path(file).unlink()
+    run(finetuned, **ARGUMENTS)
+    assert not Path("data/seconds/mine.json").exists()
 
 
 def test_kind_and_dev_eer_are_those_of_the_cached_features(made: Path, project: Path) -> None:

@@ -55,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TrainedFacts:
-    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not trained here).
+    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not of these weights).
 
     remarks: what its training told its user.
     """
@@ -166,7 +166,7 @@ class Leaderboard:
         return self.trainings[self.runs[system][0]].parameters
 
     def seconds(self, system: str) -> float | None:
-        """The mean time of training a run, None where no run was trained here."""
+        """The mean time of training a run, of those that were trained here; None where none was."""
         known = [seconds for run in self.runs[system] if (seconds := self.trainings[run].seconds) is not None]
         return math.fsum(known) / len(known) if known else None
 

@@ -57,7 +57,7 @@ def read_result(path: Path) -> Result:
 
 
 def read_training(path: Path, seconds: Path) -> TrainedFacts:
-    """Read the metrics of `train`, and its seconds where it ran here.
+    """Read the metrics of `train`, and its seconds where these weights were trained here.
 
     Raises InputError where the file is missing or has other contents.
     """
@@ -66,13 +66,21 @@ def read_training(path: Path, seconds: Path) -> TrainedFacts:
         return TrainedFacts(
             dev_eer=_finite(found["dev_eer"]),
             parameters=int(found["parameters"]),
-            seconds=_finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
+            seconds=_seconds_of(found.get("weights"), seconds),
             remarks=tuple(str(line) for line in found.get("remarks", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unexpected(
             path, f"metrics with dev_eer and parameters (and {seconds} with seconds)", error, TRAIN
         ) from None
+
+
+def _seconds_of(weights: str | None, path: Path) -> float | None:
+    """The seconds in a file, where they are of these weights: DVC may have restored others, or another run's."""
+    if weights is None or not path.is_file():
+        return None
+    timed = _json(path, TRAIN)
+    return _finite(timed["seconds"]) if timed.get("weights") == weights else None
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:
