@@ -134,7 +134,7 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
     assert own["train@asp-qamo-all-clean-1"] == cell
     assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set"}
     assert own["prepare@eval"] == {"sets.eval", "encoder.normalize"}
-    assert own["report"] == {"analyse", "evaluate", "grid", "report"}
+    assert own["report"] == {"analyse", "encoder", "evaluate", "grid", "report"}
     assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {
         "train@linear-aoc-all-clean-1",
         "train@asp-aoc-all-clean-1",

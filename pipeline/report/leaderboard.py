@@ -39,7 +39,10 @@ class Attack:
 
 @dataclass(frozen=True)
 class Result:
-    """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name."""
+    """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name.
+
+    warnings: of `evaluate`, for people.
+    """
 
     eer: float
     interval: Interval | None
@@ -47,6 +50,7 @@ class Result:
     bonafide: int
     spoof: int
     attacks: dict[str, Attack]
+    warnings: tuple[str, ...] = ()
 
     def counts(self) -> tuple[int, int, dict[str, int]]:
         """The counts that must be equal for two runs to be comparable."""
@@ -107,6 +111,7 @@ class Leaderboard:
 
     runs: system -> its runs. results: one for each (run, set). trainings: one for each run. rescored: systems that
     score by the embedding index of a trained system. finetuned: the system that was trained with the encoder.
+    encoder_seed: of the fine-tuning; None where the encoder is frozen.
     """
 
     systems: tuple[str, ...]
@@ -117,6 +122,7 @@ class Leaderboard:
     results: dict[tuple[str, str], Result]
     rescored: frozenset[str] = frozenset()
     finetuned: frozenset[str] = frozenset()
+    encoder_seed: int | None = None
 
     @property
     def chosen(self) -> str:
@@ -171,8 +177,23 @@ class Leaderboard:
         return math.fsum(known) / len(known) if known else None
 
     def remarks(self, system: str) -> tuple[str, ...]:
-        """What the trainings of a system told their user, each with the name of its run."""
-        return tuple(f"{run}: {line}" for run in self.runs[system] for line in self.trainings[run].remarks)
+        """What the trainings and evaluations of a system told their user, each with the name of its run."""
+        return tuple(f"{run}: {line}" for run in self.runs[system] for line in self.remarks_on(run))
+
+    def remarks_on(self, run: str) -> tuple[str, ...]:
+        """What the training of a run told, and its evaluations, each with the name of its set."""
+        evaluated = [f"on {name}, {line}" for name in self.sets for line in self.results[run, name].warnings]
+        return (*self.trainings[run].remarks, *evaluated)
+
+    @property
+    def one_encoder(self) -> str:
+        """What the deviations over seeds leave out; nothing where the encoder is frozen, or no system has two seeds."""
+        if self.encoder_seed is None or all(len(runs) == 1 for runs in self.runs.values()):
+            return ""
+        return (
+            "± is over the seeds of backend and loss alone: the encoder was fine-tuned once, with seed "
+            f"{self.encoder_seed}, and another seed of its own moves all rows"
+        )
 
     def selected(self, system: str) -> str:
         """The run that charts show for a system: the one with the lowest dev EER."""

@@ -51,6 +51,7 @@ def read_result(path: Path) -> Result:
                 str(name): Attack(eer=_finite(attack["eer"]), spoof=int(attack["spoof"]))
                 for name, attack in found["attacks"].items()
             },
+            warnings=tuple(str(line) for line in found.get("warnings", ())),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unexpected(path, "metrics with eer, threshold, bonafide, spoof and attacks", error, EVALUATE) from None
@@ -122,12 +123,14 @@ def gather(
     seconds: Path,
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
+    encoder_seed: int | None = None,
 ) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set, and sort the systems by EER and name.
 
     Args:
         runs: run -> its system. seconds: folder with <run>.json for the runs that were trained here.
         rescored: the runs that score by an embedding index. finetuned: the run that was trained with the encoder.
+        encoder_seed: of the fine-tuning; None where the encoder is frozen.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
@@ -141,7 +144,7 @@ def gather(
     by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
     board = Leaderboard(tuple(members), members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
     order = sorted(board.systems, key=lambda system: (board.eer(system, sort_by).mean, system))
-    return replace(board, systems=tuple(order))
+    return replace(board, systems=tuple(order), encoder_seed=encoder_seed)
 
 
 def _read_all(
@@ -218,7 +221,7 @@ def runs_to_csv(board: Leaderboard) -> str:
         for run in board.runs[system]:
             training = board.trainings[run]
             eers = [board.results[run, name].eer for name in board.sets]
-            told = "; ".join(training.remarks)
+            told = "; ".join(board.remarks_on(run))
             rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters, told])
     return csv_text([header, *rows])
 
@@ -260,6 +263,7 @@ def to_text(board: Leaderboard) -> str:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
     if board.finetuned:
         notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
+    notes += [board.one_encoder] if board.one_encoder else []
     notes += _remarks(board)
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"
