@@ -258,6 +258,32 @@ def test_what_trainings_told_is_marked_and_listed(inputs: Path) -> None:
     assert "! and 3 more, in runs.csv and on the page" in (run(inputs) / "leaderboard.txt").read_text()
 
 
+def test_what_evaluations_told_is_marked_and_listed(inputs: Path) -> None:
+    path = inputs / "metrics" / "a" / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["52.0 % of the <spoof>"]}))
+    out = run(inputs)
+    lines = (out / "leaderboard.txt").read_text().splitlines()
+    assert next(line.split()[1:3] for line in lines if line.startswith("2 ")) == ["a", "!"]
+    assert lines[-3] == "! a: on eval, 52.0 % of the <spoof>"
+    told = {row["run"]: row["remarks"] for row in rows_of(out / "runs.csv")}
+    assert told == dict.fromkeys(RUNS, "") | {"a": "on eval, 52.0 % of the <spoof>"}
+    assert "<li>a: on eval, 52.0 % of the &lt;spoof&gt;</li>" in (out / "index.html").read_text()
+
+
+def test_deviations_over_seeds_say_that_the_encoder_has_one(inputs: Path) -> None:
+    told = "the encoder was fine-tuned once, with seed 7"
+    board = leaderboard_files.gather(
+        inputs / "metrics", runs=RUNS, sets=SETS, sort_by="eval", seconds=inputs / "seconds", encoder_seed=7
+    )
+    assert told in leaderboard_files.to_text(board)
+    single = {run: run for run in RUNS}
+    alone = leaderboard_files.gather(
+        inputs / "metrics", runs=single, sets=SETS, sort_by="eval", seconds=inputs / "seconds", encoder_seed=7
+    )
+    assert "the encoder was" not in leaderboard_files.to_text(alone)
+    assert "the encoder was" not in leaderboard_files.to_text(gathered(inputs, RUNS, SETS, "eval"))
+
+
 def test_the_run_that_the_encoder_was_fine_tuned_with_is_marked_and_may_be_chosen(inputs: Path) -> None:
     out = run(inputs, finetuned=["a"])
     assert json.loads((inputs / "out.json").read_text())["chosen"]["system"] == "a"
