@@ -12,16 +12,16 @@ import pytest
 import soundfile
 from ruamel.yaml import YAML
 
-from pipeline import detect
+from pipeline import commands, detect
 from pipeline.audio import decode
-from pipeline.core import trial_table
+from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row
 from pipeline.encoder import kept
 from pipeline.features.specs import fingerprint
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from stages import encoder, evaluate, extract, finetuned, score
+from stages import analyse, embed, encoder, evaluate, extract, finetuned, score
 from tests.conftest import Corpus
 from tests.test_stage_encoder import FINETUNE, parameters, tables
 
@@ -244,3 +244,32 @@ def test_another_run_or_none_is_refused(project: Path) -> None:
     Path("data/encoder.json").unlink()
     with pytest.raises(InputError, match=r"encoder\.json: no card of an encoder there; run `dvc repro encoder`"):
         run(finetuned, **ARGUMENTS)
+
+
+def test_it_is_analysed_explained_and_packaged_as_any_run(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    for name in ("train", "eval"):
+        if Path(f"data/trials/{name}.csv").exists() and not Path(f"data/features/{name}.json").exists():
+            run(
+                extract, set=name, trials=f"data/trials/{name}.csv", card="data/encoder.json",
+                receipt=f"data/features/{name}.json",
+            )  # fmt: skip
+    places = {"run": "data/runs/mine", "trials": "data/trials", "embeddings": "data/embeddings/mine"}
+    embed.main(
+        [part for name, value in places.items() for part in (f"--{name}", value)] + ["--features", "data/features"]
+    )
+    analyse.main([part for name, value in places.items() for part in (f"--{name}", value)] + ["--analysis", "a"])
+    assert loaded("a/analysis.json")["run"] == "mine"
+    assert params_file.load(Path("params.yaml")).analysed[-1] == "mine"
+
+    root = Path(YAML(typ="safe").load(Path("params.yaml"))["sets"]["train"]["root"])
+    first = root / trial_table.read(Path("data/trials/train.csv")).path[0]
+    commands.dispatch(["package", "mine", "--out", "package"])
+    for system in ("mine", "package"):
+        (found,) = detect.load(system).detect([first], explain=True)
+        assert found.neighbours[0].utterance == "u0"
+        assert found.neighbours[0].distance == pytest.approx(0, abs=1e-3)
+        assert len(found.neighbours) == 5

@@ -78,8 +78,9 @@ class Parts:
     def _training(self) -> tuple[Embeddings, Trials]:
         if not self.embeddings.is_dir():
             raise InputError(
-                f"{self.embeddings}: no embeddings of the training set there, which explanations need; name the run in "
-                "the section `analyse` of params.yaml, run `dvc repro flow/analyse/dvc.yaml`, and make a package anew"
+                f"{self.embeddings}: no embeddings of the training set there, which explanations need; name a run of "
+                "the grid in the section `analyse` of params.yaml (the fine-tuned run needs none), run "
+                "`dvc repro flow/analyse/dvc.yaml`, and make a package anew"
             )
         if self.explaining is not None:
             needed = [*(self.embeddings / name for name in EMBEDDED), self.trials]
