@@ -104,7 +104,7 @@ class Params(Section):
 
     @property
     def analysed(self) -> tuple[str, ...]:
-        """The runs whose embeddings are kept and analysed: those of the grid that `analyse` names, and the tuned one."""
+        """The runs whose embeddings are kept and analysed: those that `analyse` names, and the fine-tuned one."""
         return (*self._analysed_of_grid, *self.evaluate.finetuned)
 
     @property
