@@ -1,4 +1,7 @@
-"""Embed every set of a run: the training set, dev and the evaluation sets; and index each set's embeddings."""
+"""Embed every set of a run: the training sets, dev and the evaluation sets; and index each set's embeddings.
+
+The training sets are train.set, and the set that the run itself was trained on, which fine-tuning may have of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     settings = params_file.load(args.params)
     beside = folder_beside(args.embeddings)
-    for name in settings.used_sets:
+    own = runs.card(args.run)["train"]["set"]
+    for name in dict.fromkeys((*settings.used_sets, own)):
         _embed(name, args, beside / name, root=settings.features.folder)
     replace_folder(beside, args.embeddings, mark=MARK)
 

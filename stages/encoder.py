@@ -27,6 +27,7 @@ from pipeline.encoder import cards, kept, models
 
 if TYPE_CHECKING:
     from pipeline.finetuning.plan import Asked
+    from pipeline.training.loop import Fitted
 
 
 def main() -> None:
@@ -35,13 +36,14 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=Path, required=True, help="folder of the sets' trial tables, for fine-tuning")
     parser.add_argument("--card", type=Path, required=True, help="the identity card to write (JSON)")
+    parser.add_argument("--seconds", type=Path, help="folder for <identity>.json: how long fine-tuning took, if it did")
     args = parser.parse_args()
     settings = params_file.load(args.params)
     model, source = models.load(settings.encoder)
     if settings.encoder.finetune is None:
         card = dataclasses.asdict(source)
     else:
-        card = kept.receipt_of(_finetuned(settings, model, source, args.trials))
+        card = kept.receipt_of(_finetuned(settings, model, source, args.trials, args.seconds))
     write_text(args.card, json.dumps(card, indent=2) + "\n")
     shape = card["architecture"]
     print(
@@ -50,7 +52,9 @@ def main() -> None:
     )
 
 
-def _finetuned(settings: Params, model: Any, source: cards.Card, trials: Path) -> kept.KeptEncoder:
+def _finetuned(
+    settings: Params, model: Any, source: cards.Card, trials: Path, seconds: Path | None
+) -> kept.KeptEncoder:
     """The fine-tuned encoder of the parameters, trained now where it is not kept.
 
     Raises InputError where it is kept and damaged.
@@ -64,13 +68,16 @@ def _finetuned(settings: Params, model: Any, source: cards.Card, trials: Path) -
         found.check()
         print(f"{folder}: fine-tuned before")
         return found
-    _finetune(settings, model, asked, folder)
+    fitted = _finetune(settings, model, asked, folder)
     found = kept.find(folder)
     assert found is not None  # noqa: S101  # just written
+    if seconds:
+        timed = {"seconds": round(fitted.curves[-1].seconds, 2), "weights": found.digest}
+        write_text(seconds / f"{asked.identity}.json", json.dumps(timed) + "\n")
     return found
 
 
-def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> None:
+def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> Fitted:
     """Fine-tune the encoder and put it in its folder, which appears when it is whole."""
     from pipeline.finetuning import finetune, run_card
 
@@ -87,9 +94,12 @@ def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> None:
     kept.seal(beside, dataclasses.asdict(card) | {"source": f"{kept.ENCODERS}/{folder.name}"}, asked.facts)
     replace_folder(beside, folder, mark=kept.MARK_FILE)
     shutil.rmtree(unfinished)
-    print(f"{len(fitted.curves)} epochs, mean of {', '.join(map(str, fitted.kept))}: dev EER {fitted.dev_eer:.2f} %")
+    taken = ", ".join(map(str, fitted.selection.kept))
+    how = "taken" if fitted.selection.takes_best else "mean of"
+    print(f"{len(fitted.curves)} epochs, {how} {taken}: dev EER {fitted.dev_eer:.2f} %")
     for remark in fitted.remarks:
         print(f"! {remark}")
+    return fitted
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.core import files, params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.params import Params
 from pipeline.core.trial_table import Trials
-from pipeline.metrics import calibration, evaluation, join, scorefile
+from pipeline.metrics import calibration, evaluation, join, scorefile, transfer
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import Det, det_points
 from pipeline.metrics.eer import official_eer
@@ -23,13 +26,22 @@ from pipeline.report import curves, plots
 
 
 @dataclass(frozen=True)
+class _Dev:
+    """The dev set: its trials and their scores (N,), the threshold chosen on them, and the calibration by them."""
+
+    trials: Trials
+    scores: NDArray[np.float64]
+    threshold: float
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
 class _Found:
-    """A set evaluated: its metrics, the curves behind them, and warnings for people."""
+    """A set evaluated: its metrics, with warnings for people among them, and the curves behind them."""
 
     metrics: Metrics
     det: Det
     histogram: curves.Histogram
-    warnings: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,38 +50,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = params_file.load(given.params)
     remedy = "run `dvc repro -f train`"
     training = files.read_json(given.training, what="training's metrics", keys=["dev_threshold"], remedy=remedy)
-    dev_threshold = float(training["dev_threshold"])
-    dev, fitted = _calibration(given.dev_scores)
-    found = {
-        name: _evaluate(name, given, settings, threshold=dev_threshold, dev=dev, fitted=fitted)
-        for name in settings.evaluate.sets
-    }
+    dev = _read_dev(given.dev_scores, threshold=float(training["dev_threshold"]))
+    found = {name: _evaluate(name, given, settings, dev) for name in settings.evaluate.sets}
     for name, result in found.items():
-        _plot(given.plots, name, given.training.stem, result, dev_threshold=dev_threshold)
+        _plot(given.plots, name, given.training.stem, result, dev_threshold=dev.threshold)
         text = json.dumps(result.metrics, indent=2, ensure_ascii=False, allow_nan=False)
         files.write_text(given.metrics / f"{name}.json", text + "\n")
         _tell(name, given.scores / f"{name}.txt", result)
 
 
-def _evaluate(
-    name: str,
-    given: argparse.Namespace,
-    settings: Params,
-    *,
-    threshold: float,
-    dev: Trials,
-    fitted: Calibration,
-) -> _Found:
+def _evaluate(name: str, given: argparse.Namespace, settings: Params, dev: _Dev) -> _Found:
     asv, folds = _asv(settings, name), settings.evaluate.bootstrap
     table = trial_table.read(given.trials / f"{name}.csv")
     scores = join.read(given.scores / f"{name}.txt", table)
-    metrics = evaluation.evaluate(table, scores, asv=asv, threshold=threshold, calibration=fitted, folds=folds)
+    metrics = evaluation.evaluate(
+        table, scores, asv=asv, threshold=dev.threshold, calibration=dev.calibration, folds=folds
+    )
+    if told := _warnings(table, scores, metrics, dev):
+        metrics["warnings"] = told
     return _Found(
         metrics=metrics,
         det=det_points(scores[table.is_bonafide], scores[~table.is_bonafide]),
         histogram=curves.histogram(scores, table.is_bonafide, attack=table.attack),
-        warnings=evaluation.warnings(table, scores, metrics) + evaluation.calibration_warnings(fitted, dev, table),
     )
+
+
+def _warnings(table: Trials, scores: NDArray[np.float64], metrics: Metrics, dev: _Dev) -> list[str]:
+    found = evaluation.warnings(table, scores, metrics, own=True)
+    if not evaluation.is_inverted(table, scores, metrics):  # else nothing of dev's fits
+        accepted = dev.trials.is_bonafide
+        found += transfer.transfer_warnings(metrics, dev.scores[accepted], dev.scores[~accepted])
+    return found + evaluation.calibration_warnings(dev.calibration, dev.trials, table)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -103,8 +114,8 @@ def _asv(settings: Params, name: str) -> AsvRates | None:
     return evaluation.corpus_asv(settings.sets[name].corpus)
 
 
-def _calibration(path: Path) -> tuple[Trials, Calibration]:
-    """The trials of a score file that carries its key, and the calibration by its scores.
+def _read_dev(path: Path, *, threshold: float) -> _Dev:
+    """The dev set of a score file that carries its key, with the calibration by its scores.
 
     Raises InputError, naming the file, where it is missing, carries no key, or has scores that cannot be calibrated.
     """
@@ -113,9 +124,10 @@ def _calibration(path: Path) -> tuple[Trials, Calibration]:
     found = scorefile.parse(path)
     dev = scorefile.own_key(found)
     try:
-        return dev, calibration.fit(found.score[dev.is_bonafide], found.score[~dev.is_bonafide])
+        fitted = calibration.fit(found.score[dev.is_bonafide], found.score[~dev.is_bonafide])
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    return _Dev(dev, found.score, threshold, fitted)
 
 
 def _plot(folder: Path, name: str, row: str, found: _Found, *, dev_threshold: float) -> None:
@@ -128,7 +140,7 @@ def _plot(folder: Path, name: str, row: str, found: _Found, *, dev_threshold: fl
 
 
 def _tell(name: str, path: Path, found: _Found) -> None:
-    for warning in found.warnings:
+    for warning in found.metrics.get("warnings", []):
         print(f"warning: {path}: {warning}", file=sys.stderr)
     metrics = found.metrics
     print(

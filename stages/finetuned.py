@@ -43,7 +43,10 @@ def main() -> None:
     weights = {name: tensor.numpy() for name, tensor in backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=centres, card=card)
     scorefile.write(args.dev_scores, dev.trials, scores, layout="2019")
-    write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
+    weights_digest = runs.fingerprint(args.run)
+    write_text(args.metrics, json.dumps(metrics | {"weights": weights_digest}, indent=2) + "\n")
+    if (seconds := _seconds(args.encoder_seconds / f"{encoder.folder.name}.json", encoder.digest)) is not None:
+        write_text(args.seconds, json.dumps({"seconds": seconds, "weights": weights_digest}) + "\n")
     write_text(args.curves, history.to_csv(tuned["curves"]))
     for name in settings.evaluate.sets:
         table = trial_table.read(args.trials / f"{name}.csv")
@@ -67,7 +70,17 @@ def _arguments() -> argparse.Namespace:
     add("--curves", type=Path, required=True, metavar="FILE", help="training curves to write (CSV)")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of the dev set to write")
     add("--scores", type=Path, required=True, metavar="FOLDER", help="to write, with a score file for each set")
+    add("--seconds", type=Path, required=True, metavar="FILE", help="how long it was fine-tuned, to write (JSON)")
+    add("--encoder-seconds", type=Path, required=True, metavar="FOLDER", help="where `encoder` wrote that")
     return parser.parse_args()
+
+
+def _seconds(path: Path, digest: str) -> float | None:
+    """How long an encoder was fine-tuned, None where it was not trained here. digest: of the encoder."""
+    if not path.is_file():
+        return None
+    told = read_json(path, what="time of a fine-tuning", keys=["seconds", "weights"], remedy="delete the file")
+    return float(told["seconds"]) if told["weights"] == digest else None
 
 
 def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any], *, weights: str) -> Dataset:

@@ -27,6 +27,7 @@ def main() -> None:
     add("--summary", type=Path, required=True, metavar="FILE", help="JSON to write, for `dvc metrics`")
     args = parser.parse_args()
     settings = params_file.load(args.params)
+    tuning = settings.encoder.finetune
     text = build.build(
         args.out,
         args.summary,
@@ -39,6 +40,7 @@ def main() -> None:
         analysed=settings.analysed,
         rescored=settings.rescored,
         finetuned=settings.evaluate.finetuned,
+        encoder_seed=tuning.seed if tuning else None,
     )
     print(text, end="")
 

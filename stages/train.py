@@ -51,7 +51,8 @@ def main() -> None:
     _save(args, fitted, card)
     checkpoints.delete(unfinished)
     seconds = fitted.curves[-1].seconds
-    write_text(args.seconds, json.dumps({"seconds": round(seconds, 2)} | provenance.stamp()) + "\n")
+    timed = {"seconds": round(seconds, 2), "weights": runs.fingerprint(args.run)}  # DVC may restore other weights
+    write_text(args.seconds, json.dumps(timed | provenance.stamp()) + "\n")
     print(f"{args.run.name}: {len(fitted.curves)} epochs in {seconds:.1f} s, dev EER {fitted.dev_eer:.2f} %")
     for remark in fitted.remarks:
         print(f"! {args.run.name}: {remark}")
@@ -87,7 +88,8 @@ def _card(cell: Cell, settings: Params, train: Dataset, dev: Dataset, fitted: Fi
         "reads": cell.backend.reads,
         "kind": train.kind,
         "features": {"train": train.digest, "dev": dev.digest},
-        "epochs_averaged": list(fitted.kept),
+        "epochs_averaged": list(fitted.selection.kept),
+        "selection": fitted.selection.facts,
     }
 
 
@@ -101,6 +103,7 @@ def _save(args: argparse.Namespace, fitted: Fitted, card: dict[str, Any]) -> Non
     }
     weights = {name: tensor.cpu().numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=fitted.centroids, path=fitted.path, card=card | metrics)
+    metrics["weights"] = runs.fingerprint(args.run)
     write_text(args.metrics, json.dumps(metrics, indent=2) + "\n")
     write_text(args.curves, history.to_csv(epoch.facts for epoch in fitted.curves))
 

@@ -52,6 +52,25 @@ def test_the_table_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert rows[0].index("audio/") == rows[1].index("audio/") == names.index("file")
 
 
+def test_what_an_evaluation_doubted_is_a_warning_of_the_run_and_of_its_package(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(f"data/metrics/{POOLED}/eval.json")
+    said = "at the threshold of dev 52.0 % of the spoof is accepted, of dev's own 8.0 %: \x1b[31m"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"warnings": [said]}))
+    run("package", POOLED, "--out", "package")
+    capsys.readouterr()
+    for system in (POOLED, "package"):
+        run("detect", "audio/eval/0.flac", "--run", system, "--json")
+        told = capsys.readouterr()
+        assert told.err.startswith(
+            f"warning: {POOLED}: on eval, at the threshold of dev 52.0 % of the spoof is accepted"
+        )
+        assert "\x1b" not in told.err
+        assert len(told.out.splitlines()) == 1
+    assert "**Warning** on eval, at the threshold of dev 52.0 %" in Path("package/model_card.md").read_text()
+
+
 def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("detect", "audio/eval", "--run", POOLED, "--json", "--explain")
     told = lines(capsys)

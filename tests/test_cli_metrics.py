@@ -111,6 +111,19 @@ def test_scores_that_are_stored_inverted_are_told_and_not_flipped(run: Callable[
     assert found["attacks"]["A17"]["eer"] > 90
 
 
+@pytest.mark.parametrize(("folder", "own"), [("data/scores/r", True), ("data/dev_scores", True), ("scores/r", False)])
+def test_no_advice_to_negate_what_the_flow_wrote(
+    run: Callable[..., tuple[str, str]], tmp_path: Path, folder: str, own: bool
+) -> None:
+    rows = [Row("t", f"u{i}", f"{i}.wav", "bonafide" if i < 20 else "spoof") for i in range(60)]
+    (tmp_path / folder).mkdir(parents=True)
+    path = tmp_path / folder / "eval.txt"
+    scorefile.write(path, trial_table.from_rows(rows, source="t"), np.arange(60.0), layout="2019")
+    _, err = run(path, "--folds", 0)
+    assert "above 50 %" in err
+    assert ("negate its scores" in err) is not own
+
+
 @REAL
 def test_a_2019_file_may_be_its_own_key(run: Callable[..., tuple[str, str]]) -> None:
     path = SCORES / "la19_eval_softmax.txt"

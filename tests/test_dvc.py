@@ -78,7 +78,7 @@ def members(stage: PipelineStage) -> Iterator[str]:
         yield f"pipeline.quality.{settings.sets[cell].quality}"
     if kind == "encoder":
         yield f"pipeline.losses.{tuning['loss']}"
-    if kind in ("encoder", "finetuned"):
+    if kind in ("encoder", "finetuned", "embed_finetuned"):
         yield f"pipeline.backends.{tuning['backend']}"
     elif kind in ("train", "score", "embed"):
         yield f"pipeline.backends.{axes[0]}"
@@ -92,7 +92,8 @@ def test_every_stage_declares_what_its_script_imports(
     stages: list[PipelineStage], tuned: list[PipelineStage], graph: grimp.ImportGraph
 ) -> None:
     assert len(stages) == 3 + 1 + 3 + 3 + 1 + 6 + 6 + 6 + 1 + (1 + 4 + 4 + 1)
-    assert sorted(stage.name for stage in tuned) == ["evaluate_finetuned@mine", "finetuned@mine"]
+    kinds = ["analyse_finetuned", "embed_finetuned", "evaluate_finetuned", "finetuned"]
+    assert sorted(stage.name for stage in tuned) == [f"{kind}@mine" for kind in kinds]
     for stage in (*stages, *tuned):
         script = f"stages.{stage.name.split('@')[0].split('_')[0]}"
         assert f"python -m {script} " in stage.cmd

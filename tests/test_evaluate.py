@@ -159,6 +159,8 @@ def test_the_calibration_is_of_dev_and_moves_no_eer(
     write_dev(tmp_path, 10 * dev_scores() + 3)  # on another scale than the set
     found, usual = json.loads(run(tmp_path, table, scores)[0].read_text()), json.loads(made[0].read_text())
     other, line = found.pop("calibrated"), usual.pop("calibrated")
+    (line_of_set,) = found.pop("warnings")
+    assert line_of_set.startswith(f"calibrated on dev, the scores have a Cllr of {other['cllr']:.3f} bits")
     assert found == usual
     assert other["slope"] == pytest.approx(line["slope"] / 10, rel=1e-5)
     assert other["cllr"] > line["cllr"]
@@ -301,7 +303,27 @@ def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
     run(tmp_path, trial_table.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
     told = capsys.readouterr()  # officially 5/12; interpolated 1/3
     assert told.out.startswith("eval: EER 41.67 % of 3 bona fide and 2 spoof trials; ")
-    assert told.err == ""
+    assert "EER" not in told.err
+
+
+def test_what_does_not_fit_the_set_is_told_and_stands_in_the_metrics(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spoof that scores 1.5 more than on dev: at the threshold of 0.25 nine in ten are accepted, of dev's 40 %."""
+    higher = scores + np.where(table.is_bonafide, 0, 1.5)
+    metrics, _ = run(tmp_path, table, higher)
+    found = json.loads(metrics.read_text())
+    on_dev = 100 * np.mean(dev_scores()[~dev_table().is_bonafide] > 0.25)
+    far, cllr = found["at_threshold"]["far"], found["calibrated"]["cllr"]
+    assert (far > 1.5 * on_dev, cllr > 1) == (True, True)
+    assert found["warnings"] == [
+        f"at the threshold of dev {far:.1f} % of the spoof is accepted, of dev's own {on_dev:.1f} %: the threshold "
+        "does not fit this set",
+        f"calibrated on dev, the scores have a Cllr of {cllr:.3f} bits; above 1 their probabilities are worse than "
+        "none",
+    ]
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"warning: {tmp_path / 'scores/eval.txt'}: {line}" for line in found["warnings"]]
 
 
 def test_an_eer_above_one_half_gives_a_warning(
@@ -313,6 +335,8 @@ def test_an_eer_above_one_half_gives_a_warning(
     assert eer > 80
     assert told.err.startswith(f"warning: {tmp_path / 'scores/eval.txt'}: the EER is {eer:.2f} %, above 50 %")
     assert told.err.count("warning") == 1
+    assert "takes the spoof of this set for bona fide" in told.err
+    assert "negate" not in told.err  # the file is the flow's own
 
 
 def test_the_set_says_which_asv_and_how_many_resamples(

@@ -238,14 +238,20 @@ def test_ties_just_beyond_the_eer_point_are_told() -> None:
     ]
 
 
-def test_an_eer_above_half_without_ties_is_told_whatever_interpolation_says() -> None:
+def test_an_eer_above_half_by_chance_is_no_inversion() -> None:
     # Three bona fide: the official point is (2/3, 1/2), where the line between (1/3, 1/2) and it crosses at 1/2.
     rows = [Row("t", f"u{i}", f"{i}.wav", "bonafide" if i < 3 else "spoof") for i in range(43)]
     table = trial_table.from_rows(rows, source="t")
     scores = np.concatenate(([0.5, 19.5, 41.5], np.arange(40.0)))
     metrics = evaluation.evaluate(table, scores, folds=0)
     assert metrics["eer"] > 50 >= metrics["eer_interpolated"]
-    assert "the scores look inverted" in told(table, scores)[0]
+    assert told(table, scores) == []
+    for few, inverted in ((3, False), (5, False), (6, True)):  # (0.025)^(1/n) is 0.478 for 5, 0.541 for 6
+        rows = [Row("t", f"u{i}", f"{i}.wav", "bonafide" if i < few else "spoof") for i in range(few + 30)]
+        table, scores = trial_table.from_rows(rows, source="t"), np.arange(few + 30.0)
+        assert bool(told(table, scores)) == inverted
+        resampled = evaluation.warnings(table, scores, evaluation.evaluate(table, scores, folds=100))
+        assert bool(resampled) == inverted
 
 
 def test_a_grid_of_attacks_and_codecs_equals_a_loop(table: Trials, scores: NDArray[np.float64]) -> None:

@@ -472,12 +472,17 @@ def test_the_fine_tuned_run_is_scored_and_evaluated_like_those_of_the_grid(proje
         json.loads((project.folder / f"data/metrics/{name}.json").read_text()) for name in ("tuned", "tuned/dev")
     )
     assert (trained["dev_eer"], trained["dev_threshold"]) == (metrics["eer"], metrics["threshold"])
+    ran = project.repro("flow/analyse/dvc.yaml:analyse_finetuned")
+    assert [stage for stage in ran if "tuned@" in stage] == ["embed_finetuned@tuned", "analyse_finetuned@tuned"]
     project.repro("-s", "report")  # the grid's metrics are those of the frozen encoder
+    seconds = json.loads((project.folder / "data/seconds/tuned.json").read_text())
+    assert seconds["weights"] == trained["weights"]
     row = next(
         line for line in (project.folder / "data/report/leaderboard.txt").read_text().splitlines() if "‡" in line
     )
     assert row.split()[1] == "tuned"
     assert f"{metrics['eer']:.2f}" in row
     assert f"{trained['parameters']:,}" in row
+    assert f"{seconds['seconds']:.1f}" in row.split()
     assert "tuned" in json.loads((project.folder / "data/summary.json").read_text())["eer"]
     assert project.repro("flow/evaluate/dvc.yaml:evaluate_finetuned") == []

@@ -12,6 +12,7 @@ from pipeline.losses import aoc, qamo
 from pipeline.training import selection
 from pipeline.training.history import Epoch
 from pipeline.training.remarks import remarks
+from pipeline.training.selection import Selection
 from tests.test_fit import TRAIN, fitted, separable
 
 DEV = separable(300, seed=1).trials  # 100 bona fide, 200 spoof
@@ -20,17 +21,18 @@ GOOD = [
     Epoch(2, 0.6, 8.0, 0.2, dev_loss=0.5, train_eer=4.0),
     Epoch(3, 0.5, 9.0, 0.3, dev_loss=0.6, train_eer=3.0),
 ]
+TAKEN = Selection((2,), 8.0, GOOD[1])
 MOVING = np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.9, 0.1], [0.0, 1.0]], [[0.8, 0.2], [0.1, 0.9]]], np.float32)
 
 
 def told(curves: list[Epoch] = GOOD, path: np.ndarray = MOVING, **changed: Any) -> tuple[str, ...]:
-    given: dict[str, Any] = {"dev": DEV, "dev_eer": 8.0, "kept": [2], "asked": 3} | changed
+    given: dict[str, Any] = {"dev": DEV, "dev_eer": 8.0, "chosen": TAKEN, "asked": 3} | changed
     return remarks(curves, path, **given)
 
 
 def test_a_training_that_went_well_says_nothing() -> None:
     assert told() == ()
-    assert told(GOOD[:1], MOVING[:1], kept=[1], dev_eer=20.0, asked=1) == ()
+    assert told(GOOD[:1], MOVING[:1], chosen=Selection((1,), 20.0, GOOD[0]), dev_eer=20.0, asked=1) == ()
 
 
 def test_a_loss_that_did_not_fall() -> None:
@@ -66,10 +68,13 @@ def test_stopped_by_patience_while_the_loss_on_dev_fell() -> None:
 
 
 def test_a_mean_of_epochs_that_is_worse_than_the_best_of_them() -> None:
-    assert told(kept=[2, 3], dev_eer=8.5) == (
-        "the mean of its 2 best epochs has a dev EER of 8.50 %, epoch 2 alone 8.00 %",
+    assert told(chosen=Selection((2, 3), 8.5, GOOD[1])) == (
+        "the mean of its 2 best epochs has a dev EER of 8.50 %; taken is epoch 2 as it was, with 8.00 %",
     )
-    assert told(kept=[2, 3], dev_eer=8.0) == told(kept=[2], dev_eer=8.0) == ()
+    assert told(chosen=Selection((2,), 8.5, GOOD[1])) == (
+        "its best epoch, enrolled anew, has a dev EER of 8.50 %; taken is epoch 2 as it was, with 8.00 %",
+    )
+    assert told(chosen=Selection((2, 3), 8.0, GOOD[1])) == told() == ()
 
 
 def test_a_training_set_that_is_known_by_heart() -> None:

@@ -59,7 +59,7 @@ def inputs(tmp_path: Path) -> Path:
     for folder in ("metrics", "curves", "seconds"):
         (tmp_path / folder).mkdir()
     for seed, (run, eers) in enumerate(EERS.items()):
-        trained = {"dev_eer": eers[0] + 0.25, "parameters": 1000 + seed}
+        trained = {"dev_eer": eers[0] + 0.25, "parameters": 1000 + seed, "weights": f"of {run}"}
         (tmp_path / "metrics" / f"{run}.json").write_text(json.dumps(trained))
         rng = np.random.default_rng(seed)
         for name, eer in zip(SETS, eers, strict=True):
@@ -72,7 +72,8 @@ def inputs(tmp_path: Path) -> Path:
             curves.write_histogram(plots / f"histogram/{name}.csv", shares)
         (tmp_path / "curves" / f"{run}.csv").write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
     for run, seconds in (("b", 12.34), ("asp-qamo-2", 5.0)):
-        (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps({"seconds": seconds}))
+        timed = {"seconds": seconds, "weights": f"of {run}"}
+        (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps(timed))
     return tmp_path
 
 
@@ -326,6 +327,17 @@ def test_every_run_has_a_line_of_its_own(inputs: Path) -> None:
     assert [row["seconds"] for row in rows] == ["", "5.0", "", "12.34", ""]
 
 
+def test_seconds_of_other_weights_stay_blank(inputs: Path) -> None:
+    """As after DVC brought back an earlier run, or where the file is of a time before weights were told apart."""
+    for run_name, timed in (("b", {"seconds": 12.34, "weights": "of a"}), ("asp-qamo-2", {"seconds": 5.0})):
+        (inputs / "seconds" / f"{run_name}.json").write_text(json.dumps(timed))
+    out = run(inputs)
+    assert [row["seconds"] for row in rows_of(out / "runs.csv")] == [""] * 5
+    assert [row["seconds"] for row in rows_of(out / "leaderboard.csv")] == [""] * 4
+    (inputs / "metrics" / "b.json").write_text(json.dumps({"dev_eer": 1.0, "parameters": 1}))  # rescored, or of before
+    assert rows_of(run(inputs) / "runs.csv")[3]["seconds"] == ""
+
+
 def test_the_summary_has_the_eer_of_each_system_and_the_one_that_dev_chooses(inputs: Path) -> None:
     run(inputs)
     assert json.loads((inputs / "out.json").read_text()) == {
@@ -377,6 +389,32 @@ def test_what_trainings_told_is_marked_and_listed(inputs: Path) -> None:
     assert "<li>asp-qamo-2: the loss &lt;did&gt; not fall</li>" in page
     path.write_text(json.dumps(json.loads(path.read_text()) | {"remarks": [f"remark {i}" for i in range(13)]}))
     assert "! and 3 more, in runs.csv and on the page" in (run(inputs) / "leaderboard.txt").read_text()
+
+
+def test_what_evaluations_told_is_marked_and_listed(inputs: Path) -> None:
+    path = inputs / "metrics" / "a" / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["52.0 % of the <spoof>"]}))
+    out = run(inputs)
+    lines = (out / "leaderboard.txt").read_text().splitlines()
+    assert next(line.split()[1:3] for line in lines if line.startswith("2 ")) == ["a", "!"]
+    assert lines[-3] == "! a: on eval, 52.0 % of the <spoof>"
+    told = {row["run"]: row["remarks"] for row in rows_of(out / "runs.csv")}
+    assert told == dict.fromkeys(RUNS, "") | {"a": "on eval, 52.0 % of the <spoof>"}
+    assert "<li>a: on eval, 52.0 % of the &lt;spoof&gt;</li>" in (out / "index.html").read_text()
+
+
+def test_deviations_over_seeds_say_that_the_encoder_has_one(inputs: Path) -> None:
+    told = "the encoder was fine-tuned once, with seed 7"
+    board = leaderboard_files.gather(
+        inputs / "metrics", runs=RUNS, sets=SETS, sort_by="eval", seconds=inputs / "seconds", encoder_seed=7
+    )
+    assert told in leaderboard_files.to_text(board)
+    single = {run: run for run in RUNS}
+    alone = leaderboard_files.gather(
+        inputs / "metrics", runs=single, sets=SETS, sort_by="eval", seconds=inputs / "seconds", encoder_seed=7
+    )
+    assert "the encoder was" not in leaderboard_files.to_text(alone)
+    assert "the encoder was" not in leaderboard_files.to_text(gathered(inputs, RUNS, SETS, "eval"))
 
 
 def test_the_run_that_the_encoder_was_fine_tuned_with_is_marked_and_may_be_chosen(inputs: Path) -> None:

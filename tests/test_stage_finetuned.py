@@ -12,16 +12,16 @@ import pytest
 import soundfile
 from ruamel.yaml import YAML
 
-from pipeline import detect
+from pipeline import commands, detect
 from pipeline.audio import decode
-from pipeline.core import trial_table
+from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row
 from pipeline.encoder import kept
 from pipeline.features.specs import fingerprint
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from stages import encoder, evaluate, extract, finetuned, score
+from stages import analyse, embed, encoder, evaluate, extract, finetuned, score
 from tests.conftest import Corpus
 from tests.test_stage_encoder import FINETUNE, parameters, tables
 
@@ -30,6 +30,7 @@ ARGUMENTS = {
     "card": "data/encoder.json", "trials": "data/trials", "features": "data/features",
     "run": "data/runs/mine", "metrics": "data/metrics/mine.json", "curves": "data/curves/mine.csv",
     "dev_scores": "data/dev_scores/mine.txt", "scores": "data/scores/mine",
+    "seconds": "data/seconds/mine.json", "encoder_seconds": "data/seconds/encoders",
 }  # fmt: skip
 SET = {"set": "dev", "trials": "data/trials/dev.csv", "features": "data/features/dev.json"}
 
@@ -95,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["report"]["sort_by"] = "dev"
     YAML(typ="safe").dump(settings, folder / "params.yaml")
     with contextlib.chdir(folder):
-        run(encoder, trials="data/trials", card="data/encoder.json")
+        run(encoder, trials="data/trials", card="data/encoder.json", seconds="data/seconds/encoders")
         run(
             extract, set="dev", trials="data/trials/dev.csv", card="data/encoder.json",
             receipt="data/features/dev.json",
@@ -154,7 +155,9 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
     for file in (runs.BACKEND_FILE, runs.CENTROIDS_FILE):
         assert (before / file).read_bytes() == (after / file).read_bytes()
     tuned, card, receipt = loaded(f"{before}/run.json"), loaded(f"{after}/run.json"), loaded("data/features/dev.json")
-    assert loaded("data/metrics/mine.json").items() <= card.items()
+    metrics = loaded("data/metrics/mine.json")
+    assert metrics.pop("weights") == runs.fingerprint(after)
+    assert metrics.items() <= card.items()
     assert card["kind"]["layers"] == LAYERS
     assert card["features"] == {"dev": receipt["digest"]}
     assert (card["train"]["set"], card["train"]["epochs"]) == ("train", 2)
@@ -177,6 +180,19 @@ def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.
     ])  # fmt: skip
     found, told = loaded("data/metrics/mine/dev.json"), loaded("data/metrics/mine.json")
     assert (found["eer"], found["threshold"]) == (told["dev_eer"], told["dev_threshold"])
+
+
+def test_its_seconds_are_those_of_the_fine_tuning(made: Path, project: Path) -> None:
+    file = f"data/seconds/encoders/{tuned_run().parent.name}.json"
+    trained = loaded(file)["seconds"]
+    assert trained > 0
+    weights = runs.fingerprint(made / "data/runs/mine")
+    assert loaded(f"{made}/data/seconds/mine.json") == {"seconds": trained, "weights": weights}
+    change(file, weights="of an encoder of this name that was trained elsewhere")
+    run(finetuned, **ARGUMENTS)
+    Path(file).unlink()
+    run(finetuned, **ARGUMENTS)
+    assert not Path("data/seconds/mine.json").exists()
 
 
 def test_kind_and_dev_eer_are_those_of_the_cached_features(made: Path, project: Path) -> None:
@@ -228,3 +244,32 @@ def test_another_run_or_none_is_refused(project: Path) -> None:
     Path("data/encoder.json").unlink()
     with pytest.raises(InputError, match=r"encoder\.json: no card of an encoder there; run `dvc repro encoder`"):
         run(finetuned, **ARGUMENTS)
+
+
+def test_it_is_analysed_explained_and_packaged_as_any_run(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    for name in ("train", "eval"):
+        if Path(f"data/trials/{name}.csv").exists() and not Path(f"data/features/{name}.json").exists():
+            run(
+                extract, set=name, trials=f"data/trials/{name}.csv", card="data/encoder.json",
+                receipt=f"data/features/{name}.json",
+            )  # fmt: skip
+    places = {"run": "data/runs/mine", "trials": "data/trials", "embeddings": "data/embeddings/mine"}
+    embed.main(
+        [part for name, value in places.items() for part in (f"--{name}", value)] + ["--features", "data/features"]
+    )
+    analyse.main([part for name, value in places.items() for part in (f"--{name}", value)] + ["--analysis", "a"])
+    assert loaded("a/analysis.json")["run"] == "mine"
+    assert params_file.load(Path("params.yaml")).analysed[-1] == "mine"
+
+    root = Path(YAML(typ="safe").load(Path("params.yaml"))["sets"]["train"]["root"])
+    first = root / trial_table.read(Path("data/trials/train.csv")).path[0]
+    commands.dispatch(["package", "mine", "--out", "package"])
+    for system in ("mine", "package"):
+        (found,) = detect.load(system).detect([first], explain=True)
+        assert found.neighbours[0].utterance == "u0"
+        assert found.neighbours[0].distance == pytest.approx(0, abs=1e-3)
+        assert len(found.neighbours) == 5

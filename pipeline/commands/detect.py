@@ -19,7 +19,7 @@ from pipeline.audio import channels, decode
 from pipeline.commands import _score_arguments
 from pipeline.core import files
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import InputError, listing, run_command
+from pipeline.core.errors import InputError, listing, printable, run_command
 from pipeline.core.sections import MEAN, Channel
 
 if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
@@ -48,7 +48,8 @@ results for each file:
 spoofed. A silent window has no score. The lowest of many scores is also low by chance: compare it with timelines of
 files that you trust.
 
-A file whose samples are doubtful (their scale, or channels that cancel when they are averaged) gives a warning on
+Where the threshold or the calibration of dev did not fit an evaluation set of RUN, a warning on stderr says so. A file
+whose samples are doubtful (their scale, or channels that cancel when they are averaged) gives a warning on
 stderr, and in the output with --json. A file that cannot be scored, or a folder that cannot be read, gives an error on
 stderr and in the output. The other files are still scored, and the exit code is 1. Bytes of a name that are not UTF-8
 appear as \\udc80 to \\udcff.
@@ -59,6 +60,7 @@ examples:
   bonafide detect interview.mp3 --run package/ --timeline timelines
   bonafide detect recordings/ --run package/ --json > scores.jsonl           one JSON object in each line
 """
+DOUBTS_SHOWN = 10
 HEADER = f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'centroid':>8}  file"
 NEAR_HEADER = f"{'':11}{'distance':>12}  {'class':8}  {'attack':>8}  nearest training utterances"
 
@@ -88,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel)
+    for doubt in parts.doubts[:DOUBTS_SHOWN]:
+        print(f"warning: {system.parts.name}: {printable(doubt)}", file=sys.stderr)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:

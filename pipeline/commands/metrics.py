@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from pipeline.metrics.tdcf import AsvRates, asv_rates
 from pipeline.report.metrics_table import to_text
 
 FOLDS = 1000
+OWN_FOLDERS = (("data", "scores"), ("data", "dev_scores"))  # of a project
 EXAMPLES = """\
 layouts of SCORES (--format); auto finds the layout by the first line:
   2019        lines of utterance, attack, class, score; the class makes --key unnecessary
@@ -29,7 +31,8 @@ layouts of SCORES (--format); auto finds the layout by the first line:
   csv         after a header with the columns utterance (or filename, file) and score (or cm-score, cm_score)
 
 Scores are matched to trials by the utterance. A trial without a score is an error. Scores without a trial are left out
-and counted. Higher scores must mean more bona fide. An EER above 50 % gives a warning; signs are never changed.
+and counted. Higher scores must mean more bona fide. An EER whose whole interval lies above 50 % gives a warning; signs
+are never changed.
 
 examples:
   bonafide metrics scores.txt --key ASVspoof2019.LA.cm.eval.trl.txt --asv ASVspoof2019.LA.asv.eval.gi.trl.scores.txt
@@ -146,10 +149,16 @@ def _system(
         "layout": file.layout,
         "surplus": len(joined.surplus),
         "surplus_first": joined.surplus[:SHOWN],
-        "warnings": evaluation.warnings(table, joined.scores, metrics),
+        "warnings": evaluation.warnings(table, joined.scores, metrics, own=_is_own(file.path)),
         **metrics,
         **evaluation.by_speaker(table, joined.scores),
     }
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a score file lies where the flow of a project writes its own."""
+    folders = path.resolve().parts[:-1]
+    return any(pair in OWN_FOLDERS for pair in itertools.pairwise(folders))
 
 
 def _comparison(

@@ -104,18 +104,22 @@ class Params(Section):
 
     @property
     def analysed(self) -> tuple[str, ...]:
-        """The runs of the grid whose embeddings are kept and analysed."""
+        """The runs whose embeddings are kept and analysed: those that `analyse` names, and the fine-tuned one."""
+        return (*self._analysed_of_grid, *self.evaluate.finetuned)
+
+    @property
+    def _analysed_of_grid(self) -> tuple[str, ...]:
         chosen = self.analyse
         cells = itertools.product(chosen.backend, chosen.loss, chosen.layers, chosen.views, chosen.seed)
         return tuple("-".join(map(str, cell)) for cell in cells)
 
     @property
     def rescored(self) -> dict[str, str]:
-        """The further scores of analysed runs: `<run>-<scoring>` -> `<system>-<scoring>`."""
+        """The further scores of analysed runs of the grid: `<run>-<scoring>` -> `<system>-<scoring>`."""
         trained = self.grid.runs
         return {
             f"{run}-{scoring}": f"{trained[run]}-{scoring}"
-            for run in self.analysed
+            for run in self._analysed_of_grid
             for scoring in self.analyse.scorings
         }
 

@@ -333,9 +333,9 @@ class AsvParams(Section):
 class EvaluateParams(Section):
     """The sets on which every run is scored, and how.
 
-    finetuned: [] or one name. With a name, the run of the fine-tuning is scored, too, under that name. bootstrap: the
-    number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the speaker
-    verification system by set.
+    finetuned: [] or one name. With a name, the run of the fine-tuning is scored and analysed, too, under that name.
+    bootstrap: the number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the
+    speaker verification system by set.
     """
 
     sets: Names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pipeline.analysis import embeddings
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
+from pipeline.core.files import read_json
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
@@ -34,7 +35,8 @@ class Parts:
     from; weights: the folder of the fine-tuned one. features: what the features that the run was trained on depend on,
     the encoder's digest and the window among it. threshold: of the EER on dev; scores above it are accepted.
     calibration: of scores, by those on dev; None where these cannot be calibrated. explaining: of a package, the sha256
-    of the files that explanations alone need, by name; None in a project.
+    of the files that explanations alone need, by name; None in a project. doubts: warnings of evaluation sets, which
+    threshold or calibration did not fit.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Parts:
     threshold: float
     calibration: Calibration | None
     explaining: Mapping[str, str] | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path:
@@ -75,8 +78,9 @@ class Parts:
     def _training(self) -> tuple[Embeddings, Trials]:
         if not self.embeddings.is_dir():
             raise InputError(
-                f"{self.embeddings}: no embeddings of the training set there, which explanations need; name the run in "
-                "the section `analyse` of params.yaml, run `dvc repro flow/analyse/dvc.yaml`, and make a package anew"
+                f"{self.embeddings}: no embeddings of the training set there, which explanations need; name a run of "
+                "the grid in the section `analyse` of params.yaml (the fine-tuned run needs none), run "
+                "`dvc repro flow/analyse/dvc.yaml`, and make a package anew"
             )
         if self.explaining is not None:
             needed = [*(self.embeddings / name for name in EMBEDDED), self.trials]
@@ -123,6 +127,7 @@ def _of_project(name: str, settings: Params) -> Parts:
         device=settings.extract.device,
         threshold=float(facts["dev_threshold"]),
         calibration=_calibration(DATA / "dev_scores" / f"{name}.txt"),
+        doubts=tuple(_doubts(DATA / "metrics" / name, settings.evaluate.sets)),
     )
 
 
@@ -131,6 +136,15 @@ def _is_pinned(facts: dict[str, Any]) -> bool:
     paths = (DATA / "features" / "dev.json", *sorted((DATA / "selected" / "dev").glob("*.json")))
     receipts = (receipt for path in paths for receipt in receipt_files.read_receipts(path).values())
     return any(receipt["digest"] == facts["features"].get("dev") for receipt in receipts)
+
+
+def _doubts(folder: Path, sets: Sequence[str]) -> Iterator[str]:
+    """The warnings of the sets that were evaluated. folder: of the run's metrics."""
+    for name in sets:
+        file = folder / f"{name}.json"
+        if file.is_file():
+            found = read_json(file, what="metrics", remedy="run `dvc repro -f flow/evaluate/dvc.yaml`")
+            yield from (f"on {name}, {line}" for line in found.get("warnings", ()))
 
 
 def _trained_on(facts: dict[str, Any]) -> Any:
@@ -169,4 +183,5 @@ def _of_package(folder: Path) -> Parts:
         threshold=card.threshold,
         calibration=card.calibration,
         explaining=explaining,
+        doubts=tuple(f"on {part.name}, {line}" for part in card.sets if part.metrics for line in part.metrics.warnings),
     )

@@ -64,6 +64,15 @@ class _PackedFeatures(_PackageSection, extra="allow"):
     window: Annotated[WindowParams, AfterValidator(_short)]
 
 
+class _PackedMetrics(_PackageSection):
+    warnings: tuple[str, ...] = ()
+
+
+class _PackedSet(_PackageSection):
+    name: Name
+    metrics: _PackedMetrics | None = None
+
+
 class PackageCard(_PackageSection):
     """What is read again of the card; the rest is for people. Names of files are below the package, never outside."""
 
@@ -75,6 +84,7 @@ class PackageCard(_PackageSection):
     threshold: float
     calibration: Calibration | None
     files: dict[FileName, Digest]
+    sets: tuple[_PackedSet, ...] = ()
 
     @property
     def needed(self) -> list[str]:

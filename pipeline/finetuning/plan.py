@@ -24,7 +24,7 @@ from pipeline.finetuning.speech import Speech
 from pipeline.training import cells
 from pipeline.training.cells import Cell
 
-FINETUNE_VERSION = 1  # raise it when the same parameters, audio and starting weights come to another encoder
+FINETUNE_VERSION = 2  # raise it when the same parameters, audio and starting weights come to another encoder
 
 
 @dataclass(frozen=True)

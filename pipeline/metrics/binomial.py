@@ -65,8 +65,17 @@ def of_few_errors(drawn: Interval, det: Det, *, bonafide: int, spoof: int, level
         return clopper_pearson(smaller, smaller, level=level)
     if min(misses, bonafide - misses, alarms, spoof - alarms) >= FEW:
         return drawn
-    counted = _of_cost(lambda frr, far: (frr + far) / 2, det, point, bonafide=bonafide, spoof=spoof, level=level)
+    counted = of_eer(det, bonafide=bonafide, spoof=spoof, level=level)
     return Interval(low=min(drawn.low, counted.low), high=max(drawn.high, counted.high))
+
+
+def of_eer(det: Det, *, bonafide: int, spoof: int, level: float = LEVEL) -> Interval:
+    """The interval of an EER by counted errors alone: the limits of both rates at its point, joined by MOVER.
+
+    bonafide, spoof: numbers of the trials.
+    """
+    point = equal_point(det.frr, det.far)
+    return _of_cost(lambda frr, far: (frr + far) / 2, det, point, bonafide=bonafide, spoof=spoof, level=level)
 
 
 def _of_cost(cost: Cost, det: Det, point: int, *, bonafide: int, spoof: int, level: float) -> Interval:

@@ -29,6 +29,12 @@ SEED = 1  # of the resamples, unless another is asked for
 FOLDS = 1_000  # resamples for two arrays of scores
 PERCENT_DECIMALS = 5  # one trial among 600,000 moves a rate in percent by 0.00008
 COST_DECIMALS = 6  # and a cost by 0.000003
+_INVERTED = {
+    False: "the scores look inverted, as its whole 95 % interval lies above 50 %, but higher must mean more bona fide. "
+    "They are evaluated as they are; if higher means spoof in this file, negate its scores",
+    True: "its whole 95 % interval lies there, so the system takes the spoof of this set for bona fide. Look at the "
+    "labels of the set, and at what the system was trained on; the sign of the scores is right",
+}  # by whether the scores are the project's own
 FEWEST_SPEAKERS = 10  # for an interval by speaker; fewer say nothing about others
 TIES_MATTER = 0.05  # percentage points between the official and the interpolated EER
 
@@ -161,8 +167,15 @@ def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) 
     return found
 
 
-def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list[str]:
-    """Warnings about the EER: scores that look inverted, and ties that decide it."""
+def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any], *, own: bool = False) -> list[str]:
+    """Warnings about the EER: scores that look inverted, and ties that decide it.
+
+    Scores look inverted where the whole 95 % interval of the EER lies above 50 %.
+
+    Args:
+        metrics: of these scores, by `evaluate`.
+        own: whether this project wrote the scores, in which higher means more bona fide for certain.
+    """
     found: list[str] = []
     eer, fair, threshold = metrics["eer"], metrics["eer_interpolated"], metrics["threshold"]
     beyond = scores[scores > threshold]
@@ -172,13 +185,22 @@ def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> list
             f"{max(tied)} trials of both classes share one score near {threshold}; the official EER is {eer:.2f} %, "
             f"with ties counted evenly it is {fair:.2f} %"
         )
-    if fair > 50 or (eer > 50 and not any(tied)):
-        found.insert(
-            0,
-            f"the EER is {eer:.2f} %, above 50 %: the scores look inverted, but higher must mean more bona fide. "
-            "They are evaluated as they are; if higher means spoof in this file, negate its scores",
-        )
+    if is_inverted(trials, scores, metrics):
+        found.insert(0, f"the EER is {eer:.2f} %, above 50 %: {_INVERTED[own]}")
     return found
+
+
+def is_inverted(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> bool:
+    """Whether the whole 95 % interval of the EER lies above 50 %, and ties have no part in it."""
+    interval = metrics.get("eer_interval") or _ends(_counted_interval(scores, trials.is_bonafide), percent=True)
+    return bool(interval[0] > 50 and metrics["eer_interpolated"] > 50)
+
+
+def _counted_interval(scores: Scores, is_bonafide: NDArray[np.bool_]) -> Interval:
+    """The interval of the EER by counts alone, where nothing was resampled."""
+    det, bonafide, spoof = _counted(scores, is_bonafide)
+    counted = binomial.of_eer(det, bonafide=bonafide, spoof=spoof)
+    return binomial.of_few_errors(counted, det, bonafide=bonafide, spoof=spoof)
 
 
 def _tied(trials: Trials, scores: Scores, at: float) -> int:

@@ -44,19 +44,20 @@ def build(
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
     origin: page.Origin | None = None,
+    encoder_seed: int | None = None,
 ) -> str:
     """Write leaderboard.txt, the files of `TABLES` and index.html into `out`, and `summary`; return the table.
 
     Args:
         summary: the JSON file that DVC shows as metrics. runs: run -> its system. analysed: runs with embeddings to
             show. rescored: runs that score by an embedding index. finetuned: the run that was trained with the encoder.
-        origin: what the page says of the project.
+        origin: what the page says of the project. encoder_seed: of the fine-tuning; None where the encoder is frozen.
 
     Raises InputError where a file is missing or malformed, or where runs were evaluated on different trials.
     """
     board = leaderboard_files.gather(
         inputs.metrics, runs=runs, sets=sets, sort_by=sort_by,
-        seconds=inputs.seconds, rescored=rescored, finetuned=finetuned,
+        seconds=inputs.seconds, rescored=rescored, finetuned=finetuned, encoder_seed=encoder_seed,
     )  # fmt: skip
     html = page.render(
         board,

@@ -47,6 +47,7 @@ class Result:
     """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name.
 
     codecs, vocoders: by name. measures: all that `evaluate` measured, by key of `MEASURES`, each with its interval.
+    warnings: of `evaluate`, for people.
     """
 
     eer: float
@@ -58,6 +59,7 @@ class Result:
     codecs: dict[str, Attack] = field(default_factory=dict)
     vocoders: dict[str, Attack] = field(default_factory=dict)
     measures: Mapping[str, tuple[float, Interval | None]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def groups(self, kind: str) -> dict[str, Attack]:
         """The attacks, codecs or vocoders. kind: a key of `GROUPS`."""
@@ -75,7 +77,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TrainedFacts:
-    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not trained here).
+    """Facts of a trained run: dev EER in percent, number of learned parameters, seconds (None: not of these weights).
 
     remarks: what its training told its user.
     """
@@ -127,6 +129,7 @@ class Leaderboard:
 
     runs: system -> its runs. results: one for each (run, set). trainings: one for each run. rescored: systems that
     score by the embedding index of a trained system. finetuned: the system that was trained with the encoder.
+    encoder_seed: of the fine-tuning; None where the encoder is frozen.
     """
 
     systems: tuple[str, ...]
@@ -137,6 +140,7 @@ class Leaderboard:
     results: dict[tuple[str, str], Result]
     rescored: frozenset[str] = frozenset()
     finetuned: frozenset[str] = frozenset()
+    encoder_seed: int | None = None
 
     @cached_property
     def chosen(self) -> str:
@@ -224,13 +228,28 @@ class Leaderboard:
         return self.trainings[self.runs[system][0]].parameters
 
     def seconds(self, system: str) -> float | None:
-        """The mean time of training a run, None where no run was trained here."""
+        """The mean time of training a run, of those that were trained here; None where none was."""
         known = [seconds for run in self.runs[system] if (seconds := self.trainings[run].seconds) is not None]
         return math.fsum(known) / len(known) if known else None
 
     def remarks(self, system: str) -> tuple[str, ...]:
-        """What the trainings of a system told their user, each with the name of its run."""
-        return tuple(f"{run}: {line}" for run in self.runs[system] for line in self.trainings[run].remarks)
+        """What the trainings and evaluations of a system told their user, each with the name of its run."""
+        return tuple(f"{run}: {line}" for run in self.runs[system] for line in self.remarks_on(run))
+
+    def remarks_on(self, run: str) -> tuple[str, ...]:
+        """What the training of a run told, and its evaluations, each with the name of its set."""
+        evaluated = [f"on {name}, {line}" for name in self.sets for line in self.results[run, name].warnings]
+        return (*self.trainings[run].remarks, *evaluated)
+
+    @property
+    def one_encoder(self) -> str:
+        """What the deviations over seeds leave out; nothing where the encoder is frozen, or no system has two seeds."""
+        if self.encoder_seed is None or all(len(runs) == 1 for runs in self.runs.values()):
+            return ""
+        return (
+            "± is over the seeds of backend and loss alone: the encoder was fine-tuned once, with seed "
+            f"{self.encoder_seed}, and another seed of its own moves all rows"
+        )
 
     def selected(self, system: str) -> str:
         """The run that charts show for a system: the one with the lowest dev EER."""

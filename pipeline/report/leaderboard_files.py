@@ -50,6 +50,7 @@ def read_result(path: Path) -> Result:
             codecs=_groups(found.get("codecs", {})),
             vocoders=_groups(found.get("vocoders", {})),
             measures=read_all(found),
+            warnings=tuple(str(line) for line in found.get("warnings", ())),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unexpected(path, "metrics with eer, threshold, bonafide, spoof and attacks", error, EVALUATE) from None
@@ -60,7 +61,7 @@ def _groups(found: Mapping[str, Any]) -> dict[str, Attack]:
 
 
 def read_training(path: Path, seconds: Path) -> TrainedFacts:
-    """Read the metrics of `train`, and its seconds where it ran here.
+    """Read the metrics of `train`, and its seconds where these weights were trained here.
 
     Raises InputError where the file is missing or has other contents.
     """
@@ -69,13 +70,21 @@ def read_training(path: Path, seconds: Path) -> TrainedFacts:
         return TrainedFacts(
             dev_eer=finite(found["dev_eer"]),
             parameters=int(found["parameters"]),
-            seconds=finite(_json(seconds, TRAIN)["seconds"]) if seconds.is_file() else None,
+            seconds=_seconds_of(found.get("weights"), seconds),
             remarks=tuple(str(line) for line in found.get("remarks", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unexpected(
             path, f"metrics with dev_eer and parameters (and {seconds} with seconds)", error, TRAIN
         ) from None
+
+
+def _seconds_of(weights: str | None, path: Path) -> float | None:
+    """The seconds in a file, where they are of these weights: DVC may have restored others, or another run's."""
+    if weights is None or not path.is_file():
+        return None
+    timed = _json(path, TRAIN)
+    return _finite(timed["seconds"]) if timed.get("weights") == weights else None
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:
@@ -104,12 +113,14 @@ def gather(
     seconds: Path,
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
+    encoder_seed: int | None = None,
 ) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set, and sort the systems by EER and name.
 
     Args:
         runs: run -> its system. seconds: folder with <run>.json for the runs that were trained here.
         rescored: the runs that score by an embedding index. finetuned: the run that was trained with the encoder.
+        encoder_seed: of the fine-tuning; None where the encoder is frozen.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
@@ -123,7 +134,7 @@ def gather(
     by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
     eers = {system: math.fsum(results[run, sort_by].eer for run in own) / len(own) for system, own in members.items()}
     order = tuple(sorted(members, key=lambda system: (eers[system], system)))
-    return Leaderboard(order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end)
+    return Leaderboard(order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end, encoder_seed)
 
 
 def _read_all(
@@ -235,7 +246,7 @@ def runs_to_csv(board: Leaderboard) -> str:
         for run in board.runs[system]:
             training = board.trainings[run]
             eers = [board.results[run, name].eer for name in board.sets]
-            told = "; ".join(training.remarks)
+            told = "; ".join(board.remarks_on(run))
             rows.append([system, run, training.dev_eer, *eers, training.seconds, training.parameters, told])
     return csv_text([header, *rows])
 
@@ -277,6 +288,7 @@ def to_text(board: Leaderboard) -> str:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
     if board.finetuned:
         notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
+    notes += [board.one_encoder] if board.one_encoder else []
     notes += _remarks(board)
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"

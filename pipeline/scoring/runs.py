@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -108,6 +109,14 @@ def card(folder: Path) -> dict[str, Any]:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise InputError(f"{path}: not the card of a trained run; {AGAIN}:\n{listing(problems)}") from None
     return found
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits of the run's weights and centroids."""
+    digest = hashlib.sha256()
+    for name in (BACKEND_FILE, CENTROIDS_FILE):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def index(folder: Path) -> CentroidIndex:

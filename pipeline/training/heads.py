@@ -30,7 +30,7 @@ from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment
 from pipeline.features.streaming import Batch
 from pipeline.scoring import scorer
-from pipeline.training import adam, cells, checkpoints, drawing, loop
+from pipeline.training import adam, cells, checkpoints, drawing, history, loop, selection
 from pipeline.training.adam import Groups
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted, Learner
@@ -69,7 +69,7 @@ class HeadLearner(Learner):
             "system": checkpoints.facts_of(self.system),
             "code": [
                 checkpoints.code_of(Path(str(module.__file__)))
-                for module in (dataset, sampling, sources, scorer, adam, drawing, loop)
+                for module in (dataset, sampling, sources, scorer, adam, drawing, history, loop, selection)
             ],
         }
         return checkpoints.fingerprint(facts, tensors)

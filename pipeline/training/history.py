@@ -61,14 +61,18 @@ class History:
         self.states = {number: kept for number, kept in self.states.items() if number in wanted}
 
     def best(self, count: int) -> list[int]:
-        """The epochs of the lowest dev EER, best first; of equals the later one: it has been trained longer."""
-        return [line.epoch for line in sorted(self.curves, key=lambda line: (line.dev_eer, -line.epoch))[:count]]
+        """The epochs of the lowest dev EER, best first; of equals that of the lower dev loss, then the earlier one."""
+        return [line.epoch for line in sorted(self.curves, key=_rank)[:count]]
 
     def done(self, params: TrainParams | FinetuneParams) -> bool:
         """Whether all epochs were trained, or the last `patience` of them brought no lower dev EER."""
         errors = [epoch.dev_eer for epoch in self.curves]
         waited = len(errors) - 1 - errors.index(min(errors)) if errors else 0
         return len(errors) >= params.epochs or waited >= params.patience
+
+
+def _rank(line: Epoch) -> tuple[float, float, int]:
+    return line.dev_eer, line.dev_loss if math.isfinite(line.dev_loss) else math.inf, line.epoch
 
 
 def average(states: Sequence[Callable[[str], Tensor]], names: Iterable[str]) -> State:

@@ -1,9 +1,9 @@
 """The one training loop: of a backend and a loss on cached features, and of an encoder with them from audio.
 
 Adam with a learning rate a group, early stopping on the dev EER of the deployed score, the average of the k best
-epochs. Every draw is seeded by (seed) or (seed, epoch): the same seed on the same machine's CPU gives the same bits,
-whether or not the training was killed on the way. A `Learner` holds the modules, the data and the parameters of one
-training.
+epochs where it is no worse than the best one. Every draw is seeded by (seed) or (seed, epoch): the same seed on the
+same machine's CPU gives the same bits, whether or not the training was killed on the way. A `Learner` holds the
+modules, the data and the parameters of one training.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ from pipeline.training.history import Epoch, History, average
 from pipeline.training.remarks import remarks
 from pipeline.training.selection import (
     Scores,
+    Selection,
     dev_eer,
     dev_loss,
     dev_scores,
+    good_epochs,
     seen_by,
     train_eer,
     train_sample,
@@ -104,9 +106,9 @@ class Learner(ABC):
 class Fitted:
     """A trained system, and how it came about.
 
-    backend: trained module with the averaged weights, in memory. centroids: those of the averaged loss. path: (epochs,
-    K, E) float32, where they were after each epoch. curves: every epoch. kept: the epochs that were averaged.
-    dev_scores: (N_dev,) float32, of the averaged system, in the order of the trials. dev_eer: percent, of these scores;
+    backend: trained module with the selected weights, in memory. centroids: those of the selected loss. path: (epochs,
+    K, E) float32, where they were after each epoch. curves: every epoch. selection: which epochs the weights are of.
+    dev_scores: (N_dev,) float32, of this system, in the order of the trials. dev_eer: percent, of these scores;
     dev_threshold: the score there. parameters: learned scalars. remarks: what a user should know of the training.
     """
 
@@ -114,7 +116,7 @@ class Fitted:
     centroids: Centroids
     path: NDArray[np.float32]
     curves: tuple[Epoch, ...]
-    kept: tuple[int, ...]
+    selection: Selection
     dev_scores: Scores
     dev_eer: float
     dev_threshold: float
@@ -131,7 +133,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def train(learner: Learner, *, checkpoint: Path | None, say: Say = lambda _: None) -> Fitted:
-    """Train until done, select by the dev EER of the deployed score, average the k best epochs.
+    """Train until done, select by the dev EER of the deployed score: the mean of the k best epochs, or the best one.
 
     Args:
         checkpoint: folder to go on from after a kill, with the result of an undisturbed training; the caller deletes it
@@ -151,31 +153,49 @@ def count(groups: Groups) -> int:
 
 
 def _finished(learner: Learner, history: History, place: CheckpointFolder | None, *, parameters: int) -> Fitted:
-    """The average of the best states, and what it scores on the dev set."""
-    kept = history.best(learner.params.average_best)
-    states = [_state(history, place, epoch) for epoch in kept]
-    restore(learner.system, average(states, learned_names(learner.system)))
+    """The selected system, and what it scores on the dev set."""
+    chosen = _select(learner, history, place)
     learner.finish()
-    loss = learner.system.loss
-    if isinstance(loss, Enrols):
-        loss.enrol(*enrolment(learner))
+    if not chosen.takes_best:
+        _enrol(learner)  # again, in the precision that is deployed
     scores = scored(learner)
     error, path = dev_eer(scores, learner.dev), np.stack(history.path)
     told = remarks(
-        history.curves, path, dev=learner.dev, dev_eer=100 * error.eer, kept=kept, asked=learner.params.epochs
+        history.curves, path, dev=learner.dev, dev_eer=100 * error.eer, chosen=chosen, asked=learner.params.epochs
     )
     return Fitted(
         backend=learner.system.backend.eval().cpu(),
-        centroids=trained_centroids(loss, section=learner.section),
+        centroids=trained_centroids(learner.system.loss, section=learner.section),
         path=path,
         curves=tuple(history.curves),
-        kept=tuple(sorted(kept)),
+        selection=chosen,
         dev_scores=scores,
         dev_eer=100 * error.eer,
         dev_threshold=float(str(np.float32(error.threshold))),  # as a score file would hold it
         parameters=parameters,
         remarks=told,
     )
+
+
+def _select(learner: Learner, history: History, place: CheckpointFolder | None) -> Selection:
+    """Put into the system the mean of the good epochs, or the best epoch as it was where dev has a higher EER of the
+    mean."""
+    good = good_epochs(history, learner.params.average_best, learner.dev)
+    names = learned_names(learner.system)
+    restore(learner.system, average([_state(history, place, epoch) for epoch in good], names))
+    _enrol(learner)
+    mean = 100 * dev_eer(scored(learner), learner.dev).eer
+    chosen = Selection(good, mean, history.curves[good[0] - 1])
+    if chosen.takes_best:
+        restore(learner.system, average([_state(history, place, good[0])], names))
+    return chosen
+
+
+def _enrol(learner: Learner) -> None:
+    """Let a loss that enrols speakers do so by the weights of now."""
+    loss = learner.system.loss
+    if isinstance(loss, Enrols):
+        loss.enrol(*enrolment(learner))
 
 
 def _state(history: History, place: CheckpointFolder | None, epoch: int) -> Callable[[str], Tensor]:

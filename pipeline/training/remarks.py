@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from pipeline.core.trial_table import Trials
 from pipeline.training.history import Epoch
+from pipeline.training.selection import QUANTILE, Selection
 
 FLAT = 0.01  # a loss that fell by less than this share of its start
 ALIKE = 0.999  # the cosine from which two centroids are one
 MEMORIZED = 10.0  # percent of EER between dev and a training sample without an error
-QUANTILE = 1.96  # of the 95 % interval of an error rate
 
 
 def remarks(
-    curves: Sequence[Epoch], path: NDArray[np.float32], *, dev: Trials, dev_eer: float, kept: Sequence[int], asked: int
+    curves: Sequence[Epoch], path: NDArray[np.float32], *, dev: Trials, dev_eer: float, chosen: Selection, asked: int
 ) -> tuple[str, ...]:
     """A line for each thing that a user should know of a finished training, without its name.
 
     Args:
         curves: its epochs. path: (epochs, K, E), the centroids after each epoch. dev_eer: percent, of the system that
-            was kept. kept: the epochs that it is the mean of. asked: the most epochs that the parameters allow.
+            was kept. chosen: the epochs that it is of. asked: the most epochs that the parameters allow.
     """
     return tuple(
         line
@@ -33,8 +33,8 @@ def remarks(
             _at_chance(dev_eer, dev),
             _centroids(path),
             _stopped_early(curves, asked),
-            _worse_average(curves, dev_eer, kept),
-            _memorized(curves, dev_eer, kept),
+            _worse_average(chosen),
+            _memorized(curves, dev_eer, chosen.kept),
         )
         for line in found
     )
@@ -69,12 +69,13 @@ def _stopped_early(curves: Sequence[Epoch], asked: int) -> Iterator[str]:
         yield f"it stopped after {len(curves)} epochs for want of a lower dev EER, while the loss on dev still fell"
 
 
-def _worse_average(curves: Sequence[Epoch], dev_eer: float, kept: Sequence[int]) -> Iterator[str]:
-    best = min(curves, key=lambda epoch: epoch.dev_eer)
-    if len(kept) > 1 and round(dev_eer, 6) > round(best.dev_eer, 6):
+def _worse_average(chosen: Selection) -> Iterator[str]:
+    if chosen.takes_best:
+        count = len(chosen.averaged)
+        mean = f"the mean of its {count} best epochs" if count > 1 else "its best epoch, enrolled anew,"
         yield (
-            f"the mean of its {len(kept)} best epochs has a dev EER of {dev_eer:.2f} %, epoch {best.epoch} alone "
-            f"{best.dev_eer:.2f} %"
+            f"{mean} has a dev EER of {chosen.mean_eer:.2f} %; taken is epoch {chosen.best.epoch} as it was, with "
+            f"{chosen.best.dev_eer:.2f} %"
         )
 
 

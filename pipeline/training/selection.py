@@ -1,8 +1,16 @@
-"""What training selects by, the dev EER of the deployed score; and what else is measured after each epoch."""
+"""What training selects by, the dev EER of the deployed score; and what else is measured after each epoch.
+
+The best epoch is that of the lowest dev EER, of equals that of the lower dev loss, then the earlier one. Of the
+`average_best` best epochs the good ones are averaged: those with a dev EER below 50 % and within the 95 % interval of
+the lowest, as of an error rate of the smaller class (Wilson, "Probable inference", JASA 1927). Where this mean has a
+higher dev EER than the best epoch had, the best epoch is taken as it was.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +24,61 @@ from pipeline.core.members import check_centroids
 from pipeline.core.trial_table import Trials
 from pipeline.metrics.eer import Eer, eer_of
 from pipeline.scoring import centroids, scorer
+from pipeline.training.history import Epoch, History
 
 Scores = NDArray[np.float32]
 Embeddings = Iterable[NDArray[np.float32]]  # (B, E) at a time
 SAMPLE = 250  # training trials of a class
+NOTHING_LEARNT = 50.0  # percent of dev EER
+QUANTILE = 1.96  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which weights a training came to.
+
+    averaged: the good epochs, best first. mean_eer: the dev EER of their mean in percent. best: the best epoch.
+    """
+
+    averaged: tuple[int, ...]
+    mean_eer: float
+    best: Epoch
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the mean is worse on dev than the best epoch, which is then taken."""
+        return self.mean_eer > self.best.dev_eer
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The epochs whose mean is the result, in order."""
+        return (self.best.epoch,) if self.takes_best else tuple(sorted(self.averaged))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was decided, JSON-ready; EERs in percent."""
+        return {
+            "averaged": sorted(self.averaged),
+            "mean_dev_eer": round(self.mean_eer, 5),
+            "best_epoch": self.best.epoch,
+            "best_dev_eer": round(self.best.dev_eer, 5),
+            "taken": "best epoch" if self.takes_best else "mean",
+        }
+
+
+def good_epochs(history: History, count: int, dev: Trials) -> tuple[int, ...]:
+    """Of the `count` best epochs those that are good enough to be averaged, best first. The best one always is."""
+    best, *others = (history.curves[epoch - 1] for epoch in history.best(count))
+    few = min(int(dev.is_bonafide.sum()), int((~dev.is_bonafide).sum()))
+    limit = 100 * _upper(best.dev_eer / 100, few)
+    good = (line.epoch for line in others if line.dev_eer <= limit and line.dev_eer < NOTHING_LEARNT)
+    return (best.epoch, *good)
+
+
+def _upper(rate: float, trials: int) -> float:
+    """The upper end of Wilson's interval of an error rate, a share in 0..1."""
+    per = QUANTILE**2 / trials
+    return (rate + per / 2 + math.sqrt(per * rate * (1 - rate) + per**2 / 4)) / (1 + per)
 
 
 def trained_centroids(loss: nn.Module, *, section: str) -> Centroids:
