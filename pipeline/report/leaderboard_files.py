@@ -84,7 +84,7 @@ def _seconds_of(weights: str | None, path: Path) -> float | None:
     if weights is None or not path.is_file():
         return None
     timed = _json(path, TRAIN)
-    return _finite(timed["seconds"]) if timed.get("weights") == weights else None
+    return finite(timed["seconds"]) if timed.get("weights") == weights else None
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:
