@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.core import params_file, provenance
+from pipeline.core import params_file
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
@@ -21,7 +21,7 @@ from pipeline.features import receipt_files
 from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from pipeline.training import cells, checkpoints, heads, history
+from pipeline.training import cells, checkpoints, heads, history, provenance
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted
 

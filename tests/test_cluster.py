@@ -285,7 +285,7 @@ def test_a_full_disk_stops_all(
 ) -> None:
     tried: list[int] = []
 
-    def full(_self: Store, _view: str, shard: int, *_blocks: object) -> None:
+    def full(_self: Store, _view: str, shard: int, *_blocks: object, **_made: object) -> None:
         tried.append(shard)
         raise OSError(28, "No space left on device", "x.part")
 
@@ -387,8 +387,8 @@ def test_a_scheduler_that_goes_is_told_and_what_is_complete_is_kept(
     made: list[int] = []
     whole = Store.write
 
-    def write(self: Store, view: str, shard: int, *blocks: Any) -> None:
-        whole(self, view, shard, *blocks)
+    def write(self: Store, view: str, shard: int, *blocks: Any, **made_by: Any) -> None:
+        whole(self, view, shard, *blocks, **made_by)
         made.append(shard)
         if when == "computing" and len(made) == 2:
             gone()

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.core import params_file, provenance
+from pipeline.core import params_file
 from pipeline.core.params import Params
 from pipeline.report import origin
+from pipeline.training import provenance
 from tests.places import SETTINGS
 
 

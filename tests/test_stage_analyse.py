@@ -247,7 +247,13 @@ def test_a_damaged_embedding_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     project(tmp_path)
     damaged = vectors("train")
     damaged[16] = np.nan
-    np.save(tmp_path / "embeddings/train/embeddings.npy", damaged)
+    file, card = tmp_path / "embeddings/train/embeddings.npy", tmp_path / "embeddings/train/embeddings.json"
+    np.save(file, damaged)
+    with pytest.raises(InputError, match=r"embeddings\.npy: expected the bytes that embeddings\.json tells of"):
+        analyse.main(arguments(tmp_path))
+    record = json.loads(card.read_text())
+    record["crc32c"][file.name] = embeddings.checksum(file)
+    card.write_text(json.dumps(record))
     with pytest.raises(InputError, match="utterance train16: expected a finite embedding"):
         analyse.main(arguments(tmp_path))
 

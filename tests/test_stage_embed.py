@@ -77,6 +77,7 @@ def project(folder: Path, *, normalize: bool = True) -> Path:
     cards = [cache(folder, name) for name in SIZES]
     kind = {"encoder": fingerprint(cards[0]), "layers": list(LAYERS), "channels": CHANNELS}
     card = {"backend": "linear", "backend_parameters": {"embedding_dim": 4}, "reads": "pooled", "kind": kind}
+    card["train"] = {"set": "train"}
     weights = {name: tensor.numpy() for name, tensor in backend().state_dict().items()}
     centroids = Centroids(np.eye(4, dtype=np.float32)[:1], normalize, 0.0, "max")
     runs.save(folder / "runs/r", weights=weights, centroids=centroids, card=card)

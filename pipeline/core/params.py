@@ -138,7 +138,7 @@ class Params(Section):
         found = {trained["-".join((*cell, str(grid.seed[0])))]: own for cell, own in chosen.items()}
         if tuning := self.encoder.finetune:
             found |= {name: {"backend": tuning.backend, "loss": tuning.loss} for name in self.evaluate.finetuned}
-        for run in self.analysed:
+        for run in self._analysed_of_grid:
             for scoring in self.analyse.scorings:
                 found[f"{trained[run]}-{scoring}"] = found[trained[run]] | {"scoring": scoring}
         return found

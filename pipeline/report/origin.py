@@ -1,7 +1,7 @@
 """What the report says of itself: its title, the encoder, the corpora, and the date and commit of the newest run.
 
 The page holds no date of its own, so that making it again gives the same bytes. Date and commit are those that the
-newest training left beside its seconds (`pipeline.core.provenance`); a clone that trained nothing shows none.
+newest training left beside its seconds (`pipeline.training.provenance`); a clone that trained nothing shows none.
 """
 
 from __future__ import annotations
