@@ -4,13 +4,16 @@
 
 Run it after `make demo`. It works in copies of the project with the demo's outputs. In one it grows the grid to 36
 cells, and then by a loss, and prints what a cell costs besides its training: its `train` stage alone (aim: 3 s), and
-all its stages to the leaderboard (aim: 8 s). In the other it runs `dvc repro` after each of a list of changes and
-prints the stages that ran.
+all its stages to the leaderboard (aim: 8 s). In the next it does the same by `bonafide sweep` (aim: 0.6 s), in one
+without outputs it makes the 36 cells from nothing (aim: 1.3 times their training on all processors, and 20 s), and in
+a grid of 300 cells it times `dvc status` (aim: 10 s) and `bonafide status`. In the last it runs `dvc repro` after each
+of a list of changes and prints the stages that ran.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -106,11 +109,16 @@ def changes(project: Path) -> None:
     show("a seed more, six cells", repro(project))
 
 
-def grid(project: Path) -> None:
-    """36 cells at once, then a loss more, six cells: what each costs besides its training."""
+def grow(project: Path) -> None:
+    """Make a grid of 36 cells."""
     settings = project / "params.yaml"
     replace(settings, "backend: [linear, asp]", f"backend: [{', '.join(BACKENDS)}]")
     replace(settings, "loss: [aoc, qamo, cross_entropy]", f"loss: [{', '.join(LOSSES)}]")
+
+
+def grid(project: Path) -> None:
+    """36 cells at once, then a loss more, six cells: what each costs besides its training."""
+    grow(project)
     costs("36 cells", repro(project))
     add_loss(project, "mine")
     costs("a loss more", repro(project))
@@ -123,6 +131,60 @@ def costs(what: str, ran: Ran) -> None:
     print(f"{what}: {cells} new cells, {ran.seconds:.0f} s, of which training {training:.0f} s; besides that, a cell:")
     print(f"  its train stage: median {statistics.median(trains):.1f} s, most {max(trains):.1f} s (aim 3 s)")
     print(f"  all of it to the leaderboard: {(ran.seconds - training) / cells:.1f} s (aim 8 s)", flush=True)
+
+
+def swept(project: Path, what: str) -> None:
+    """Run `bonafide sweep`: its seconds, and what a new cell costs besides the training on all processors."""
+    before = set((project / "data/seconds").glob("*.json"))
+    seconds = timed(project, "bonafide", "sweep")
+    new = set((project / "data/seconds").glob("*.json")) - before
+    training = sum(json.loads(path.read_text())["seconds"] for path in new)
+    cores = len(os.sched_getaffinity(0))
+    besides = seconds - training / cores
+    print(
+        f"sweep, {what}: {len(new)} new cells, {seconds:.1f} s; training {training:.0f} s on {cores} processors; "
+        f"besides that {besides:.1f} s, a cell {besides / max(1, len(new)):.2f} s",
+        flush=True,
+    )
+
+
+def sweeps(project: Path) -> None:
+    """36 cells at once, then a loss more, then nothing."""
+    grow(project)
+    swept(project, "the grid grows to 36 cells")
+    add_loss(project, "mine")
+    swept(project, "a loss more")
+    swept(project, "nothing changed")
+
+
+def from_nothing(project: Path) -> None:
+    """36 cells of a project that has no outputs."""
+    for name in ("data", ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(project / name)
+    for path in (project / "dvc.lock", *project.glob("flow/*/dvc.lock")):
+        path.unlink()
+    (project / "data/analysis").mkdir(parents=True)
+    grow(project)
+    swept(project, "36 cells from nothing")
+
+
+def many(project: Path) -> None:
+    """The look at a grid of 300 cells, of which the demo's are made: what DVC takes, and what a table of cells does."""
+    grow(project)
+    seeds = ", ".join(str(seed) for seed in range(1, 1 + -(-300 // (len(BACKENDS) * len(LOSSES)))))
+    replace(project / "params.yaml", "seed: [1]", f"seed: [{seeds}]")
+    for command in (("dvc", "status"), ("bonafide", "status")):
+        print(f"300 cells: {' '.join(command)} takes {timed(project, *command):.1f} s", flush=True)
+
+
+def timed(project: Path, *command: str) -> float:
+    """The seconds of a command."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return time.perf_counter() - start
 
 
 def yardstick() -> None:
@@ -139,6 +201,10 @@ def main() -> None:
         yardstick()
         grid(copy(Path(folder) / "grid"))
         yardstick()
+        sweeps(copy(Path(folder) / "sweeps"))
+        from_nothing(copy(Path(folder) / "nothing"))
+        yardstick()
+        many(copy(Path(folder) / "many"))
         changes(copy(Path(folder) / "changes"))
         yardstick()
 

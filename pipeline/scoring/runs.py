@@ -86,7 +86,7 @@ def save(
         path: (epochs, K, E), the centroids after each epoch of training, where that is known.
     """
     beside = folder_beside(folder)
-    plain = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    plain = {name: np.asarray(array, order="C") for name, array in weights.items()}
     with writing(folder):
         (beside / BACKEND_FILE).write_bytes(save_arrays(plain))
         if path is not None:
