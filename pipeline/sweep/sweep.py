@@ -16,6 +16,7 @@ from pipeline.sweep import starting
 from pipeline.sweep.tracked import Flow, State
 
 BESIDE = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # the others use all processors
+LATE = ("score", "evaluate", "rescore", "evaluate_rescored")
 LOGS = Path(".dvc/tmp/sweep")
 SHOWN_LINES = 15  # of a stage that ends without a message
 
@@ -88,8 +89,8 @@ class Sweep:
         return self.outcome
 
     def _start_what_can(self) -> None:
-        """Start stages whose needs are met, in DVC's order."""
-        for name in list(self.waiting):
+        """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
+        for name in sorted(self.waiting, key=lambda name: kind_of(name) not in LATE):
             if len(self.running) >= self.jobs:
                 return
             if self.flow.needs[name] & (self.outcome.failed.keys() | set(self.outcome.left_out)):
