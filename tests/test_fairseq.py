@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the golden numbers
 
 
 def load(path: Path) -> tuple[Any, Any]:
-    return models.load(EncoderParams(source=str(path), normalize="none"))
+    return models.load(EncoderParams(source=str(path), normalize="utterance"))
 
 
 def encoder(path: Path) -> xlsr.Encoder:
@@ -98,7 +98,7 @@ def test_a_width_whose_heads_nobody_knows_is_refused(state: dict[str, Any], tmp_
         (lambda w: w.pop("post_extract_proj.weight"), "lacks the weight 'post_extract_proj.weight'"),
         (lambda w: w.pop("encoder.layers.0.fc1.weight"), "lacks the weight 'encoder.layers.0.fc1.weight'"),
         (lambda w: w.pop(fairseq.FIRST), "got no weight"),
-        (lambda w: w.update({f"b.{fairseq.FIRST}": torch.ones(1)}), "expected one encoder, got 2, below '', 'b.'"),
+        (lambda w: w.update({f"b.{fairseq.FIRST}": torch.ones(1)}), "one encoder, got 2, below 'model.', 'model.b.'"),
         (
             lambda w: w.update({"feature_extractor.conv_layers.3.0.weight": torch.ones(16, 16, 5)}),
             r"expected convolutions of \(10, 3,.*got \(10, 3, 3, 5, 3, 2, 2\)",

@@ -18,12 +18,12 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.encoder import front_end
+from pipeline.encoder.cards import TRANSFORMERS_EPS
 
 Device = Literal["auto", "cpu", "cuda"]
 # Channels in a group of a convolution. With fewer, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums on CPUs
 # with AMX; the error is larger than the sum. XLSR has 64 channels in a group, encoders of tests have fewer than 16.
 FEW_CHANNELS = 16
-NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
 
 
 class Encoder(nn.Module):
@@ -40,12 +40,14 @@ class Encoder(nn.Module):
         *,
         taps: tuple[Tap, ...],
         normalize: Literal["utterance", "none"],
+        normalize_eps: float = TRANSFORMERS_EPS,
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self.model = model
         self.taps = taps
         self.normalize = normalize
+        self.normalize_eps = normalize_eps
         self.precision = precision
         self._caught: dict[Tap, Tensor] = {}
         if "final" not in taps:
@@ -98,7 +100,7 @@ class Encoder(nn.Module):
         """
         whole = bool((valid >= windows.shape[1]).all())
         mask = torch.arange(windows.shape[1], device=windows.device) < valid.to(windows.device)[:, None]  # (B, S)
-        samples = normalized(windows, mask) if self.normalize == "utterance" else windows
+        samples = normalized(windows, mask, eps=self.normalize_eps) if self.normalize == "utterance" else windows
         padded = None if whole else mask.long()
         half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         try:
@@ -128,10 +130,10 @@ def _leave_float32(module: nn.Module, _inputs: tuple[Tensor, ...], _output: Any)
     module.__dict__["outside"].pop().__exit__(None, None, None)
 
 
-def normalized(windows: Tensor, mask: Tensor) -> Tensor:
-    """Normalize each window (B, S) to zero mean and unit variance over its valid samples."""
+def normalized(windows: Tensor, mask: Tensor, *, eps: float = TRANSFORMERS_EPS) -> Tensor:
+    """Normalize each window (B, S) to zero mean and unit variance over its valid samples. eps: added to the latter."""
     count = mask.sum(1, keepdim=True)  # (B, 1)
     mean = (windows * mask).sum(1, keepdim=True) / count
     centred = (windows - mean) * mask
     variance = centred.square().sum(1, keepdim=True) / count
-    return centred / (variance + NORMALIZE_EPS).sqrt()
+    return centred / (variance + eps).sqrt()
