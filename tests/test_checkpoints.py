@@ -1,6 +1,7 @@
 """Checkpoints of others: whatever stands around an encoder, its features are those of the same weights in a folder."""
 
 import json
+import os
 import pickle
 import re
 import sys
@@ -521,6 +522,22 @@ def test_a_wrong_path_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"^encoder\.source: .*" + WRONG[source]) as error:
         load(source)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_checkpoints_names_one(tmp_path: Path) -> None:
+    (tmp_path / "xlsr2_300m.pt").touch()
+    with pytest.raises(
+        InputError, match=r"no file model\.safetensors .*; it has xlsr2_300m\.pt; give the path of that"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "pipe", "device"])
+def test_neither_a_file_nor_a_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    source = {"nothing": "", "pipe": str(tmp_path / "pipe"), "device": "/dev/null"}[kind]
+    with pytest.raises(InputError, match=r"encoder\.source: expected .*, got"):
+        load(source)
 
 
 def test_a_hub_name_is_a_hub_name() -> None:

@@ -188,6 +188,6 @@ def _weight_files(params: EncoderParams) -> list[Path]:
     if params.random:
         return []
     place = sources.place_of(params.source)
-    if place is not None and place.is_file():
+    if place is not None and not place.is_dir():
         return [place]
     return pretrained.files_of(str(place or params.source), revision=params.revision)

@@ -282,7 +282,13 @@ def _weights_of(source: str, revision: str | None) -> list[str]:
         if Path(source).is_dir():
             _check_links(Path(source), found, place)
         return found
-    raise _unfit(source, f"no file {' or '.join(name for name in WEIGHTS if not name.endswith(INDEX))}")
+    why = f"no file {' or '.join(name for name in WEIGHTS if not name.endswith(INDEX))}"
+    if not Path(source).is_dir():
+        why = f"there is no such model, or it cannot be reached from here and is not in the cache: {why}"
+    else:
+        others = sorted(path.name for path in Path(source).iterdir() if path.suffix.lower() in sources.SUFFIXES)
+        why += f"; it has {', '.join(others[:3])}; give the path of that file" if others else ""
+    raise _unfit(source, why)
 
 
 def _is_below(name: Any) -> bool:

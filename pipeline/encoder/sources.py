@@ -23,6 +23,8 @@ def place_of(source: str) -> Path | None:
 
     Raises InputError, with the place of the search, where there is no such path and no such name is possible.
     """
+    if not source:
+        raise InputError("encoder.source: expected a path, a hub name or random, got nothing")
     for path in (Path(source), in_project(source)):
         if _exists(path):
             return path
