@@ -198,7 +198,7 @@ def test_code_that_a_folder_brings_is_not_run(tmp_path: Path, monkeypatch: pytes
     )
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"encoder\.source: expected one of wav2vec2, hubert, wavlm, got .*a mine"):
+    with pytest.raises(InputError, match=r"encoder\.source: expected one of wav2vec2, hubert, wavlm, .*, got .*a mine"):
         load(tmp_path)
     assert not (tmp_path / "harmed").exists()
 
@@ -207,5 +207,5 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     Wav2Vec2Config(**SMALL).save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text().replace('"wav2vec2"', '"bert"')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"expected one of wav2vec2, hubert, wavlm, got .*a bert"):
+    with pytest.raises(InputError, match=r"expected one of wav2vec2, hubert, wavlm, .*, got .*a bert"):
         load(tmp_path)

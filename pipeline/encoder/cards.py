@@ -86,6 +86,10 @@ _ARCHITECTURE = (
     "feat_proj_layer_norm",
     "num_buckets",
     "max_bucket_distance",
+    "position_embeddings_type",
+    "rotary_embedding_base",
+    "conv_depthwise_kernel_size",
+    "conv_pos_kernel_size",
 )
 
 

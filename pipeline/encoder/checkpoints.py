@@ -24,6 +24,7 @@ KERNELS, STRIDES = (
 )  # of every wav2vec 2.0; the shapes of weights do not show strides
 # What torch.compile and the wrappers of distributed training put into names.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
+COUNTER = "num_batches_tracked"  # of a batch norm, the only weight of an encoder that is a whole number
 WRAPPINGS = ("model", "state_dict", "model_state_dict")  # where several encoders lie, the first of these is taken
 SPELLINGS = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", ".parametrizations.weight.original1"))
 
@@ -93,9 +94,10 @@ class Inside:
                 f"{self.path}: expected an encoder of wav2vec 2.0 below {self.prefix!r}, got {len(unknown)} weights "
                 f"that it has none of:\n{listing(unknown)}"
             )
-        if wrong := [f"{name}: {value.dtype}" for name, value in self.own.items() if not value.is_floating_point()]:
+        others = {name: value for name, value in self.own.items() if not value.is_floating_point()}
+        if wrong := [f"{name}: {value.dtype}" for name, value in others.items() if not name.endswith(COUNTER)]:
             raise InputError(f"{self.path}: expected weights in floating point, got:\n{listing(wrong)}")
-        return {str(names[name]): value.float() for name, value in self.own.items()}
+        return {str(names[name]): value if name in others else value.float() for name, value in self.own.items()}
 
 
 def inside(path: Path, found: Mapping[str, Any]) -> Inside:

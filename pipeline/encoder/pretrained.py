@@ -20,8 +20,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
+from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioModel
 from transformers.models.hubert.modeling_hubert import HubertModel
+from transformers.models.unispeech.modeling_unispeech import UniSpeechModel
+from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerModel
 from transformers.models.wavlm.modeling_wavlm import WavLMModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -32,7 +36,15 @@ from pipeline.encoder import checkpoints, sources, tensor_files
 from pipeline.encoder.cards import FAIRSEQ_EPS, TRANSFORMERS_EPS
 from pipeline.encoder.checkpoints import Inside
 
-KINDS: dict[str, Any] = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}
+KINDS: dict[str, Any] = {
+    "wav2vec2": Wav2Vec2Model,
+    "hubert": HubertModel,
+    "wavlm": WavLMModel,
+    "unispeech": UniSpeechModel,
+    "unispeech-sat": UniSpeechSatModel,
+    "data2vec-audio": Data2VecAudioModel,
+    "wav2vec2-conformer": Wav2Vec2ConformerModel,
+}
 CONFIG = "config.json"
 WEIGHTS = (  # in the order in which they are looked for
     "model.safetensors",
@@ -84,6 +96,11 @@ class _Config(BaseModel):
     num_conv_pos_embedding_groups: Width = 1
     num_buckets: Annotated[int, Field(ge=4, le=2**17)] = 4
     max_bucket_distance: Annotated[int, Field(ge=2, le=2**20)] = 2
+    position_embeddings_type: Literal["relative", "rotary"] | None = "relative"
+    rotary_embedding_base: Annotated[int, Field(ge=2, le=2**30)] = 10_000
+    max_source_positions: Annotated[int, Field(ge=1, le=2**16)] = 5_000
+    conv_depthwise_kernel_size: Annotated[int, Field(ge=1, le=2**10)] = 31
+    conv_pos_kernel_size: Annotated[int, Field(ge=1, le=2**10)] = 19
     initializer_range: Share = 0.02
     mask_time_prob: Share = 0.0  # above 0 the model has the weight `UNUSED`
     mask_feature_prob: Share = 0.0
@@ -169,7 +186,7 @@ def _by_config(kind: str, config: Any, inside: Inside, source: str) -> Wav2Vec2M
         raise InputError(
             f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
         )
-    encoder: Wav2Vec2Model = model  # HuBERT and WavLM have the same interface
+    encoder: Wav2Vec2Model = model  # the other kinds have the same interface
     return encoder
 
 
@@ -370,6 +387,7 @@ def _config(path: Path, kind: str, found: dict[str, Any], quiet: dict[str, Any])
     made = KINDS[kind].config_class
     try:
         known = _Config.model_validate(found).model_dump(exclude_unset=True)
+        quiet = quiet | {key: 0.0 for key in ("conformer_conv_dropout",) if hasattr(made(), key)}
         config = made(**{key: value for key, value in known.items() if hasattr(made(), key)}, **quiet)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
