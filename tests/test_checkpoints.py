@@ -306,6 +306,11 @@ def test_no_object_of_an_unknown_kind_is_made(tmp_path: Path, protocol: int, mon
         ),
         (lambda s: s | {"encoder.layers.0.lora.weight": torch.ones(1)}, r"none of|unexpected encoder\.layers\.0\.lora"),
         (lambda s: {n: t.int() for n, t in s.items()}, "expected weights in floating point"),
+        (
+            lambda s: s | {"mask_emb": s["mask_emb"].to_sparse()},
+            "expected weights as plain tensors, got others:\n  mask_emb",
+        ),
+        (lambda s: s | {"mask_emb": torch.empty(768, device="meta")}, "expected weights as plain tensors"),
         (lambda _: {"fc.weight": torch.ones(2)}, "the file has 1 weights, such as fc.weight"),
         (lambda _: {}, "expected weights, or `model`"),
     ],

@@ -94,6 +94,8 @@ class Inside:
                 f"{self.path}: expected an encoder of wav2vec 2.0 below {self.prefix!r}, got {len(unknown)} weights "
                 f"that it has none of:\n{listing(unknown)}"
             )
+        if wrong := [name for name, value in self.own.items() if not _is_plain(value)]:
+            raise InputError(f"{self.path}: expected weights as plain tensors, got others:\n{listing(wrong)}")
         others = {name: value for name, value in self.own.items() if not value.is_floating_point()}
         if wrong := [f"{name}: {value.dtype}" for name, value in others.items() if not name.endswith(COUNTER)]:
             raise InputError(f"{self.path}: expected weights in floating point, got:\n{listing(wrong)}")
@@ -194,8 +196,13 @@ def _as(one: Inside, other: Inside) -> list[Tensor]:
     return [one.own[name] for name in other.own]
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+    same = _is_plain(one) and _is_plain(other) and one.dtype == other.dtype
+    return one is other or (same and torch.equal(one, other))
 
 
 def _weight(encoder: Inside, name: str, dimensions: int) -> Tensor:
