@@ -49,7 +49,13 @@ def tables(settings: Params) -> dict[str, Trials]:
 def encoded(settings: Params, trials: dict[str, Trials], precision: Precision) -> Frames:
     """Frames of every set as the encoder gives them."""
     model, card = models.load(settings.encoder)
-    encoder = xlsr.Encoder(model, taps=settings.extract.layers, normalize=card.normalize, precision=precision)
+    encoder = xlsr.Encoder(
+        model,
+        taps=settings.extract.layers,
+        normalize=card.normalize,
+        normalize_eps=card.normalize_eps,
+        precision=precision,
+    )
     found: Frames = {}
     for name, table in trials.items():
         clips = [loader.clip_of(table, row, audio_root=settings.sets[name].folder) for row in range(len(table))]

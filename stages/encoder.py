@@ -87,7 +87,8 @@ def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> Fitte
     write_text(unfinished / kept.ASKED_FILE, json.dumps(asked.facts, indent=2) + "\n")
     fitted = finetune.finetune(model, asked, device=device, checkpoint=unfinished, say=tqdm.write)
     beside = folder_beside(folder)
-    run_card.save(beside, model, fitted, run=run_card.run_card(fitted, asked), source=asked.card.source)
+    run = run_card.run_card(fitted, asked)
+    run_card.save(beside, model, fitted, run=run, source=asked.card.source, card=asked.card)
     _, card = models.load(EncoderParams(source=str(beside), normalize=asked.card.normalize))
     if card.weights_sha256 != cards.weights_sha256(model):
         raise InputError(f"{beside}: read back, the weights are not those written; {kept.AGAIN}")

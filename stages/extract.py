@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from pipeline.core import params_file, trial_table
@@ -50,6 +51,12 @@ def main() -> None:
     card = identity.read_card(args.card)
     card.check_taps(settings.extract.layers)
     asked = asked_of(settings, args.set)
+    if asked.window.pad == "zero" and card.architecture.get("feat_extract_norm") == "group":
+        print(
+            f"! {card.source} normalizes over time (feat_extract_norm: group): padding of a short utterance changes "
+            "all its features; set extract.window.pad: repeat, which pads none",
+            file=sys.stderr,
+        )
     weights = kept.weights_of(settings.encoder, args.card, features=settings.features.folder)
     receipt = planning.extract(
         trial_table.read(args.trials),

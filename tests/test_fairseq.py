@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the golden numbers
 
 
 def load(path: Path) -> tuple[Any, Any]:
-    return models.load(EncoderParams(source=str(path), normalize="none"))
+    return models.load(EncoderParams(source=str(path), normalize="utterance"))
 
 
 def encoder(path: Path) -> xlsr.Encoder:
@@ -98,7 +98,7 @@ def test_a_width_whose_heads_nobody_knows_is_refused(state: dict[str, Any], tmp_
         (lambda w: w.pop("post_extract_proj.weight"), "lacks the weight 'post_extract_proj.weight'"),
         (lambda w: w.pop("encoder.layers.0.fc1.weight"), "lacks the weight 'encoder.layers.0.fc1.weight'"),
         (lambda w: w.pop(fairseq.FIRST), "got no weight"),
-        (lambda w: w.update({f"b.{fairseq.FIRST}": torch.ones(1)}), "expected one encoder, got 2, below '', 'b.'"),
+        (lambda w: w.update({f"b.{fairseq.FIRST}": torch.ones(1)}), "one encoder, got 2, below 'model.', 'model.b.'"),
         (
             lambda w: w.update({"feature_extractor.conv_layers.3.0.weight": torch.ones(16, 16, 5)}),
             r"expected convolutions of \(10, 3,.*got \(10, 3, 3, 5, 3, 2, 2\)",
@@ -198,7 +198,7 @@ def test_code_that_a_folder_brings_is_not_run(tmp_path: Path, monkeypatch: pytes
     )
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"encoder\.source: expected one of wav2vec2, hubert, wavlm, got .*a mine"):
+    with pytest.raises(InputError, match=r"encoder\.source: expected one of wav2vec2, hubert, wavlm, .*, got .*a mine"):
         load(tmp_path)
     assert not (tmp_path / "harmed").exists()
 
@@ -207,5 +207,5 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     Wav2Vec2Config(**SMALL).save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text().replace('"wav2vec2"', '"bert"')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"expected one of wav2vec2, hubert, wavlm, got .*a bert"):
+    with pytest.raises(InputError, match=r"expected one of wav2vec2, hubert, wavlm, .*, got .*a bert"):
         load(tmp_path)

@@ -233,7 +233,7 @@ def _is_of(settings: Params, card: Path) -> bool:
         if tuned
         else told.get("source") == (settings.encoder.source)
     )
-    return source_fits and told.get("normalize") == settings.encoder.normalize
+    return source_fits and settings.encoder.normalize in ("auto", told.get("normalize"))
 
 
 def _may_ask_for(settings: Params, path: Path) -> bool:
@@ -248,7 +248,7 @@ def _may_ask_for(settings: Params, path: Path) -> bool:
     precision = settings.extract.precision
     return (
         facts.get("window") == settings.extract.window.model_dump()
-        and facts.get("normalize") == settings.encoder.normalize
+        and settings.encoder.normalize in ("auto", facts.get("normalize"))
         and facts.get(STORAGE, "float16") == settings.extract.storage
         and precision in ("auto", facts.get("compute_dtype"))
     )
@@ -282,8 +282,9 @@ def _asks_for_encoder(settings: Params, folder: Path) -> bool:
     wanted = {
         "finetune": tuning.model_dump(mode="json", exclude={"on"}),
         "window": settings.extract.window.model_dump(mode="json"),
-        "normalize": settings.encoder.normalize,
     }
+    if settings.encoder.normalize not in ("auto", facts.get("normalize")):
+        return False
     return {key: facts.get(key) for key in wanted} == wanted
 
 

@@ -86,14 +86,14 @@ class RandomEncoder(Section):
 class EncoderParams(Section):
     """The source of the encoder, and how it is fine-tuned.
 
-    source: a hub name, a local folder, a fairseq checkpoint, or `random`, which needs the section `random`. finetune:
-    None for a frozen encoder; a section with `on: false` becomes None.
+    source: a hub name, a local folder, a checkpoint, or `random`, which needs the section `random`. normalize: auto
+    takes what the checkpoint says. finetune: None for a frozen encoder; a section with `on: false` becomes None.
     """
 
     source: str
     revision: str | None = None
     random: RandomEncoder | None = None
-    normalize: Literal["utterance", "none"]
+    normalize: Literal["auto", "utterance", "none"] = "auto"
     finetune: FinetuneParams | None = None
 
     @field_validator("finetune")

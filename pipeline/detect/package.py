@@ -30,6 +30,7 @@ from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.detect.assembly import PARAMS, Parts, find
 from pipeline.detect.model_card import card_of, is_local, model_card
 from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, digest
+from pipeline.encoder.cards import TRANSFORMERS_EPS
 from pipeline.scoring import runs
 
 # ---------------------------------------------------------------- writing one
@@ -89,12 +90,13 @@ def _write_encoder(parts: Parts, source: EncoderParams, folder: Path) -> Encoder
             f"{card.source} with {card.weights_sha256[:16]}...; run `dvc repro`"
         )
     if source.finetune is None and not is_local(source):
-        return source
-    models.save(model, folder)
-    copied = EncoderParams(source=str(folder), normalize=source.normalize)
+        return source.model_copy(update={"normalize": card.normalize})
+    # The card of the package says how waveforms are normalized, but not with which epsilon.
+    models.save(model, folder, card=card if card.normalize_eps != TRANSFORMERS_EPS else None)
+    copied = EncoderParams(source=str(folder), normalize=card.normalize)
     if models.load(copied)[1].weights_sha256 != card.weights_sha256:
         raise InputError(f"{folder}: read back, the weights of the encoder are not those written; try again")
-    return EncoderParams(source=ENCODER, normalize=source.normalize)
+    return EncoderParams(source=ENCODER, normalize=card.normalize)
 
 
 def _labels_alone(table: Trials) -> Trials:

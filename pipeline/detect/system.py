@@ -338,7 +338,10 @@ def _encoder(parts: Parts, taps: tuple[Tap, ...], *, channels: int) -> xlsr.Enco
     if card.channels != channels or not card.frames(parts.features["window"]["samples"]):
         raise InputError(f"{parts.name}: expected features of width {channels}, got {card.channels} or none; {AGAIN}")
     device = devices.device_of(parts.device, key="extract.device")
-    return xlsr.Encoder(model, taps=taps, normalize=card.normalize, precision=precision).to(device)
+    encoder = xlsr.Encoder(
+        model, taps=taps, normalize=card.normalize, normalize_eps=card.normalize_eps, precision=precision
+    )
+    return encoder.to(device)
 
 
 def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:

@@ -17,9 +17,17 @@ if TYPE_CHECKING:  # a card is read where no model is needed, and torch takes a 
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 
+# What is added to the variance of a waveform where it is normalized. It counts in very quiet audio.
+TRANSFORMERS_EPS = 1e-7
+FAIRSEQ_EPS = 1e-5
+
+
 @dataclass(frozen=True)
 class Card:
-    """The identity of an encoder: its source, its architecture, and a sha256 over its weights."""
+    """The identity of an encoder: its source, its architecture, and a sha256 over its weights.
+
+    The architecture holds `normalize_eps` where waveforms are normalized with another epsilon than transformers'.
+    """
 
     source: str
     weights_sha256: str
@@ -35,6 +43,11 @@ class Card:
     def channels(self) -> int:
         """Width D of every layer."""
         return int(self.architecture["hidden_size"])
+
+    @property
+    def normalize_eps(self) -> float:
+        """What is added to the variance of a waveform where it is normalized."""
+        return float(self.architecture.get("normalize_eps", TRANSFORMERS_EPS))
 
     def frames(self, samples: int) -> int:
         """Number of frames that `samples` samples give."""
@@ -73,6 +86,10 @@ _ARCHITECTURE = (
     "feat_proj_layer_norm",
     "num_buckets",
     "max_bucket_distance",
+    "position_embeddings_type",
+    "rotary_embedding_base",
+    "conv_depthwise_kernel_size",
+    "conv_pos_kernel_size",
 )
 
 
@@ -81,15 +98,20 @@ def card_of(
     *,
     source: str,
     normalize: Literal["utterance", "none"],
+    eps: float = TRANSFORMERS_EPS,
     before: checksums.FileFacts = (),
 ) -> Card:
-    """The card of a model with all its layers. before: the facts of its files, from before they were read."""
+    """The card of a model with all its layers.
+
+    eps: see `normalize_eps`. before: the facts of the model's files, from before they were read.
+    """
     by = f"naming {NAMING}, transformers {version('transformers')}"
     config = model.config.to_dict()
+    other_eps = {"normalize_eps": eps} if normalize == "utterance" and eps != TRANSFORMERS_EPS else {}
     return Card(
         source=source,
         weights_sha256=checksums.checksum(before, by=by, compute=lambda: weights_sha256(model)),
-        architecture={name: _plain(config[name]) for name in _ARCHITECTURE if name in config},
+        architecture={name: _plain(config[name]) for name in _ARCHITECTURE if name in config} | other_eps,
         normalize=normalize,
     )
 

@@ -1,10 +1,12 @@
-"""Load an encoder from a hub name, a transformers folder or a fairseq checkpoint, or make a random one; and save it."""
+"""Load an encoder from a hub name, a folder or a checkpoint, or make a random one; and save it."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +16,11 @@ from transformers.utils import logging
 
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision, device_of
-from pipeline.core.errors import InputError, listing
-from pipeline.core.files import writing
+from pipeline.core.errors import InputError
+from pipeline.core.files import write_text, writing
 from pipeline.core.sections import EncoderParams, RandomEncoder
-from pipeline.encoder import checksums, fairseq, kept, pretrained
-from pipeline.encoder.cards import Card, card_of
+from pipeline.encoder import checksums, kept, pretrained, sources
+from pipeline.encoder.cards import TRANSFORMERS_EPS, Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
 NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
@@ -37,32 +39,66 @@ _QUIET = {
 def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
     """Load the whole encoder in eval mode, float32, on the CPU, and its card.
 
-    Raises InputError for a source that cannot be loaded or that lacks weights of the encoder.
+    Raises InputError for a source that cannot be loaded or that lacks weights of the encoder, and where a frozen
+    encoder says that it was trained on waveforms normalized in another way than the parameters say.
     """
     before = checksums.facts(_weight_files(params))
-    if params.random:
-        model = _random(params.random)
-    elif Path(params.source).suffix in fairseq.SUFFIXES:
-        model = _from_fairseq(Path(params.source))
-    else:
-        model = pretrained.load(params.source, revision=params.revision, **_QUIET)
-    model.eval().requires_grad_(False)
-    return model, card_of(model, source=params.source, normalize=params.normalize, before=before)
+    loaded = _loaded(params)
+    told = _told(loaded)
+    if params.finetune is None and params.normalize != "auto" and told not in (None, params.normalize):
+        raise InputError(
+            f"encoder.normalize: expected {told}, as {loaded.place} says of the waveforms that this encoder was "
+            f"trained on, got {params.normalize}; write `normalize: auto`, which takes what the checkpoint says"
+        )
+    return loaded.model, _card(params, loaded, before)
 
 
 def load_deployed(params: EncoderParams, *, weights: Path | None) -> tuple[Wav2Vec2Model, Card]:
     """Load the encoder that computes the features, and its card: the fine-tuned encoder where fine-tuning is on.
 
-    weights: the folder that `kept.weights_of` finds; it is read only where fine-tuning is on.
+    weights: the folder that `kept.weights_of` finds; it is read only where fine-tuning is on. The normalization is that
+    of the parameters, because runs were trained with it.
 
-    Raises InputError as `load`, and where the folder holds no fine-tuned encoder.
+    Raises InputError for a source that cannot be loaded, and where the folder holds no fine-tuned encoder.
     """
     if params.finetune is None:
-        return load(params)
+        before = checksums.facts(_weight_files(params))
+        loaded = _loaded(params)
+        return loaded.model, _card(params, loaded, before)
     if weights is None or not (weights / "config.json").is_file():  # else its name would be looked up on the hub
         raise InputError(f"{weights}: no fine-tuned encoder there; {kept.AGAIN}")
     model, card = load(EncoderParams(source=str(weights), normalize=params.normalize))
     return model, dataclasses.replace(card, source=f"{kept.ENCODERS}/{weights.name}")  # wherever the root is
+
+
+def _loaded(params: EncoderParams) -> pretrained.Loaded:
+    """The whole encoder of the parameters, and what its source says."""
+    if params.random:
+        loaded = pretrained.Loaded(_random(params.random), None, None, TRANSFORMERS_EPS)
+    elif (place := sources.place_of(params.source)) is None or place.is_dir():
+        loaded = pretrained.load(str(place or params.source), revision=params.revision, **_QUIET)
+    elif place.is_file():
+        loaded = pretrained.load_file(place, **_QUIET)
+    else:
+        raise InputError(f"encoder.source: expected a file or folder, got {place}, which is neither")
+    loaded.model.eval().requires_grad_(False)
+    return loaded
+
+
+def _told(loaded: pretrained.Loaded) -> Literal["utterance", "none"] | None:
+    if loaded.normalizes is None:
+        return None
+    return "utterance" if loaded.normalizes else "none"
+
+
+def _card(params: EncoderParams, loaded: pretrained.Loaded, before: checksums.FileFacts) -> Card:
+    normalize = _told(loaded) if params.normalize == "auto" else params.normalize
+    if normalize is None:
+        raise InputError(
+            f"encoder.normalize: expected utterance or none, as {params.source!r} does not say how the waveforms of "
+            "its training were normalized, got auto. XLSR itself expects utterance, most countermeasures none"
+        )
+    return card_of(loaded.model, source=params.source, normalize=normalize, eps=loaded.eps, before=before)
 
 
 def deployed(
@@ -87,7 +123,7 @@ def deployed(
             f"expected the encoder of the card ({_name(card)}), got {_name(found)}; put those weights back, or "
             "run `dvc repro -f encoder`, which takes these as another encoder with features of its own"
         )
-    encoder = Encoder(model, taps=taps, normalize=card.normalize, precision=precision)
+    encoder = Encoder(model, taps=taps, normalize=card.normalize, normalize_eps=card.normalize_eps, precision=precision)
     return encoder.to(device_of(device, key="extract.device"))
 
 
@@ -95,14 +131,33 @@ def _name(card: Card) -> str:
     return f"{card.source}, normalize {card.normalize}, weights {card.weights_sha256[:16]}..."
 
 
-def save(model: Wav2Vec2Model, folder: Path) -> None:
-    """Write config.json and model.safetensors in the format of transformers."""
+def save(model: Wav2Vec2Model, folder: Path, *, card: Card | None = None) -> None:
+    """Write config.json and model.safetensors in the format of transformers.
+
+    card: how waveforms are normalized is then written, too, as a processor of transformers that `load` reads.
+    """
     logging.disable_progress_bar()
     with writing(folder):
         try:
             model.save_pretrained(folder)
         except SafetensorError as error:  # a full disk among others
             raise OSError(errno.EIO, str(error)) from None
+    if card is not None:
+        write_text(folder / pretrained.PROCESSORS[0], json.dumps(_processor(card), indent=2) + "\n")
+
+
+def _processor(card: Card) -> dict[str, object]:
+    """The configuration of transformers' feature extractor; `normalize_eps` is a key of this project's own."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": card.normalize == "utterance",
+        "feature_size": 1,
+        "normalize_eps": card.normalize_eps,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": 16_000,
+    }
 
 
 def write_note(folder: Path, text: str) -> None:
@@ -128,36 +183,11 @@ def _random(shape: RandomEncoder) -> Wav2Vec2Model:
         return Wav2Vec2Model(config)
 
 
-def _from_fairseq(path: Path) -> Wav2Vec2Model:
-    if not path.is_file():
-        raise InputError(f"encoder.source: expected a checkpoint of fairseq's, got no file {path}")
-    found = fairseq.read(path)
-    try:
-        with torch.device("meta"):  # draws no random weights, because all are replaced below
-            model = Wav2Vec2Model(Wav2Vec2Config(**found.config, **_QUIET))
-        weights = {name: tensor.float() for name, tensor in found.weights.items()}
-    except Exception as error:  # whatever transformers and torch raise for shapes and types that do not fit
-        raise InputError(f"{path}: expected the weights of an encoder of wav2vec 2.0, got others: {error}") from None
-    unused = "masked_spec_embed"  # used only in pretraining, and missing in some countermeasures
-    weights.setdefault(unused, torch.zeros(found.config["hidden_size"]))
-    wanted = model.state_dict()
-    wrong = [f"missing {name}" for name in wanted if name not in weights]
-    wrong += [f"unexpected {name}" for name in weights if name not in wanted]
-    wrong += [
-        f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
-        for name, tensor in weights.items()
-        if name in wanted and tensor.shape != wanted[name].shape
-    ]
-    if wrong:
-        raise InputError(f"{path}: expected all weights of an encoder and no others, got:\n{listing(wrong)}")
-    model.load_state_dict(weights, assign=True)
-    return model
-
-
 def _weight_files(params: EncoderParams) -> list[Path]:
     """The files that hold the weights; for a hub name those in transformers' cache, none where it is not there yet."""
     if params.random:
         return []
-    if Path(params.source).suffix in fairseq.SUFFIXES:
-        return [Path(params.source)]
-    return pretrained.files_of(params.source, revision=params.revision)
+    place = sources.place_of(params.source)
+    if place is not None and not place.is_dir():
+        return [place]
+    return pretrained.files_of(str(place or params.source), revision=params.revision)

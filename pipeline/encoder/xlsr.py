@@ -1,4 +1,4 @@
-"""XLSR, or another encoder of its structure (wav2vec 2.0, HuBERT, WavLM): windows to features of chosen layers.
+"""XLSR, or another encoder of its structure (`pretrained.KINDS`): windows to features of chosen layers.
 
 Layer k is the output after k transformer layers, and layer 0 is the input of the first one. Both are the residual
 stream, without the encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
@@ -18,12 +18,15 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.encoder import front_end
+from pipeline.encoder.cards import TRANSFORMERS_EPS
 
 Device = Literal["auto", "cpu", "cuda"]
 # Channels in a group of a convolution. With fewer, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums on CPUs
 # with AMX; the error is larger than the sum. XLSR has 64 channels in a group, encoders of tests have fewer than 16.
 FEW_CHANNELS = 16
-NORMALIZE_EPS = 1e-7  # as transformers' feature extractor; added to the variance
+# Kinds with convolutions that transformers does not keep from padding: each layer of a conformer has one, and data2vec
+# adds positions by several, one after another.
+SPREADING = {"wav2vec2-conformer", "data2vec-audio"}
 
 
 class Encoder(nn.Module):
@@ -40,14 +43,17 @@ class Encoder(nn.Module):
         *,
         taps: tuple[Tap, ...],
         normalize: Literal["utterance", "none"],
+        normalize_eps: float = TRANSFORMERS_EPS,
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self.model = model
         self.taps = taps
         self.normalize = normalize
+        self.normalize_eps = normalize_eps
         self.precision = precision
         self._caught: dict[Tap, Tensor] = {}
+        self._n_frames: Tensor | None = None  # (B,) of a batch with padding
         if "final" not in taps:
             highest = max(int(tap) for tap in taps)
             # transformers needs at least one layer. Where only layer 0 is tapped, the output of layer 1 is not used.
@@ -56,20 +62,32 @@ class Encoder(nn.Module):
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         else:  # convert weights once; autocast would convert them for every batch
             for part in model.modules():
-                if isinstance(part, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(part):
+                narrow = parametrize.is_parametrized(part) or _has_few_channels(part)
+                if isinstance(part, nn.Linear | nn.Conv1d) and not narrow:
                     part.bfloat16()
             if front_end.fits(model.feature_extractor):
                 model.feature_extractor = front_end.FrontEnd(model.feature_extractor)
         for part in model.modules():
-            if isinstance(part, nn.Conv1d) and part.groups > 1 and part.in_channels < FEW_CHANNELS * part.groups:
+            if _has_few_channels(part):
                 part.register_forward_pre_hook(_enter_float32)
                 part.register_forward_hook(_leave_float32, always_call=True)
+        for part in model.encoder.modules() if model.config.model_type in SPREADING else ():
+            if isinstance(part, nn.Conv1d) and part.kernel_size[0] > 1:
+                part.register_forward_pre_hook(self._mask_frames)
         model.encoder.layers[0].register_forward_pre_hook(_widen)
         for tap in taps:
             if tap == 0:
                 model.encoder.layers[0].register_forward_pre_hook(self._catch_input)
             elif tap != "final":
                 model.encoder.layers[int(tap) - 1].register_forward_hook(self._catch_output(tap))
+
+    def _mask_frames(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Set the frames (B, D, T) of padding to zero, as they are beyond the end of a batch without padding."""
+        frames = inputs[0]
+        if self._n_frames is None:
+            return inputs
+        signal = torch.arange(frames.shape[2], device=frames.device) < self._n_frames.to(frames.device)[:, None]
+        return (frames * signal[:, None],)
 
     def _catch_input(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._caught[0] = inputs[0]
@@ -98,8 +116,10 @@ class Encoder(nn.Module):
         """
         whole = bool((valid >= windows.shape[1]).all())
         mask = torch.arange(windows.shape[1], device=windows.device) < valid.to(windows.device)[:, None]  # (B, S)
-        samples = normalized(windows, mask) if self.normalize == "utterance" else windows
+        samples = normalized(windows, mask, eps=self.normalize_eps) if self.normalize == "utterance" else windows
         padded = None if whole else mask.long()
+        n_frames = self.model._get_feat_extract_output_lengths(valid)
+        self._n_frames = None if whole else n_frames
         half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         try:
             with half:
@@ -108,8 +128,11 @@ class Encoder(nn.Module):
             caught, self._caught = self._caught, {}
         if "final" in self.taps:
             caught["final"] = output.last_hidden_state
-        n_frames = self.model._get_feat_extract_output_lengths(valid)
         return {tap: caught[tap] for tap in self.taps}, n_frames
+
+
+def _has_few_channels(part: nn.Module) -> bool:
+    return isinstance(part, nn.Conv1d) and part.groups > 1 and part.in_channels < FEW_CHANNELS * part.groups
 
 
 def _widen(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -128,10 +151,10 @@ def _leave_float32(module: nn.Module, _inputs: tuple[Tensor, ...], _output: Any)
     module.__dict__["outside"].pop().__exit__(None, None, None)
 
 
-def normalized(windows: Tensor, mask: Tensor) -> Tensor:
-    """Normalize each window (B, S) to zero mean and unit variance over its valid samples."""
+def normalized(windows: Tensor, mask: Tensor, *, eps: float = TRANSFORMERS_EPS) -> Tensor:
+    """Normalize each window (B, S) to zero mean and unit variance over its valid samples. eps: added to the latter."""
     count = mask.sum(1, keepdim=True)  # (B, 1)
     mean = (windows * mask).sum(1, keepdim=True) / count
     centred = (windows - mean) * mask
     variance = centred.square().sum(1, keepdim=True) / count
-    return centred / (variance + NORMALIZE_EPS).sqrt()
+    return centred / (variance + eps).sqrt()

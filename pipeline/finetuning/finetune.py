@@ -180,7 +180,8 @@ def make_system(model: Any, asked: Asked, device: torch.device) -> EndToEnd:
     backend = asked.cell.make_backend(layers=count, channels=asked.card.channels)
     speakers = int(asked.labels.speaker.max()) + 1
     loss = asked.cell.make_loss(embedding_dim=backend.embedding_dim, speakers=speakers, layers=count)
-    encoder = xlsr.Encoder(model, taps=params.layers, normalize=asked.card.normalize)
+    card = asked.card
+    encoder = xlsr.Encoder(model, taps=params.layers, normalize=card.normalize, normalize_eps=card.normalize_eps)
     if params.lora:
         add_lora(model, params.lora)
     else:

@@ -13,9 +13,15 @@ from pipeline.scoring import runs
 from pipeline.training.loop import Fitted
 
 
-def save(folder: Path, model: Any, fitted: Fitted, *, run: dict[str, Any], source: str) -> None:
-    """Write the encoder and its run into a folder that is there. run: the card. source: of the encoder before."""
-    models.save(model, folder)
+def save(
+    folder: Path, model: Any, fitted: Fitted, *, run: dict[str, Any], source: str, card: Card | None = None
+) -> None:
+    """Write the encoder and its run into a folder that is there.
+
+    run: the card of the run. source: of the encoder before. card: of that encoder; the folder then says how waveforms
+    are normalized.
+    """
+    models.save(model, folder, card=card)
     weights = {name: tensor.numpy() for name, tensor in fitted.backend.state_dict().items()}
     runs.save(folder / RUN_FOLDER, weights=weights, centroids=fitted.centroids, card=run)
     models.write_note(folder, f"{source}, fine-tuned; {RUN_FOLDER}/ has the backend and centroids.")
