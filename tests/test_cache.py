@@ -607,26 +607,6 @@ def test_an_import_needs_room_on_the_disk(project: Project, monkeypatch: pytest.
     assert "clean/layer_02/" in lost[0]
 
 
-def test_a_damaged_file_gives_one_message_and_in_time(project: Project) -> None:
-    """HDF5 itself crashes on some of these, and never ends on others."""
-    run("export", "dev", "good.h5", "--layers", "2", "--views", CLEAN)
-    good, rng = Path("good.h5").read_bytes(), np.random.default_rng(0)
-    outcomes = {"read": 0, "refused": 0}
-    for _ in range(24):
-        data = bytearray(good)
-        for at in rng.integers(min(len(data), int(rng.choice([128, 4_096, len(good)]))), size=int(rng.choice([1, 4]))):
-            data[at] = rng.choice([0, 255, rng.integers(256)])
-        Path("bad.h5").write_bytes(bytes(data))
-        try:
-            hdf5.bring_back(Path("bad.h5"), root=project.folder / "taken")
-            outcomes["read"] += 1
-        except InputError as error:
-            outcomes["refused"] += "bad.h5" in str(error) or "taken" in str(error)
-        shutil.rmtree(project.folder / "taken", ignore_errors=True)
-    assert sum(outcomes.values()) == 24
-    assert outcomes["refused"] > 3
-
-
 def test_a_file_on_which_hdf5_never_ends_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     run("export", "train", "train.h5")
     monkeypatch.setattr(hdf5, "PATIENCE_S", 0.2)
