@@ -185,7 +185,19 @@ SCORES = {
     "asvspoof5": "filename\tcm-score\n" + "".join(f"E_{i}\t{i / 9!r}\n" for i in range(8)),
     "csv": "score,other,utterance\n" + "".join(f'{i / 9!r},"a, b",u{i}\n' for i in range(8)),
     "csv2": "file,score\r\n" + "".join(f'"u{i}",{i}e-3\r\n' for i in range(8)),
+    "csv3": "".join(f"u{i},{i}e-3\n" for i in range(8)),
+    "csv4": "ID_audio,label,score_spoof,score_bonafide\n" + "".join(f"u{i},{i % 2},{-i},{i}\n" for i in range(8)),
+    "label": "".join(f"u{i} {('fake', 'Real')[i % 2]} {i / 3!r}\n" for i in range(8)),
+    "speaker": "".join(f"S1 u{i} - A01 {('spoof', 'bonafide')[i % 2]} {i / 3!r}\n" for i in range(8)),
+    "tsv": "flac_file\tscore\tlabel\n"
+    + "".join(f"u{i}\t{i / 3!r}\t{('spoof', 'bonafide')[i % 2]}\n" for i in range(8)),
+    "tsv2": "utt score\n" + "".join(f"u{i} {i / 3!r}\n" for i in range(8)),
 }
+SCORE_NAMES = ("score", "scores", "cm-score", "cm_score", "score_bonafide", "bonafide_score")
+OWN_NAMES = ("utterance", "filename", "file", "id_audio", "flac_file", "utt")
+SCORED_CLASSES = {"spoof": "spoof", "spoofed": "spoof", "fake": "spoof"} | dict.fromkeys(
+    ("bonafide", "bona-fide", "bona_fide", "genuine", "human", "real"), "bonafide"
+)
 
 
 def score_files(_: Path) -> Kind:
@@ -199,21 +211,30 @@ def _check_scores(data: bytes, _: int) -> None:
     text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     lines = [line for line in text.split("\n") if line.strip()]
     if found.layout == "csv":
-        head, *rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
-        rows = rows if head != [""] else rows[1:]
-        head = [name.lower() for name in head]
-        name = next(head.index(name) for name in ("utterance", "filename", "file") if name in head)
-        score = next(head.index(name) for name in ("score", "cm-score", "cm_score") if name in head)
-    elif found.layout == "asvspoof5":
-        head, *rows = [line.split("\t") for line in lines]
-        name, score = head.index("filename"), head.index("cm-score")
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
+        rows = rows if rows[0] != [""] else rows[1:]
+    elif found.layout in ("asvspoof5", "tsv"):
+        tabs = found.layout == "asvspoof5" or "\t" in lines[0].strip()
+        rows = [line.split("\t" if tabs else None) for line in lines]
     else:
         rows = [line.split() for line in lines]
-        name, score = 0, -1
-    agree(found.layout, list(zip(found.utterance, found.score.tolist(), strict=True)),
+    head = [cell.strip().lower() for cell in rows[0]]
+    classes, label = SCORED_CLASSES, {"2019": 2, "label": 1, "speaker": 4}.get(str(found.layout))
+    if found.layout in ("csv", "asvspoof5", "tsv") and (named := [i for i, x in enumerate(head) if x in SCORE_NAMES]):
+        (score,), (name, *_) = named, [i for i, x in enumerate(head) if x in OWN_NAMES] or [-1]
+        if name < 0:
+            raise InputError("a name that this reader does not know")
+        label = head.index("label") if "label" in head else None
+        classes = (
+            {"1": "bonafide", "0": "spoof"} if head == SCORES["csv4"].split("\n")[0].lower().split(",") else classes
+        )
+        rows = rows[1:]
+    else:
+        name, score = int(found.layout == "speaker"), -1
+    agree(str(found.layout), list(zip(found.utterance, found.score.tolist(), strict=True)),
           [(row[name], float(row[score])) for row in rows])  # fmt: skip
     if found.label:
-        agree("labels", found.label, [row[2] for row in rows])
+        agree("labels", found.label, [classes[row[label or 0].lower()] for row in rows])
 
 
 # ---------------------------------------------------------------- parameter files
