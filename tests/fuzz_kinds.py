@@ -177,6 +177,45 @@ def _naive_table(data: bytes, corpus: str, split: str | None) -> list[tuple[str,
     return found
 
 
+PLAIN_KEYS = {
+    "words": "".join(f"u{i} {('real', 'Fake')[i % 2]}\n" for i in range(6)),
+    "commas": "".join(f"u{i},{('bonafide', 'spoof')[i % 2]}\n" for i in range(6)),
+    "csv": "Label,file,note\n" + "".join(f'{("real", "fake")[i % 2]},w/u{i}.wav,"a, b"\n' for i in range(6)),
+    "asvspoof5": "filename\tcm-label\n" + "".join(f"E_{i}\t{('bonafide', 'spoof')[i % 2]}\n" for i in range(6)),
+    "four": "".join(f"S1 u{i} {('- bonafide', 'A01 spoof')[i % 2]}\n" for i in range(6)),
+    "pa": "".join(f"PA_1 PA_T_{i} aaa {('- bonafide', 'AA spoof')[i % 2]}\n" for i in range(6)),
+    "phase1": "".join(f"T_1 T_{i} F - {('bonafide bonafide', 'A18 spoof')[i % 2]}\n" for i in range(6)),
+}
+
+
+def plain_keys(_: Path) -> Kind:
+    """Keys that no adapter reads, against a reader of a few lines."""
+    return Kind("plain keys", [text.encode() for text in PLAIN_KEYS.values()], _check_plain_key, text=True)
+
+
+def _check_plain_key(data: bytes, _: int) -> None:
+    CASE.write_bytes(data)
+    scores = scorefile.ScoreFile(CASE, "2021", [], np.zeros(0), [], [], [])
+    found = keys.read(CASE, None, scores)
+    if found.corpus not in ("plain", "asvspoof2019_pa", "asvspoof5"):
+        raise InputError("a key of the other kind")
+    text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    lines = [line for line in text.split("\n") if line.strip()]
+    commas = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
+    commas = commas if commas[0] != [""] else commas[1:]
+    for rows in (commas, [line.split("\t") for line in lines], [line.split() for line in lines]):
+        head = [cell.strip().lower() for cell in rows[0]]
+        names = [i for i, cell in enumerate(head) if cell in OWN_NAMES]
+        if names and (labels := [i for i, cell in enumerate(head) if cell in ("label", "cm-label")]):
+            wanted = [(row[names[0]], row[labels[0]]) for row in rows[1:]]
+            break
+    else:
+        rows = commas if len(commas[0]) == 2 and commas[0][1].lower() in SCORED_CLASSES else rows
+        wanted = [(row[0 if len(row) == 2 else 1], row[-1]) for row in rows]
+    got = list(zip(found.trials.utterance.tolist(), found.trials.is_bonafide.tolist(), strict=True))
+    agree("plain key", got, [(name, SCORED_CLASSES[word.lower()] == "bonafide") for name, word in wanted])
+
+
 # ---------------------------------------------------------------- score files
 
 SCORES = {
@@ -411,6 +450,7 @@ def _repacked(source: Path, name: str, data: bytes, *, sealed: bool) -> Path:
 KINDS: Sequence[Callable[[Path], Kind]] = (
     audio,
     tables,
+    plain_keys,
     score_files,
     packages,
     indexes,

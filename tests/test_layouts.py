@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.commands import metrics, plot
 from pipeline.core.errors import InputError
@@ -263,3 +266,27 @@ def test_files_as_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_text_of_a_choice_is_what_the_command_takes() -> None:
     assert str(Chosen(2, 5)) == "--columns utterance=2,score=5"
+
+
+@given(st.text('ab1,\t"\n -.=e', max_size=60), st.permutations([1, 2, 3, 4]))
+def test_columns_read_any_text_or_refuse_it(text: str, places: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scores.txt"
+        path.write_text(text)
+        chosen = Chosen(*places[:2])
+        try:
+            found = scorefile.parse(path, chosen=chosen)
+        except InputError:
+            return
+    lines = [line for line in text.split("\n") if line.strip()]
+    for name, score in zip(found.utterance, found.score.tolist(), strict=True):
+        cells = [re.split(mark, line) if mark else line.split() for mark in (",", "\t", "") for line in lines]
+        cells = [[cell.strip(' "') for cell in row] for row in cells]
+        assert any(
+            row[places[0] - 1 : places[0]] == [name.strip('"')] and str(score) in map(shown, row) for row in cells
+        )
+
+
+def shown(cell: str) -> str:
+    """The number in a cell as Python writes it."""
+    return str(float(cell)) if layouts.is_number(cell) else cell

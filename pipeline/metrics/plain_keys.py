@@ -16,13 +16,13 @@ spoof in others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError, listing
-from pipeline.core.trial_table import UNKNOWN, Row, Trials
+from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials
 from pipeline.corpora import _protocols
 from pipeline.metrics import layouts
 
@@ -92,7 +92,7 @@ def read(path: Path, split: str | None) -> PlainKey | None:
             raise InputError(f"{path}: expected the phase {', '.join(_protocols.PHASES)} or all, got --split {split}")
     elif split:
         raise InputError(f"{path}: this key has no splits, got --split {split}; leave it out")
-    rows = list(layouts.rows(path, lines, first + found.header, found.separator))
+    rows = layouts.rows(path, lines, first + found.header, found.separator)
     source = f"{path} (phase {split})" if split else str(path)
     trials = trial_table.from_rows(_trials(path, rows, found, split), source=source)
     of_five = found.header and set(layouts.header_names(lines[first], found.separator)) == {"filename", "cm-label"}
@@ -130,34 +130,27 @@ def _by_place(line: str) -> _KeyColumns | None:
     return None
 
 
-def _trials(path: Path, rows: Sequence[tuple[int, list[str]]], found: _KeyColumns, split: str | None) -> Iterator[Row]:
-    """The trials of the lines that are of the split. Raises InputError for lines that are none."""
-    label = found.place["label"]
-    problems = [
-        (number, f"expected {found.width} cells as in the first line, got {' '.join(cells)[: layouts.SHOWN]!r}")
-        for number, cells in rows
-        if len(cells) != found.width
-    ]
-    whole = [(number, cells) for number, cells in rows if len(cells) == found.width]
-    problems += [
-        (number, f"expected a class in words ({', '.join(layouts.CLASS_OF)}), got {cells[label]!r}")
-        for number, cells in whole
-        if cells[label].lower() not in layouts.CLASS_OF
-    ]
+def _trials(path: Path, rows: Iterator[tuple[int, list[str]]], found: _KeyColumns, split: str | None) -> Iterator[Row]:
+    """The trials of the lines that are of the split. Raises InputError after the last, for all lines that are none."""
+    utterance, label = found.place["utterance"], found.place["label"]
+    speaker, attack, codec, phase = (found.place.get(of) for of in ("speaker", "attack", "codec", "phase"))
+    file, problems = str(path), []
+    for number, cells in rows:
+        where = f"{file}:{number}"
+        if len(cells) != found.width:
+            said = " ".join(cells)[: layouts.SHOWN]
+            problems.append(f"{where}: expected {found.width} cells as in the first line, got {said!r}")
+        elif (word := layouts.CLASS_OF.get(cells[label].lower())) is None:
+            problems.append(f"{where}: expected a class in words ({', '.join(layouts.CLASS_OF)}), got {cells[label]!r}")
+        elif phase is None or _protocols.in_phase(where, cells[phase], str(split)):
+            yield Row(
+                where,
+                cells[utterance],
+                UNKNOWN,
+                word,
+                UNKNOWN if speaker is None else cells[speaker],
+                UNKNOWN if attack is None or word == LABELS[0] else cells[attack],
+                codec=UNKNOWN if codec is None else cells[codec],
+            )
     if problems:
-        said = [f"{path}:{number}: {problem}" for number, problem in sorted(problems)]
-        raise InputError(f"{len(said)} lines of the key cannot be used; mend or remove them:\n{listing(said)}")
-    for number, cells in whole:
-        phase = cells[found.place["phase"]] if "phase" in found.place else None
-        if phase is None or _protocols.in_phase(f"{path}:{number}", phase, str(split)):
-            yield _row(f"{path}:{number}", cells, found.place)
-
-
-def _row(where: str, cells: Sequence[str], place: dict[str, int]) -> Row:
-    """The trial of a line; the attack of bona fide is unknown, whatever word stands there."""
-    label = layouts.CLASS_OF[cells[place["label"]].lower()]
-    speaker, attack, codec = (
-        cells[place[of]] or UNKNOWN if of in place else UNKNOWN for of in ("speaker", "attack", "codec")
-    )
-    attack = UNKNOWN if label == trial_table.LABELS[0] else attack
-    return Row(where, cells[place["utterance"]], UNKNOWN, label, speaker, attack, codec=codec)
+        raise InputError(f"{len(problems)} lines of the key cannot be used; mend or remove them:\n{listing(problems)}")

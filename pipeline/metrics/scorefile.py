@@ -130,16 +130,17 @@ def parse(path: Path, layout: Layout | None = None, *, chosen: Chosen | None = N
 def _checked(path: Path, columns: Columns, rows: Iterator[tuple[int, list[str]]]) -> ScoreFile:
     """Gather rows into a file's record; nothing is kept of a file with a faulty line."""
     line: list[int] = []
-    kept: list[list[str]] = []
+    cells_of: list[list[str]] = [[] for _ in range(columns.width)]
     problems: list[tuple[int, str]] = []
     for number, cells in rows:
-        if len(cells) == columns.width:
-            line.append(number)
-            kept.append(cells)
-        else:
+        if len(cells) != columns.width:
             problems.append((number, f"expected {columns.shape}, got {' '.join(cells)[: layouts.SHOWN]!r}"))
-    utterance, text = ([cells[i] for cells in kept] for i in (columns.utterance, columns.score))
-    attack, label = _classes(columns, kept)
+            continue
+        line.append(number)
+        for column, cell in zip(cells_of, cells, strict=True):
+            column.append(cell)
+    utterance, text = cells_of[columns.utterance], cells_of[columns.score]
+    attack, label = _classes(columns, cells_of)
     score, faults = numbers(utterance, text)
     for found in (faults, _faulty_names(utterance, line), _faulty_labels(utterance, label)):
         problems += [(line[i], problem) for i, problem in found]
@@ -149,15 +150,15 @@ def _checked(path: Path, columns: Columns, rows: Iterator[tuple[int, list[str]]]
     return ScoreFile(path, columns.layout, utterance, score, line, attack, label)
 
 
-def _classes(columns: Columns, rows: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
-    """The attacks and classes of rows, none where the first has no class in words; a word that is none stays."""
-    place = columns.label
-    if place is None or not rows or (columns.header and rows[0][place].lower() not in columns.classes):
+def _classes(columns: Columns, cells_of: Sequence[list[str]]) -> tuple[list[str], list[str]]:
+    """The attacks and classes of M rows, none where the first has no class in words; a word that is none stays."""
+    words = [] if columns.label is None else cells_of[columns.label]
+    if not words or (columns.header and words[0].lower() not in columns.classes):
         return [], []
-    label = _mapped(lambda word: columns.classes.get(word.lower(), word), [cells[place] for cells in rows])
+    label = _mapped(lambda word: columns.classes.get(word.lower(), word), words)
     if columns.attack is None:
-        return [UNKNOWN] * len(rows), label
-    attack = [cells[columns.attack] for cells in rows]
+        return [UNKNOWN] * len(label), label
+    attack = cells_of[columns.attack]
     return _mapped(lambda word: UNKNOWN if word in NO_ATTACK else _as_it_was(word), attack), label
 
 
