@@ -206,11 +206,12 @@ def _check_plain_key(data: bytes, _: int) -> None:
     for rows in (commas, [line.split("\t") for line in lines], [line.split() for line in lines]):
         head = [cell.strip().lower() for cell in rows[0]]
         names = [i for i, cell in enumerate(head) if cell in OWN_NAMES]
-        if names and (labels := [i for i, cell in enumerate(head) if cell in ("label", "cm-label")]):
+        if names and (labels := [i for i, cell in enumerate(head) if cell in ("label", "cm-label", "cm_label")]):
             wanted = [(row[names[0]], row[labels[0]]) for row in rows[1:]]
             break
     else:
-        rows = commas if len(commas[0]) == 2 and commas[0][1].lower() in SCORED_CLASSES else rows
+        first = commas[0]
+        rows = commas if len(first) == 2 and first[1].lower() in SCORED_CLASSES and " " not in first[0] else rows
         wanted = [(row[0 if len(row) == 2 else 1], row[-1]) for row in rows]
     got = list(zip(found.trials.utterance.tolist(), found.trials.is_bonafide.tolist(), strict=True))
     agree("plain key", got, [(name, SCORED_CLASSES[word.lower()] == "bonafide") for name, word in wanted])
@@ -253,7 +254,7 @@ def _check_scores(data: bytes, _: int) -> None:
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
         rows = rows if rows[0] != [""] else rows[1:]
     elif found.layout in ("asvspoof5", "tsv"):
-        tabs = found.layout == "asvspoof5" or "\t" in lines[0].strip()
+        tabs = bool(set(lines[0].strip().lower().split("\t")) & set(SCORE_NAMES))
         rows = [line.split("\t" if tabs else None) for line in lines]
     else:
         rows = [line.split() for line in lines]

@@ -225,7 +225,16 @@ def test_a_folder_and_a_comma_get_a_hint(report: Callable[..., dict[str, Any]]) 
 
 
 def test_long_and_odd_first_lines_are_refused_shortly(report: Callable[..., dict[str, Any]]) -> None:
-    for text in ("a " * 70_000, '"' + "x" * 150_000, "a,b\n" * 3, '"open\n1,2\n', "\x00\n", "1\n2\n", ",\n,\n"):
+    for text in (
+        'file,score,"x\na,1,"b"\nb,2,"c"\n',
+        "a " * 70_000,
+        '"' + "x" * 150_000,
+        "a,b\n" * 3,
+        '"open\n1,2\n',
+        "\x00\n",
+        "1\n2\n",
+        ",\n,\n",
+    ):
         with pytest.raises(InputError) as raised:
             report(text)
         assert len(str(raised.value)) < 3_000

@@ -105,8 +105,8 @@ def split(line: str, separator: str | None) -> list[str]:
     if separator != ",":
         return line.split(separator)
     try:
-        return [cell.strip() for cell in next(csv.reader([line]), [])]
-    except csv.Error:  # a line longer than the CSV reader takes
+        return [cell.strip() for cell in next(csv.reader([line], strict=True), [])]
+    except csv.Error:  # a quote that stays open, or a line longer than the CSV reader takes
         return []
 
 
