@@ -177,6 +177,46 @@ def _naive_table(data: bytes, corpus: str, split: str | None) -> list[tuple[str,
     return found
 
 
+PLAIN_KEYS = {
+    "words": "".join(f"u{i} {('real', 'Fake')[i % 2]}\n" for i in range(6)),
+    "commas": "".join(f"u{i},{('bonafide', 'spoof')[i % 2]}\n" for i in range(6)),
+    "csv": "Label,file,note\n" + "".join(f'{("real", "fake")[i % 2]},w/u{i}.wav,"a, b"\n' for i in range(6)),
+    "asvspoof5": "filename\tcm-label\n" + "".join(f"E_{i}\t{('bonafide', 'spoof')[i % 2]}\n" for i in range(6)),
+    "four": "".join(f"S1 u{i} {('- bonafide', 'A01 spoof')[i % 2]}\n" for i in range(6)),
+    "pa": "".join(f"PA_1 PA_T_{i} aaa {('- bonafide', 'AA spoof')[i % 2]}\n" for i in range(6)),
+    "phase1": "".join(f"T_1 T_{i} F - {('bonafide bonafide', 'A18 spoof')[i % 2]}\n" for i in range(6)),
+}
+
+
+def plain_keys(_: Path) -> Kind:
+    """Keys that no adapter reads, against a reader of a few lines."""
+    return Kind("plain keys", [text.encode() for text in PLAIN_KEYS.values()], _check_plain_key, text=True)
+
+
+def _check_plain_key(data: bytes, _: int) -> None:
+    CASE.write_bytes(data)
+    scores = scorefile.ScoreFile(CASE, "2021", [], np.zeros(0), [], [], [])
+    found = keys.read(CASE, None, scores)
+    if found.corpus not in ("plain", "asvspoof2019_pa", "asvspoof5"):
+        raise InputError("a key of the other kind")
+    text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    lines = [line for line in text.split("\n") if line.strip()]
+    commas = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
+    commas = commas if commas[0] != [""] else commas[1:]
+    for rows in (commas, [line.split("\t") for line in lines], [line.split() for line in lines]):
+        head = [cell.strip().lower() for cell in rows[0]]
+        names = [i for i, cell in enumerate(head) if cell in OWN_NAMES]
+        if names and (labels := [i for i, cell in enumerate(head) if cell in ("label", "cm-label", "cm_label")]):
+            wanted = [(row[names[0]], row[labels[0]]) for row in rows[1:]]
+            break
+    else:
+        first = commas[0]
+        rows = commas if len(first) == 2 and first[1].lower() in SCORED_CLASSES and " " not in first[0] else rows
+        wanted = [(row[0 if len(row) == 2 else 1], row[-1]) for row in rows]
+    got = list(zip(found.trials.utterance.tolist(), found.trials.is_bonafide.tolist(), strict=True))
+    agree("plain key", got, [(name, SCORED_CLASSES[word.lower()] == "bonafide") for name, word in wanted])
+
+
 # ---------------------------------------------------------------- score files
 
 SCORES = {
@@ -185,7 +225,19 @@ SCORES = {
     "asvspoof5": "filename\tcm-score\n" + "".join(f"E_{i}\t{i / 9!r}\n" for i in range(8)),
     "csv": "score,other,utterance\n" + "".join(f'{i / 9!r},"a, b",u{i}\n' for i in range(8)),
     "csv2": "file,score\r\n" + "".join(f'"u{i}",{i}e-3\r\n' for i in range(8)),
+    "csv3": "".join(f"u{i},{i}e-3\n" for i in range(8)),
+    "csv4": "ID_audio,label,score_spoof,score_bonafide\n" + "".join(f"u{i},{i % 2},{-i},{i}\n" for i in range(8)),
+    "label": "".join(f"u{i} {('fake', 'Real')[i % 2]} {i / 3!r}\n" for i in range(8)),
+    "speaker": "".join(f"S1 u{i} - A01 {('spoof', 'bonafide')[i % 2]} {i / 3!r}\n" for i in range(8)),
+    "tsv": "flac_file\tscore\tlabel\n"
+    + "".join(f"u{i}\t{i / 3!r}\t{('spoof', 'bonafide')[i % 2]}\n" for i in range(8)),
+    "tsv2": "utt score\n" + "".join(f"u{i} {i / 3!r}\n" for i in range(8)),
 }
+SCORE_NAMES = ("score", "scores", "cm-score", "cm_score", "score_bonafide", "bonafide_score")
+OWN_NAMES = ("utterance", "filename", "file", "id_audio", "flac_file", "utt")
+SCORED_CLASSES = {"spoof": "spoof", "spoofed": "spoof", "fake": "spoof"} | dict.fromkeys(
+    ("bonafide", "bona-fide", "bona_fide", "genuine", "human", "real"), "bonafide"
+)
 
 
 def score_files(_: Path) -> Kind:
@@ -199,21 +251,30 @@ def _check_scores(data: bytes, _: int) -> None:
     text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     lines = [line for line in text.split("\n") if line.strip()]
     if found.layout == "csv":
-        head, *rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
-        rows = rows if head != [""] else rows[1:]
-        head = [name.lower() for name in head]
-        name = next(head.index(name) for name in ("utterance", "filename", "file") if name in head)
-        score = next(head.index(name) for name in ("score", "cm-score", "cm_score") if name in head)
-    elif found.layout == "asvspoof5":
-        head, *rows = [line.split("\t") for line in lines]
-        name, score = head.index("filename"), head.index("cm-score")
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
+        rows = rows if rows[0] != [""] else rows[1:]
+    elif found.layout in ("asvspoof5", "tsv"):
+        tabs = bool(set(lines[0].strip().lower().split("\t")) & set(SCORE_NAMES))
+        rows = [line.split("\t" if tabs else None) for line in lines]
     else:
         rows = [line.split() for line in lines]
-        name, score = 0, -1
-    agree(found.layout, list(zip(found.utterance, found.score.tolist(), strict=True)),
+    head = [cell.strip().lower() for cell in rows[0]]
+    classes, label = SCORED_CLASSES, {"2019": 2, "label": 1, "speaker": 4}.get(str(found.layout))
+    if found.layout in ("csv", "asvspoof5", "tsv") and (named := [i for i, x in enumerate(head) if x in SCORE_NAMES]):
+        (score,), (name, *_) = named, [i for i, x in enumerate(head) if x in OWN_NAMES] or [-1]
+        if name < 0:
+            raise InputError("a name that this reader does not know")
+        label = head.index("label") if "label" in head else None
+        classes = (
+            {"1": "bonafide", "0": "spoof"} if head == SCORES["csv4"].split("\n")[0].lower().split(",") else classes
+        )
+        rows = rows[1:]
+    else:
+        name, score = int(found.layout == "speaker"), -1
+    agree(str(found.layout), list(zip(found.utterance, found.score.tolist(), strict=True)),
           [(row[name], float(row[score])) for row in rows])  # fmt: skip
     if found.label:
-        agree("labels", found.label, [row[2] for row in rows])
+        agree("labels", found.label, [classes[row[label or 0].lower()] for row in rows])
 
 
 # ---------------------------------------------------------------- parameter files
@@ -390,6 +451,7 @@ def _repacked(source: Path, name: str, data: bytes, *, sealed: bool) -> Path:
 KINDS: Sequence[Callable[[Path], Kind]] = (
     audio,
     tables,
+    plain_keys,
     score_files,
     packages,
     indexes,

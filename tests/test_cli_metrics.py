@@ -18,8 +18,9 @@ from pipeline.commands import metrics
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, Trials, from_rows
-from pipeline.metrics import scorefile
-from tests.beside import PROTOCOLS, SCORES, needs
+from pipeline.metrics import asv_scores, scorefile
+from pipeline.metrics.layouts import Layout
+from tests.beside import CASES, PROTOCOLS, SCORES, needs
 
 ROOT = Path(__file__).parents[1]
 ASV = SCORES / "la19_asv_eval_scores.txt"
@@ -57,7 +58,7 @@ def table() -> Trials:
     return from_rows(rows, source="a test")
 
 
-def written(folder: Path, table: Trials, layout: scorefile.Layout = "2021", *, seed: int = 1) -> tuple[Path, Path]:
+def written(folder: Path, table: Trials, layout: Layout = "2021", *, seed: int = 1) -> tuple[Path, Path]:
     """A score file of the trials, and a trial table as their key."""
     values = np.random.default_rng(seed).normal(size=len(table)) + 1.5 * table.is_bonafide
     scorefile.write(folder / f"scores{seed}.txt", table, values, layout=layout)
@@ -147,7 +148,7 @@ def test_a_protocol_of_another_split_is_refused(run: Callable[..., tuple[str, st
 @pytest.mark.parametrize("layout", ["2019", "2021", "asvspoof5"])
 @pytest.mark.parametrize("given", ["auto", "same"])
 def test_every_layout_gives_the_same_object(
-    run: Callable[..., tuple[str, str]], tmp_path: Path, table: Trials, layout: scorefile.Layout, given: str
+    run: Callable[..., tuple[str, str]], tmp_path: Path, table: Trials, layout: Layout, given: str
 ) -> None:
     expected = json.loads(run(*_words(written(tmp_path, table)), "--json")[0])
     words = _words(written(tmp_path, table, layout))
@@ -265,7 +266,10 @@ def test_surplus_scores_are_left_out_counted_and_named(
         (lambda text: text.replace(" ", ".wav ", 40), r"names of the scores end in \.wav"),
         (lambda text: text + "u0 1\n", r"scores1\.txt:41: utterance u0 is scored twice"),
         (lambda text: text + "u99 nan\n", r"scores1\.txt:41: utterance u99: expected a finite score, got 'nan'"),
-        (lambda text: "utterance score\n" + text, r"(?s)scores1\.txt:1: expected the first line .* 'utterance score'"),
+        (
+            lambda text: "utterance points\n" + text,
+            r"(?s)scores1\.txt:1: expected the first line .* 'utterance points'",
+        ),
     ],
 )
 def test_scores_that_cannot_be_used(
@@ -382,6 +386,105 @@ def test_scores_of_the_asv_are_of_the_attacks_of_the_key(
             run(*words)
 
 
+# Targets 1, 3, 5, 7, non-targets 0, 2, 4, -1, spoof 2, 3, 4, 9, as in the test above; and a phase with other scores.
+ASV21 = {"target": [1, 3, 5, 7], "nontarget": [0, 2, 4, -1], "spoof": [2, 3, 4, 9]}
+
+
+def asv21(folder: Path) -> tuple[Path, Path, Path, Path]:
+    """Scores of a system, their key with two phases, scores of the ASV, and its key, as ASVspoof 2021 LA has them."""
+    place = folder / "keys" / "LA" / "ASV" / "ASVTorch_Kaldi"
+    place.mkdir(parents=True)
+    key, scores, trials, asv = "", "", "", []
+    for i in range(8):
+        spoof, phase = i % 2, "eval" if i < 6 else "progress"
+        key += LA21.format(i=i, phase=phase, attack=("bonafide", "A07")[spoof], label=("bonafide", "spoof")[spoof])
+        scores += f"LA_E_{i} {-i}\n"
+    for phase, shift in (("eval", 0), ("progress", 100)):
+        for kind, values in ASV21.items():
+            for i, value in enumerate(values):
+                source = "A07" if kind == "spoof" else "bonafide"
+                pair = f"LA_{i % 2}-alaw-ita_tx LA_E_{kind}{i}{phase}-alaw-ita_tx"
+                trials += f"{pair} alaw ita_tx {source} {kind} notrim {phase}\n"
+                asv.append(f"{pair} {value - shift * (kind == 'target')}\n")
+    files = folder / "scores.txt", folder / "key.txt", place / "score.txt", place.parent / "trial_metadata.txt"
+    for path, text in zip(files, (scores, key, "".join(reversed(asv)), trials), strict=True):
+        path.write_text(text)
+    return files
+
+
+def test_scores_of_the_asv_of_2021_with_their_key(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    scores, key, asv, asv_key = asv21(tmp_path)
+    words = [scores, "--key", key, "--asv", asv, "--asv-key", asv_key, "--folds", 0, "--json"]
+    report = json.loads(run(*words)[0])
+    assert report["asv"] == {"p_fa": 0.5, "p_miss": 0.25, "p_fa_spoof": 1.0}
+    plain = tmp_path / "plain.txt"
+    plain.write_text("".join(f"x {kind} {value}\n" for kind, values in ASV21.items() for value in values))
+    expected = json.loads(run(scores, "--key", key, "--asv", plain, "--folds", 0, "--json")[0])
+    assert report["systems"] == expected["systems"]
+    assert "min_tdcf_2021" in report["systems"][0]
+    # In the other phase the targets are -99, -97, -95 and -93: the threshold is the last of them, below all the others.
+    report = json.loads(run(*words, "--split", "progress")[0])
+    assert report["asv"] == {"p_fa": 1.0, "p_miss": 0.75, "p_fa_spoof": 1.0}
+
+
+def test_scores_of_the_asv_of_2021_that_cannot_be_used(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    scores, key, asv, asv_key = asv21(tmp_path)
+    words = [scores, "--key", key, "--asv", asv, "--folds", 0]
+    with pytest.raises(InputError, match=re.escape(f"`speaker utterance score`, give --asv-key {asv_key}")):
+        run(*words)
+    words += ["--asv-key", asv_key]
+    plain = tmp_path / "plain.csv"
+    plain.write_text("utterance,label\n" + "".join(f"LA_E_{i},{('real', 'fake')[i % 2]}\n" for i in range(8)))
+    with pytest.raises(
+        InputError, match="expected ASV trials of one phase, got eval, progress; give the ASVspoof 2021"
+    ):
+        run(*words[:1], "--key", plain, *words[3:])
+    text, trials = asv.read_text(), asv_key.read_text()
+    first = trials.splitlines()[0]
+    for path, spoilt, message in (
+        (
+            asv,
+            text + "LA_9 LA_E_1 2\n",
+            r"score\.txt:25: expected `speaker utterance score` of a trial of the ASV's key",
+        ),
+        (asv, text[: text.rstrip().rindex("\n")], r"score\.txt: 1 trials of the ASV's key have no score"),
+        (asv, text.replace(" 9\n", " nan\n"), r"score\.txt:\d+: expected a finite score, got 'nan'"),
+        (
+            asv_key,
+            trials + first.replace(" target", " nontarget") + "\n",
+            r"metadata\.txt:25: .* another kind of trial",
+        ),
+        (asv_key, trials + "a b c\n", r"metadata\.txt:25: expected `speaker utterance codec .* phase`, got 'a b c'"),
+        (asv_key, trials.replace("A07", "A08"), r"1 only in the file: A08; 1 only in the key: A07"),
+        (asv_key, trials.replace(" nontarget", " target"), r"got none of nontarget"),
+    ):
+        asv.write_text(text)
+        asv_key.write_text(trials)
+        path.write_text(spoilt)
+        with pytest.raises(InputError, match=message):
+            run(*words)
+    asv_key.unlink()
+    with pytest.raises(InputError, match=r"trial_metadata\.txt: no ASV score file there"):
+        run(*words)
+
+
+@needs(CASES)
+def test_asv_scores_in_the_official_form_are_read() -> None:
+    # these few lines have no non-target, so they give no rates
+    with pytest.raises(
+        InputError, match=r"asv21_score\.txt: expected scores of every kind in .*, got none of nontarget"
+    ):
+        asv_scores.read_asv(CASES / "asv21_score.txt", key=CASES / "asv21_trial.txt")
+
+
+def test_both_eers_stand_side_by_side_where_they_differ(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    # All scores alike: the official EER is 100 %, with ties counted evenly it is 50 %.
+    (tmp_path / "scores.txt").write_text("a bonafide 1\nb spoof 1\n")
+    assert "  official / interpolated  100.00000 / 50.00000\n" in run(tmp_path / "scores.txt", "--folds", 0)[0]
+    (tmp_path / "scores.txt").write_text("a bonafide 1\nb spoof 0\n")
+    assert "interpolated" not in run(tmp_path / "scores.txt", "--folds", 0)[0]
+
+
 def test_a_manifest_and_a_table_are_keys(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("utterance,score\n" + "".join(f"u{i},{i}\n" for i in range(4)))
     rows = [f"u{i},u{i}.wav,{('bonafide', 'spoof')[i % 2]},test" for i in range(4)]
@@ -422,6 +525,7 @@ def test_the_same_file_twice_is_refused(run: Callable[..., tuple[str, str]], tmp
         (["--threshold", "high"], "expected a finite number, got 'high'"),
         (["--threshold", "1", "--threshold", "2"], "expected --threshold once for each of 1 score files"),
         (["--asv-rates", "0.1"], "expected 3 arguments"),
+        (["--asv-key", "key.txt"], "expected --asv-key beside --asv only"),
         (["--format", "2015"], "invalid choice: '2015'"),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, Trials, from_rows
 from pipeline.metrics import join, scorefile
-from pipeline.metrics.scorefile import Layout
+from pipeline.metrics.layouts import LAYOUTS, Layout
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=12)
 WRITTEN: list[Layout] = ["2019", "2021", "asvspoof5"]
@@ -124,7 +124,7 @@ def test_a_layout_is_known_by_its_first_line(file: Callable[[str], Path], text: 
 
 
 @pytest.mark.parametrize(
-    "line", ["a", "a high", "a,1", "a 1 2", "a A1 1 spoof", "a spoof A1 1", "utterance score", "utterance\tscore"]
+    "line", ["a", "a high", "a,x,1", "a 1 2", "a A1 1 spoof", "a spoof A1 1", "utterance points", "speaker\tscore"]
 )
 def test_an_unknown_layout_is_shown_beside_the_known_ones(file: Callable[[str], Path], line: str) -> None:
     path = file(f"\n{line}\n")
@@ -133,22 +133,24 @@ def test_an_unknown_layout_is_shown_beside_the_known_ones(file: Callable[[str], 
     message = str(raised.value)
     assert message.startswith(f"{path}:2: expected the first line of a score file in one of the layouts\n  2019 ")
     assert f"\ngot {line!r}; " in message
-    assert all(shape in message for shape in scorefile.LAYOUTS.values())
+    assert all(shape in message for shape in LAYOUTS.values())
 
 
 @pytest.mark.parametrize(
     ("layout", "text", "message"),
     [
-        ("csv", "utterance,file,score\na,b,1\n", "one column of utterance, filename, file and one of score, cm-score"),
-        ("csv", "a,1\n", "got 'a,1'"),
-        ("asvspoof5", "filename cm-score\na 1\n", "names filename and cm-score parted by a tab"),
-        (None, "utterance,points\na,1\n", "one column of"),
+        ("csv", "utterance,file,score\na,b,1\n", "this one has utterance, file and score"),
+        ("csv", "a,x\n", "got 'a,x'"),
+        ("asvspoof5", "filename cm-score\na 1\n", "  asvspoof5  filename<TAB>cm-score\ngot 'filename cm-score'"),
+        ("asvspoof5", "file\tscore\na\t1\n", "got 'file\\tscore'"),
+        ("tsv", "file,score\na,1\n", "got 'file,score'"),
+        (None, "utterance,points\na,1\n", "this one has utterance and none"),
     ],
 )
 def test_a_first_line_that_does_not_name_its_columns(
     file: Callable[[str], Path], layout: Layout | None, text: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=r"scores\.txt:1: expected a first line that names ") as raised:
+    with pytest.raises(InputError, match=r"scores\.txt:1: expected the first line of a score file") as raised:
         scorefile.parse(file(text), layout)
     assert message in str(raised.value)
 
@@ -193,8 +195,8 @@ def test_a_faulty_line_is_named(file: Callable[[str], Path], line: str, message:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a - bonafide 1\nb A1 spoof\n", "expected `utterance attack key score`, got 'b A1 spoof'"),
-        ("a - bonafide 1\nb A1 fake 2\n", "utterance b: expected the key bonafide or spoof, got 'fake'"),
+        ("a - bonafide 1\nb A1 spoof\n", "expected `utterance attack label score`, got 'b A1 spoof'"),
+        ("a - bonafide 1\nb A1 replay 2\n", "utterance b: expected the key bonafide or spoof, got 'replay'"),
         ("filename\tcm-score\nb 2\n", "expected 2 cells as in the first line, got 'b 2'"),
         ("filename\tcm-score\nb\tnan\n", "utterance b: expected a finite score, got 'nan'"),
         ("filename\tcm-score\n\t2\n", "expected an utterance name without white space, got ''"),

@@ -25,10 +25,15 @@ FOLDS = 1000
 OWN_FOLDERS = (("data", "scores"), ("data", "dev_scores"))  # of a project
 EXAMPLES = """\
 layouts of SCORES (--format); auto finds the layout by the first line:
-  2019        lines of utterance, attack, class, score; the class makes --key unnecessary
+  2019        lines of utterance, attack, class, score
   2021        lines of utterance, score
-  asvspoof5   lines of utterance<TAB>score, after the header filename<TAB>cm-score
-  csv         after a header with the columns utterance (or filename, file) and score (or cm-score, cm_score)
+  label       lines of utterance, class, score
+  speaker     lines of speaker, utterance, a dash, attack, class, score
+  asvspoof5   lines of utterance<TAB>score, after the first line filename<TAB>cm-score
+  csv         the same parted by commas; or, after a first line that names the columns, any number of them
+  tsv         after such a first line, cells parted by tabs or blanks
+Classes are words (bonafide, spoof, real, fake, ...) and make --key unnecessary. What a class written as a number or a
+second score means differs between projects: such a file is refused, with the --columns that reads it.
 
 Scores are matched to trials by the utterance. A trial without a score is an error. Scores without a trial are left out
 and counted. Higher scores must mean more bona fide. An EER whose whole interval lies above 50 % gives a warning; signs
@@ -37,6 +42,9 @@ are never changed.
 examples:
   bonafide metrics scores.txt --key ASVspoof2019.LA.cm.eval.trl.txt --asv ASVspoof2019.LA.asv.eval.gi.trl.scores.txt
   bonafide metrics scores.txt --key keys/LA/CM/trial_metadata.txt --split progress --json
+  bonafide metrics scores.txt --key keys/LA/CM/trial_metadata.txt \\
+                   --asv keys/LA/ASV/ASVTorch_Kaldi/score.txt --asv-key keys/LA/ASV/trial_metadata.txt
+  bonafide metrics out.txt --key key.csv --columns utterance=2,score=5         reads any other layout
   bonafide metrics mine.txt theirs.txt --key ASVspoof5.eval.track_1.tsv        do they differ by more than chance?
   bonafide metrics dev.txt --key dev.csv                                       shows the EER threshold on dev
   bonafide metrics eval.txt --key eval.csv --threshold 0.731                   shows accuracy on eval at this threshold
@@ -69,8 +77,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--asv",
         type=Path,
         metavar="FILE",
-        help="scores of a speaker verification system (ASV), for the t-DCF: lines of source, kind, score",
+        help="scores of a speaker verification system (ASV), for the t-DCF: lines of source, kind, score; or, of "
+        "ASVspoof 2021 LA, of speaker, utterance, score",
     )
+    add("--asv-key", type=Path, metavar="FILE", help="the key of ASV scores of 2021 LA: keys/LA/ASV/trial_metadata.txt")
     asv.add_argument(
         "--asv-rates",
         type=float,
@@ -86,7 +96,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"resamples for confidence intervals; 0 for none; default: {FOLDS}",
     )
     add("--json", action="store_true", help="print one JSON object in place of the table; it has every speaker")
-    return _score_arguments.parse_arguments(parser, argv)
+    given = _score_arguments.parse_arguments(parser, argv)
+    if given.asv_key and not given.asv:
+        parser.error("expected --asv-key beside --asv only")
+    return given
 
 
 def _count(text: str) -> int:
@@ -99,7 +112,8 @@ def _asv(given: argparse.Namespace, key: Key) -> AsvRates | None:
     """The error rates of the ASV: measured on its scores, given, or those of ASVspoof 5 for a key of that corpus."""
     if given.asv:
         attacks = set(key.trials.attack[~key.trials.is_bonafide].tolist()) - {UNKNOWN}
-        measured = asv_rates(*asv_scores.read_asv(given.asv, attacks=attacks))
+        phase = key.split if key.corpus == "asvspoof2021_la" else None
+        measured = asv_rates(*asv_scores.read_asv(given.asv, attacks=attacks, key=given.asv_key, phase=phase))
         return evaluation.checked_asv(measured, where=str(given.asv))
     if given.asv_rates:
         rates = dict(zip(("p_fa", "p_miss", "p_fa_spoof"), given.asv_rates, strict=True))

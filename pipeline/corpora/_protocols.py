@@ -217,7 +217,7 @@ def _rows(path: Path, corpus: str, split: str, row: ReadRow) -> Iterator[Row]:
     prefix = form.prefixes.get(split, "")
     for number, cells in lines(path, corpus):
         where = f"{file}:{number}"
-        if phase is not None and not _in_phase(where, cells[phase], split):
+        if phase is not None and not in_phase(where, cells[phase], split):
             continue
         found = row(where, cells)
         if not found.utterance.startswith(prefix):
@@ -225,7 +225,7 @@ def _rows(path: Path, corpus: str, split: str, row: ReadRow) -> Iterator[Row]:
         yield found
 
 
-def _in_phase(where: str, phase: str, split: str) -> bool:
+def in_phase(where: str, phase: str, split: str) -> bool:
     """Whether a trial of an ASVspoof 2021 key is of the phase asked for. Raises InputError for an unknown phase."""
     if phase not in PHASES:
         raise InputError(f"{where}: expected the phase {', '.join(PHASES)}, got {phase!r}; mend the line")

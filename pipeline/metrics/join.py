@@ -13,7 +13,7 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
 from pipeline.metrics.scorefile import ScoreFile, parse
 
-AUDIO_SUFFIXES = (".flac", ".wav")
+AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +69,32 @@ def _mismatch(path: Path, missing: Sequence[str], surplus: Sequence[str], *, tot
         parts.append(f"{len(missing)} of {total} trials have no score:\n{listing(missing)}")
     if surplus:
         parts.append(f"{len(surplus)} scores belong to no trial:\n{listing(surplus)}")
-    return f"{path}: " + "\n".join([*parts, *_suffix_hint(missing, surplus), remedy])
+    return f"{path}: " + "\n".join([*parts, *_hints(missing, surplus), remedy])
 
 
-def _suffix_hint(missing: Sequence[str], surplus: Sequence[str]) -> Iterator[str]:
-    """A hint where names differ only by the suffix of an audio file."""
+def _hints(missing: Sequence[str], surplus: Sequence[str]) -> Iterator[str]:
+    """A hint where names differ only by the suffix of an audio file, the folder before them, or a comma after them."""
     scored, wanted = set(surplus), set(missing)
     for suffix in AUDIO_SUFFIXES:
         if any(name + suffix in scored for name in missing):
             yield f"the names of the scores end in {suffix}, those of the trials do not; write them alike"
         if any(name + suffix in wanted for name in surplus):
             yield f"the names of the trials end in {suffix}, those of the scores do not; write them alike"
+    trials = {_parts(name)[1]: name for name in missing}
+    for name in surplus:
+        folder, file = _parts(name)
+        if file in trials and _parts(trials[file])[0] != folder:
+            yield f"{name} of the scores and {trials[file]} of the trials have another folder; write them alike"
+            break
+    if any(f"{name}," in scored for name in missing):
+        yield "the names of the scores end in a comma; give --columns utterance=1,score=2"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The folder before a name, and the name without the suffix of an audio file."""
+    folder, slash, file = name.replace("\\", "/").rpartition("/")
+    suffix = next((suffix for suffix in AUDIO_SUFFIXES if file.endswith(suffix)), "")
+    return folder + slash, file.removesuffix(suffix)
 
 
 def read(path: Path, trials: Trials) -> NDArray[np.float64]:

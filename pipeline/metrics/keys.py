@@ -10,7 +10,7 @@ from pipeline.core import members, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.corpora import _protocols
-from pipeline.metrics import scorefile
+from pipeline.metrics import plain_keys, scorefile
 from pipeline.metrics.scorefile import ScoreFile
 
 MISSING = (
@@ -23,8 +23,8 @@ MISSING = (
 class Key:
     """The trials that scores are joined with, and the file that lists them.
 
-    corpus: as `protocols.recognise` names it, None for a score file that is its own key. split: None where the file
-    has no splits.
+    corpus: as `_protocols.recognise` or `plain_keys` names it, None for a score file that is its own key. split: None
+    where the file has no splits.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class Key:
 
 
 def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
-    """The key of a file, or the one that a 2019 score file carries itself.
+    """The key of a file, or the one that a score file with classes carries itself.
 
     Raises InputError for a file that is none, for a split that it does not have, and without a path where the score
     file has no labels.
@@ -45,10 +45,14 @@ def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
         return Key(scores.path, None, None, scorefile.own_key(scores))
     corpus = _protocols.recognise(path)
     if corpus is None:
-        raise InputError(
-            f"{path}: expected a protocol or key of {', '.join(_protocols.FORMATS)}, a manifest or a trial table; "
-            "its first line is of none of them"
-        )
+        plain = plain_keys.read(path, split)
+        if plain is None:
+            raise InputError(
+                f"{path}: expected a protocol or key of {', '.join(_protocols.FORMATS)}, a manifest or a trial table, "
+                "or lines of an utterance and its class; its first line is of none of them. Write it as a CSV file "
+                "with the first line utterance,label and the classes bonafide and spoof"
+            )
+        return Key(path, *plain)
     if corpus == _protocols.TABLE:
         if split:
             raise InputError(f"{path}: a trial table has no splits, got --split {split}; leave it out")

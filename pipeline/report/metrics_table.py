@@ -37,7 +37,11 @@ def _overall(systems: Sequence[Report]) -> Iterator[Row]:
     yield _row("EER, %", systems, "eer", 2)
     if "eer_interval_by_speaker" in systems[0]:
         yield "  over speakers", [" " * 7 + _interval(system["eer_interval_by_speaker"], 2) for system in systems]
-    yield _row("  ties counted evenly", systems, "eer_interpolated", 2)
+    if any(system["eer"] != system["eer_interpolated"] for system in systems):
+        yield (
+            "  official / interpolated",
+            [f"{system['eer']:.5f} / {system['eer_interpolated']:.5f}" for system in systems],
+        )
     yield "  at the score", [f"{system['threshold']!r}".rjust(7) for system in systems]
     costs = {
         "min_tdcf_2019": "min t-DCF, 2019",
