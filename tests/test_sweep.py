@@ -239,6 +239,6 @@ def test_an_edited_module_is_not_run_as_it_was(tmp_path: Path, monkeypatch: pyte
     os.utime(tmp_path / "stages/one.py", ns=(1, 1))
     assert starting.code_of(tmp_path) != before
     log = tmp_path / "log.txt"
-    process = starting.start("python -m stages.one", log, name="one", root=tmp_path, warm=False)
-    process.join(60)
-    assert (process.exitcode, log.read_text()) == (0, "new\n")
+    work = starting.start("python -m stages.one", log, name="one", root=tmp_path, warm=False)
+    work.process.join(60)
+    assert (work.code(0), log.read_text()) == (0, "new\n")
