@@ -175,7 +175,7 @@ class Sweep:
         """Wait until a stage ends, or a second passes; take what has ended."""
         if not self.running:
             return
-        wait([news for found in self.running.values() for news in found.work.news], timeout=1)
+        wait({news for found in self.running.values() for news in found.work.news}, timeout=1)
         for name, found in list(self.running.items()):
             if (code := found.work.code(found.number)) is not None:
                 del self.running[name]
