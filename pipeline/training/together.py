@@ -53,7 +53,7 @@ class Seat:
         return time.perf_counter()
 
     def opened(self, _key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` opens."""
+        """The thing that `make` opens."""
         return make()
 
     def stream(
@@ -96,7 +96,7 @@ class SharedSeat(Seat):
             self._used = self.now()
 
     def opened(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` opens, or what another training opened with the same key."""
+        """The thing that `make` opens. Of several with one key the first one opens it for all."""
         if key not in self._shared.opened:
             self._shared.opened[key] = make()
         found: T = self._shared.opened[key]
