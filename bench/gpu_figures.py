@@ -30,7 +30,7 @@ from pipeline.corpora import demo
 from pipeline.encoder import models, xlsr
 from pipeline.encoder.cards import Card
 from pipeline.extraction import planning
-from pipeline.training import loop
+from pipeline.training import loop, together
 
 SAMPLES, FRAMES, CHANNELS = 64_600, 201, 1024
 WINDOW = WindowParams(samples=SAMPLES, pad="repeat")
@@ -229,7 +229,7 @@ def epoch(case: Case, data: Any, precision: Any) -> tuple[float, float]:
     with contextlib.closing(learner.losses(1)) as steps:
         for _ in itertools.islice(steps, WARM):
             optimizer.step()
-    taken = seconds(lambda: loop.train_epoch(learner, optimizer, 2))
+    taken = seconds(lambda: together.alone(loop.train_epoch(learner, optimizer, 2)))
     return taken, torch.cuda.max_memory_allocated() / 2**30
 
 

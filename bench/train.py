@@ -41,7 +41,7 @@ from pipeline.features import dataset, sampling, streaming, zarr_metadata
 from pipeline.features.dataset import Dataset
 from pipeline.features.specs import Spec
 from pipeline.features.store import Store
-from pipeline.training import loop
+from pipeline.training import loop, together
 from pipeline.training.adam import Adam
 from pipeline.training.heads import Head, HeadLearner
 
@@ -134,7 +134,7 @@ def make_learner(
 
 def epoch(case: Case, data: Dataset) -> float:
     """An epoch of training as it is; the mean loss."""
-    return loop.train_epoch(*make_learner(case, data), 1)
+    return together.alone(loop.train_epoch(*make_learner(case, data), 1))
 
 
 def plain_epoch(case: Case, data: Dataset, tensor: Tensor, *, reuse: bool) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +23,46 @@ from pipeline.features import receipt_files
 from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from pipeline.training import cells, checkpoints, heads, history, provenance
+from pipeline.training import cells, checkpoints, heads, history, provenance, together
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted
+from pipeline.training.together import ALONE, Seat, Stops
 
 
 def main() -> None:
-    """Parse, open, fit, save."""
-    args = _arguments()
+    """Train the cell that the arguments name."""
+    together.alone(train(_arguments(), ALONE))
+
+
+def take_turns(
+    cells_arguments: Sequence[Sequence[str]], around: Callable[[int], AbstractContextManager[object]]
+) -> Iterator[tuple[int, BaseException | None]]:
+    """Train several cells in this process, those that read the same features from the same batches in memory.
+
+    cells_arguments: of each cell, as on the command line. around: makes a context for each turn of the cell of this
+    number. Yields the number of a cell when it ends, with the error that ended it, or None.
+    """
+
+    def starting(words: Sequence[str]) -> Callable[[Seat], Stops[None]]:
+        return lambda seat: train(_arguments(words), seat)
+
+    return together.take_turns([starting(words) for words in cells_arguments], around)
+
+
+def train(args: argparse.Namespace, seat: Seat) -> Stops[None]:
+    """Open, fit, save, with a stop at each batch. seat: among the cells that take turns."""
     settings = params_file.load(args.params)
     torch.set_num_threads(settings.train.threads)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
-    train, dev = (
-        heads.open_features(
-            cell,
-            settings,
-            name,
-            trials=args.trials,
-            receipt=receipt_files.of_choice(args.features, name, layers=args.layers, views=args.views),
-        )
-        for name in (settings.train.set, "dev")
-    )
+    seat.reads = cell.backend.reads
+    yield together.START
+    learnt, dev = (_opened(args, settings, cell, seat, name) for name in (settings.train.set, "dev"))
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
-    fitted, cuts = heads.fit_cell(
-        cell, train=train, dev=dev, params=settings.train, seed=args.seed, checkpoint=unfinished
+    fitted, cuts = yield from heads.fit_cell_steps(
+        cell, train=learnt, dev=dev, params=settings.train, seed=args.seed, checkpoint=unfinished, seat=seat
     )
     scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout="2019")
-    card = _card(cell, settings, train, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
+    card = _card(cell, settings, learnt, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
     _save(args, fitted, card)
     checkpoints.delete(unfinished)
     seconds = fitted.curves[-1].seconds
@@ -58,7 +73,17 @@ def main() -> None:
         print(f"! {args.run.name}: {remark}")
 
 
-def _arguments() -> argparse.Namespace:
+def _opened(args: argparse.Namespace, settings: Params, cell: Cell, seat: Seat, name: str) -> Dataset:
+    """The features of a set, once for all cells that read the same of it."""
+    receipt = receipt_files.of_choice(args.features, name, layers=args.layers, views=args.views)
+    return seat.opened(
+        (args.params, args.trials, receipt, cell.backend.reads),
+        lambda: heads.open_features(cell, settings, name, trials=args.trials, receipt=receipt),
+    )
+
+
+def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Those of the command line, or other words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
@@ -74,7 +99,7 @@ def _arguments() -> argparse.Namespace:
     add("--curves", type=Path, required=True, metavar="FILE", help="training curves to write (CSV)")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of the dev set to write")
     add("--seconds", type=Path, required=True, metavar="FILE", help="how long it trained, to write (JSON)")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _card(cell: Cell, settings: Params, train: Dataset, dev: Dataset, fitted: Fitted) -> dict[str, Any]:

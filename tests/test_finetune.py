@@ -38,7 +38,7 @@ from pipeline.losses import samo
 from pipeline.metrics.det import det_points
 from pipeline.metrics.eer import Eer, official_eer
 from pipeline.scoring import centroids, runs, scorer
-from pipeline.training import checkpoints, drawing, history, loop
+from pipeline.training import checkpoints, drawing, history, loop, together
 from pipeline.training.adam import Adam
 from pipeline.training.loop import Fitted
 from tests.conftest import TINY, Corpus
@@ -335,7 +335,7 @@ def test_an_epoch_is_its_steps_by_a_naive_loop(corpus: Corpus) -> None:
     """Each utterance in the view that is drawn for it, with its label lowered, as in stage two."""
     changes = {"loss": "qamo", "views": ViewsParams(draw=("noise_0", "rawboost4_0"), probability=0.6)}
     trained, naive = learner(corpus, **changes), learner(corpus, **changes)
-    mean = loop.train_epoch(trained, Adam(trained.groups(), weight_decay=1e-4), 2)
+    mean = together.alone(loop.train_epoch(trained, Adam(trained.groups(), weight_decay=1e-4), 2))
     drawn = drawing.drawn_views(10, Augment(("noise_0", "rawboost4_0"), 0.6), seed=3, epoch=2)
     assert len(set(drawn.tolist())) == 3
     optimizer, losses = Adam(naive.groups(), weight_decay=1e-4), []

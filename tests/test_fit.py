@@ -28,7 +28,7 @@ from pipeline.features.sources import Held
 from pipeline.losses import aoc, cross_entropy, qamo
 from pipeline.metrics.eer import Eer
 from pipeline.scoring import centroids, runs, scorer
-from pipeline.training import adam, cells, checkpoints, heads, loop, selection
+from pipeline.training import adam, cells, checkpoints, heads, loop, selection, together
 from pipeline.training import history as history_module
 from pipeline.training.cells import Cell
 from tests.places import SETTINGS
@@ -317,8 +317,8 @@ def test_the_path_is_where_the_centroids_were_after_each_epoch(monkeypatch: pyte
     seen = []
     real = loop.train_epoch
 
-    def watched(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
-        value = real(learner, optimizer, epoch)
+    def watched(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> together.Stops[float]:
+        value = yield from real(learner, optimizer, epoch)
         seen.append(learner.system.loss.centroids().vectors.tolist())
         return value
 
@@ -397,14 +397,13 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     real_epoch, real_finish, trained = loop.train_epoch, loop._finished, []
 
-    def dying(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
+    def dying(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> together.Stops[float]:
         trained.append(epoch)
         if trained == list(range(1, at + 1)) and at < 7:
-            real_epoch(
-                learner, optimizer, epoch
-            )  # killed in the middle: what it did since the checkpoint must not count
+            # killed in the middle: what it did since the checkpoint must not count
+            yield from real_epoch(learner, optimizer, epoch)
             raise KilledError
-        return real_epoch(learner, optimizer, epoch)
+        return (yield from real_epoch(learner, optimizer, epoch))
 
     def dying_at_the_end(*given: Any, **named: Any) -> loop.Fitted:
         if at == 7 and len(trained) == 6 and not ended:
@@ -431,7 +430,7 @@ def test_patience_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     params = TRAIN.model_copy(update={"patience": 3})
     real = loop.train_epoch
 
-    def dying(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
+    def dying(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> together.Stops[float]:
         if epoch == 4:
             raise KilledError
         return real(learner, optimizer, epoch)
@@ -451,7 +450,7 @@ def test_seconds_go_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     real = loop.train_epoch
 
-    def slow(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
+    def slow(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> together.Stops[float]:
         if epoch == 4 and clock[0] < 1000:
             raise KilledError
         clock[0] += 35
@@ -473,7 +472,7 @@ def test_checkpoints_are_written_now_and_then(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(loop, "_save", lambda *_args, **_more: written.append(clock[0]))
     real = loop.train_epoch
 
-    def slow(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> float:
+    def slow(learner: loop.Learner, optimizer: adam.Adam, epoch: int) -> together.Stops[float]:
         clock[0] += 35
         return real(learner, optimizer, epoch)
 
@@ -530,7 +529,7 @@ from tests.test_fit import fitted
 
 real = loop.train_epoch
 def dying(learner, optimizer, epoch):
-    mean = real(learner, optimizer, epoch)
+    mean = yield from real(learner, optimizer, epoch)
     if epoch == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return mean
@@ -656,7 +655,7 @@ def test_an_epoch_is_its_steps_by_a_naive_loop() -> None:
     run = run_of(train, augment=Augment(("narrowband", "noise_0"), 0.5))
     torch.manual_seed(0)
     naive = run_of(train)
-    mean = loop.train_epoch(run, optimizer_of(run), 2)
+    mean = together.alone(loop.train_epoch(run, optimizer_of(run), 2))
     assert torch.initial_seed() == (5 << 20) + 2  # dropout's
     drawn, labels = run.drawn(2)
     address = {-1: 0, 0: 100, 1: 50}  # of the first utterance, by the view drawn
@@ -677,7 +676,7 @@ def test_joined_sets_are_trained_on_in_equal_shares(monkeypatch: pytest.MonkeyPa
     seen: list[np.ndarray] = []
     real = sampling.take
     monkeypatch.setattr(sampling, "take", lambda labels, rows: seen.append(rows) or real(labels, rows))
-    loop.train_epoch(run, optimizer_of(run), 1)
+    together.alone(loop.train_epoch(run, optimizer_of(run), 1))
     assert len(seen) == -(-120 // TRAIN.batch_size)
     for rows in seen:
         shares = np.bincount(joined.groups[rows], minlength=2)

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from pipeline.audio import decode
 from pipeline.core import trial_table
+from pipeline.sweep import starting
 from pipeline.training.checkpoints import CheckpointFolder
 from tests.places import SETTINGS
 from tests.test_audio import write_bad
@@ -110,13 +111,14 @@ def test_a_second_run_finds_nothing_to_do(project: Project) -> None:
     assert "Data and pipelines are up to date" in project.run("dvc", "repro")
 
 
-def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", ["1", "2"])  # both cells in one process, and each in its own
+def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path: Path, jobs: str) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(project.folder, copy, ignore=shutil.ignore_patterns("data", "cache", "tmp", "dvc.lock"))
     (copy / "data/analysis").mkdir(parents=True)
     shutil.copy(project.folder / "data/analysis/.gitkeep", copy / "data/analysis")
     swept = subprocess.run(
-        ["bonafide", "sweep", "-j", "2"], cwd=copy, env=project.env, capture_output=True, text=True, check=False
+        ["bonafide", "sweep", "-j", jobs], cwd=copy, env=project.env, capture_output=True, text=True, check=False
     )
     assert swept.returncode == 0, swept.stderr
     assert "15 stages ran, 0 were restored" in swept.stdout
@@ -136,6 +138,33 @@ def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path:
             ["dvc", "status"], cwd=copy, env=project.env, capture_output=True, text=True, check=True
         ).stdout
     )
+
+
+def test_of_trainings_in_one_process_one_that_fails_fails_alone(project: Project, tmp_path: Path) -> None:
+    def command(loss: str, layers: str) -> str:
+        files = ("run", "metrics", "curves", "dev-scores", "seconds")
+        return " ".join(
+            ["python -m stages.train --backend linear --views clean --seed 1 --trials data/trials"]
+            + [f"--features data/selected --loss {loss} --layers {layers}"]
+            + [f"--{name} {tmp_path / layers / loss}.{name}" for name in files]
+        )
+
+    logs = [tmp_path / f"{number}.txt" for number in range(4)]
+    commands = [command("aoc", "all"), command("qamo", "nope"), command("nope", "all"), command("qamo", "all")]
+    work = starting.start_together(commands, logs, name="train@a", root=project.folder)
+    work.process.join(60)
+    said = [log.read_text() for log in logs]
+    assert [work.code(number) for number in range(4)] == [0, 2, 2, 0], said
+    assert "expected one of all, last, got 'nope'" in said[1]
+    assert said[1].startswith("error: ")
+    assert said[2].startswith("error: ")
+    for loss, text in (("aoc", said[0]), ("qamo", said[3])):
+        assert re.fullmatch(rf"{loss}\.run: 2 epochs in .* s, dev EER .* %\n(! .*\n)*", text)
+        name = f"linear-{loss}-all-clean-1"
+        assert (tmp_path / f"all/{loss}.metrics").read_bytes() == (
+            project.folder / f"data/metrics/{name}.json"
+        ).read_bytes()
+        assert tree(tmp_path / f"all/{loss}.run") == tree(project.folder / f"data/runs/{name}")
 
 
 def timed(path: str) -> bool:

@@ -1,5 +1,6 @@
 """The sweep: what runs, in what order, what DVC is told, and what a failure, a kill and an edit leave."""
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from pipeline.commands import sweep as command
 from pipeline.core.errors import InputError
 from pipeline.sweep import starting
 from pipeline.sweep.status import Progress, cells, progress
-from pipeline.sweep.sweep import Sweep
+from pipeline.sweep.sweep import Running, Sweep
 from pipeline.sweep.tracked import Flow, State
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +240,55 @@ def test_an_edited_module_is_not_run_as_it_was(tmp_path: Path, monkeypatch: pyte
     os.utime(tmp_path / "stages/one.py", ns=(1, 1))
     assert starting.code_of(tmp_path) != before
     log = tmp_path / "log.txt"
-    process = starting.start("python -m stages.one", log, name="one", root=tmp_path, warm=False)
-    process.join(60)
-    assert (process.exitcode, log.read_text()) == (0, "new\n")
+    work = starting.start("python -m stages.one", log, name="one", root=tmp_path, warm=False)
+    work.process.join(60)
+    assert (work.code(0), log.read_text()) == (0, "new\n")
+
+
+class Ready:
+    """A flow of trainings that can all begin at once, of two choices of layers."""
+
+    root = Path()
+
+    def __init__(self, names: list[str]) -> None:
+        self.steps = names
+        self.needs: dict[str, set[str]] = {name: set() for name in names}
+
+    def command(self, name: str) -> str:
+        backend, layers, seed = name.removeprefix("train@").split("-")
+        return f"python -m stages.train --backend {backend} --layers {layers} --views v --seed {seed} --run {name}"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "together", "groups"),
+    [
+        (2, True, [[0, 2, 4, 6], [1, 3, 5, 7]]),  # neighbours take equally long, so the groups do
+        (1, True, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (3, True, [[0, 3, 6], [1, 4, 7], [2, 5]]),
+        (2, False, [[0], [1]]),
+    ],
+)
+def test_trainings_that_read_the_same_are_shared_out_among_the_jobs(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, together: bool, groups: list[list[int]]
+) -> None:
+    names = [f"train@b{number}-all-1" for number in range(8)]
+    others = ["train@b0-last-1", "train@b0-all-2"]  # these read something else
+    made = Sweep(Ready([*names, *others]), jobs=jobs, tell=lambda _: None, together=together)  # type: ignore[arg-type]
+    begun: list[list[str]] = []
+
+    def begin(group: list[str]) -> None:
+        begun.append(group)
+        work = starting.Work(None)  # type: ignore[arg-type]
+        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
+
+    monkeypatch.setattr(made, "_start", begin)
+    monkeypatch.setattr(made, "_is_stale", lambda name: not made.waiting.remove(name))
+    made._start_what_can()
+    assert begun == [[names[number] for number in group] for group in groups]
+
+
+def test_no_more_than_eight_trainings_share_a_process() -> None:
+    names = [f"train@b{number}-all-1" for number in range(30)]
+    made = Sweep(Ready(names), jobs=1, tell=lambda _: None)  # type: ignore[arg-type]
+    made.waiting.remove(names[0])
+    assert made._companions(names[0]) == names[1:8]

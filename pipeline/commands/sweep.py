@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.core import params_file
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing
 from pipeline.sweep.sweep import Sweep, is_cell
@@ -32,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
     flow = Flow(args.targets)
     os.chdir(flow.root)
     with tqdm(total=len(flow.steps), unit="stage", smoothing=0, dynamic_ncols=True, leave=False) as bar:
-        outcome = Sweep(flow, jobs=args.jobs or _jobs(), tell=lambda sweep: _show(bar, sweep)).run()
+        outcome = Sweep(
+            flow, jobs=args.jobs or _jobs(), tell=lambda sweep: _show(bar, sweep), together=_together()
+        ).run()
     if not (outcome.ran or outcome.restored or outcome.failed):
         print("All is up to date.")
         return
@@ -48,6 +51,12 @@ def main(argv: Sequence[str]) -> None:
 def _jobs() -> int:
     """A stage a processor; one where a GPU trains, whose memory all would share."""
     return 1 if Path("/dev/nvidia0").exists() else len(os.sched_getaffinity(0))
+
+
+def _together() -> bool:
+    """Whether trainings that read the same features run in one process."""
+    settings = Path("params.yaml")
+    return not settings.is_file() or params_file.load(settings).dataset.together
 
 
 def _show(bar: tqdm, sweep: Sweep) -> None:

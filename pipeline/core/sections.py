@@ -182,9 +182,14 @@ class PoolParams(Section):
 
 
 class DatasetParams(Section):
-    """Where training reads features from: the disk, memory, or the memory of the device."""
+    """Where training reads features from: the disk, memory, or the memory of the device.
+
+    together: whether `bonafide sweep` trains runs that read the same features in one process, from one reading. Neither
+    changes a number.
+    """
 
     hold: Literal["disk", "ram", "device"]
+    together: bool = True
 
 
 class ViewsParams(Section):

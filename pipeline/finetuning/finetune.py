@@ -109,8 +109,8 @@ class SpeechLearner(Learner):
         """Embeddings (B, E) of the clean windows of some training trials, in order."""
         return self._embed(self.asked.train, rows)
 
-    def embed_dev(self) -> Iterator[NDArray[np.float32]]:
-        """Embeddings (B, E) of the dev set, in order. Raises InputError where one is not finite."""
+    def embed_dev(self, *, epoch: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Embeddings (B, E) of the dev set, in order, whatever the epoch. Raises InputError where one is not finite."""
         for embeddings in self._embed(self.asked.dev, np.arange(len(self.dev))):
             found = embeddings.cpu().numpy()
             if not np.isfinite(found).all():

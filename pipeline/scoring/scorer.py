@@ -6,7 +6,7 @@ Training selects by it, `score` writes it, and everything that scores later call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.features import dataset, streaming
 from pipeline.features.dataset import Dataset
+from pipeline.features.streaming import Batch
 from pipeline.scoring import runs
 from pipeline.scoring.centroids import CentroidIndex, unit
 
@@ -27,16 +28,18 @@ BATCH = 64  # utterances a forward pass
 
 
 @torch.inference_mode()
-def embed(backend: nn.Module, data: Dataset) -> Iterator[NDArray[np.float32]]:
+def embed(
+    backend: nn.Module, data: Dataset, *, stream: Callable[..., Generator[Batch]] = streaming.stream
+) -> Iterator[NDArray[np.float32]]:
     """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode.
 
-    Computed in float32 wherever the backend is, whatever precision it was trained in: training selects by the same
-    numbers that are deployed.
+    stream: gives the batches, as `streaming.stream` does. Computed in float32 wherever the backend is, whatever
+    precision it was trained in: training selects by the same numbers that are deployed.
     """
     backend.eval()
     device = next((parameter.device for parameter in backend.parameters()), CPU)
     rows = (np.arange(start, min(start + BATCH, len(data))) for start in range(0, len(data), BATCH))
-    with contextlib.closing(streaming.stream(data.source, rows, device=device)) as batches:
+    with contextlib.closing(stream(data.source, rows, device=device)) as batches:
         for features, n_frames in batches:
             yield backend(features, n_frames).float().cpu().numpy().copy()  # a view of features would not last
 

@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import shlex
 import sys
 import threading
-from multiprocessing.connection import wait
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.core.errors import run_command
+from pipeline.core.errors import PlainErrors, exit_on_input_error, run_command
 
 FORKS = multiprocessing.get_context("forkserver")
 PREFIX = ["python", "-m"]
+
+
+TOGETHER = "stages.train"  # the stage of which one process can run several
+SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
+
+
+@dataclass
+class Work:
+    """A process that runs one stage, or several. results: gives the number and exit code of each of several."""
+
+    process: BaseProcess
+    results: Connection | None = None
+    _codes: dict[int, int] = field(default_factory=dict)
+
+    def code(self, number: int) -> int | None:
+        """The exit code of the stage of this number, from 0; None while it runs."""
+        ended = self.process.exitcode
+        with contextlib.suppress(EOFError):
+            while self.results and self.results.poll():
+                stage, code = self.results.recv()
+                self._codes[stage] = code
+        return self._codes.get(number, ended)
+
+    @property
+    def news(self) -> list[Any]:
+        """What to wait for: the end of the process, or of one of its stages."""
+        return [self.process.sentinel, *([self.results] if self.results and not self.results.closed else [])]
+
+
+def reads(command: str) -> tuple[str | None, ...] | None:
+    """What a training reads, by its arguments; None for other commands. Trainings of the same can run together."""
+    if stage_of(command) != TOGETHER:
+        return None
+    words = shlex.split(command)[3:]
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    return tuple(given.get(name) for name in SAME)
 
 
 def stage_of(command: str) -> str | None:
@@ -33,7 +74,7 @@ def prepare(modules: set[str]) -> None:
     FORKS.set_forkserver_preload(sorted(modules))
 
 
-def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> BaseProcess:
+def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> Work:
     """Run the command of a stage in a fork. What it says goes to the file `log`.
 
     name: as DVC calls the stage. root: the project's folder. warm: use the modules that are imported, as they are what
@@ -41,7 +82,16 @@ def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> Base
     """
     process = FORKS.Process(target=_run, args=(command, log, name, root, warm))
     process.start()
-    return process
+    return Work(process)
+
+
+def start_together(commands: Sequence[str], logs: Sequence[Path], *, name: str, root: Path) -> Work:
+    """Run several trainings in one fork. What each says goes to its own file. name: of the first."""
+    results, sender = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_run_together, args=(commands, logs, name, root, sender))
+    process.start()
+    sender.close()
+    return Work(process, results)
 
 
 def code_of(root: Path) -> dict[Path, int]:
@@ -51,20 +101,71 @@ def code_of(root: Path) -> dict[Path, int]:
 
 def _run(command: str, log: Path, name: str, root: Path, warm: bool) -> None:
     """What the fork does: the stage's `main` as `python -m` would run it, or a shell."""
+    _settle(log, name, root)
+    module = stage_of(command)
+    if module is None or not warm:
+        os.execv("/bin/sh", ["/bin/sh", "-ec", command])  # noqa: S606  # as DVC does
+    _belong_to_the_sweep()
+    found = importlib.import_module(module)
+    sys.argv = [str(found.__file__), *shlex.split(command)[3:]]
+    run_command(found.main)
+
+
+def _run_together(commands: Sequence[str], logs: Sequence[Path], name: str, root: Path, sender: Connection) -> None:
+    """What the fork does that runs several trainings: it sends the number and exit code of each that ends."""
+    _settle(logs[0], name, root)
+    _belong_to_the_sweep()
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(PlainErrors(log.open("ab"), encoding="utf-8", errors="backslashreplace"))
+            for log in logs
+        ]
+
+        @contextlib.contextmanager
+        def saying(number: int) -> Iterator[None]:
+            with contextlib.redirect_stdout(files[number]), contextlib.redirect_stderr(files[number]):
+                yield
+                files[number].flush()
+
+        def train() -> None:
+            found = importlib.import_module(TOGETHER)
+            for number, error in found.take_turns([shlex.split(command)[3:] for command in commands], saying):
+                sender.send((number, _code(error, saying(number))))
+
+        run_command(train)
+
+
+def _code(error: BaseException | None, saying: contextlib.AbstractContextManager[None]) -> int:
+    """The exit code of a stage that this error ended, once its log says so."""
+    if error is None:
+        return 0
+
+    def fail() -> None:
+        raise error
+
+    with saying:
+        try:
+            exit_on_input_error(fail)
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) and ended.code else 1
+        except Exception:
+            traceback.print_exc()
+    return 1
+
+
+def _settle(log: Path, name: str, root: Path) -> None:
+    """Say everything to the log, in the place and with the variables that DVC gives a stage."""
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(root)
     here = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     os.environ.update({"DVC_ROOT": str(root), "DVC_STAGE": name, "PATH": here})
-    module = stage_of(command)
-    if module is None or not warm:
-        os.execv("/bin/sh", ["/bin/sh", "-ec", command])  # noqa: S606  # as DVC does
+
+
+def _belong_to_the_sweep() -> None:
     tqdm.set_lock(threading.RLock())  # its own is one of processes, which outlives this one
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    found = importlib.import_module(module)
-    sys.argv = [str(found.__file__), *shlex.split(command)[3:]]
-    run_command(found.main)
 
 
 def _end_with_the_sweep() -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.sweep import starting
+from pipeline.sweep.starting import Work
 from pipeline.sweep.tracked import Flow, State
 
 BESIDE = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # the others use all processors
 LATE = ("score", "evaluate", "rescore", "evaluate_rescored")
+TOGETHER = 8  # trainings in one process at most: what each has learnt is in its memory
 LOGS = Path(".dvc/tmp/sweep")
 SHOWN_LINES = 15  # of a stage that ends without a message
 
@@ -34,9 +36,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Running:
-    """A stage at work."""
+    """A stage at work, the one of this number in its process."""
 
-    process: BaseProcess
+    work: Work
+    number: int
     log: Path
     busy: contextlib.ExitStack
 
@@ -59,12 +62,14 @@ def is_cell(name: str) -> bool:
 class Sweep:
     """A sweep over a flow, with at most `jobs` stages at once.
 
-    Stages of a cell run side by side. Each other stage, such as extraction, uses all processors by itself, so it runs
-    alone: side by side with others it would also get other threads, and so other last bits, than under `dvc repro`.
+    Trainings that read the same features run together in one process where `together` is set, in as many groups as
+    there are jobs free. Stages of a cell run side by side. Each other stage, such as extraction, uses all processors by
+    itself, so it runs alone: side by side with others it would also get other threads, and so other last bits, than
+    under `dvc repro`.
     """
 
-    def __init__(self, flow: Flow, *, jobs: int, tell: Callable[[Sweep], None]) -> None:
-        self.flow, self.jobs, self.tell = flow, jobs, tell
+    def __init__(self, flow: Flow, *, jobs: int, tell: Callable[[Sweep], None], together: bool = True) -> None:
+        self.flow, self.jobs, self.tell, self.together = flow, jobs, tell, together
         self.outcome = Outcome()
         self.running: dict[str, Running] = {}
         self.waiting = list(flow.steps)
@@ -91,13 +96,19 @@ class Sweep:
     def _start_what_can(self) -> None:
         """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
         for name in sorted(self.waiting, key=lambda name: kind_of(name) not in LATE):
-            if len(self.running) >= self.jobs:
+            if self._free() < 1:
                 return
+            if name not in self.waiting:  # it runs together with one before it
+                continue
             if self.flow.needs[name] & (self.outcome.failed.keys() | set(self.outcome.left_out)):
                 self.waiting.remove(name)
                 self.outcome.left_out.append(name)
             elif self.flow.needs[name] <= self._done and self._has_room_for(name):
                 self._begin(name)
+
+    def _free(self) -> int:
+        """How many processes more may run."""
+        return self.jobs - len({id(found.work) for found in self.running.values()})
 
     def _has_room_for(self, name: str) -> bool:
         if kind_of(name) in BESIDE:
@@ -105,48 +116,77 @@ class Sweep:
         return not self.running
 
     def _begin(self, name: str) -> None:
-        """Look at a stage, and start it if it is out of date."""
+        """Look at a stage, and start it if it is out of date, with others that read the same."""
+        if self._is_stale(name):
+            self._start([name, *filter(self._is_stale, self._companions(name))])
+
+    def _companions(self, name: str) -> list[str]:
+        """Trainings that can begin and read the same features as this one: its share of them.
+
+        Every other one where two processes are free, as neighbours are of one backend and so take equally long.
+        """
+        same = starting.reads(self.flow.command(name)) if self.together else None
+        if same is None or not self._is_warm():
+            return []
+        ready = [
+            other
+            for other in self.waiting
+            if self.flow.needs[other] <= self._done and starting.reads(self.flow.command(other)) == same
+        ]
+        free = self._free()
+        share = min(TOGETHER, math.ceil((1 + len(ready)) / free))
+        return ready[free - 1 :: free][: share - 1]
+
+    def _is_warm(self) -> bool:
+        """Whether the code is as it was imported."""
+        return starting.code_of(self.flow.root) == self._code
+
+    def _is_stale(self, name: str) -> bool:
+        """Look at a stage, and take note of it where there is nothing to run."""
         self.waiting.remove(name)
         try:
             state = self.flow.look(name)
         except InputError as error:
             (self.flow.root / log_of(name)).write_text(f"error: {error}\n", encoding="utf-8")
             self.outcome.failed[name] = str(error)
-            return
+            return False
         if state is State.STALE:
-            self._start(name)
-            return
+            return True
         (self.outcome.current if state is State.CURRENT else self.outcome.restored).append(name)
         self._done.add(name)
+        return False
 
-    def _start(self, name: str) -> None:
-        log = self.flow.root / log_of(name)
+    def _start(self, names: list[str]) -> None:
+        """Start a stage, or several in one process."""
+        root, logs = self.flow.root, [self.flow.root / log_of(name) for name in names]
+        commands = [self.flow.command(name) for name in names]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.flow.busy(name))
-            process = starting.start(
-                self.flow.command(name),
-                log,
-                name=name,
-                root=self.flow.root,
-                warm=starting.code_of(self.flow.root) == self._code,
-            )
-            self.running[name] = Running(process, log, stack.pop_all())
+            busy = [stack.enter_context(contextlib.ExitStack()) for _ in names]
+            for name, held in zip(names, busy, strict=True):
+                held.enter_context(self.flow.busy(name))
+            if len(names) > 1:
+                work = starting.start_together(commands, logs, name=names[0], root=root)
+            else:
+                work = starting.start(commands[0], logs[0], name=names[0], root=root, warm=self._is_warm())
+            for number, name in enumerate(names):
+                self.running[name] = Running(work, number, logs[number], busy[number])
+            stack.pop_all()
 
     def _wait(self) -> None:
         """Wait until a stage ends, or a second passes; take what has ended."""
         if not self.running:
             return
-        wait([found.process.sentinel for found in self.running.values()], timeout=1)
+        wait({news for found in self.running.values() for news in found.work.news}, timeout=1)
         for name, found in list(self.running.items()):
-            if found.process.exitcode is not None:
+            if (code := found.work.code(found.number)) is not None:
                 del self.running[name]
                 found.busy.close()
-                self._end(name, found)
+                self._end(name, found, code)
 
-    def _end(self, name: str, found: Running) -> None:
+    def _end(self, name: str, found: Running, code: int) -> None:
         try:
-            if found.process.exitcode:
-                raise InputError(reason(found.process.exitcode, found.log))
+            if code:
+                raise InputError(reason(code, found.log))
             self.flow.keep(name)
         except InputError as error:
             self.outcome.failed[name] = str(error)
@@ -159,10 +199,10 @@ class Sweep:
         """End all that runs. An interruption has reached them, too; each may keep what it has."""
         until = time.monotonic() + 10
         for found in self.running.values():
-            found.process.terminate()
+            found.work.process.terminate()
         for found in self.running.values():
-            found.process.join(max(0, until - time.monotonic()))
-            found.process.kill()
+            found.work.process.join(max(0, until - time.monotonic()))
+            found.work.process.kill()
             found.busy.close()
 
 

@@ -30,10 +30,11 @@ from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment
 from pipeline.features.streaming import Batch
 from pipeline.scoring import scorer
-from pipeline.training import adam, cells, checkpoints, drawing, history, loop, selection
+from pipeline.training import adam, cells, checkpoints, drawing, history, loop, selection, together
 from pipeline.training.adam import Groups
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted, Learner
+from pipeline.training.together import ALONE, Seat, Stops
 
 
 class Head(nn.Module):
@@ -47,11 +48,12 @@ class Head(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadLearner(Learner):
-    """A backend and a loss to train on cached features. labels: on the device."""
+    """A backend and a loss to train on cached features. labels: on the device. seat: among those that take turns."""
 
     params: TrainParams
     features: Dataset
     dev_features: Dataset
+    seat: Seat = ALONE
     section: str = "train"
 
     @cached_property
@@ -69,7 +71,7 @@ class HeadLearner(Learner):
             "system": checkpoints.facts_of(self.system),
             "code": [
                 checkpoints.code_of(Path(str(module.__file__)))
-                for module in (dataset, sampling, sources, scorer, adam, drawing, history, loop, selection)
+                for module in (dataset, sampling, sources, scorer, adam, drawing, history, loop, selection, together)
             ],
         }
         return checkpoints.fingerprint(facts, tensors)
@@ -93,7 +95,9 @@ class HeadLearner(Learner):
             )
         )
         wanted = (addresses[rows] for rows in order)
-        with contextlib.closing(streaming.stream(self.features.source, wanted, device=self.device)) as batches:
+        key = ("train", epoch, self.seed, self.augment, self.params.batch_size)
+        stream = self.seat.stream(self.features.source, wanted, device=self.device, key=key)
+        with contextlib.closing(stream) as batches:
             for batch, rows in zip(batches, order, strict=True):
                 yield self.loss(batch, sampling.take(labels, rows))
 
@@ -115,12 +119,24 @@ class HeadLearner(Learner):
             for batch in batches:
                 yield self.system.backend(*batch).clone()
 
-    def embed_dev(self) -> Iterator[NDArray[np.float32]]:
-        """Embeddings (B, E) of the dev set, in order."""
-        return scorer.embed(self.system.backend, self.dev_features)
+    def embed_dev(self, *, epoch: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Embeddings (B, E) of the dev set, in order. epoch: the one that ends with this pass, None for another one."""
+        if epoch is None:
+            return scorer.embed(self.system.backend, self.dev_features)
+        stream = partial(self.seat.stream, key=("dev", epoch))
+        return scorer.embed(self.system.backend, self.dev_features, stream=stream)
+
+    def now(self) -> float:
+        """A clock in seconds that stands still while other trainings have their turn."""
+        return self.seat.now()
 
 
-def fit(
+def fit(make_backend: Any, make_loss: Any, **given: Any) -> Fitted:
+    """Train a backend with a loss as `fit_steps` says, without a stop."""
+    return together.alone(fit_steps(make_backend, make_loss, **given))
+
+
+def fit_steps(
     make_backend: Any,
     make_loss: Any,
     *,
@@ -131,8 +147,9 @@ def fit(
     seed: int,
     augment: Augment = NO_AUGMENT,
     checkpoint: Path | None = None,
-) -> Fitted:
-    """Train a backend with a loss and select by the dev EER of the deployed score.
+    seat: Seat = ALONE,
+) -> Stops[Fitted]:
+    """Train a backend with a loss and select by the dev EER of the deployed score, with a stop at each batch.
 
     Args:
         make_backend: () -> Backend. make_loss: (embedding_dim=) -> Loss; both are called under the run's own seed.
@@ -142,6 +159,7 @@ def fit(
         augment: views that the training set has, drawn for training alone.
         checkpoint: folder to go on from after a kill, with the result of an undisturbed training; the caller deletes it
             once the result is on disk.
+        seat: among trainings that take turns.
 
     Raises InputError where the loss stops being finite, or the device that is asked for is not there.
     """
@@ -160,8 +178,9 @@ def fit(
             seed=seed,
             augment=augment,
             device=device,
+            seat=seat,
         )
-        return loop.train(learner, checkpoint=checkpoint)
+        return (yield from loop.steps(learner, checkpoint=checkpoint))
 
 
 def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, receipt: Path) -> Dataset:
@@ -181,19 +200,31 @@ def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, rece
     )
 
 
-def fit_cell(
-    cell: Cell, *, train: Dataset, dev: Dataset, params: TrainParams, seed: int, checkpoint: Path | None = None
-) -> tuple[Fitted, tuple[float, ...]]:
-    """Train a cell of the grid, see `fit`; also give the MOS values at which its quality levels part.
+def fit_cell(cell: Cell, **given: Any) -> tuple[Fitted, tuple[float, ...]]:
+    """Train a cell of the grid as `fit_cell_steps` says, without a stop."""
+    return together.alone(fit_cell_steps(cell, **given))
 
-    Raises InputError, beside what `fit` raises, where train and dev have features of two kinds, or a quality level has
-    no bona fide.
+
+def fit_cell_steps(
+    cell: Cell,
+    *,
+    train: Dataset,
+    dev: Dataset,
+    params: TrainParams,
+    seed: int,
+    checkpoint: Path | None = None,
+    seat: Seat = ALONE,
+) -> Stops[tuple[Fitted, tuple[float, ...]]]:
+    """Train a cell of the grid, see `fit_steps`; also give the MOS values at which its quality levels part.
+
+    Raises InputError, beside what `fit_steps` raises, where train and dev have features of two kinds, or a quality
+    level has no bona fide.
     """
     if train.kind != dev.kind:
         raise InputError(f"{train.name} has features of {train.kind}, dev of {dev.kind}; {dataset.SAME_KIND}")
     cuts, labels = cells.quality_labels(cell, train.trials)
     speakers = int(labels.speaker.max()) + 1
-    fitted = fit(
+    fitted = yield from fit_steps(
         partial(cell.make_backend, layers=len(train.layers), channels=train.channels),
         partial(cell.make_loss, speakers=speakers, layers=len(train.layers)),
         train=train,
@@ -203,5 +234,6 @@ def fit_cell(
         seed=seed,
         augment=Augment(cell.views.draw, cell.views.probability),
         checkpoint=checkpoint,
+        seat=seat,
     )
     return fitted, cuts

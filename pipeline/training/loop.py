@@ -4,6 +4,9 @@ Adam with a learning rate a group, early stopping on the dev EER of the deployed
 epochs where it is no worse than the best one. Every draw is seeded by (seed) or (seed, epoch): the same seed on the
 same machine's CPU gives the same bits, whether or not the training was killed on the way. A `Learner` holds the
 modules, the data and the parameters of one training.
+
+A training is a generator: it stops before the first batch of a pass over the training or dev set, and after each batch,
+and says where it is. So several trainings can take turns and look at the same batch in memory, see `together`.
 """
 
 from __future__ import annotations
@@ -30,26 +33,29 @@ from pipeline.core.sections import FinetuneParams, TrainParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
-from pipeline.training import checkpoints, drawing
+from pipeline.training import checkpoints, drawing, together
 from pipeline.training.adam import Adam, Groups
 from pipeline.training.checkpoints import CheckpointFolder, State
 from pipeline.training.history import Epoch, History, average
 from pipeline.training.remarks import remarks
 from pipeline.training.selection import (
+    Embeddings,
     Scores,
     Selection,
     dev_eer,
     dev_loss,
     dev_scores,
     good_epochs,
-    seen_by,
     train_eer,
     train_sample,
     trained_centroids,
 )
+from pipeline.training.together import Stops
 
 CHECKPOINT_SECONDS = 60.0  # at most this much training, and an epoch, is lost to a kill
 CHECKED = 100  # steps after which a loss that is not finite is noticed: asking a GPU for a number waits for it
+
+TRAINING, MEASURING = 0, 1  # the passes of an epoch, in order
 
 Say = Callable[[str], None]
 
@@ -90,8 +96,15 @@ class Learner(ABC):
         """Embeddings (B, E) of some training trials, clean, in order, in eval mode."""
 
     @abstractmethod
-    def embed_dev(self) -> Iterable[NDArray[np.float32]]:
-        """Embeddings (B, E) of the dev set, in order, in eval mode."""
+    def embed_dev(self, *, epoch: int | None = None) -> Iterable[NDArray[np.float32]]:
+        """Embeddings (B, E) of the dev set, in order, in eval mode.
+
+        epoch: the one that ends with this pass, which all trainings that take turns make; None: a pass of its own.
+        """
+
+    def now(self) -> float:
+        """A clock in seconds that stands still while other trainings have their turn."""
+        return time.perf_counter()
 
     def finish(self) -> None:  # noqa: B027  # most systems are deployed as they are trained
         """Make the system what is deployed, now that it has the averaged weights."""
@@ -141,9 +154,14 @@ def train(learner: Learner, *, checkpoint: Path | None, say: Say = lambda _: Non
 
     Raises InputError where the loss stops being finite.
     """
+    return together.alone(steps(learner, checkpoint=checkpoint, say=say))
+
+
+def steps(learner: Learner, *, checkpoint: Path | None, say: Say = lambda _: None) -> Stops[Fitted]:
+    """What `train` does, with a stop at each batch."""
     place = CheckpointFolder(checkpoint, learner.identity) if checkpoint else None
     parameters = count(learner.groups())
-    history = _epochs(learner, place, say)
+    history = yield from _epochs(learner, place, say)
     return _finished(learner, history, place, parameters=parameters)
 
 
@@ -209,20 +227,20 @@ def _state(history: History, place: CheckpointFolder | None, epoch: int) -> Call
 # ---------------------------------------------------------------- epochs
 
 
-def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> History:
+def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> Stops[History]:
     """Train until done, from the start or from the run's checkpoint, which is written now and then."""
     params = learner.params
     optimizer = Adam(learner.groups(), weight_decay=params.weight_decay)
     history = _resumed(learner, optimizer, place) if place else History()
     if history.curves:
         say(f"{len(history.curves)} epochs are done; going on with the next")
-    start = time.perf_counter() - (history.curves[-1].seconds if history.curves else 0)
+    start = learner.now() - (history.curves[-1].seconds if history.curves else 0)
     written = time.perf_counter()
     with tqdm(total=params.epochs, initial=len(history.curves), unit="epoch", disable=None) as bar:
         while not history.done(params):
             epoch = len(history.curves) + 1
-            mean = train_epoch(learner, optimizer, epoch)
-            line = _measured(learner, epoch, mean, start=start)
+            mean = yield from train_epoch(learner, optimizer, epoch)
+            line = yield from _measured(learner, epoch, mean, start=start)
             now = trained_centroids(learner.system.loss, section=learner.section)
             history.add(line, now, learned(learner.system), keep=params.average_best)
             bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{line.dev_eer:.2f} %")
@@ -237,19 +255,23 @@ def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> Histo
     return history
 
 
-def _measured(learner: Learner, epoch: int, loss: float, *, start: float) -> Epoch:
+def _measured(learner: Learner, epoch: int, loss: float, *, start: float) -> Stops[Epoch]:
     """The line of an epoch whose training steps are done."""
     embeddings: list[NDArray[np.float32]] = []
-    error = 100 * dev_eer(scored(learner, embeddings.append), learner.dev).eer
+    yield epoch, MEASURING, 0
+    for some in learner.embed_dev(epoch=epoch):
+        embeddings.append(some)
+        yield epoch, MEASURING, len(embeddings)
+    error = 100 * dev_eer(scored(learner, embeddings), learner.dev).eer
     on_dev = dev_loss(learner.system.loss, np.concatenate(embeddings), learner.dev, device=learner.device)
     sample = train_sample(learner.train)
     seen = (part.cpu().numpy() for part in learner.embed_train(sample))
     with torch.inference_mode():
         known = train_eer(seen, trained_centroids(learner.system.loss, section=learner.section), learner.train, sample)
-    return Epoch(epoch, loss, error, time.perf_counter() - start, on_dev, 100 * known)
+    return Epoch(epoch, loss, error, learner.now() - start, on_dev, 100 * known)
 
 
-def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> float:
+def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> Stops[float]:
     """One pass over the training set; the mean loss over its steps. epoch: from 1.
 
     Raises InputError where a loss is not finite.
@@ -259,12 +281,14 @@ def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> float:
         learner.system.loss.start_epoch(epoch, partial(enrolment, learner))
     learner.system.train()
     losses: list[Tensor] = []
-    with contextlib.closing(learner.losses(epoch)) as steps:
-        for loss in steps:
+    yield epoch, TRAINING, 0
+    with contextlib.closing(learner.losses(epoch)) as found:
+        for loss in found:
             optimizer.step()
             losses.append(loss)
             if len(losses) % CHECKED == 0:
                 _finite(loss.item(), learner, epoch)
+            yield epoch, TRAINING, len(losses)
     values = [_finite(value, learner, epoch) for value in torch.stack(losses).tolist()]
     return float(sum(values) / len(values))
 
@@ -275,10 +299,10 @@ def _finite(loss: float, learner: Learner, epoch: int) -> float:
     return loss
 
 
-def scored(learner: Learner, see: Callable[[NDArray[np.float32]], object] = lambda _embeddings: None) -> Scores:
-    """The deployed scores (N,) of the dev set. see: is given the embeddings (B, E), batch by batch."""
+def scored(learner: Learner, embeddings: Embeddings | None = None) -> Scores:
+    """The deployed scores (N,) of the dev set, of its embeddings (B, E) in order, or else those of the system now."""
     found = trained_centroids(learner.system.loss, section=learner.section)
-    return dev_scores(seen_by(see, learner.embed_dev()), found, learner.dev)
+    return dev_scores(learner.embed_dev() if embeddings is None else embeddings, found, learner.dev)
 
 
 @torch.no_grad()

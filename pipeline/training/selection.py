@@ -9,7 +9,7 @@ higher dev EER than the best epoch had, the best epoch is taken as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +103,6 @@ def dev_scores(embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev:
 def dev_eer(scores: Scores, dev: Trials) -> Eer:
     """EER of scores (N,) of the dev set, a share, and its threshold."""
     return eer_of(scores, dev.is_bonafide)
-
-
-def seen_by(see: Callable[[NDArray[np.float32]], object], embeddings: Embeddings) -> Iterator[NDArray[np.float32]]:
-    """The same embeddings (B, E), shown to a function on their way."""
-    for some in embeddings:
-        see(some)
-        yield some
 
 
 @torch.no_grad()
