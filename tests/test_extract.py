@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.extraction.units import Unit
 from pipeline.features.reader import Reader
 from pipeline.features.store import Store
 from stages import extract as stage
+from tests import dying
 from tests.conftest import TINY, Corpus
 from tests.places import SETTINGS
 from tests.test_store import tree
@@ -637,6 +639,14 @@ def test_a_killed_extraction_of_views_continues_and_ends_byte_identical(
     undisturbed = boost(corpus, tmp_path / "undisturbed", card)
     assert continued == undisturbed
     assert tree(store_of(tmp_path / "cache", continued)) == tree(store_of(tmp_path / "undisturbed", undisturbed))
+
+
+def test_a_worker_that_dies_while_it_sends_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LOOK_S", 0.1)
+    with pytest.raises(InputError, match="a process that decodes and augments died"):  # noqa: SIM117
+        with loader.open_executor(heavy=True) as executor:
+            loader.Loading(executor, [executor.submit(dying.while_sending), executor.submit(time.sleep, 60)]).result(0)
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_dies_is_an_error_and_what_is_done_is_kept(

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,27 @@ from pipeline.core.sections import WindowParams
 from pipeline.core.trial_table import Trials
 
 TOGETHER = 8  # utterances in one task: between processes each task takes time of its own
+LOOK_S = 1.0  # seconds between looks whether a process died
 WORKERS = 16  # the most threads that decode, or processes that decode and augment; augmenting gains little from threads
 
 Windows = tuple[NDArray[np.float32], NDArray[np.int64]]  # (n, S) samples at 16 kHz, (n,) how many of each are valid
 Window = tuple[windowing.Samples, int]  # (S,), and how many samples are valid
-Loading = list[Future[list[Window | InputError]]]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Utterances that are being loaded, `TOGETHER` in a part."""
+
+    executor: Executor
+    parts: list[Future[list[Window | InputError]]]
+
+    def result(self, part: int) -> list[Window | InputError]:
+        """Wait for a part: the window of each utterance, or why there is none."""
+        future = self.parts[part]
+        while not future.done():
+            wait([future], timeout=LOOK_S)
+            _end_where_a_process_died(self.executor)
+        return future.result()
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ def load_window(clip: Clip, *, view: str, window: WindowParams) -> Window:
 def load(executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams) -> Loading:
     """Start loading utterances, `TOGETHER` at a time."""
     parts = [clips[start : start + TOGETHER] for start in range(0, len(clips), TOGETHER)]
-    return [executor.submit(_load_some, part, view=view, window=window) for part in parts]
+    return Loading(executor, [executor.submit(_load_some, part, view=view, window=window) for part in parts])
 
 
 def _load_some(clips: Sequence[Clip], *, view: str, window: WindowParams) -> list[Window | InputError]:
@@ -80,12 +96,12 @@ def _load_some(clips: Sequence[Clip], *, view: str, window: WindowParams) -> lis
 
 def loaded(loading: Loading, rows: slice) -> Windows:
     """Wait for some of the windows. Raises InputError with all utterances of the unit that cannot be used."""
-    first = rows.start // TOGETHER
-    parts = loading[first : -(-rows.stop // TOGETHER)]
-    wanted = [one for part in parts for one in part.result()][rows.start - first * TOGETHER :][: rows.stop - rows.start]
+    first, behind = rows.start // TOGETHER, -(-rows.stop // TOGETHER)
+    whole = [one for part in range(first, behind) for one in loading.result(part)]
+    wanted = whole[rows.start - first * TOGETHER :][: rows.stop - rows.start]
     found = [one for one in wanted if not isinstance(one, InputError)]
     if len(found) < len(wanted):
-        every = [one for part in loading for one in part.result()]
+        every = [one for part in range(len(loading.parts)) for one in loading.result(part)]
         problems = [str(one) for one in every if isinstance(one, InputError)]
         raise InputError(f"{len(problems)} of {len(every)} utterances cannot be used:\n{listing(problems)}")
     return np.stack([samples for samples, _ in found]), np.array([valid for _, valid in found])
@@ -115,6 +131,20 @@ def processes() -> Executor:
         return ThreadPoolExecutor(workers())
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the encoder's threads, locks and memory
     return ProcessPoolExecutor(workers(), mp_context=spawn, initializer=_follow_parent)
+
+
+def _end_where_a_process_died(executor: Executor) -> None:
+    """End all processes of an executor of which one died.
+
+    Killed while it sent a result, a process leaves the executor to read the rest of it for ever, as the executor has
+    the writing end open as well. So this end is closed when all writers are gone, and the futures fail as they should.
+    """
+    processes = getattr(executor, "_processes", None) or {}
+    if any(process.exitcode is not None for process in list(processes.values())):
+        for process in list(processes.values()):
+            process.kill()
+            process.join()
+        executor._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 def workers() -> int:
