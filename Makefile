@@ -3,9 +3,9 @@
 # make check  the same without the slow tests, for daily work
 # make gpu    run the tests that need a CUDA device, and measure it, with the torch of PYTHON: bench/RESULTS-gpu.md
 # make gpu-wheels   collect what that lacks on a CUDA machine without a network, for the Python GPU_VERSION
-# EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11
+# EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11 or 3.12
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 EXTRA ?= cpu
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 VENV := .venv

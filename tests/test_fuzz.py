@@ -13,7 +13,7 @@ from pipeline.core.errors import InputError
 from tests import fuzz, fuzz_kinds
 from tests.fuzz import Kind, MisreadError
 
-CASES = 30
+CASES = 12
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -23,7 +23,7 @@ def test_mutated_files_are_read_right_or_refused(make: Callable[[Path], Kind], t
     found = fuzz.tried(kind, range(CASES), seed=1)
     assert not found.defects, "\n".join(found.defects)
     assert found.outcomes.total() == CASES
-    assert found.outcomes[fuzz.REFUSED] > 5
+    assert found.outcomes[fuzz.REFUSED] > 1
 
 
 @pytest.mark.parametrize("make", fuzz_kinds.KINDS, ids=lambda make: make.__name__)
