@@ -23,8 +23,6 @@ from pipeline.core.errors import PlainErrors, exit_on_input_error, run_command
 
 FORKS = multiprocessing.get_context("forkserver")
 PREFIX = ["python", "-m"]
-
-
 TOGETHER = "stages.train"  # the stage of which one process can run several
 SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
 

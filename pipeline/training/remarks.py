@@ -24,7 +24,7 @@ def remarks(
 
     Args:
         curves: its epochs. path: (epochs, K, E), the centroids after each epoch. dev_eer: percent, of the system that
-            was kept. chosen: the epochs that it is of. asked: the most epochs that the parameters allow.
+            was kept. chosen: which epochs its weights come from. asked: the most epochs that the parameters allow.
     """
     return tuple(
         line
