@@ -26,7 +26,7 @@ def main() -> None:
     settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
-    torch.set_num_threads(settings.train.threads)  # so that scores have the same last bits on every machine
+    torch.set_num_threads(settings.train.threads)  # the last bits of scores depend on it
     table = trial_table.read(args.trials)
     scores = scorer.score_set(args.run, args.features, table, root=settings.features.folder)
     scorefile.write(args.scores, table, scores, layout=scorefile.layout_of(settings.sets[args.set].corpus))
