@@ -65,7 +65,7 @@ $(VENV)/bin/python:
 define install
 	@rm -f $(VENV)/installed-*
 	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[$(1)]"
 endef
 
 $(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)

@@ -23,6 +23,7 @@ import pytest
 import soundfile
 import torch
 from distributed import Client, Scheduler, SpecCluster, Worker
+from distributed.utils import get_mp_context
 
 from pipeline.audio import decode
 from pipeline.core import errors
@@ -49,12 +50,21 @@ def asked(address: str, base: ExtractParams = PARAMS) -> ExtractParams:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Any]:
-    """A client of two workers, processes of this machine; the death of one is put down to its tasks at once."""
+    """A client of two workers, processes of this machine; the death of one is put down to its tasks at once.
+
+    Workers are forked from a process that has imported what they need, as imports take longer than the tests.
+    """
+    settings = {
+        "distributed.scheduler.allowed-failures": 0,
+        "distributed.worker.multiprocessing-method": "forkserver",
+    }
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), cluster._client("local:2") as client:
-        torch.set_num_threads(before)
-        yield client
+    with dask.config.set(settings):
+        get_mp_context().set_forkserver_preload(["distributed", "tests.test_extract"])
+        with cluster._client("local:2") as client:
+            torch.set_num_threads(before)
+            yield client
     assert not multiprocessing.active_children()
 
 
@@ -159,11 +169,16 @@ def test_two_workers_write_the_files_of_one_process(
     assert tree(tmp_path / "there" / here["store"]) == tree(tmp_path / "here" / here["store"])
 
 
-def test_workers_share_the_processors(workers: Client) -> None:
-    """Two threads of this process by two workers."""
-    found = workers.run(lambda: (os.getpid(), os.environ["OMP_NUM_THREADS"], torch.get_num_threads()))
-    assert len({pid for pid, *_ in found.values()} - {os.getpid()}) == 2
-    assert {tuple(rest) for _, *rest in found.values()} == {("1", 1)}
+def test_workers_are_processes(workers: Client) -> None:
+    assert len({*workers.run(os.getpid).values()} - {os.getpid()}) == 2
+
+
+def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four threads of this process by two workers."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("distributed.SpecCluster", lambda workers, **_: workers)
+    found = [worker["options"]["env"] for worker in cluster._workers_here("2").values()]
+    assert [env["OMP_NUM_THREADS"] for env in found] == ["2", "2"]
 
 
 def test_what_is_complete_is_not_sent(corpus: Corpus, tmp_path: Path, card: Card) -> None:
@@ -271,6 +286,16 @@ def test_a_shard_that_kills_whoever_makes_it_is_named_and_the_others_complete(
     assert "clean: 2 of 3 shards are complete; to do: layers 1, 3 in 1 shards" in said[0]
     here = run(corpus, tmp_path / "here", card)
     assert tree(tmp_path / "there" / receipt["store"]) == tree(tmp_path / "here" / here["store"])
+
+
+def test_a_shard_that_is_sent_again_stays_as_it_is(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    """Dask sends it again where its worker dies after the end was told."""
+    receipt = run(corpus, tmp_path, card)
+    target = Store(tmp_path / receipt["store"], identity.spec_of(corpus[1], card, PARAMS))
+    before = {path: path.stat().st_mtime_ns for path in target.path.rglob("*")}
+    job = ExtractionJob(target, Broken(b""), PARAMS.layers, PARAMS)
+    assert cluster._make(job, Task((Unit(1, CLEAN, PARAMS.layers),), ()), Path.cwd()) == []
+    assert {path: path.stat().st_mtime_ns for path in target.path.rglob("*")} == before
 
 
 def test_an_error_that_nobody_expects_names_the_shard(

@@ -24,9 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LIBRARIES = (
-    "dvc.cli.parser", "dvc.repo", "dvc.stage", "faiss", "h5py", "jinja2", "matplotlib.figure", "networkx",
-    "numpy", "pydantic.main", "pydantic.type_adapter", "ruamel.yaml", "safetensors.numpy", "scipy.signal",
-    "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch", "tqdm",
+    "configobj", "dulwich.porcelain", "dulwich.repo", "dvc.cli.parser", "dvc.commands.repro", "dvc.repo",
+    "dvc.repo.reproduce", "dvc.repo.status", "dvc.stage", "dvc_data.hashfile.build", "dvc_render", "faiss",
+    "flufl.lock", "h5py", "jinja2", "matplotlib.figure", "networkx", "numpy", "pydantic.fields", "pydantic.main",
+    "pydantic.type_adapter", "pydantic.types", "requests", "ruamel.yaml", "safetensors.numpy", "scipy.signal",
+    "scmrepo.git", "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch", "tqdm",
     "transformers.models.wav2vec2.modeling_wav2vec2", "zarr",
 )  # fmt: skip
 SHIM = """#!{python} -IS

@@ -250,8 +250,12 @@ def _make(job: ExtractionJob, task: Task, folder: Path) -> list[str]:
             f"the worker on {platform.node()} cannot go to {folder} ({error.strerror}); all workers need the file "
             "systems of the machine that runs the extraction"
         ) from None
+    # Dask makes again what a worker had made that died since, even where its end was told: it stays as it is.
+    todo = [unit for unit in task.units if job.target.missing(unit.view, unit.layers, unit.shard)]
+    if not todo:
+        return []
     return units.make(
-        [(unit, lambda: list(task.clips)) for unit in task.units],
+        [(unit, lambda: list(task.clips)) for unit in todo],
         target=job.target,
         model=cast("Encoder", _shared(job)),
         params=job.params,
