@@ -23,7 +23,7 @@ GPU_NEEDS := distributed faiss-cpu google-crc32c h5py hypothesis jinja2 matplotl
 GPU_THERE := h5py hypothesis jinja2 matplotlib peft pytest pytest-timeout safetensors scikit-learn tqdm transformers
 PLATFORMS := $(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
 
-.PHONY: check demo gpu gpu-wheels test
+.PHONY: check demo gpu gpu-wheels lint test tests
 
 demo: $(VENV)/installed-$(EXTRA)
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -38,30 +38,33 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pyte
 	--no-loadscope-reorder
 
 # These files start processes, train, or draw thousands of samples.
-SLOW := backend_precision browser cache cli_detect cli_embed cli_metrics cli_plot cluster corpus_demo detect docs dvc \
-	evaluate extract faults finetune fit flow gpu_encoder gpu_extraction gpu_training metric_bootstrap metric_calibration \
-	needed package plots prepare quality ranks rawboost remote report spaces stage_analyse stage_embed stage_encoder \
-	stage_finetuned stage_layers stage_rescore
+SLOW := backend_precision browser cache checkpoints cli_detect cli_embed cli_metrics cli_plot cluster corpus_demo \
+	detect docs dvc encoder_kinds evaluate extract faults finetune fit flow fuzz gpu_encoder gpu_extraction \
+	gpu_training metric_bootstrap metric_calibration needed package params plots prepare quality ranks rawboost remote \
+	report spaces stage_analyse stage_embed stage_encoder stage_finetuned stage_layers stage_rescore sweep together \
+	xlsr
 
-define lint
+# Some tests wait, so style and types are checked beside them.
+test: $(VENV)/installed-$(EXTRA)-test
+	$(MAKE) --no-print-directory -j 2 lint tests
+
+lint: $(VENV)/installed-$(EXTRA)-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-endef
 
-test: $(VENV)/installed-$(EXTRA)-test
-	$(lint)
+tests: $(VENV)/installed-$(EXTRA)-test
 	$(PYTEST)
 
-check: $(VENV)/installed-$(EXTRA)-test
-	$(lint)
+check: lint
 	$(PYTEST) $(filter-out $(SLOW:%=tests/test_%.py),$(wildcard tests/test_*.py))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Both FAISS packages own the module `faiss`, so the other one is removed first.
+# Both FAISS packages own the module `faiss`, so the other one is removed first. Python compiles what it imports;
+# pip would compile all that it installs, which takes a minute.
 define install
 	@rm -f $(VENV)/installed-*
 	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi
