@@ -38,8 +38,8 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pyte
 	--no-loadscope-reorder
 
 # These files start processes, train, or draw thousands of samples.
-SLOW := backend_precision browser cache checkpoints cli_detect cli_embed cli_metrics cli_plot cluster corpus_demo \
-	detect docs dvc encoder_kinds evaluate extract faults finetune fit flow fuzz gpu_encoder gpu_extraction \
+SLOW := backend_precision browser cache centroids checkpoints cli_detect cli_embed cli_metrics cli_plot cluster corpus_demo \
+	detect docs dvc encoder_kinds endings evaluate extract faults finetune fit flow fuzz gather gpu_encoder gpu_extraction \
 	gpu_training metric_bootstrap metric_calibration needed package params plots prepare quality ranks rawboost remote \
 	report spaces stage_analyse stage_embed stage_encoder stage_finetuned stage_layers stage_rescore sweep together \
 	xlsr
