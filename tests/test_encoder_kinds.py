@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 from pipeline.core.sections import EncoderParams
-from pipeline.encoder import models, pretrained, xlsr
+from pipeline.encoder import configuration, models, xlsr
 from stages import extract
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
@@ -32,12 +32,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "conformer, rotary": ("wav2vec2-conformer", LIKE_XLSR | {"position_embeddings_type": "rotary"}),
     "conformer, none": ("wav2vec2-conformer", LIKE_XLSR | {"position_embeddings_type": None}),
 }
-GROUP_NORM = [kind for kind in pretrained.KINDS if kind != "data2vec-audio"]  # which has no such variant
+GROUP_NORM = [kind for kind in configuration.KINDS if kind != "data2vec-audio"]  # which has no such variant
 SAMPLES = 3_200
 
 
 def made(kind: str, **more: Any) -> Any:
-    model = pretrained.KINDS[kind]
+    model = configuration.KINDS[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         new = model(model.config_class(**SIZES, **more)).eval()

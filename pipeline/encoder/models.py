@@ -19,7 +19,7 @@ from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text, writing
 from pipeline.core.sections import EncoderParams, RandomEncoder
-from pipeline.encoder import checksums, kept, pretrained, sources
+from pipeline.encoder import checksums, folders, kept, pretrained, processors, sources
 from pipeline.encoder.cards import TRANSFORMERS_EPS, Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
@@ -143,21 +143,7 @@ def save(model: Wav2Vec2Model, folder: Path, *, card: Card | None = None) -> Non
         except SafetensorError as error:  # a full disk among others
             raise OSError(errno.EIO, str(error)) from None
     if card is not None:
-        write_text(folder / pretrained.PROCESSORS[0], json.dumps(_processor(card), indent=2) + "\n")
-
-
-def _processor(card: Card) -> dict[str, object]:
-    """The configuration of transformers' feature extractor; `normalize_eps` is a key of this project's own."""
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": card.normalize == "utterance",
-        "feature_size": 1,
-        "normalize_eps": card.normalize_eps,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": True,
-        "sampling_rate": 16_000,
-    }
+        write_text(folder / processors.PROCESSORS[0], json.dumps(processors.of_card(card), indent=2) + "\n")
 
 
 def write_note(folder: Path, text: str) -> None:
@@ -190,4 +176,4 @@ def _weight_files(params: EncoderParams) -> list[Path]:
     place = sources.place_of(params.source)
     if place is not None and not place.is_dir():
         return [place]
-    return pretrained.files_of(str(place or params.source), revision=params.revision)
+    return folders.files_of(str(place or params.source), revision=params.revision)

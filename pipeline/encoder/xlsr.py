@@ -1,4 +1,4 @@
-"""XLSR, or another encoder of its structure (`pretrained.KINDS`): windows to features of chosen layers.
+"""XLSR, or another encoder of its structure (`configuration.KINDS`): windows to features of chosen layers.
 
 Layer k is the output after k transformer layers, and layer 0 is the input of the first one. Both are the residual
 stream, without the encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
