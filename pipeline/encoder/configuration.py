@@ -16,11 +16,14 @@ from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioModel
 from transformers.models.hubert.modeling_hubert import HubertModel
+from transformers.models.sew.modeling_sew import SEWModel
 from transformers.models.unispeech.modeling_unispeech import UniSpeechModel
 from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
+from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertModel
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerModel
 from transformers.models.wavlm.modeling_wavlm import WavLMModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
@@ -36,7 +39,11 @@ KINDS: dict[str, Any] = {
     "unispeech-sat": UniSpeechSatModel,
     "data2vec-audio": Data2VecAudioModel,
     "wav2vec2-conformer": Wav2Vec2ConformerModel,
+    "sew": SEWModel,
+    "wav2vec2-bert": Wav2Vec2BertModel,
+    "whisper": WhisperEncoder,
 }
+LOG_MEL = ("wav2vec2-bert", "whisper")  # kinds that take features of samples as they are
 SLACK = 2**22  # bytes that files may be too small; smaller gaps are told by the names of weights
 UNUSED = "masked_spec_embed"  # used only in pretraining, and missing in some checkpoints
 
@@ -77,7 +84,7 @@ class _Config(BaseModel):
     num_conv_pos_embedding_groups: Width = 1
     num_buckets: Annotated[int, Field(ge=4, le=2**17)] = 4
     max_bucket_distance: Annotated[int, Field(ge=2, le=2**20)] = 2
-    position_embeddings_type: Literal["relative", "rotary"] | None = "relative"
+    position_embeddings_type: Literal["relative", "rotary", "relative_key"] | None = "relative"
     rotary_embedding_base: Annotated[int, Field(ge=2, le=2**30)] = 10_000
     max_source_positions: Annotated[int, Field(ge=1, le=2**16)] = 5_000
     conv_depthwise_kernel_size: Annotated[int, Field(ge=1, le=2**10)] = 31
@@ -87,6 +94,18 @@ class _Config(BaseModel):
     mask_feature_prob: Share = 0.0
     adapter_attn_dim: Width | None = None
     add_adapter: Literal[False] = False  # its frames would not be those of the layers
+    use_intermediate_ffn_before_adapter: Literal[False] = False
+    squeeze_factor: Annotated[int, Field(ge=1, le=16)] = 2
+    feature_projection_input_dim: Annotated[int, Field(ge=2, le=512, multiple_of=2)] = 160
+    left_max_position_embeddings: Annotated[int, Field(ge=0, le=2**14)] = 64
+    right_max_position_embeddings: Annotated[int, Field(ge=0, le=2**14)] = 8
+    # Whisper's names
+    encoder_layers: Annotated[int, Field(ge=1, le=200)] = 1
+    d_model: Width = 2
+    encoder_attention_heads: Width = 1
+    encoder_ffn_dim: Width = 1
+    activation_function: Activation = "gelu"
+    num_mel_bins: Annotated[int, Field(ge=1, le=256)] = 80
 
 
 def read(path: Path | None, source: str, quiet: dict[str, Any]) -> tuple[str, Any | None]:
@@ -130,8 +149,8 @@ def _config(path: Path, kind: str, found: dict[str, Any], quiet: dict[str, Any])
     made = KINDS[kind].config_class
     try:
         known = _Config.model_validate(found).model_dump(exclude_unset=True)
-        quiet = quiet | {key: 0.0 for key in ("conformer_conv_dropout",) if hasattr(made(), key)}
-        config = made(**{key: value for key, value in known.items() if hasattr(made(), key)}, **quiet)
+        known |= quiet | dict.fromkeys(("conformer_conv_dropout", "encoder_layerdrop", "dropout"), 0.0)
+        config = made(**{key: value for key, value in known.items() if hasattr(made(), key)})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise InputError(f"{path}: not the configuration of a {kind}; {MEND}:\n{listing(problems)}") from None
@@ -139,14 +158,16 @@ def _config(path: Path, kind: str, found: dict[str, Any], quiet: dict[str, Any])
         raise InputError(f"{path}: not the configuration of a {kind}: {error}; {MEND}") from None
     whole = (
         config.hidden_size % config.num_attention_heads == 0
-        and config.hidden_size % config.num_conv_pos_embedding_groups == 0
-        and len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride)
+        and config.hidden_size % getattr(config, "num_conv_pos_embedding_groups", 1) == 0
+        and len({len(getattr(config, name, ())) for name in ("conv_dim", "conv_kernel", "conv_stride")}) == 1
     )
     if not whole:
         raise InputError(
             f"{path}: expected a hidden_size that num_attention_heads and num_conv_pos_embedding_groups divide, and as "
             f"many conv_dim as conv_kernel and conv_stride; {MEND}"
         )
+    if kind == "wav2vec2-conformer" and config.position_embeddings_type == "relative_key":
+        raise InputError(f"{path}: expected position_embeddings_type relative or rotary, got relative_key; {MEND}")
     return config
 
 

@@ -19,7 +19,7 @@ from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text, writing
 from pipeline.core.sections import EncoderParams, RandomEncoder
-from pipeline.encoder import checksums, folders, kept, pretrained, processors, sources
+from pipeline.encoder import checksums, configuration, folders, kept, pretrained, processors, sources
 from pipeline.encoder.cards import TRANSFORMERS_EPS, Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
@@ -44,7 +44,9 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
     """
     before = checksums.facts(_weight_files(params))
     loaded = _loaded(params)
-    told = _told(loaded)
+    told, kind = _told(loaded), loaded.model.config.model_type
+    if params.finetune is not None and kind in ("sew", *configuration.LOG_MEL):
+        raise InputError(f"encoder.finetune: expected an encoder like XLSR, got {params.source!r}, a {kind}; freeze it")
     if params.finetune is None and params.normalize != "auto" and told not in (None, params.normalize):
         raise InputError(
             f"encoder.normalize: expected {told}, as {loaded.place} says of the waveforms that this encoder was "

@@ -53,10 +53,12 @@ def load(source: str, *, revision: str | None, **quiet: Any) -> Loaded:
         if config is not None:
             configuration.check_size(kind, config, files, source)
         state = {name: tensor for file in files for name, tensor in _read(file, source).items()}
-        inside = checkpoints.inside(files[0], state)
+        inside = checkpoints.inside(files[0], state, kind=kind)
     except InputError as error:
         raise (configuration.of_another_kind(source, kind, str(error)) if config is None and kind else error) from None
     model = _by_shapes(inside, quiet) if config is None else _by_config(kind, config, inside, source)
+    if kind in configuration.LOG_MEL:
+        return Loaded(model, False, folders.find(source, folders.CONFIG, revision), TRANSFORMERS_EPS)
     normalizes, place, eps = processors.read(lambda name: folders.optional(source, name, revision))
     return Loaded(model, normalizes, place, eps or _eps(inside))
 
