@@ -173,8 +173,8 @@ def test_the_line_at_the_end_tells_the_cllr_before_and_after(
     told = capsys.readouterr()
     before, after = found["cllr"], found["calibrated"]["cllr"]
     assert told.out == (
-        f"eval: EER {found['eer']:.2f} % (interpolated {found['eer_interpolated']:.2f} %) of 400 bona fide and 900 spoof "
-        f"trials; Cllr {before:.3f} bits, {after:.3f} calibrated on dev\n"
+        f"eval: EER {found['eer']:.2f} % (interpolated {found['eer_interpolated']:.2f} %) of 400 bona fide "
+        f"and 900 spoof trials; Cllr {before:.3f} bits, {after:.3f} calibrated on dev\n"
     )
     assert told.err == ""
 
