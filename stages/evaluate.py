@@ -143,8 +143,10 @@ def _tell(name: str, path: Path, found: _Found) -> None:
     for warning in found.metrics.get("warnings", []):
         print(f"warning: {path}: {warning}", file=sys.stderr)
     metrics = found.metrics
+    official, fair = f"{metrics['eer']:.2f}", f"{metrics['eer_interpolated']:.2f}"
+    beside = f" (interpolated {fair} %)" if fair != official else ""
     print(
-        f"{name}: EER {metrics['eer']:.2f} % of {metrics['bonafide']} bona fide and {metrics['spoof']} spoof trials; "
+        f"{name}: EER {official} %{beside} of {metrics['bonafide']} bona fide and {metrics['spoof']} spoof trials; "
         f"Cllr {metrics['cllr']:.3f} bits, {metrics['calibrated']['cllr']:.3f} calibrated on dev"
     )
 

@@ -563,7 +563,7 @@ def test_a_hub_name_that_cannot_be_had_names_the_path_too(tmp_path: Path, monkey
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("models/xlsr is not a valid model identifier\nIf this is private, log in")
 
-    monkeypatch.setattr("pipeline.encoder.pretrained.cached_file", fails)
+    monkeypatch.setattr("pipeline.encoder.folders.cached_file", fails)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models/xlsr_300m").mkdir(parents=True)
     wanted = (

@@ -173,8 +173,8 @@ def test_the_line_at_the_end_tells_the_cllr_before_and_after(
     told = capsys.readouterr()
     before, after = found["cllr"], found["calibrated"]["cllr"]
     assert told.out == (
-        f"eval: EER {found['eer']:.2f} % of 400 bona fide and 900 spoof trials; Cllr {before:.3f} bits, {after:.3f} "
-        "calibrated on dev\n"
+        f"eval: EER {found['eer']:.2f} % (interpolated {found['eer_interpolated']:.2f} %) of 400 bona fide "
+        f"and 900 spoof trials; Cllr {before:.3f} bits, {after:.3f} calibrated on dev\n"
     )
     assert told.err == ""
 
@@ -293,7 +293,9 @@ def test_ties_that_move_the_eer_are_told(tmp_path: Path, table: Trials, capsys: 
     told = capsys.readouterr()
     assert "1300 trials of both classes share one score near 0.0" in told.err
     assert "EER is 100.00 %, with ties counted evenly it is 50.00 %" in told.err
-    assert told.out.startswith("eval: EER 100.00 % of 400 bona fide and 900 spoof trials; Cllr 1.000 bits, ")
+    assert told.out.startswith(
+        "eval: EER 100.00 % (interpolated 50.00 %) of 400 bona fide and 900 spoof trials; Cllr 1.000 bits, "
+    )
 
 
 def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
@@ -302,7 +304,7 @@ def test_a_coarse_eer_without_ties_is_no_cause_for_a_warning(
     rows = [Row("here", f"u{i}", f"u{i}.flac", "bonafide" if i < 3 else "spoof") for i in range(5)]
     run(tmp_path, trial_table.from_rows(rows, source="a test"), np.array([2.0, 4.0, 5.0, 1.0, 3.0]))
     told = capsys.readouterr()  # officially 5/12; interpolated 1/3
-    assert told.out.startswith("eval: EER 41.67 % of 3 bona fide and 2 spoof trials; ")
+    assert told.out.startswith("eval: EER 41.67 % (interpolated 33.33 %) of 3 bona fide and 2 spoof trials; ")
     assert "EER" not in told.err
 
 

@@ -10,12 +10,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import detect
+from pipeline import commands, detect
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.sections import EncoderParams, RandomEncoder
@@ -640,3 +641,80 @@ def test_embeddings_of_other_weights_are_not_packed(copied: Path, tmp_path: Path
 )
 def test_names_in_the_model_card_are_no_markup(text: str, shown: str) -> None:
     assert markdown(text) == shown
+
+
+# ---------------------------------------------------------------- on the hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a hub, which keeps files as the cache of the real one does: links to blobs."""
+    place = tmp_path / "hub"
+
+    class Api:
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool, repo_type: str) -> None:
+            assert (private, exist_ok, repo_type) == (True, True, "model")
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **_: object) -> SimpleNamespace:
+            repository = place / repo_id.replace("/", "--")
+            (repository / "blobs").mkdir(parents=True)
+            for name in names(folder_path):
+                blob = repository / "blobs" / hashlib.sha256(name.encode()).hexdigest()
+                shutil.copy(folder_path / name, blob)
+                link = repository / "snapshots/c0ffee" / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(blob)
+            return SimpleNamespace(oid="c0ffee")
+
+    def snapshot_download(name: str, *, revision: str | None, **_: object) -> str:
+        found = place / name.replace("/", "--") / "snapshots" / (revision or "c0ffee")
+        if not found.is_dir():
+            raise OSError(f"{name}: 404")
+        return str(found)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return place
+
+
+def test_a_package_goes_to_the_hub_and_detects_from_there(
+    made: Path, copied: Path, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.dispatch(["package", POOLED, "--out", str(tmp_path / "out"), "--push", "me/mine"])
+    assert "hub:me/mine@c0ffee" in capsys.readouterr().out
+    for name in ("hub:me/mine", "hub:me/mine@c0ffee"):
+        assert found(name, copied) == found(made, copied)
+    with pytest.raises(InputError, match="got a package; copy its folder"):
+        package.write("hub:me/mine", tmp_path / "again")
+    blob = hub / "me--mine/blobs" / hashlib.sha256(f"runs/{POOLED}/backend.safetensors".encode()).hexdigest()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"1 files are missing or damaged"):
+        detect.load("hub:me/mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hub:me/other", r"hub:me/other: OSError: me/other: 404"),
+        ("hub:me/mine@main", r"hub:me/mine@main: OSError"),
+        ("hub:mine", r"expected a name on the hub, owner/name .*got 'mine'"),
+        ("hub:../../etc/x", r"expected a name on the hub"),
+    ],
+)
+@pytest.mark.usefixtures("hub")
+def test_what_is_not_on_the_hub_is_one_message(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        detect.load(name)
+
+
+def test_a_repository_of_something_else_is_no_package(hub: Path) -> None:
+    (hub / "me--mine/snapshots/c0ffee").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"hub:me/mine: expected a package with package\.json"):
+        detect.load("hub:me/mine")
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_name_that_no_repository_has_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a name on the hub"):
+        commands.dispatch(["package", POOLED, "--out", str(tmp_path / "out"), "--push", "mine"])
+    assert not (tmp_path / "out").exists()

@@ -595,3 +595,18 @@ def test_stores_in_a_bucket_are_found_and_deleted(on_s3: dict[str, Cache], tmp_p
     assert doomed(1) == set()  # just written
     stores.remove([bare.path])
     assert doomed(0) == {dev.store.path}
+
+
+def test_features_go_to_s3_and_come_back(project: Project, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command.main(["push", "dev", str(bucket), "--layers", "5"])
+    elsewhere = project.folder / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy("params.yaml", elsewhere)
+    monkeypatch.chdir(elsewhere)
+    command.main(["pull", "dev", str(bucket)])
+    store, receipt = open_receipts(Path("data/features/dev.json"), root=Path("data/cache"))["dev"]
+    assert receipt["layers"] == [5]
+    assert {name: data for name, data in tree(project.store("dev")).items() if "layer_05/c/" in name} == {
+        name: data for name, data in tree(store.path).items() if "layer_05/c/" in name
+    }
+    store.verify(receipt["views"], receipt["layers"])

@@ -1,8 +1,9 @@
-"""Feature stores and fine-tuned encoders: list, check, clean up; take layers of a set elsewhere as one HDF5 file."""
+"""Feature stores and fine-tuned encoders: list, check, clean up; share features by a URL or as one HDF5 file."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.files import read_json, readable_size
+from pipeline.core.files import folder_of, read_json, readable_size
 from pipeline.core.params import Params
 from pipeline.encoder import kept
-from pipeline.extraction import needed
+from pipeline.extraction import needed, sharing
 from pipeline.extraction.hdf5 import bring_back, export
 from pipeline.extraction.housekeeping import (
     STORE_SUFFIX,
@@ -40,6 +41,10 @@ examples:
   bonafide cache gc                                     what nobody needs; with --yes it is deleted
   bonafide cache export train train.h5 --layers 5 9     layers of a set, for any program that reads HDF5
   bonafide cache import train.h5                        back into the store; `dvc repro` then finds it extracted
+  bonafide cache push train s3://bucket/features        features and trial table of a set, for others; or a folder
+  bonafide cache pull train s3://bucket/features        the same on another machine, which needs no audio
+
+push and pull compare the checksum of every shard before they write it. Cut off, the same command goes on.
 
 Needed is what receipts (data/features) and the encoder's card (data/encoder.json) stand for, here and in the other
 branches, tags, stashes and experiments of this repository: gc reads these from dvc.lock in Git and from DVC's cache.
@@ -64,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _clean(settings, _needed(only_here=given.only_here), days=given.older_than, delete=given.yes)
     elif given.what == "export":
         _export(given, root)
+    elif given.what == "push":
+        receipt, table = FEATURES / f"{given.set}.json", TRIALS / f"{given.set}.csv"
+        copied = sharing.push(receipt, table, folder_of(given.place), root=root, layers=given.layers)
+        print(f"{given.set} -> {given.place}: {copied} shards copied, the others are there")
+    elif given.what == "pull":
+        copied = sharing.pull(given.set, folder_of(given.place), root=root, receipts=FEATURES, tables=TRIALS)
+        print(f"{given.place} -> {given.set}: {copied} shards copied, the others are here")
     else:
         path = bring_back(given.file, root=root).path
         print(f"{given.file} -> {path}; run `dvc repro extract` for a receipt, which names what was imported")
@@ -98,7 +110,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     out.add_argument("--views", nargs="+", default=[], metavar="VIEW", help="views; default: all")
     back = commands.add_parser("import", help="put an exported file back into its store")
     back.add_argument("file", type=Path, help="what export wrote")
+    _add_sharing(commands)
     return parser.parse_args(argv)
+
+
+def _add_sharing(commands: Any) -> None:
+    there = commands.add_parser("push", help="copy the features of a set to a folder or object store")
+    here = commands.add_parser("pull", help="copy the features of a set from there")
+    for command in (there, here):
+        command.add_argument("set", type=_set, help="name of the set or pool, as in data/features/SET.json")
+        command.add_argument("place", metavar="URL", help="a folder, or a URL such as s3://bucket/features")
+    there.add_argument("--layers", type=_tap, nargs="+", default=[], metavar="K", help="layers; default: all")
+
+
+def _set(text: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9_]*", text):
+        raise argparse.ArgumentTypeError(f"expected the name of a set, got {text!r}")
+    return text
 
 
 def _days(text: str) -> float:

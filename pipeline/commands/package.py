@@ -27,14 +27,18 @@ replaced. A folder of other things gives an error and is not changed.
 example:
   bonafide package linear-qamo-all-clean-1 --out package
   bonafide detect recordings/ --run package
+  bonafide package linear-qamo-all-clean-1 --out package --push you/name
+  bonafide detect recordings/ --run hub:you/name
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for a run that is missing or incomplete."""
     given = _arguments(argv)
-    from pipeline.detect import package  # here, because torch imports slowly and --help does not need it
+    from pipeline.detect import hub, package  # here, because torch imports slowly and --help does not need it
 
+    if given.push:
+        hub.check_name(given.push)  # before the work
     record = package.write(given.run, given.out)
     size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     print(f"{record['name']} -> {given.out}, {len(record['files'])} files, {readable_size(size)}")
@@ -43,12 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "without embeddings of the training set, so --explain will not work: name the run in the section `analyse` "
             "of params.yaml and run `dvc repro flow/analyse/dvc.yaml` first"
         )
+    if given.push:
+        print(f"{hub.PREFIX}{given.push}@{hub.push(given.out, given.push)}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of("bonafide package", "Writes a trained system as one portable folder.", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="name of a run of the project in the current folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
     return parser.parse_args(argv)
 
 

@@ -16,6 +16,7 @@ from pipeline.core.files import read_json
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
+from pipeline.detect import hub
 from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, check, read
 from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
@@ -91,19 +92,20 @@ class Parts:
 
 
 def find(run: str | Path) -> Parts:
-    """The parts of a run of the project in the current folder, by its name, or of the package in a folder.
+    """The parts of a run of the project in the current folder, by its name, or of a package: a folder, or on the hub.
 
     Raises InputError where there is neither, where a part is missing, or where parts do not belong together.
     """
-    folder = Path(run)
+    on_hub = str(run).startswith(hub.PREFIX)
+    folder = hub.fetch(str(run).removeprefix(hub.PREFIX)) if on_hub else Path(run)
     if (folder / CARD_FILE).is_file():
         return _of_package(folder)
     there = sorted(path.parent.name for path in (DATA / "runs").glob(f"*/{runs.CARD_FILE}"))
     if str(run) not in there:
         known = f"data/runs has {', '.join(there)}" if there else "there is no data/runs with runs in this folder"
         raise InputError(
-            f"{run}: expected the name of a run of the project in the current folder, or the folder of a package "
-            f"(with {CARD_FILE}); {known}"
+            f"{run}: expected the name of a run of the project in the current folder, the folder of a package "
+            f"(with {CARD_FILE}), or {hub.PREFIX}owner/name; {known}"
         )
     return _of_project(str(run), params_file.load(PARAMS))
 

@@ -27,6 +27,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
+from pipeline.detect import hub
 from pipeline.detect.assembly import PARAMS, Parts, find
 from pipeline.detect.model_card import card_of, is_local, model_card
 from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, digest
@@ -42,7 +43,7 @@ def write(run: str, folder: Path) -> dict[str, Any]:
     An older package there is replaced. Raises InputError where the run or a part of it is missing, centroids, metrics
     or encoder are not the run's, or a folder of other things is in the way.
     """
-    if (Path(run) / CARD_FILE).is_file():
+    if run.startswith(hub.PREFIX) or (Path(run) / CARD_FILE).is_file():
         raise InputError(f"{run}: expected the name of a run of this project, got a package; copy its folder")
     parts, settings = find(run), params_file.load(PARAMS)
     check_place(folder, mark=CARD_FILE)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -129,11 +129,15 @@ def check(folder: Path, files: Mapping[str, str], *, needed: Iterable[str]) -> N
 
 
 def _check_links(folder: Path) -> None:
-    """Raise InputError where a link in a package leads out of it, or nowhere: what lies there is not the package's."""
+    """Raise InputError where a link in a package leads out of it, or nowhere: what lies there is not the package's.
+
+    Links of a snapshot in the hub's cache may lead to its blobs.
+    """
     root = folder.resolve()
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     every = (Path(base, name) for base, folders, files in os.walk(folder) for name in (*folders, *files))
     wrong = [
-        path.relative_to(folder).as_posix() for path in every if path.is_symlink() and not _leads_below(path, root)
+        path.relative_to(folder).as_posix() for path in every if path.is_symlink() and not _leads_below(path, roots)
     ]
     if wrong:
         raise InputError(
@@ -142,9 +146,9 @@ def _check_links(folder: Path) -> None:
         )
 
 
-def _leads_below(link: Path, root: Path) -> bool:
+def _leads_below(link: Path, roots: Sequence[Path]) -> bool:
     try:
-        return link.resolve(strict=True).is_relative_to(root)
+        return any(link.resolve(strict=True).is_relative_to(root) for root in roots)
     except (OSError, RuntimeError):  # RuntimeError: links in a circle
         return False
 

@@ -31,17 +31,20 @@ SPELLINGS = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", 
 
 @dataclass(frozen=True)
 class Naming:
-    """How weights are named. parts: how the names of the encoder's own weights begin. renamed: to transformers."""
+    """How weights are named. parts: how the names of the encoder's own weights begin. renamed: to transformers.
+
+    The others are weights that show the architecture, where it is read from their shapes.
+    """
 
     first: str
     parts: tuple[str, ...]
-    convolution: str
-    layer_norm: str
-    projection: str
-    feedforward: str
-    positional: str
-    attention: str
     renamed: Callable[[str], str | None]
+    convolution: str = ""
+    layer_norm: str = ""
+    projection: str = ""
+    feedforward: str = ""
+    positional: str = ""
+    attention: str = ""
 
 
 FAIRSEQ = Naming(
@@ -66,6 +69,14 @@ TRANSFORMERS = Naming(
     attention="encoder.layers.0.attention.rel_attn_embed.weight",
     renamed=lambda name: name,
 )
+# Kinds that are read only with their configuration.
+BY_KIND = {
+    "sew": Naming(TRANSFORMERS.first, (*TRANSFORMERS.parts, "layer_norm."), TRANSFORMERS.renamed),
+    "wav2vec2-bert": Naming("feature_projection.projection.weight", TRANSFORMERS.parts, TRANSFORMERS.renamed),
+    "whisper": Naming(
+        "conv1.weight", ("conv1.", "conv2.", "embed_positions.", "layers.", "layer_norm."), TRANSFORMERS.renamed
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -102,22 +113,20 @@ class Inside:
         return {str(names[name]): value if name in others else value.float() for name, value in self.own.items()}
 
 
-def inside(path: Path, found: Mapping[str, Any]) -> Inside:
-    """The encoder in the content of a checkpoint, as `tensor_files.read` gives it.
+def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
+    """The encoder in the content of a checkpoint, as `tensor_files.read` gives it. kind: of its configuration, if any.
 
     Raises InputError where there is none, or where there are several that differ.
     """
     state = _state(path, found)
+    namings = (BY_KIND[kind],) if kind in BY_KIND else (FAIRSEQ, TRANSFORMERS)
     candidates = [
-        (name.removesuffix(naming.first), naming)
-        for naming in (FAIRSEQ, TRANSFORMERS)
-        for name in state
-        if name.endswith(naming.first)
+        (name.removesuffix(naming.first), naming) for naming in namings for name in state if name.endswith(naming.first)
     ]
     if not candidates:
         raise InputError(
-            f"{path}: expected an encoder of wav2vec 2.0, got no weight {FAIRSEQ.first!r} (fairseq's name) or "
-            f"{TRANSFORMERS.first!r} (transformers') under any prefix; the file has {len(state)} weights, such as "
+            f"{path}: expected an encoder, got no weight {' or '.join(repr(naming.first) for naming in namings)} "
+            f"under any prefix; the file has {len(state)} weights, such as "
             f"{', '.join(list(state)[:3])[:300]}"
         )
     every = [

@@ -19,7 +19,7 @@ from pipeline.core.devices import Precision, device_of
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text, writing
 from pipeline.core.sections import EncoderParams, RandomEncoder
-from pipeline.encoder import checksums, kept, pretrained, sources
+from pipeline.encoder import checksums, configuration, folders, kept, pretrained, processors, sources
 from pipeline.encoder.cards import TRANSFORMERS_EPS, Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
@@ -44,7 +44,9 @@ def load(params: EncoderParams) -> tuple[Wav2Vec2Model, Card]:
     """
     before = checksums.facts(_weight_files(params))
     loaded = _loaded(params)
-    told = _told(loaded)
+    told, kind = _told(loaded), loaded.model.config.model_type
+    if params.finetune is not None and kind in ("sew", *configuration.LOG_MEL):
+        raise InputError(f"encoder.finetune: expected an encoder like XLSR, got {params.source!r}, a {kind}; freeze it")
     if params.finetune is None and params.normalize != "auto" and told not in (None, params.normalize):
         raise InputError(
             f"encoder.normalize: expected {told}, as {loaded.place} says of the waveforms that this encoder was "
@@ -143,21 +145,7 @@ def save(model: Wav2Vec2Model, folder: Path, *, card: Card | None = None) -> Non
         except SafetensorError as error:  # a full disk among others
             raise OSError(errno.EIO, str(error)) from None
     if card is not None:
-        write_text(folder / pretrained.PROCESSORS[0], json.dumps(_processor(card), indent=2) + "\n")
-
-
-def _processor(card: Card) -> dict[str, object]:
-    """The configuration of transformers' feature extractor; `normalize_eps` is a key of this project's own."""
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": card.normalize == "utterance",
-        "feature_size": 1,
-        "normalize_eps": card.normalize_eps,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": True,
-        "sampling_rate": 16_000,
-    }
+        write_text(folder / processors.PROCESSORS[0], json.dumps(processors.of_card(card), indent=2) + "\n")
 
 
 def write_note(folder: Path, text: str) -> None:
@@ -190,4 +178,4 @@ def _weight_files(params: EncoderParams) -> list[Path]:
     place = sources.place_of(params.source)
     if place is not None and not place.is_dir():
         return [place]
-    return pretrained.files_of(str(place or params.source), revision=params.revision)
+    return folders.files_of(str(place or params.source), revision=params.revision)

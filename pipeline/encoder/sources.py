@@ -62,6 +62,17 @@ def missing(source: str) -> str:
     return f"looked for {path}; the folder {there} has no {path.relative_to(there).parts[0]}{hint}{home}"
 
 
+def unfit(source: str, why: object) -> InputError:
+    """The error for a folder or hub name that cannot be loaded. why: an error, or a sentence."""
+    told = " ".join(str(why).split("\n"))[:800]
+    if Path(source).exists():
+        return InputError(
+            "encoder.source: expected a hub name or a folder that transformers wrote (config.json and "
+            f"model.safetensors), or a file of weights, could not load the local folder {source!r}: {told}"
+        )
+    return InputError(f"encoder.source: could not load the hub name {source!r}: {told}; as a path: {missing(source)}")
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()

@@ -1,4 +1,4 @@
-"""XLSR, or another encoder of its structure (`pretrained.KINDS`): windows to features of chosen layers.
+"""XLSR, or an encoder of another kind (`configuration.KINDS`): windows to features of chosen layers.
 
 Layer k is the output after k transformer layers, and layer 0 is the input of the first one. Both are the residual
 stream, without the encoder's final LayerNorm. `final` is the last layer after that LayerNorm.
@@ -18,7 +18,8 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.encoder import front_end
-from pipeline.encoder.cards import TRANSFORMERS_EPS
+from pipeline.encoder.cards import TRANSFORMERS_EPS, architecture_of, frames_of
+from pipeline.encoder.inputs import input_of
 
 Device = Literal["auto", "cpu", "cuda"]
 # Channels in a group of a convolution. With fewer, oneDNN's bfloat16 (3.12, in torch 2.13) gives wrong sums on CPUs
@@ -54,10 +55,13 @@ class Encoder(nn.Module):
         self.precision = precision
         self._caught: dict[Tap, Tensor] = {}
         self._n_frames: Tensor | None = None  # (B,) of a batch with padding
+        self._architecture = architecture_of(model)
+        self.input = input_of(model.config)
+        stack = stack_of(model)
         if "final" not in taps:
             highest = max(int(tap) for tap in taps)
             # transformers needs at least one layer. Where only layer 0 is tapped, the output of layer 1 is not used.
-            model.encoder.layers = model.encoder.layers[: max(highest, 1)]
+            stack.layers = stack.layers[: max(highest, 1)]
         if precision == "float32":  # by default a GPU uses the less precise TF32 for convolutions
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         else:  # convert weights once; autocast would convert them for every batch
@@ -65,21 +69,28 @@ class Encoder(nn.Module):
                 narrow = parametrize.is_parametrized(part) or _has_few_channels(part)
                 if isinstance(part, nn.Linear | nn.Conv1d) and not narrow:
                     part.bfloat16()
-            if front_end.fits(model.feature_extractor):
+            if front_end.fits(getattr(model, "feature_extractor", None)):
                 model.feature_extractor = front_end.FrontEnd(model.feature_extractor)
         for part in model.modules():
             if _has_few_channels(part):
                 part.register_forward_pre_hook(_enter_float32)
                 part.register_forward_hook(_leave_float32, always_call=True)
-        for part in model.encoder.modules() if model.config.model_type in SPREADING else ():
-            if isinstance(part, nn.Conv1d) and part.kernel_size[0] > 1:
-                part.register_forward_pre_hook(self._mask_frames)
-        model.encoder.layers[0].register_forward_pre_hook(_widen)
+        self._keep_from_padding(model)
+        stack.layers[0].register_forward_pre_hook(_widen)
         for tap in taps:
             if tap == 0:
-                model.encoder.layers[0].register_forward_pre_hook(self._catch_input)
+                stack.layers[0].register_forward_pre_hook(self._catch_input)
             elif tap != "final":
-                model.encoder.layers[int(tap) - 1].register_forward_hook(self._catch_output(tap))
+                stack.layers[int(tap) - 1].register_forward_hook(self._catch_output(tap))
+
+    def _keep_from_padding(self, model: Any) -> None:
+        """Mask the padding where transformers does not."""
+        kind, stack = model.config.model_type, stack_of(model)
+        for part in stack.modules() if kind in SPREADING else ():
+            if isinstance(part, nn.Conv1d) and part.kernel_size[0] > 1:
+                part.register_forward_pre_hook(self._mask_frames)
+        for layer in stack.layers if kind == "sew" else ():
+            layer.register_forward_pre_hook(self._mask_attention, with_kwargs=True)
 
     def _mask_frames(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Set the frames (B, D, T) of padding to zero, as they are beyond the end of a batch without padding."""
@@ -88,6 +99,16 @@ class Encoder(nn.Module):
             return inputs
         signal = torch.arange(frames.shape[2], device=frames.device) < self._n_frames.to(frames.device)[:, None]
         return (frames * signal[:, None],)
+
+    def _mask_attention(
+        self, _module: nn.Module, inputs: tuple[Tensor, ...], arguments: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
+        """Let a layer of SEW attend to whole frames only. transformers lets it attend to one that is half padding."""
+        if self._n_frames is None:
+            return None
+        count, length, _ = inputs[0].shape
+        signal = torch.arange(length, device=inputs[0].device) < self._n_frames.to(inputs[0].device)[:, None]  # (B, T)
+        return inputs, arguments | {"attention_mask": signal[:, None, None].expand(count, 1, length, length)}
 
     def _catch_input(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._caught[0] = inputs[0]
@@ -117,18 +138,28 @@ class Encoder(nn.Module):
         whole = bool((valid >= windows.shape[1]).all())
         mask = torch.arange(windows.shape[1], device=windows.device) < valid.to(windows.device)[:, None]  # (B, S)
         samples = normalized(windows, mask, eps=self.normalize_eps) if self.normalize == "utterance" else windows
-        padded = None if whole else mask.long()
-        n_frames = self.model._get_feat_extract_output_lengths(valid)
+        taken, padding = self.input(samples * mask, None if whole else valid)
+        n_frames = self.n_frames(valid)
         self._n_frames = None if whole else n_frames
         half = torch.autocast(windows.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         try:
             with half:
-                output = self.model(samples * mask, attention_mask=padded)
+                output = self.model(taken, attention_mask=padding)
         finally:
             caught, self._caught = self._caught, {}
         if "final" in self.taps:
             caught["final"] = output.last_hidden_state
-        return {tap: caught[tap] for tap in self.taps}, n_frames
+        most = frames_of(self._architecture, windows.shape[1])  # of Whisper's, those beyond are silence
+        return {tap: caught[tap][:, :most] for tap in self.taps}, n_frames
+
+    def n_frames(self, valid: Tensor) -> Tensor:
+        """The number of frames (B,) that are signal, of windows with `valid` (B,) samples of signal."""
+        return frames_of(self._architecture, valid)
+
+
+def stack_of(model: Any) -> Any:
+    """The part of a model that has its transformer layers."""
+    return model if model.config.model_type == "whisper" else model.encoder
 
 
 def _has_few_channels(part: nn.Module) -> bool:

@@ -129,6 +129,7 @@ def compute(
     while done < len(names):
         rows = slice(done, min(done + batch.now, len(names)))
         samples, valid = (torch.from_numpy(array) for array in windows(rows))
+        _check_frames(model, valid, names[rows])
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # to measure this batch alone
         try:
@@ -141,6 +142,16 @@ def compute(
         done = rows.stop
         advance(len(valid))
     return found
+
+
+def _check_frames(model: Encoder, valid: Tensor, names: Sequence[str]) -> None:
+    """Raise InputError, naming utterances, where padding leaves signal for less than one frame of the encoder."""
+    short = (model.n_frames(valid) < 1).nonzero().flatten().tolist()
+    if short:
+        raise InputError(
+            f"{len(short)} utterances are shorter than one frame of this encoder; remove the trials or set "
+            f"extract.window.pad: repeat:\n{listing([f'{names[i]}: {valid[i]} samples' for i in short])}"
+        )
 
 
 def _moved(samples: Tensor, device: torch.device) -> Tensor:

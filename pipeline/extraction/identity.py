@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import trial_table
+from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
 from pipeline.core.sections import ExtractParams
 from pipeline.core.trial_table import Trials
@@ -29,6 +30,11 @@ def read_card(path: Path) -> Card:
 
 def spec_of(trials: Trials, card: Card, params: ExtractParams) -> Spec:
     """The spec of the store that these parameters ask for."""
+    frames = card.frames(params.window.samples)
+    if not frames:
+        raise InputError(
+            f"extract.window.samples: expected enough for one frame of {card.source}, got {params.window.samples}"
+        )
     storage = {} if params.storage == "float16" else {STORAGE: params.storage}
     return Spec(
         encoder={
@@ -42,7 +48,7 @@ def spec_of(trials: Trials, card: Card, params: ExtractParams) -> Spec:
         },
         trials=trial_table.fingerprint(trials),
         utterances=len(trials),
-        frames=card.frames(params.window.samples),
+        frames=frames,
         channels=card.channels,
         shard=params.shard,
     )

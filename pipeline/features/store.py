@@ -299,6 +299,19 @@ class Store:
     def _mark(self, view: str, shard: int, marker: Mapping[str, str]) -> None:
         _put(self._marker_path(view, shard), _marker_bytes({**marker, MARK: fingerprint(marker)}))
 
+    def take(self, view: str, shard: int, files: Mapping[str, bytes], facts: Mapping[str, str]) -> None:
+        """Write files of another store as they are, and then the marker.
+
+        files: array -> the bytes of its shard file. facts: what the marker of that store says of these arrays.
+        """
+        marker = self.marker(view, shard)
+        kept = {key: value for key, value in marker.items() if key.rpartition(" ")[2] not in files}
+        if kept != marker:
+            self._mark(view, shard, kept)
+        for array, data in files.items():
+            _put(self.shard_path(array, shard), data)
+        self._mark(view, shard, {**kept, **facts})
+
     def checksum_of_frames(self, n_frames: Block) -> str:
         """What a marker says of the counts of frames (n,) of its shard: the sha256 of their file."""
         return hashlib.sha256(encode_chunk(self._padded(n_frames)).data).hexdigest()
@@ -318,7 +331,7 @@ class Store:
         """
         digest = hashlib.sha256()
         for view in views:
-            wanted = self._names(view, layers)
+            wanted = self.names(view, layers)
             for shard, marker in enumerate(self.markers(view)):
                 for array in wanted:
                     if array not in marker:
@@ -347,7 +360,7 @@ class Store:
         files = 0
         for view in views:
             for shard, marker in enumerate(self.markers(view)):
-                for array in self._names(view, layers):
+                for array in self.names(view, layers):
                     files += 1
                     path, expected = self.shard_path(array, shard), marker.get(array, "no mark")
                     data = read_files([path]).get(path)
@@ -359,7 +372,7 @@ class Store:
             raise InputError(f"{len(wrong)} of {files} shard files are damaged; {REPAIR}:\n{listing(wrong)}")
         return files
 
-    def _names(self, view: str, layers: Sequence[Tap]) -> list[str]:
+    def names(self, view: str, layers: Sequence[Tap]) -> list[str]:
         """The names of all arrays of some layers of a view."""
         return ["n_frames", *(f"{view}/{array.name}" for layer in layers for array in self.spec.arrays(layer))]
 

@@ -1,0 +1,162 @@
+"""Features of a set at another place, a folder or an object store, from which others take them without the audio.
+
+    <place>/<encoder fingerprint>/<set>-<trials fingerprint>.zarr/    the stores, as below any root of features
+    <place>/sets/<set>.csv                                            the trial table, without the paths of audio
+    <place>/sets/<set>.json                                           the receipt, written last
+
+Shards are copied one by one, each held against the checksums of its marker before it is written. The marker comes last,
+so a copy that was cut off goes on with the first shard that is not whole. What comes from elsewhere is not trusted:
+names and shapes are made here, from the receipt and the spec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.audio import views
+from pipeline.core import trial_table
+from pipeline.core.contracts import Tap
+from pipeline.core.errors import InputError, listing
+from pipeline.core.files import write_bytes, write_text
+from pipeline.core.object_store import is_there, read_files
+from pipeline.core.trial_table import UNKNOWN
+from pipeline.features import receipt_files
+from pipeline.features.store import Store
+
+SETS = "sets"
+DEEPEST_LAYER = 200
+
+
+def push(receipt: Path, table: Path, place: Path, *, root: Path, layers: Sequence[Tap] = ()) -> int:
+    """Copy the features of a set or pool to a place, and return the number of shards that it lacked.
+
+    receipt, table: of the set. root: of the stores. layers: some of them; none for all.
+
+    Raises InputError where the features are not those of the receipt, the place holds others, or a file is damaged.
+    """
+    trials, copied = trial_table.read(table), 0
+    found: dict[str, dict[str, Any]] = {}
+    for name, _, store, told in receipt_files.open_sets(receipt, trials, root=root):
+        chosen = receipt_files.selected(store, told, layers=layers, views=told["views"]) if layers else told
+        copied += _copy(store, place, name, chosen)
+        found[name] = chosen
+    blank = dataclasses.replace(trials, path=np.full(len(trials), UNKNOWN))
+    write_text(place / SETS / table.name, trial_table.to_csv(blank))
+    content = found[receipt.stem] if list(found) == [receipt.stem] else {"pool": found}
+    write_text(place / SETS / receipt.name, json.dumps(content, indent=2) + "\n")
+    return copied
+
+
+def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) -> int:
+    """Copy the features of a set or pool from a place, and return the number of shards that were not here.
+
+    The receipt and the trial table are written where there are none. receipts, tables: their folders.
+
+    Raises InputError where the place has no such set, a file is damaged, or the store, the receipt or the table here is
+    of other features.
+    """
+    copied, receipt, table = 0, receipts / f"{name}.json", tables / f"{name}.csv"
+    with _fetched(name, place) as (far_receipt, far_table):
+        told = receipt_files.read_receipts(far_receipt)
+        _check(told, trials=len(trial_table.read(far_table)))
+        if receipt.is_file():
+            here = {one: found["store"] for one, found in receipt_files.read_receipts(receipt).items()}
+            if here != {one: found["store"] for one, found in told.items()}:
+                raise InputError(f"{receipt}: expected the receipt of the same features, got others; move it away")
+        for one, found in told.items():
+            store = Store.open(place / found["store"])
+            if store.spec.folder(one) != found["store"] or store.spec.utterances != found["utterances"]:
+                raise InputError(f"{store.path}: expected the store that its name stands for, got another spec")
+            copied += _copy(store, root, one, found)
+        receipt_files.open_sets(far_receipt, trial_table.read(table if table.is_file() else far_table), root=root)
+        for here_file, far_file in ((table, far_table), (receipt, far_receipt)):
+            if not here_file.is_file():
+                write_bytes(here_file, far_file.read_bytes())
+    return copied
+
+
+@contextlib.contextmanager
+def _fetched(name: str, place: Path) -> Iterator[tuple[Path, Path]]:
+    """The receipt and the trial table of a set at a place, as files of this machine. Errors name the place."""
+    wanted = [place / SETS / f"{name}.json", place / SETS / f"{name}.csv"]
+    found = read_files(wanted)
+    if len(found) < len(wanted):
+        raise InputError(f"{wanted[0]}: no features of {name} there; `bonafide cache push {name} {place}` brings them")
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder) / f"{name}.json", Path(folder) / f"{name}.csv"
+        for path, data in zip(here, found.values(), strict=True):
+            path.write_bytes(data)
+        try:
+            yield here
+        except InputError as error:
+            raise type(error)(str(error).replace(folder, str(place / SETS))) from None
+
+
+def _check(told: dict[str, dict[str, Any]], *, trials: int) -> None:
+    """Raise InputError for a receipt with names that no view or layer has, or of another number of trials."""
+    for receipt in told.values():
+        if not isinstance(receipt["views"], list) or not isinstance(receipt["layers"], list):
+            raise InputError("expected a receipt with lists of views and layers, got another")
+        for view in receipt["views"]:
+            views.parse(str(view))
+        for layer in receipt["layers"]:
+            if layer != "final" and not (type(layer) is int and 0 <= layer <= DEEPEST_LAYER):
+                raise InputError(f"expected a receipt with the numbers of layers, got {str(layer)[:100]!r}")
+    if sum(receipt["utterances"] for receipt in told.values()) != trials:
+        raise InputError(f"expected a receipt of {trials} trials, as the trial table has, got another number")
+
+
+def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
+    """Copy what a store below another root lacks of the views and layers of a receipt; return the number of shards."""
+    copied = 0
+    with Store.locked(root / source.spec.folder(name)):
+        target = Store.create(root, name, source.spec)
+        units = [(view, shard) for view in receipt["views"] for shard in range(source.spec.shards)]
+        for view in receipt["views"]:
+            target.add_arrays(view, receipt["layers"], attributes=source.attributes(view))
+        for view, shard in tqdm(units, desc=name, unit="shard", disable=None, leave=False):
+            copied += _copy_shard(source, target, view, shard, source.names(view, receipt["layers"]))
+    return copied
+
+
+def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Sequence[str]) -> bool:
+    """Copy the arrays of a shard that the target lacks; whether there were some."""
+    told, there = source.marker(view, shard), target.marker(view, shard)
+    if missing := [array for array in arrays if array not in told]:
+        raise InputError(f"{source.path}: shard {shard} of {missing[0]} is not whole there; make these features anew")
+    if other := [array for array in arrays if there.get(array, told[array]) != told[array]]:
+        raise InputError(
+            f"{target.path}: shard {shard} of {other[0]} has other bytes than in {source.path}; move the store away "
+            "for those"
+        )
+    lacking = [array for array in arrays if array not in there or not is_there(target.shard_path(array, shard))]
+    places = {array: source.shard_path(array, shard) for array in lacking}
+    found = read_files(list(places.values()))
+    wrong = [
+        f"{path}: expected sha256 {told[array][:12]}..., got {_sha256(found.get(path))[:12]}"
+        for array, path in places.items()
+        if _sha256(found.get(path)) != told[array]
+    ]
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} shard files are damaged, and nothing of their shard was taken; push the features there "
+            f"anew, or run this again:\n{listing(wrong)}"
+        )
+    if lacking:
+        facts = {key: value for key, value in told.items() if key.rpartition(" ")[2] in lacking}
+        target.take(view, shard, {array: found[path] for array, path in places.items()}, facts)
+    return bool(lacking)
+
+
+def _sha256(data: bytes | None) -> str:
+    return "no file" if data is None else hashlib.sha256(data).hexdigest()
