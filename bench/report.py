@@ -89,7 +89,9 @@ def generate(folder: Path, tree: Path, systems: int, attacks: int) -> None:
                 (data / f"metrics/{run}").mkdir()
                 training = {"dev_eer": rng.uniform(1, 40), "parameters": 17_000, "dev_threshold": 0.4, "remarks": []}
                 (data / f"metrics/{run}.json").write_text(json.dumps(training))
-                (data / f"curves/{run}.csv").write_text("epoch,loss,dev_eer\n1,0.9,20\n2,0.5,10\n")
+                (data / f"curves/{run}.csv").write_text(
+                    "epoch,loss,dev_loss,train_eer,dev_eer\n1,0.9,1.0,9,20\n2,0.5,0.7,5,10\n"
+                )
                 (data / f"seconds/{run}.json").write_text('{"seconds": 2.5}')
                 for name in SETS:
                     (data / f"metrics/{run}/{name}.json").write_text(json.dumps(metrics(rng, attacks)))

@@ -1,6 +1,9 @@
 """The stages of the flow: parse arguments, call `pipeline`, save."""
 
-from pipeline.core.errors import collect_garbage_seldom, say_interruptions_shortly
+import sys
+
+from pipeline.core.errors import collect_garbage_seldom, end_at_interruptions
 
 collect_garbage_seldom()  # before a stage imports torch
-say_interruptions_shortly()
+if sys.argv[0] in ("-m", "-c"):  # Python runs a stage as the whole process; nobody imports one for its functions
+    end_at_interruptions()

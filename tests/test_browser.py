@@ -530,6 +530,38 @@ def test_the_map_zooms_and_pans_and_a_drag_opens_nothing(tab: Tab) -> None:
     assert tab.complaints == []
 
 
+def test_two_fingers_zoom_the_map_and_not_the_page(browser: Any, report: Path) -> None:
+    tab = Tab(browser, report, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    point = next(point for point in ALONE if point)
+    x, y = tab.place(*(CHART["projections"][0][axis][point] for axis in "xy"))
+    picture = "document.getElementById('plane').toDataURL()"
+    whole = tab.evaluate(picture)
+    session = tab.context.new_cdp_session(tab.page)
+
+    def touch(kind: str, *apart: float) -> None:
+        fingers = [{"x": x - way, "y": y, "id": 0} for way in apart] + [
+            {"x": x + way, "y": y, "id": 1} for way in apart
+        ]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    touch("touchStart", 20)
+    for apart in (25, 35, 50, 60):
+        touch("touchMove", apart)
+    touch("touchEnd")
+    tab.until(f"{picture} !== {json.dumps(whole)}")
+    assert tab.evaluate("visualViewport.scale") == 1
+    tab.touchscreen.tap(x, y)  # three times as close, and the place between the fingers stays there
+    assert tab.text("#trial h3") == f"u{point}"
+    before = tab.evaluate(picture)
+    touch("touchStart", 60)
+    touch("touchMove", 30)
+    touch("touchMove", 15)
+    touch("touchEnd")
+    tab.until("document.getElementById('whole').disabled")
+    assert tab.evaluate(picture) != before
+    tab.context.close()
+
+
 def test_another_run_can_be_chosen(tab: Tab) -> None:
     assert tab.locator("section[data-run]").evaluate_all("all => all.map(one => one.hidden)") == [False, True]
     tab.locator("#run").select_option(SECOND)

@@ -110,6 +110,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def wait():
     print("ready", flush=True)
     time.sleep(60)
+def swallow():
+    try:
+        wait()
+    except KeyboardInterrupt:
+        raise AttributeError("as an import of numpy does") from None
 """
 
 
@@ -117,9 +122,10 @@ def wait():
     "code",
     [
         f"from pipeline.core.errors import run_command{WAITING}run_command(wait)",
-        f"import stages{WAITING}wait()",
+        f"{WAITING}import stages; swallow()",
+        f"from pipeline.core.errors import importing{WAITING}\nwith importing(): swallow()",
     ],
-    ids=["in a command", "during imports"],
+    ids=["in a command", "during the imports of a stage", "during those of a command"],
 )
 def test_an_interruption_is_one_word(code: str) -> None:
     root = str(Path(__file__).parents[1])

@@ -70,7 +70,9 @@ def inputs(tmp_path: Path) -> Path:
             is_bonafide = np.arange(130) < 50
             shares = curves.histogram(np.concatenate((bonafide, spoof)), is_bonafide)
             curves.write_histogram(plots / f"histogram/{name}.csv", shares)
-        (tmp_path / "curves" / f"{run}.csv").write_text(f"epoch,loss,dev_eer\n1,0.9,20.5\n2,0.4,\n3,0.3,{eers[0]}\n")
+        (tmp_path / "curves" / f"{run}.csv").write_text(
+            f"epoch,loss,dev_loss,train_eer,dev_eer\n1,0.9,1.1,9,20.5\n2,0.4,,,\n3,0.3,0.8,4,{eers[0]}\n"
+        )
     for run, seconds in (("b", 12.34), ("asp-qamo-2", 5.0)):
         timed = {"seconds": seconds, "weights": f"of {run}"}
         (tmp_path / "seconds" / f"{run}.json").write_text(json.dumps(timed))
@@ -542,7 +544,7 @@ def test_charts_show_the_run_that_dev_selected_of_as_many_systems_as_look_differ
 def test_the_page_draws_every_system_on_every_set(inputs: Path) -> None:
     html = (run(inputs) / "index.html").read_text()
     figures = re.findall(r"<figure>.*?</figure>", html, flags=re.DOTALL)
-    assert [figure.count("<polyline") for figure in figures] == [4, 4, 4, 4] + [3] * len(ORDER) * len(SETS)
+    assert [figure.count("<polyline") for figure in figures] == [4, 4, 4, 4, 4, 4] + [3] * len(ORDER) * len(SETS)
     assert [figure.count("<circle") for figure in figures[:4]] == [4] * 4
     assert html.count("<details") == len(ORDER)
     assert "nan" not in re.sub(r"<(style|script)>.*?</", "", html, flags=re.DOTALL)
@@ -598,11 +600,21 @@ def test_a_run_that_was_not_trained_is_left_out_of_the_training_curves(inputs: P
     html = (run(inputs) / "index.html").read_text()
     training = html[html.index('<h2 id="training">') : html.index('<h2 id="scores">')]
     titles = [re.findall(r"<title>(.*?)</title>", figure) for figure in training.split("<figure>")[1:]]
-    assert [names[:3] for names in titles] == [["asp-qamo", "b", "linear-&lt;b&gt;"]] * 2
-    assert re.findall(r'polyline class="(c\d)', training) == ["c0", "c2", "c3"] * 2  # each keeps its colour
+    assert [names[:3] for names in titles] == [["asp-qamo", "b", "linear-&lt;b&gt;"]] * 4
+    assert re.findall(r'polyline class="(c\d)', training) == ["c0", "c2", "c3"] * 4  # each keeps its colour
+    captions = ["loss in training", "loss on dev", "EER of a sample of the training set", "EER on dev"]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", training) == captions
     for path in (inputs / "curves").iterdir():
         path.unlink()
     assert '<h2 id="training">' not in (run(inputs) / "index.html").read_text()
+
+
+def test_what_no_training_measured_has_no_chart(inputs: Path) -> None:
+    for path in (inputs / "curves").iterdir():
+        path.write_text("epoch,loss,dev_loss,train_eer,dev_eer\n1,0.9,nan,nan,20.5\n2,0.5,nan,nan,9.5\n")
+    html = (run(inputs) / "index.html").read_text()
+    training = html[html.index('<h2 id="training">') : html.index('<h2 id="scores">')]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", training) == ["loss in training", "EER on dev"]
 
 
 def test_the_layer_curve_shows_every_set_and_method_and_the_chosen_layers(inputs: Path) -> None:
@@ -744,7 +756,11 @@ def test_runs_on_different_trials_are_not_compared(inputs: Path) -> None:
             "score,bonafide,spoof\n0,1,x\n",
             r"dev\.csv:2: expected a number, got 'x'",
         ),
-        ("curves/a.csv", "epoch,loss,dev_eer\n", r"a\.csv: expected at least one row; run `dvc repro -f train`"),
+        (
+            "curves/a.csv",
+            "epoch,loss,dev_loss,train_eer,dev_eer\n",
+            r"a\.csv: expected at least one row; run `dvc repro -f train`",
+        ),
     ],
 )
 def test_missing_or_malformed_curves_are_named(inputs: Path, path: str, text: str | None, message: str) -> None:

@@ -8,15 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core import members
-from pipeline.core.errors import collect_garbage_seldom, run_command, say_interruptions_shortly
+from pipeline.core.errors import collect_garbage_seldom, importing, run_command
 
 FOLDER = Path(__file__).parent
 
 
 def main() -> None:
     """Run `bonafide` as the whole process."""
-    say_interruptions_shortly()
     collect_garbage_seldom()
     run_command(lambda: dispatch(sys.argv[1:]))
 
@@ -35,7 +33,11 @@ def dispatch(argv: Sequence[str]) -> None:
     )
     parser.add_argument("command", choices=commands, metavar="COMMAND", help="one of the commands below")
     name = parser.parse_args(argv[:1]).command  # what follows is the command's own
-    members.member("commands", name).main(argv[1:])
+    with importing():
+        from pipeline.core import members
+
+        command = members.member("commands", name)
+    command.main(argv[1:])
 
 
 def _purpose(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
-from pipeline.core.errors import InputError, run_command
+from pipeline.core.errors import InputError, importing, run_command
 from pipeline.core.files import folder_of, read_json, readable_size
 from pipeline.core.params import Params
 from pipeline.encoder import kept
@@ -286,7 +286,8 @@ def _asked_stores(settings: Params) -> set[str]:
     """The stores that the parameters ask for, with the encoder and the trial tables that are here."""
     if not CARD.is_file():
         return set()
-    from pipeline.extraction import identity  # with transformers, which take seconds
+    with importing():
+        from pipeline.extraction import identity  # with transformers, which take seconds
 
     card = identity.read_card(CARD)
     precision = settings.extract.precision

@@ -19,7 +19,7 @@ from pipeline.audio import channels, decode
 from pipeline.commands import _score_arguments
 from pipeline.core import files
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import InputError, listing, printable, run_command
+from pipeline.core.errors import InputError, importing, listing, printable, run_command
 from pipeline.core.sections import MEAN, Channel
 
 if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"left out: {left_out.total()} files of other kinds ({kinds})", file=sys.stderr)
     if given.timeline:
         _check_distinct(found_files)
-    from pipeline import detect  # here, because torch imports slowly and --help does not need it
+    with importing():
+        from pipeline import detect  # here, because torch imports slowly and --help does not need it
     from pipeline.detect import assembly
 
     parts = assembly.find(given.run)

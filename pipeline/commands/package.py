@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import run_command
+from pipeline.core.errors import importing, run_command
 from pipeline.core.files import readable_size
 
 EXAMPLES = """\
@@ -35,7 +35,8 @@ example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises InputError for a run that is missing or incomplete."""
     given = _arguments(argv)
-    from pipeline.detect import hub, package  # here, because torch imports slowly and --help does not need it
+    with importing():
+        from pipeline.detect import hub, package  # here, because torch imports slowly and --help does not need it
 
     if given.push:
         hub.check_name(given.push)  # before the work

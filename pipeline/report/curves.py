@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import NormalDist
 
@@ -41,10 +41,15 @@ class Histogram:
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """The course of a training. epoch, loss, dev_eer (percent): (epochs,); nan where it was not measured."""
+    """The course of a training, (epochs,) each; nan where it was not measured.
+
+    loss: of the training steps. dev_loss: on dev. train_eer, dev_eer: percent, on training trials and on dev.
+    """
 
     epoch: NDArray[np.float64]
     loss: NDArray[np.float64]
+    dev_loss: NDArray[np.float64]
+    train_eer: NDArray[np.float64]
     dev_eer: NDArray[np.float64]
 
 
@@ -171,11 +176,12 @@ def read_histogram(path: Path) -> Histogram:
 
 
 def read_training(path: Path) -> TrainingCurve:
-    """Read the columns epoch, loss, dev_eer (percent) of a training curve. An empty cell is nan.
+    """Read the columns of a training curve. An empty cell is nan.
 
     Raises InputError, with file and line, where a column is missing or a cell is not a number.
     """
-    return TrainingCurve(*_read_csv(path, ("epoch", "loss", "dev_eer"), stage="train"))
+    columns = [field.name for field in fields(TrainingCurve)]
+    return TrainingCurve(*_read_csv(path, columns, stage="train"))
 
 
 def _write_csv(path: Path, columns: Mapping[str, NDArray[np.float64]]) -> None:

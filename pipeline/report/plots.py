@@ -50,7 +50,8 @@ def draw_dets(path: Path, dets: Mapping[str, Det]) -> None:
         colour = LINE_COLOUR if len(dets) == 1 else colour_of(i)
         axes.plot(far, frr, color=colour, linestyle=dash_of(i), label=label)
         at = eers[name].point
-        axes.plot(max(far[at], places[0]), max(frr[at], places[0]), "o", color=colour, clip_on=False, zorder=3)
+        dot = np.clip((far[at], frr[at]), places[0], places[-1])
+        axes.plot(*dot, "o", color=colour, clip_on=False, zorder=3)
     axes.set(xlim=places[[0, -1]], ylim=places[[0, -1]], xlabel="spoof accepted, %", ylabel="bona fide rejected, %")
     axes.set_xticks(places, ticks)
     axes.set_yticks(places, ticks)

@@ -32,6 +32,7 @@
   let size = 0; // pixels of the plane's side
   let view = { zoom: 1, left: 0, bottom: 0 }; // what the plane shows; left and bottom in units of the map
   let drag = null; // the way of a pressed pointer
+  const pressed = new Map(); // the pointers that are down, with their places: two fingers zoom
   let at = -1; // the point under the pointer or the keys
   let opened = -1; // the point whose trial is shown beside the map
 
@@ -274,8 +275,12 @@
 
   // Enlarges by a factor; the place (x, y) of the plane stays where it is. The map never leaves the plane.
   function zoomAt(factor, x = size / 2, y = size / 2) {
-    const [mapX, mapY] = toMap(x, y);
-    view.zoom = Math.min(CLOSEST, Math.max(1, view.zoom * factor));
+    zoomTo(view.zoom * factor, toMap(x, y), { x, y });
+  }
+
+  // Enlarges so many times, and puts a place of the map at a place of the plane.
+  function zoomTo(zoom, [mapX, mapY], { x, y }) {
+    view.zoom = Math.min(CLOSEST, Math.max(1, zoom));
     look(mapX - (x - EDGE) / scale(), mapY - (size - EDGE - y) / scale());
   }
 
@@ -283,6 +288,7 @@
     const most = run.top - run.top / view.zoom;
     view = { ...view, left: Math.min(most, Math.max(0, left)), bottom: Math.min(most, Math.max(0, bottom)) };
     byId("whole").disabled = view.zoom === 1;
+    canvas.classList.toggle("enlarged", view.zoom > 1);
     at = -1;
     requestAnimationFrame(() => {
       drawPoints();
@@ -303,7 +309,22 @@
     zoomAt(2 ** (-event.deltaY / 300), event.offsetX, event.offsetY);
   }
 
+  // Where two fingers are: their middle and their distance.
+  function fingers() {
+    const [a, b] = [...pressed.values()];
+    return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, apart: Math.hypot(a.x - b.x, a.y - b.y) };
+  }
+
+  // The place of the map that lay between the fingers stays between them.
+  function pinch(event) {
+    const before = fingers();
+    pressed.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
+    const after = fingers();
+    zoomTo(view.zoom * (after.apart / Math.max(before.apart, 1)), toMap(before.x, before.y), after);
+  }
+
   function onMove(event) {
+    if (pressed.size === 2 && pressed.has(event.pointerId)) return pinch(event);
     if (!drag) return pointAt(under(event));
     const [dx, dy] = [event.offsetX - drag.x, event.offsetY - drag.y];
     drag.moved ||= Math.hypot(dx, dy) > DRAG;
@@ -311,8 +332,20 @@
   }
 
   function onDown(event) {
+    if (event.isPrimary) pressed.clear();
+    pressed.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
     drag = { x: event.offsetX, y: event.offsetY, left: view.left, bottom: view.bottom, moved: false };
     if (view.zoom > 1) canvas.setPointerCapture(event.pointerId);
+  }
+
+  function onUp(event) {
+    pressed.delete(event.pointerId);
+    setTimeout(() => (drag = null)); // after the click that may follow
+  }
+
+  // Two fingers are for the map, and not for the page around it.
+  function onTouch(event) {
+    if (event.touches.length > 1) event.preventDefault();
   }
 
   // The trial at hand
@@ -559,8 +592,9 @@
     canvas.addEventListener("pointerleave", () => pointAt(-1));
     canvas.addEventListener("blur", () => pointAt(-1));
     canvas.addEventListener("keydown", onKey);
-    addEventListener("pointerup", () => setTimeout(() => (drag = null)));
-    addEventListener("pointercancel", () => (drag = null));
+    addEventListener("pointerup", onUp);
+    addEventListener("pointercancel", onUp);
+    for (const name of ["touchstart", "touchmove"]) canvas.addEventListener(name, onTouch, { passive: false });
     canvas.addEventListener("click", (event) => {
       const point = drag?.moved && view.zoom > 1 ? -1 : under(event);
       if (point >= 0) open(point);

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html.j2"
+TRAINING_CHARTS = (  # caption, column of the training curve, label
+    ("loss in training", "loss", "loss"),
+    ("loss on dev", "dev_loss", "loss"),
+    ("EER of a sample of the training set", "train_eer", "EER, %"),
+    ("EER on dev", "dev_eer", "EER, %"),
+)
 STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "charts.js", "map.js")  # become part of the page
 
 
@@ -179,26 +185,25 @@ def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
 
 
 def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:
-    """The loss and the dev EER of the charted systems by epoch, with a dot at the lowest value of each.
+    """The losses and EERs of the charted systems by epoch, with a dot at the lowest value of each.
 
-    Systems that were not trained are left out. Without trained systems there are no charts.
+    Systems that were not trained are left out, and charts of what no training measured.
     """
     ranks = {system: rank for rank, system in enumerate(charted(board)) if board.selected(system) in curves.trainings}
-    if not ranks:
-        return ()
     trainings = {system: curves.trainings[board.selected(system)] for system in ranks}
-    epochs = np.concatenate([training.epoch for training in trainings.values()])
     charts = []
-    for caption, column, label in (("loss", "loss", "loss"), ("dev EER", "dev_eer", "EER, %")):
+    for caption, column, label in TRAINING_CHARTS:
         lines = []
         for system, training in trainings.items():
             points = np.stack((training.epoch, getattr(training, column)), axis=1)
             points = points[np.isfinite(points).all(axis=1)]
-            lowest = tuple(points[np.argmin(points[:, 1])].tolist()) if len(points) else None
-            lines.append(Line(system, style(ranks[system]), points, lowest))
-        values = np.concatenate([line.points[:, 1] for line in lines])
-        x = linear_axis("epoch", epochs, whole=True)
-        charts.append(Chart(caption, WIDE, x, linear_axis(label, values), tuple(lines)))
+            if len(points):
+                lowest = tuple(points[np.argmin(points[:, 1])].tolist())
+                lines.append(Line(system, style(ranks[system]), points, lowest))
+        if lines:
+            epochs, values = np.concatenate([line.points for line in lines]).T
+            x = linear_axis("epoch", epochs, whole=True)
+            charts.append(Chart(caption, WIDE, x, linear_axis(label, values), tuple(lines)))
     return tuple(charts)
 
 
