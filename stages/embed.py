@@ -17,6 +17,7 @@ from pipeline.analysis import embedding_index, embeddings
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import run_command
 from pipeline.core.files import folder_beside, replace_folder
+from pipeline.features import receipt_files
 from pipeline.scoring import runs
 
 DEV = "dev"
@@ -41,6 +42,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--run", type=Path, required=True, metavar="FOLDER", help="the trained run")
     add("--trials", type=Path, required=True, metavar="FOLDER", help="with the tables of train.set, dev, evaluate.sets")
     add("--features", type=Path, required=True, metavar="FOLDER", help="with the receipts of the same sets")
+    add("--choice", default="", metavar="NAME", help="receipts of <layers>-<views>; default: those of whole sets")
     add("--embeddings", type=Path, required=True, metavar="FOLDER", help="to write, with a folder for each set")
     return parser.parse_args(argv)
 
@@ -50,7 +52,7 @@ def _embed(name: str, args: argparse.Namespace, folder: Path, *, root: Path) -> 
     from pipeline.scoring import scorer  # with torch, which takes a while: --help goes without
 
     table = trial_table.read(args.trials / f"{name}.csv")
-    data = scorer.open_set(args.run, args.features / f"{name}.json", table, root=root)
+    data = scorer.open_set(args.run, receipt_files.of_choice(args.features, name, args.choice), table, root=root)
     found = embedding_index.build(
         folder,
         _shown(scorer.embed(runs.backend(args.run), data), name, len(data)),

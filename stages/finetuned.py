@@ -50,7 +50,8 @@ def main() -> None:
     write_text(args.curves, history.to_csv(tuned["curves"]))
     for name in settings.evaluate.sets:
         table = trial_table.read(args.trials / f"{name}.csv")
-        found = scorer.score_set(args.run, args.features / f"{name}.json", table, root=settings.features.folder)
+        receipt = receipt_files.of_choice(args.features, name, receipt_files.FINETUNED)
+        found = scorer.score_set(args.run, receipt, table, root=settings.features.folder)
         layout = scorefile.layout_of(settings.sets[name].corpus)
         scorefile.write(args.scores / f"{name}.txt", table, found, layout=layout)
     print(f"{args.run.name}: dev EER {metrics['dev_eer']:.2f} % -> {args.run}")
@@ -85,7 +86,7 @@ def _seconds(path: Path, digest: str) -> float | None:
 
 def _opened(args: argparse.Namespace, settings: Params, tuned: dict[str, Any], *, weights: str) -> Dataset:
     """The dev set as the run reads it. Raises InputError where its features are of other weights than these."""
-    of_dev = args.features / "dev.json"
+    of_dev = receipt_files.of_choice(args.features, "dev", receipt_files.FINETUNED)
     for receipt in receipt_files.read_receipts(of_dev).values():
         if (found := receipt["encoder"]["weights_sha256"]) != weights:
             raise InputError(

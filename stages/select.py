@@ -1,6 +1,7 @@
 """Write receipts of just the layers and views that runs read: one for each choice of layers and views in the grid.
 
 So one more cached layer or view, which changes the receipt of the set, leaves all runs alone that do not read it.
+The receipts of analysed runs, the fine-tuned one included, lie in a folder of their own, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pipeline.core.files import write_text
 from pipeline.core.params import Params
 from pipeline.features import receipt_files
 
+Choice = tuple[str, tuple[Tap, ...], tuple[str, ...]]  # its name, its layers, its augmented views
+
 
 def main() -> None:
     """Parse, open, select, write."""
@@ -25,24 +28,35 @@ def main() -> None:
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters; default: params.yaml")
     add("--features", type=Path, required=True, metavar="FILE", help="receipt of a set or pool, from extract or pool")
     add("--selected", type=Path, required=True, metavar="FOLDER", help="to write <layers>-<views>.json into")
+    add("--analysed", type=Path, required=True, metavar="FOLDER", help="to write those of the analysed runs into")
     args = parser.parse_args()
     settings = params_file.load(args.params)
     opened = receipt_files.open_receipts(args.features, root=settings.features.folder)
-    for name, layers, views in _choices(settings):
-        found = {
-            one: receipt_files.selected(store, receipt, layers=layers, views=views)
-            for one, (store, receipt) in opened.items()
-        }
-        whole = found.get(args.features.stem) or {"pool": found}
-        write_text(args.selected / f"{name}.json", json.dumps(whole, indent=2) + "\n")
-    print(f"{args.features} -> {args.selected}")
+    for folder, choices in ((args.selected, _choices(settings)), (args.analysed, _analysed(settings))):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, layers, views in choices:
+            found = {
+                one: receipt_files.selected(store, receipt, layers=layers, views=views)
+                for one, (store, receipt) in opened.items()
+            }
+            whole = found.get(args.features.stem) or {"pool": found}
+            write_text(folder / f"{name}.json", json.dumps(whole, indent=2) + "\n")
+    print(f"{args.features} -> {args.selected}, {args.analysed}")
 
 
-def _choices(settings: Params) -> Iterator[tuple[str, tuple[Tap, ...], tuple[str, ...]]]:
-    """The choices by name, each with its layers and augmented views."""
+def _choices(settings: Params) -> Iterator[Choice]:
+    """The choices of the grid by name, each with its layers and augmented views."""
     for layers in settings.grid.layers:
         for views in settings.grid.views:
             yield f"{layers}-{views}", settings.layers[layers], settings.views[views].draw
+
+
+def _analysed(settings: Params) -> Iterator[Choice]:
+    """Those of them that `analyse` names, and the layers of the fine-tuned run."""
+    named = {f"{layers}-{views}" for layers in settings.analyse.layers for views in settings.analyse.views}
+    yield from (choice for choice in _choices(settings) if choice[0] in named)
+    if settings.evaluate.finetuned and settings.encoder.finetune:
+        yield receipt_files.FINETUNED, settings.encoder.finetune.layers, ()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, seat: Seat) -> Stops[None]:
 
 def _opened(args: argparse.Namespace, settings: Params, cell: Cell, seat: Seat, name: str) -> Dataset:
     """The features of a set, once for all cells that read the same of it."""
-    receipt = receipt_files.of_choice(args.features, name, layers=args.layers, views=args.views)
+    receipt = receipt_files.of_choice(args.features, name, f"{args.layers}-{args.views}")
     return seat.opened(
         (args.params, args.trials, receipt, cell.backend.reads),
         lambda: heads.open_features(cell, settings, name, trials=args.trials, receipt=receipt),

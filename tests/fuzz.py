@@ -2,8 +2,10 @@
 
 A kind of file has sound examples, a way to read one, and an oracle. A case is an example with a few random changes,
 drawn by the seed, the kind and the number of the case. It is read in a worker process. What may come of it: fine (it
-is read, and the oracle agrees) or refused (InputError). The defects are a traceback, a hang of more than `PATIENCE_S`,
-a crash of the process, and a misread, where the oracle does not agree.
+is read, and the oracle agrees) or refused (InputError). The defects are a traceback, a hang, a crash of the process,
+and a misread, where the oracle does not agree. A hang is a case that takes more than `PATIENCE_S` of processor time,
+its own and that of its child processes, or that gives no answer in `WAITS` times as long: other work on the machine
+alone makes no hang.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 from pipeline.core.errors import InputError, printable
 
 PATIENCE_S = 10.0
+WAITS = 6  # of a case that waits for the processor, and of one that waits for ever
 ADDRESSES = 12 * 2**30  # bytes of a worker
 FINE, REFUSED = "fine", "refused"
 TEXT = [
@@ -169,11 +172,12 @@ def _until_lost(kind: Kind, cases: range, found: Tried, *, seed: int, patience: 
     number = cases.start
     try:
         while number < cases.stop:
-            if not here.poll(patience):
-                said = f"hang: case {number}: more than {patience:g} s"
+            if not here.poll(WAITS * patience):
+                said = f"hang: case {number}: no answer in {WAITS * patience:g} s"
             else:
                 try:
-                    said = here.recv()
+                    said, seconds = here.recv()
+                    said = said if seconds <= patience else f"hang: case {number}: {seconds:.1f} s of processor time"
                 except EOFError:
                     child.join()
                     said = f"crash: case {number}: the process ended with {child.exitcode}"
@@ -191,7 +195,7 @@ def _until_lost(kind: Kind, cases: range, found: Tried, *, seed: int, patience: 
 
 
 def _work(kind: Kind, cases: range, seed: int, parent: Any) -> None:
-    """In a worker: try cases, and send what came of each."""
+    """In a worker: try cases, and send what came of each and the processor time that it took."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     os.environ["TQDM_DISABLE"] = "1"
     silent = os.open(os.devnull, os.O_WRONLY)
@@ -201,7 +205,9 @@ def _work(kind: Kind, cases: range, seed: int, parent: Any) -> None:
     os.chdir(folder)
     try:
         for number in cases:
-            parent.send(outcome(kind, number, seed=seed))
+            before = sum(os.times()[:4])
+            said = outcome(kind, number, seed=seed)
+            parent.send((said, sum(os.times()[:4]) - before))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)

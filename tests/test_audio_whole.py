@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.audio import by_libsndfile, containers, counting, decode, track
+from pipeline.audio import by_libsndfile, containers, counting, decode, joined, track
 from pipeline.core.errors import InputError
 from tests.beside import CASES, needs
 from tests.long_flac import long_flac
@@ -126,6 +127,74 @@ def test_joined_files_with_loss(tmp_path: Path, container: str, codec: str, rate
     again = got.samples[int((alone[0] + 0.2) * RATE) : int((alone[0] + 0.6) * RATE)]
     assert np.abs(quiet).max() < 0.1 * np.abs(loud).max()
     assert np.abs(again).max() < 0.1 * np.abs(loud).max()  # the second part begins quietly, too
+
+
+@functools.cache
+def of_kinds() -> dict[str, bytes]:
+    """3 s of sound in files of several kinds; of MP3 also one that counts no frames."""
+    told = {"mp3": ("mp3", {}), "bare mp3": ("mp3", {"write_xing": "0"}), "aac": ("adts", {}), "m4a": ("ipod", {})}
+    found = {
+        name: encoded(kind, "mp3" if kind == "mp3" else "aac", first()[None], container_options=options)
+        for name, (kind, options) in told.items()
+    }
+    found |= {kind: written(first(), kind) for kind in ("FLAC", "WAV", "AIFF", "CAF")}
+    return found | {
+        "ogg": written(first(), "OGG", "VORBIS"),
+        "mka": encoded("matroska", "flac", first()[None]),
+        "webm": encoded("webm", "libopus", speech(48_000, 3.0)[None], rate=48_000, target=Pipe()),
+    }
+
+
+@pytest.mark.parametrize("one", ["mp3", "bare mp3", "FLAC", "ogg", "mka", "webm"])
+def test_joined_files_of_several_kinds_are_heard_whole_or_refused(tmp_path: Path, one: str) -> None:
+    for other, data in of_kinds().items():
+        if other == one:
+            continue
+        try:
+            seconds = len(heard(tmp_path / "x", of_kinds()[one] + data).samples) / RATE
+        except InputError:
+            assert (one, other) == ("FLAC", "mka")  # which holds the opening of its own FLAC
+        else:
+            assert seconds == pytest.approx(6.0, abs=0.4), other
+
+
+def test_joined_files_of_three_kinds(tmp_path: Path) -> None:
+    several = [of_kinds()[kind] for kind in ("mp3", "FLAC", "mp3", "mp3", "ogg", "FLAC", "webm", "bare mp3")]
+    assert len(joined.parts(b"".join(several))) == len(several)
+    assert len(heard(tmp_path / "x", b"".join(several)).samples) / RATE == pytest.approx(24.0, abs=0.4)
+
+
+def test_what_looks_like_another_file_inside_of_tags_is_none(tmp_path: Path) -> None:
+    wav = written(second(), "WAV")
+    riff = b"\x02" + (len(wav) + 4).to_bytes(3, "big") + b"riff" + wav  # as `flac --keep-foreign-metadata` writes it
+    data = of_kinds()["FLAC"]
+    got = heard(tmp_path / "x", data[:42] + riff + data[42:])
+    np.testing.assert_array_equal(got.samples, heard(tmp_path / "y", data).samples)
+    size = bytes(len(wav) + 10 >> shift & 0x7F for shift in (21, 14, 7, 0))
+    tagged = b"ID3\x04\0\0" + size + b"GEOB" + bytes(6) + wav + of_kinds()["mp3"]
+    assert len(joined.parts(tagged)) == 1
+
+
+def test_mp4_whose_tables_name_half_of_the_sound_is_refused(tmp_path: Path) -> None:
+    data = bytearray(of_kinds()["m4a"])
+    for name, at in ((b"stsz", 12), (b"stts", 12), (b"mdhd", 20), (b"mvhd", 20), (b"tkhd", 24), (b"elst", 12)):
+        place = data.index(name) + at
+        (whole,) = struct.unpack(">I", data[place : place + 4])
+        data[place : place + 4] = struct.pack(">I", whole // 2)
+    with pytest.raises(
+        InputError, match=r"\d+ bytes of sound lie in the file, and its tables name \d+ of them, 1\.5\d s"
+    ):
+        heard(tmp_path / "x.m4a", bytes(data))
+
+
+def test_kinds_of_which_a_cut_file_looks_whole_are_not_read(tmp_path: Path) -> None:
+    for kind in ("VOC", "PVF", "IRCAM"):
+        with pytest.raises(InputError, match=f"expected an audio file .*, got .*{kind}.*, which is not read"):
+            heard(tmp_path / "x", written(first(), kind))
+    nist = written(first(), "NIST")
+    assert len(heard(tmp_path / "x", nist).samples) == len(first())
+    with pytest.raises(InputError, match="the file is shorter than its header says"):
+        heard(tmp_path / "x", nist[: len(nist) // 2])
 
 
 def test_a_part_that_is_damaged_is_named(tmp_path: Path) -> None:

@@ -220,6 +220,20 @@ def test_names_that_are_no_utf_8_are_told(here: Path, tmp_path: Path, capsys: py
     assert json.loads(printed)["file"] == str(path)
 
 
+def test_a_name_with_a_line_end_makes_no_line_of_its_own(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a.flac\n   9.9999         1.000  bonafide         1  b.flac", "gone\nerror: no.wav", "t\tb.flac"]
+    for name in (names[0], names[2]):
+        shutil.copy("audio/eval/0.flac", tmp_path / name)
+    run("detect", *(tmp_path / name for name in names), "--run", POOLED, code=1)
+    said = capsys.readouterr()
+    assert [line.split("  ")[-1] for line in said.out.splitlines()[2:]] == [
+        *("b.flac", f"{tmp_path}/gone\\nerror: no.wav", f"{tmp_path}/t\\tb.flac")
+    ]
+    assert f"error: {tmp_path}/gone\\nerror: no.wav: no such file" in said.err.splitlines()[0]
+
+
 def test_folders_that_cannot_be_read_are_told(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

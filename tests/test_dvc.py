@@ -1,6 +1,7 @@
 """The DVC files: every stage declares exactly the modules that its script imports, its paths, its own parameters."""
 
 import ast
+import re
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 from pipeline.core import params_file
 from pipeline.core.members import names
 from pipeline.core.params import Params
+from pipeline.features import receipt_files
 from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -142,12 +144,29 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
     cell = {"backends.asp", "layers.all", "losses.qamo", "train", "views.clean"}
     assert own["train@asp-qamo-all-clean-1"] == cell
     assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set"}
-    assert own["select@eval"] == {"grid.layers", "grid.views", "layers", "views"}
+    chosen = {"analyse.layers", "analyse.views", "encoder.finetune.layers", "evaluate.finetuned"}
+    assert own["select@eval"] == {"grid.layers", "grid.views", "layers", "views", *chosen}
     assert own["prepare@eval"] == {"sets.eval", "encoder.normalize"}
     assert own["report"] == {"analyse", "encoder", "evaluate", "grid", "pools", "report", "sets", "train.set"}
     assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {
         "train@linear-aoc-all-clean-1",
         "train@asp-aoc-all-clean-1",
+    }
+
+
+def test_no_stage_of_a_run_depends_on_layers_that_it_does_not_read(
+    stages: list[PipelineStage], tuned: list[PipelineStage]
+) -> None:
+    whole = {
+        stage.name.partition("@")[0]
+        for stage in (*stages, *tuned)
+        if any(dep.def_path.startswith("data/features") for dep in stage.deps)
+    }
+    assert whole == {"select", "layers"}  # and `pool`, which the parameters as they come have none of
+    choices = {stage.name: re.findall(r"--choice (\S+)", stage.cmd) for stage in (*stages, *tuned)}
+    assert {name: choice for name, (choice,) in ((name, found) for name, found in choices.items() if found)} == {
+        "embed@linear-qamo-all-clean-1": "all-clean",
+        "embed_finetuned@mine": receipt_files.FINETUNED,
     }
 
 

@@ -490,7 +490,7 @@ def test_the_fine_tuned_run_is_scored_and_evaluated_like_those_of_the_grid(proje
     own = ["finetuned@tuned", "evaluate_finetuned@tuned"]
     assert [stage for stage in ran if "tuned" in stage] == own
     assert {"encoder", "extract@dev"} <= set(ran)
-    assert {stage.partition("@")[0] for stage in set(ran) - set(own)} <= {"encoder", "extract", "pool"}
+    assert {stage.partition("@")[0] for stage in set(ran) - set(own)} <= {"encoder", "extract", "pool", "select"}
     trained, metrics = (
         json.loads((project.folder / f"data/metrics/{name}.json").read_text()) for name in ("tuned", "tuned/dev")
     )

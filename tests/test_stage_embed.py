@@ -133,6 +133,17 @@ def test_the_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "embeddings/r").exists()
 
 
+def test_the_receipt_of_the_choice_is_read(tmp_path: Path) -> None:
+    project(tmp_path)
+    for name in SIZES:
+        (tmp_path / f"analysed/{name}").mkdir(parents=True)
+        (tmp_path / f"features/{name}.json").rename(tmp_path / f"analysed/{name}/all-clean.json")
+    with pytest.raises(InputError, match=r"features/train\.json: no receipt there"):
+        embed.main(arguments(tmp_path))
+    embed.main([*arguments(tmp_path), "--features", str(tmp_path / "analysed"), "--choice", "all-clean"])
+    assert sorted(path.name for path in (tmp_path / "embeddings/r").iterdir()) == sorted(SIZES)
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     project(tmp_path)
     (tmp_path / "embeddings/r").mkdir(parents=True)

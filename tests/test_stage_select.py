@@ -21,7 +21,7 @@ from tests.test_cache import Project, project
 from tests.test_gather import VIEWS
 
 __all__ = ["project"]  # a fixture
-SELECTED = Path("data/selected")
+SELECTED, ANALYSED = Path("data/selected"), Path("data/analysed")
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +32,23 @@ def choices(project: Project) -> None:
     settings["layers"] = {"all": [2, 5, "final"], "turned": ["final", 2]}
     settings["views"] = {"clean": {"draw": [], "probability": 0.0}, "noisy": {"draw": ["noise_0"], "probability": 0.4}}
     settings["grid"] |= {"layers": ["all", "turned"], "views": ["clean", "noisy"]}
-    settings["analyse"] |= {"backend": []}
+    settings["analyse"] |= {"layers": ["turned"], "views": ["noisy"]}
     YAML(typ="safe").dump(settings, project.folder / "params.yaml")
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    words = f"--features data/features/{name}.json --selected {SELECTED}/{name}"
+    """The receipts of the choices; those of the analysed ones lie in ANALYSED."""
+    words = f"--features data/features/{name}.json --selected {SELECTED}/{name} --analysed {ANALYSED}/{name}"
     monkeypatch.setattr("sys.argv", ["select", *words.split()])
     select.main()
     return {path.stem: path.read_bytes() for path in sorted((SELECTED / name).iterdir())}
+
+
+def change(project: Project, section: str, **entries: object) -> None:
+    """Other parameters."""
+    settings = YAML(typ="safe").load(project.folder / "params.yaml")
+    settings[section] |= entries
+    YAML(typ="safe").dump(settings, project.folder / "params.yaml")
 
 
 def test_a_choice_has_its_own_layers_views_and_digest(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,10 +78,10 @@ def test_a_run_reads_by_it_what_it_reads_by_the_whole_receipt(
 ) -> None:
     run("train", monkeypatch)
     table = trial_table.read(Path("data/trials/train.csv"))
-    path = receipt_files.of_choice(SELECTED, "train", layers="turned", views="noisy")
+    path = receipt_files.of_choice(SELECTED, "train", "turned-noisy")
     assert path == SELECTED / "train/turned-noisy.json"
     assert list(read_receipts(path)) == ["train"]
-    whole = receipt_files.of_choice(project.receipts, "train", layers="turned", views="noisy")
+    whole = receipt_files.of_choice(project.receipts, "train", "turned-noisy")
     assert whole == project.receipts / "train.json"
     one, other = (
         open_set(each, table, root=project.root, reads="frames", layers=("final", 2), views=("noise_0",))
@@ -143,3 +151,29 @@ def test_a_layer_that_is_not_extracted_is_told_with_the_remedy(
     with pytest.raises(InputError, match=r"expected the layers final, the features have 2, 5; add them to extract\.la"):
         run("train", monkeypatch)
     assert sys.argv[0] == "select"
+
+
+def test_analysed_runs_have_receipts_that_no_other_choice_changes(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run("train", monkeypatch)
+    assert [path.name for path in (ANALYSED / "train").iterdir()] == ["turned-noisy.json"]
+    assert (ANALYSED / "train/turned-noisy.json").read_bytes() == found["turned-noisy"]
+    change(project, "layers", five=[5])
+    change(project, "grid", layers=["all", "five", "turned"])
+    assert len(run("train", monkeypatch)) == 6
+    assert [path.name for path in (ANALYSED / "train").iterdir()] == ["turned-noisy.json"]
+    assert (ANALYSED / "train/turned-noisy.json").read_bytes() == found["turned-noisy"]
+
+
+def test_the_fine_tuned_run_has_its_own(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = YAML(typ="safe").load(project.folder / "params.yaml")
+    change(project, "encoder", finetune=settings["encoder"]["finetune"] | {"on": True, "layers": [5, 2]})
+    change(project, "evaluate", finetuned=["mine"])
+    change(project, "analyse", layers=[])
+    run("train", monkeypatch)
+    path = receipt_files.of_choice(ANALYSED, "train", receipt_files.FINETUNED)
+    assert list((ANALYSED / "train").iterdir()) == [path]
+    assert list(read_receipts(path)) == ["train"]
+    found, store = json.loads(path.read_text()), Store.open(project.store("train"))
+    assert (found["layers"], found["views"], found["digest"]) == ([5, 2], [CLEAN], store.digest([CLEAN], [5, 2]))

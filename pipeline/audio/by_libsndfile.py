@@ -25,8 +25,11 @@ PCM_BYTES = {
     "FLOAT": 4,
     "DOUBLE": 8,
 }
+FORMATS = ("AIFF", "AU", "CAF", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX")  # cut ones are seen
 WRONG = "(should be"
 WRONG_SIZE = re.compile(r"^(?!\s*(?:Bytes/sec|Block Align|Bit Width)).*?(\d+) \(should be", re.MULTILINE)  # in the log
+
+NIST_SAMPLES, NIST_HEADER = re.compile(rb"^sample_count -i (\d{1,18})\s*$", re.MULTILINE), 1_024
 
 
 class UndecodableError(Exception):
@@ -75,6 +78,8 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing) -> Track:
 
 def _check_stated(name: str, data: bytes, kind: str | None, file: soundfile.SoundFile) -> None:
     """Compare the length by the header with the frames. Raises as `decode`."""
+    if file.format not in FORMATS:
+        raise whole.of_another_kind(name, file.format_info)
     if file.frames > UNKNOWN_FRAMES:
         raise UndecodableError("the file does not state its length")
     if kind == "flac" and file.format == "FLAC" and not counting.flac_ends(data, file.frames):
@@ -93,6 +98,8 @@ def _check_heard(track: Track, data: bytes, kind: str | None, file: soundfile.So
     """Compare what was decoded with the bytes of the file. Raises as `decode`."""
     if missing := whole.missing(track, whole.counted(data, kind, track.rate)):
         raise UndecodableError(missing)
+    if file.format == "NIST" and (stated := NIST_SAMPLES.search(data[:NIST_HEADER])) and int(stated[1]) > track.length:
+        raise whole.cut_off(track.name)
     width = PCM_BYTES.get(file.subtype, 0) * file.channels
     if kind in ("caf", "au", None) and width and len(data) - track.length * width > whole.OVERHEAD:
         raise InputError(

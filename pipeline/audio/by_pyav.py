@@ -17,7 +17,7 @@ from pipeline.audio.track import Hearing, Track
 from pipeline.audio.windowing import Samples
 from pipeline.core.errors import InputError
 
-READABLE = "WAV, FLAC, OGG, MP3; with the extra `av` also M4A, MOV, WebM, MKA, AAC, AMR, WMA"
+UNNAMED = 0.05  # of the bytes of sound in an MP4 file: so many may be named by none of its tables
 
 
 def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason: str) -> Track:
@@ -26,8 +26,7 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason
     Raises InputError for a file that is no audio, cut off or damaged, and where PyAV is not installed.
     """
     if kind in (None, "wav", "aiff"):
-        other = f"{containers.not_read(data)}, which is not read" if containers.not_read(data) else "none"
-        raise InputError(f"{name}: expected an audio file ({READABLE}), got {other} ({reason})")
+        raise whole.of_another_kind(name, containers.not_read(data), reason=f" ({reason})")
     try:
         import av  # an extra
     except ImportError:
@@ -45,6 +44,12 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason
         raise whole.damaged(name, f"libsndfile: {reason}; PyAV: {error.strerror}") from None
     if found is None:
         raise InputError(f"{name}: expected audio in one known format, got none or several; remove the trial")
+    held = containers.bytes_of_media(data) if kind == "mp4" else 0
+    if held - found.size > max(UNNAMED * held, whole.OVERHEAD):
+        raise InputError(
+            f"{name}: {held} bytes of sound lie in the file, and its tables name {found.size} of them, "
+            f"{found.track.seconds:.2f} s; mend the header, or write the file anew with all of its sound"
+        )
     guesses = kind == "asf" and not containers.asf_states_length(data)
     if kind in ("aac", "amr") or guesses or (frames and not frames.stated):
         found = found._replace(stated=0)  # FFmpeg guesses it, too
@@ -59,13 +64,15 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason
 class _Stream(NamedTuple):
     """A track as FFmpeg decoded it, and facts that the file states.
 
-    stated: the number of samples, 0 where unknown. broken: a packet was damaged, or a frame is missing.
+    stated: the number of samples, 0 where unknown. broken: a packet was damaged, or a frame is missing. size: the bytes
+    of all packets, also those of pictures.
     flac_info: the STREAMINFO block, empty for other codecs. checksum: of the samples, for FLAC.
     """
 
     track: Track
     stated: int
     broken: bool
+    size: int
     flac_info: bytes
     checksum: bytes
 
@@ -82,8 +89,11 @@ def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
         context.options = {"err_detect": "crccheck+explode"}
     track: Track | None = None
     first: tuple[str, int, int] | None = None
-    broken, expected, checksum = False, None, hashlib.md5(usedforsecurity=False)
-    for packet in file.demux(stream):
+    broken, size, expected, checksum = False, 0, None, hashlib.md5(usedforsecurity=False)
+    for packet in file.demux():
+        size += packet.size
+        if packet.stream.index != stream.index:
+            continue
         broken |= packet.is_corrupt
         for frame in packet.decode():
             if is_flac and stream.time_base * frame.sample_rate == 1:
@@ -104,7 +114,7 @@ def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
         return None
     track.decoder = "PyAV"
     info = context.extradata if is_flac else b""
-    return _Stream(track, _stated(file, stream, track.rate), broken, info, checksum.digest())
+    return _Stream(track, _stated(file, stream, track.rate), broken, size, info, checksum.digest())
 
 
 def _stated(file: Any, stream: Any, rate: int) -> int:

@@ -1,17 +1,14 @@
-"""What the bytes of an audio file say before they are decoded: its kind, its parts, and how long it is.
+"""What the bytes of an audio file say before they are decoded: its kind, and where its chunks or boxes end.
 
-A header may state a length that is too small, and a file may be several files that were joined. Decoders then stop
-early and say nothing. So the length is also counted from the frames, packets or chunks of the file, where that is
-possible without decoding.
+A header may state a length that is too small. Decoders then stop early and say nothing. So the length is also counted
+from the chunks of the file here, and from its frames or packets in `counting`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from pipeline.audio import counting
 from pipeline.audio.counting import after_id3
 
 UNKNOWN_BYTES = 0x7FFF_0000  # a WAV file that was written to a pipe states a size above this, as nobody filled it in
@@ -19,7 +16,11 @@ MPEG_SYNC, MPEG_LAYER = 0xFFE0, 0x0006  # in the first two bytes of an MPEG fram
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # one of these begins an MP4 or MOV file
 EBML, ASF = b"\x1aE\xdf\xa3", b"0&\xb2u\x8ef\xcf\x11\xa6\xd9\x00\xaa\x00b\xcel"
 ASF_PROPERTIES = b"\xa1\xdc\xab\x8cG\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c Se"
-SEGMENT = b"\x18S\x80g"
+SEGMENT, CLUSTER = b"\x18S\x80g", b"\x1fC\xb6u"
+ELEMENTS = (  # of a Matroska segment (RFC 9559, 5): its own, and those of a cluster
+    *(CLUSTER, b"\x11M\x9bt", b"\x15I\xa9f", b"\x16T\xaek", b"\x1cS\xbbk", b"\x12T\xc3g", b"\x10C\xa7p", b"\x19A\xa4i"),
+    *(b"\xec", b"\xbf", b"\xe7", b"\xa3", b"\xa0", b"\xa7", b"\xab", b"X\x54"),
+)
 OPENINGS = {  # FFmpeg's names of the kinds
     b"fLaC": "flac",
     b"OggS": "ogg",
@@ -72,79 +73,6 @@ def not_read(data: bytes) -> str | None:
     return next((name for opening, name in NOT_READ.items() if data.startswith(opening)), None)
 
 
-def parts(data: bytes) -> list[bytes]:
-    """The files that were joined to this one, in order; mostly one."""
-    begins = _BEGINS[name](data) if (name := kind(data)) in _BEGINS else []
-    ends = [0, *sorted(begin for begin in begins if begin > after_id3(data)), len(data)]
-    return [data[start:end] for start, end in pairwise(ends)]
-
-
-def _found(data: bytes, opening: bytes) -> Iterator[int]:
-    """Yield where some bytes stand, except at the start; from behind, which Python searches faster."""
-    place = data.rfind(opening, 1)
-    while place >= 0:
-        yield place
-        place = data.rfind(opening, 1, place)
-
-
-def _flac_begins(data: bytes) -> list[int]:
-    return [at for at in _found(data, b"fLaC") if data[at + 4 : at + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22")]
-
-
-def _ebml_begins(data: bytes) -> list[int]:
-    return [at for at in _found(data, EBML) if any(name in data[at : at + 64] for name in (b"webm", b"matroska"))]
-
-
-def _wav_begins(data: bytes) -> list[int]:
-    """A WAV file with nothing behind its chunks is not searched."""
-    found = chunks(data)
-    if found is None or not (found.unheard or found.size == 0 or found.size >= UNKNOWN_BYTES):
-        return []
-    return [at for at in _found(data, b"RIFF") if data[at + 8 : at + 12] == b"WAVE" and _is_chunk(data, at + 12)]
-
-
-def _aiff_begins(data: bytes) -> list[int]:
-    return [at for at in _found(data, b"FORM") if data[at + 8 : at + 16] in (b"AIFFCOMM", b"AIFCFVER", b"AIFCCOMM")]
-
-
-def _mp3_begins(data: bytes) -> list[int]:
-    """Where frames stand that say how many frames follow: an encoder writes one, in front. A tag before it is its."""
-    found, end = [], 0
-    for frame in counting.mpeg_frames(data):
-        if frame.tag and end:
-            found.append(end if data.startswith(b"ID3", end) else frame.place)
-        end = frame.place + frame.header.size
-    return found
-
-
-def _ogg_begins(data: bytes) -> list[int]:
-    """The first pages of streams, where the page before is no first page."""
-    found, before = [], True
-    for page in counting.ogg_pages(data):
-        if page.first and not before:
-            found.append(page.place)
-        before = page.first
-    return found
-
-
-def _mp4_begins(data: bytes) -> list[int]:
-    return [place for place, name, _ in boxes(data) if name == b"ftyp"]
-
-
-_BEGINS: dict[str, Callable[[bytes], list[int]]] = {
-    "aiff": _aiff_begins,
-    "amr": lambda data: list(_found(data, b"#!AMR\n")) + list(_found(data, b"#!AMR-WB\n")),
-    "asf": lambda data: list(_found(data, ASF)),
-    "caf": lambda data: list(_found(data, b"caff\0\1\0\0desc")),
-    "flac": _flac_begins,
-    "matroska": _ebml_begins,
-    "mp3": _mp3_begins,
-    "mp4": _mp4_begins,
-    "ogg": _ogg_begins,
-    "wav": _wav_begins,
-}
-
-
 # ---------------------------------------------------------------- MP4
 
 
@@ -166,6 +94,11 @@ def end_of_boxes(data: bytes) -> int:
     return max((place + size for place, _, size in boxes(data)), default=0)
 
 
+def bytes_of_media(data: bytes) -> int:
+    """The bytes of sound and pictures in an MP4 file."""
+    return sum(max(0, min(size, len(data) - place) - 8) for place, name, size in boxes(data) if name == b"mdat")
+
+
 def end_of_segment(data: bytes) -> int:
     """The offset at which the segment of a Matroska file should end; 0 where it does not say."""
     size, place = _ebml_size(data, len(EBML))
@@ -173,6 +106,18 @@ def end_of_segment(data: bytes) -> int:
         return 0
     length, body = _ebml_size(data, place + size + 4)
     return 0 if length < 0 else body + length
+
+
+def end_of_elements(data: bytes) -> int:
+    """The offset at which the elements of a Matroska segment that states no size end, as those of a live stream."""
+    size, place = _ebml_size(data, len(EBML))
+    place = _ebml_size(data, place + size + 4)[1]
+    while name := next((name for name in ELEMENTS if data.startswith(name, place)), b""):
+        size, body = _ebml_size(data, place + len(name))
+        if size < 0 and name != CLUSTER:
+            break
+        place = body + max(size, 0)  # into a cluster that states no size, too
+    return min(place, len(data))
 
 
 def asf_states_length(data: bytes) -> bool:
@@ -212,7 +157,7 @@ def chunks(data: bytes) -> Chunks | None:
     order: Literal["little", "big"] = "little" if data[:4] in (b"RIFF", b"RF64", b"BW64") else "big"
     samples = b"SSND" if data[:4] == b"FORM" else b"data"
     place, start, size, codec, rate, long = 12, 0, 0, 0, 0, 0
-    while _is_chunk(data, place):
+    while is_chunk(data, place):
         name, stated = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], order)
         body = place + 8
         if start and (name == samples or body + stated > len(data) + 1):
@@ -225,14 +170,14 @@ def chunks(data: bytes) -> Chunks | None:
         elif name == samples:
             start, size = body, stated
             stated = size = long if stated == 0xFFFF_FFFF and long else stated
-        place = body + stated + (stated & 1 and not _is_chunk(data, body + stated))
+        place = body + stated + (stated & 1 and not is_chunk(data, body + stated))
     if not start:
         return None
     rest = data[start + size :] if place + 8 < len(data) else b""
     return Chunks(start, size, codec, rate, len(rest.rstrip(b"\0")))
 
 
-def _is_chunk(data: bytes, place: int) -> bool:
+def is_chunk(data: bytes, place: int) -> bool:
     """Whether the name of a chunk may stand at an offset. Another file that follows is no chunk."""
     name = data[place : place + 4]
     printable = len(name) == 4 and all(32 <= byte < 127 for byte in name)

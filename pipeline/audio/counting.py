@@ -7,7 +7,7 @@ FLAC (RFC 9639, 9.1), Opus in Ogg (RFC 6716, 3.1, and RFC 7845), AAC in ADTS (IS
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 ID3_HEADER = 10  # bytes of the header of an ID3v2 tag; its last four hold the size, seven bits in each
@@ -144,26 +144,32 @@ FLAC_BLOCKS = (0, 192, 576, 1152, 2304, 4608, 0, 0, 256, 512, 1024, 2048, 4096, 
 
 
 def flac_ends(data: bytes, stated: int) -> bool:
-    """Whether the last frame of a FLAC file ends with the stated number of samples.
+    """Whether the last frame of a FLAC file ends with the stated number of samples."""
+    found = last_flac_frame(data, max(flac_frames(data), len(data) - FLAC_TAIL))
+    return found is not None and found[1] == stated
+
+
+def last_flac_frame(data: bytes, first: int) -> tuple[int, int] | None:
+    """The offset of the last frame of a FLAC file, and the samples up to its end; None where none is behind `first`.
 
     The frame is found from behind. Bytes inside of a frame may look like another one, but hardly with a valid checksum
     and the properties of the first frame.
     """
     start = after_id3(data)
     block = int.from_bytes(data[start + 8 : start + 10], "big")
-    start = _after_blocks(data, start + 4)
-    first = max(start, len(data) - FLAC_TAIL)
+    start = flac_frames(data)
     form = _flac_form(data[start : start + 4])
     place = len(data)
     while (place := data.rfind(b"\xff", first, place)) >= 0:
         head = data[place : place + 16]
         if _flac_form(head) == form and (end := _flac_end(head, block)) is not None:
-            return end == stated
-    return False
+            return place, end
+    return None
 
 
-def _after_blocks(data: bytes, place: int) -> int:
-    """The offset after the metadata blocks of a FLAC file."""
+def flac_frames(data: bytes) -> int:
+    """The offset of the first frame of a FLAC file, behind its metadata blocks."""
+    place = after_id3(data) + 4
     while place + 4 <= len(data):
         last = data[place] & 0x80
         place += 4 + int.from_bytes(data[place + 1 : place + 4], "big")
@@ -294,6 +300,8 @@ def _opus_samples(head: bytes) -> int:
 
 # ---------------------------------------------------------------- AAC and AMR, frame by frame
 
+FRAMES = 4  # that follow each other are no accident
+
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # Hz
 AMR_SIZES = {  # bytes of a frame of 20 ms after its first byte, by its mode
     b"#!AMR\n": (12, 13, 15, 17, 19, 20, 26, 31, 5, 0, 0, 0, 0, 0, 0, 0),
@@ -301,15 +309,43 @@ AMR_SIZES = {  # bytes of a frame of 20 ms after its first byte, by its mode
 }
 
 
+def frames_begin(data: bytes, start: int) -> int:
+    """The offset of the first of several frames of MP3 or AAC that follow each other, from `start` on; -1 for none."""
+    place = start - 1
+    while (place := data.find(b"\xff", place + 1)) >= 0:
+        if any(_follow(data, place, size_of) for size_of in (_mpeg_size, _aac_size)):
+            return place
+    return -1
+
+
+def _follow(data: bytes, place: int, size_of: Callable[[bytes], int]) -> bool:
+    """Whether whole frames follow each other from an offset."""
+    for _ in range(FRAMES):
+        size = size_of(data[place : place + 7])
+        if not size or place + size > len(data):
+            return False
+        place += size
+    return True
+
+
+def _mpeg_size(head: bytes) -> int:
+    header = mpeg_header(head[:4])
+    return header.size if header else 0
+
+
+def _aac_size(head: bytes) -> int:
+    """Bytes of a frame of AAC in ADTS by its header; 0 for other bytes."""
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 15 >= len(AAC_RATES):
+        return 0
+    size = (int.from_bytes(head[3:6], "big") & 0x3FFE0) >> 5
+    return size if size >= len(head) else 0
+
+
 def aac_seconds(data: bytes) -> float | None:
     """Seconds of audio in the frames of AAC in ADTS; None where the frames do not reach the end of the file."""
     place, seconds = after_id3(data), 0.0
-    while place + 7 <= len(data) and data[place] == 0xFF and data[place + 1] & 0xF6 == 0xF0:
-        rate = data[place + 2] >> 2 & 15
-        size = (int.from_bytes(data[place + 3 : place + 6], "big") & 0x3FFE0) >> 5
-        if size < 7 or rate >= len(AAC_RATES):
-            break
-        seconds += 1024 * ((data[place + 6] & 3) + 1) / AAC_RATES[rate]
+    while size := _aac_size(data[place : place + 7]):
+        seconds += 1024 * ((data[place + 6] & 3) + 1) / AAC_RATES[data[place + 2] >> 2 & 15]
         place += size
     return seconds if place == len(data) or data[place : place + 3] in (b"TAG", b"APE", b"ID3") else None
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.audio import by_libsndfile, by_pyav, channels, containers, whole
+from pipeline.audio import by_libsndfile, by_pyav, channels, containers, joined, whole
 from pipeline.audio.track import Decoder, Hearing, Track, samples_of, warnings_of
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
 from pipeline.core.errors import InputError
@@ -89,7 +89,7 @@ def read(path: Path, *, content: str | None = None, channel: Channel = MEAN, kee
 def _tracks(path: Path, data: bytes, hearing: Hearing) -> list[Track]:
     """The parts of a file, decoded one after another."""
     tracks: list[Track] = []
-    parts = containers.parts(data)
+    parts = joined.parts(data)
     for i, part in enumerate(parts):
         track = _decode(_part_name(path, i, len(parts)), part, hearing)
         tracks.append(track)

@@ -7,6 +7,7 @@ from pipeline.audio.containers import UNKNOWN_BYTES
 from pipeline.audio.track import Track
 from pipeline.core.errors import InputError
 
+READABLE = "WAV, FLAC, OGG, MP3; with the extra `av` also M4A, MOV, WebM, MKA, AAC, AMR, WMA"
 DELAY_S = 0.1  # the length that a container states may differ this much, by the encoder's delay and padding
 DELAY_SAMPLES = 4_608  # four frames of MP3: what a header may declare as delay and padding, beside DELAY_S
 OVERHEAD = 8_192  # bytes that the header of uncompressed audio may take, in formats whose chunks are not walked
@@ -69,6 +70,13 @@ def missing(track: Track, seconds: float | None) -> str:
     if seconds is None or track.seconds >= seconds - DELAY_S - DELAY_SAMPLES / track.rate:
         return ""
     return f"{seconds:.2f} s of sound lie in the file, {track.seconds:.2f} s of them were decoded"
+
+
+def of_another_kind(name: str, kind: str | None, *, reason: str = "") -> InputError:
+    """The error for a file that is no audio, or audio of a kind that is not read, by its name."""
+    return InputError(
+        f"{name}: expected an audio file ({READABLE}), got {f'{kind}, which is not read' if kind else 'none'}{reason}"
+    )
 
 
 def cut_off(name: str) -> InputError:

@@ -19,7 +19,7 @@ from pipeline.audio import channels, decode
 from pipeline.commands import _score_arguments
 from pipeline.core import files
 from pipeline.core.arguments import parser_of
-from pipeline.core.errors import InputError, importing, listing, printable, run_command
+from pipeline.core.errors import InputError, importing, in_one_line, listing, printable, run_command
 from pipeline.core.sections import MEAN, Channel
 
 if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
@@ -202,7 +202,7 @@ def _below(folder: Path, closed: dict[Path, str], left_out: Counter[str]) -> Ite
                 path = Path(place, name)
                 yield AudioFile(path, above / path.relative_to(folder))
             else:
-                left_out[suffix or "without a suffix"] += 1
+                left_out[in_one_line(suffix) or "without a suffix"] += 1
 
 
 def _check_distinct(found_files: Sequence[AudioFile]) -> None:
@@ -264,11 +264,11 @@ def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, as_json: 
     from pipeline.detect import Unreadable
 
     for warning in [] if isinstance(result, Unreadable) else result.warnings:
-        tqdm.write(f"warning: {result.path}: {warning}", file=sys.stderr)
+        tqdm.write(f"warning: {in_one_line(result.path)}: {warning}", file=sys.stderr)
     errors = [result.why] if isinstance(result, Unreadable) else []
     errors += [timeline["error"]] if "error" in timeline else []
     for why in dict.fromkeys(errors):  # a file that cannot be decoded gives the same error twice
-        tqdm.write(f"error: {why}", file=sys.stderr)
+        tqdm.write(f"error: {why.replace(str(result.path), in_one_line(result.path))}", file=sys.stderr)
     tqdm.write(_json(result, timeline) if as_json else "\n".join(_rows(result, timeline)), file=sys.stdout)
     sys.stdout.flush()
     return bool(errors)
@@ -296,15 +296,17 @@ def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[
     """Yield the lines of the table for one file."""
     from pipeline.detect import Unreadable
 
+    name = in_one_line(result.path)
     if isinstance(result, Unreadable):
-        yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':>8}  {result.path}"
+        yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':>8}  {name}"
     else:
         likely = "-" if result.probability is None else f"{result.probability:.3f}"
-        yield f"{result.score:9.4f}  {likely:>12}  {_decision(result):8}  {result.centroid:>8}  {result.path}"
+        yield f"{result.score:9.4f}  {likely:>12}  {_decision(result):8}  {result.centroid:>8}  {name}"
         for near in result.neighbours:
             yield f"{'':11}{near.distance:12.4f}  {near.label:8}  {near.attack:>8}  {near.utterance}"
     if "windows" in timeline:
-        yield f"{'':11}{timeline['below']} of {timeline['windows']} windows below{_low(timeline)}: {timeline['csv']}"
+        place = in_one_line(timeline["csv"])
+        yield f"{'':11}{timeline['below']} of {timeline['windows']} windows below{_low(timeline)}: {place}"
 
 
 def _low(timeline: dict[str, Any]) -> str:

@@ -47,6 +47,11 @@ def printable(text: str, escaped: re.Pattern[str] = ON_STDOUT) -> str:
     return escaped.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def in_one_line(name: object) -> str:
+    """A name or path without the tabs and line ends that would make other cells and lines of it."""
+    return str(name).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
 def exit_on_input_error(main: Callable[[], None]) -> None:
     """Run a command. Bad input ends it with one message on stderr and exit code 2, without a traceback.
 

@@ -2,8 +2,11 @@
 
     data/features/<set>.json                      all layers and views of a set, or of the sets of a pool
     data/selected/<set>/<layers>-<views>.json     those of one choice, which are all that a run of that choice reads
+    data/analysed/<set>/<layers>-<views>.json     the same, of the choices of analysed runs alone
+    data/analysed/<set>/encoder-finetune-layers.json    those that the fine-tuned run reads
 
-So one more layer changes the receipt of the set, and leaves those of the choices without it as they are.
+So one more layer changes the receipt of the set, and leaves those of the choices without it as they are. What reads
+every set of an analysed run depends on all of data/analysed, which one more choice in the grid leaves as it is, too.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pipeline.features.specs import VERSION_KEY
 from pipeline.features.store import OTHER_SPEC, Store
 from pipeline.features.zarr_metadata import FORMAT
 
+FINETUNED = "encoder-finetune-layers"  # the choice of the fine-tuned run; two dashes, so that no other has its name
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
 AGAIN = "run `dvc repro -f extract`"
 # Without the first half, the next extraction would find the store complete, and write a receipt of what is in it.
@@ -79,12 +83,12 @@ def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str,
     return found
 
 
-def of_choice(folder: Path, name: str, *, layers: str, views: str) -> Path:
-    """The receipt of a set that a run with these choices reads. folder: data/selected, or data/features.
+def of_choice(folder: Path, name: str, choice: str) -> Path:
+    """The receipt of a set that a run of a choice reads. folder: data/selected, data/analysed, or data/features.
 
-    The receipt of the choice, or where there is none that of the whole set.
+    choice: `<layers>-<views>`, or `FINETUNED`. Where it has no receipt there, the receipt of the whole set.
     """
-    chosen = folder / name / f"{layers}-{views}.json"
+    chosen = folder / name / f"{choice}.json"
     return chosen if chosen.is_file() else folder / f"{name}.json"
 
 
