@@ -10,7 +10,7 @@ asvspoof2021_df   LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim progres
 asvspoof5         E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -
 in_the_wild       0.wav,Alec Guinness,spoof[,MOS]           the header file,speaker,label stands in some files only
 for_norm          fake/file1848.wav_16k.wav_norm.wav_mono.wav_silence,spoof                  header file,label
-manifest          any CSV file whose header has the columns utterance, path, label, split
+manifest          any CSV file whose header has the columns path, label, split
 table             what `prepare` writes, see `pipeline.core.trial_table`
 
 Sources: the files themselves, or the documents that the adapters in `pipeline/corpora/` name.
@@ -29,7 +29,7 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import COLUMNS, Row, Trials, from_rows
 
 TABLE, MANIFEST = "table", "manifest"
-MANIFEST_COLUMNS = ("utterance", "path", "label", "split")
+MANIFEST_COLUMNS = ("path", "label")
 SPLIT_OF = {"T": "train", "D": "dev", "E": "eval"}  # the letter in the names of ASVspoof utterances
 LABELS = {"bona-fide": "bonafide"}  # the words of In-the-Wild and FoR that are not ours
 PHASES = ("eval", "progress", "hidden")  # the words of the ASVspoof 2021 keys
@@ -157,7 +157,7 @@ def recognise(path: Path) -> str | None:
     columns = _commas(head[0]) if head else []
     if tuple(columns) == COLUMNS:
         return TABLE
-    return MANIFEST if set(MANIFEST_COLUMNS) <= set(columns) else None
+    return MANIFEST if {*MANIFEST_COLUMNS, "split"} <= set(columns) else None
 
 
 def _commas(line: str) -> list[str]:
