@@ -119,9 +119,9 @@ def _clean(path: str) -> str:
 
 def _problem(row: Row) -> str | None:
     """A message about a row that cannot be used, else None."""
-    if row.utterance.split() != [row.utterance]:
-        return f"expected an utterance name without white space, got {row.utterance!r}"
-    who = f"utterance {printable(row.utterance)}"
+    if not row.utterance:
+        return "expected the name of the utterance, got none"
+    who = f"utterance {printable(row.utterance, UNPRINTABLE)}"
     if row.label not in LABELS:
         return f"{who}: expected label bonafide or spoof, got {row.label!r}"
     for name in NAMES:
@@ -134,7 +134,8 @@ def _problem(row: Row) -> str | None:
         if text != text.strip():
             return f"{who}: expected {name} without white space at its ends, got {text[:SHOWN]!a}"
     if not _clean(row.path):
-        return f"{who}: expected a path below the corpus root, got {row.path!r}"
+        hint = "; absolute paths need `root: /`" if row.path.startswith("/") else ""
+        return f"{who}: expected a path below the corpus root, got {row.path!r}{hint}"
     try:
         _mos(row.quality)
     except ValueError:
@@ -160,7 +161,7 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
 
     Raises InputError, with all problems by file and line, for a label, path, name or quality that is not valid, for an
     utterance that is listed twice, for no trials, and for trials of one class only. No name may have control
-    characters, line breaks, marks of direction, or white space at its ends; an utterance may have no white space.
+    characters, line breaks, marks of direction, or white space at its ends.
     """
     kept = list(rows)
     names = [row.utterance for row in kept]
@@ -169,8 +170,10 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
         quality = [_mos(row.quality) for row in kept]
     except ValueError:
         quality = []
-    whole = len(set(names)) == len(names) == len("\n".join(names).split()) == len(quality)
-    if not (whole and all(paths) and {row.label for row in kept} <= set(LABELS) and _names_are_plain(kept)):
+    whole = len(set(names)) == len(names) == len(quality)
+    if not (
+        whole and all(names) and all(paths) and {row.label for row in kept} <= set(LABELS) and _names_are_plain(kept)
+    ):
         raise InputError(_problems(kept))
     found = {row.label for row in kept}
     if found != set(LABELS):
@@ -198,7 +201,7 @@ def _problems(rows: Sequence[Row]) -> str:
     for row in rows:
         problem = _problem(row)
         if problem is None and row.utterance in first:
-            problem = f"utterance {row.utterance} is listed twice, first at {first[row.utterance]}"
+            problem = f"utterance {printable(row.utterance)} is listed twice, first at {first[row.utterance]}"
         if problem is not None:
             problems.append(f"{row.where}: {problem}")
         first.setdefault(row.utterance, row.where)
