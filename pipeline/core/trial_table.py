@@ -7,11 +7,12 @@ table and checks everything that can be checked without opening audio.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -77,22 +78,50 @@ class Trials:
         return Trials(**{name: column[rows] for name, column in vars(self).items()})
 
 
-def pool(tables: Mapping[str, Trials]) -> Trials:
-    """Join the tables of several sets, in the order of the sets.
+def pool(tables: Mapping[str, Trials], origins: Mapping[str, Hashable]) -> Trials:
+    """Join the tables of several sets, in the order of the sets. origins: what is equal for sets of one corpus.
 
-    Raises InputError where two sets have the same utterance.
+    Speakers and attacks of different corpora that have the same name get the name of their set in front, such as
+    `more/A01`. Where sets of different corpora share the name of an utterance, all utterances of the pool do.
+
+    Raises InputError where two sets of one corpus have the same utterance.
     """
-    sets: dict[str, str] = {}
+    sets: dict[tuple[str, Hashable], str] = {}
     twice = [
-        f"{utterance}: in {sets[utterance]} and {name}"
+        f"{utterance}: in {first} and {name}"
         for name, table in tables.items()
         for utterance in table.utterance.tolist()
-        if sets.setdefault(utterance, name) != name
+        if (first := sets.setdefault((utterance, origins[name]), name)) != name
     ]
     if twice:
         raise InputError(f"expected every utterance in one of {', '.join(tables)}, got:\n{listing(twice)}")
-    columns = [vars(table) for table in tables.values()]
+    columns = [dict(vars(table)) for table in tables.values()]
+    for own in ("speaker", "attack", "utterance"):
+        shared = _of_several([column[own] for column in columns], [origins[name] for name in tables])
+        for name, column in zip(tables, columns, strict=True):
+            marked = (
+                np.isin(column[own], list(shared)) if own != "utterance" else np.full(len(column[own]), bool(shared))
+            )
+            column[own] = np.where(marked, np.char.add(f"{name}/", column[own]), column[own])
     return Trials(**{name: np.concatenate([column[name] for column in columns]) for name in columns[0]})
+
+
+def _of_several(columns: Sequence[NDArray[np.str_]], origins: Sequence[Hashable]) -> set[str]:
+    """The names that stand in columns of different origins."""
+    found: dict[str, set[Hashable]] = {}
+    for column, origin in zip(columns, origins, strict=True):
+        for name in set(column.tolist()) - {UNKNOWN}:
+            found.setdefault(name, set()).add(origin)
+    return {name for name, of in found.items() if len(of) > 1}
+
+
+def without_set(trials: Trials, name: str) -> Trials:
+    """The trials of a set in a pool, with the names of utterances that they have in the set itself."""
+    prefix = f"{name}/"
+    names = trials.utterance.tolist()
+    if not all(utterance.startswith(prefix) for utterance in names):
+        return trials
+    return dataclasses.replace(trials, utterance=np.array([utterance.removeprefix(prefix) for utterance in names]))
 
 
 def _mos(text: str) -> float:
