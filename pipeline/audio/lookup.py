@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audio import decode
+from pipeline.audio import decode, parquet_rows
 from pipeline.core.errors import SHOWN
 from pipeline.core.trial_table import Trials
 
@@ -34,12 +34,12 @@ def look_up(table: Trials, root: Path, *, say: Say) -> NDArray[np.bool_]:
 
 
 def _files(folder: Path) -> set[str]:
-    """The names of the files in a folder; none where there is no folder."""
+    """The names of the files in a folder, or of the rows in a column of a Parquet file; none where there is neither."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return parquet_rows.names(folder)
 
 
 def _is_audio(name: str) -> bool:

@@ -55,8 +55,9 @@ class SetParams(Section):
 
     corpus: the adapter, a file of `pipeline/corpora/`. protocol: the file that lists the trials; DVC reruns `prepare`
     when it changes. root: the folder of the audio. quality: the source of the MOS, a file of `pipeline/quality/`;
-    `column` takes the values of the corpus itself. channel: the channel of files with several that is heard: their
-    mean, `left`, `right`, or a number from 0.
+    `column` takes the values of the corpus itself. columns: the names of the corpus's columns, for an adapter that
+    takes them. channel: the channel of files with several that is heard: their mean, `left`, `right`, or a number
+    from 0.
     """
 
     corpus: Name
@@ -65,6 +66,7 @@ class SetParams(Section):
     split: str
     quality: Name
     on_bad_audio: Literal["fail", "skip"] = "fail"
+    columns: dict[str, str] | None = None
     channel: Channel = MEAN
 
     @property

@@ -25,6 +25,10 @@ from pipeline.core.errors import UNPRINTABLE, InputError, listing, printable
 from pipeline.core.files import csv_text, plain_cell
 
 LABELS = ("bonafide", "spoof")
+# The words of a class in files of others, in small letters. A number is none: 0 is bona fide in some, spoof in others.
+CLASS_OF = dict.fromkeys(("bonafide", "bona-fide", "bona_fide", "genuine", "human", "real"), LABELS[0]) | dict.fromkeys(
+    ("spoof", "spoofed", "fake"), LABELS[1]
+)
 COLUMNS = ("utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality", "content")
 UNKNOWN = "-"
 UNKNOWN_MOS = ("", UNKNOWN, "nan", "na")  # in small letters
