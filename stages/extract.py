@@ -20,6 +20,7 @@ from pipeline.encoder import kept
 from pipeline.extraction import identity, planning
 from pipeline.extraction.identity import precision_of
 from pipeline.extraction.units import Recipe
+from pipeline.features import receipt_files
 
 
 def asked_of(settings: Params, name: str) -> ExtractParams:
@@ -44,6 +45,7 @@ def main() -> None:
     add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, from `prepare`")
     add("--card", type=Path, required=True, metavar="FILE", help="identity card of the encoder, from `encoder`")
     add("--receipt", type=Path, required=True, metavar="FILE", help="receipt to write (JSON)")
+    add("--extracted", type=Path, metavar="FILE", help="where pools find the digests of table and receipt (JSON)")
     args = parser.parse_args()
     settings = params_file.load(args.params)
     if args.set not in settings.sets:
@@ -69,6 +71,9 @@ def main() -> None:
         say=print,
     )
     write_text(args.receipt, json.dumps(receipt, indent=2) + "\n")
+    if args.extracted:
+        noted = receipt_files.extracted(table=args.trials, receipt=args.receipt)
+        write_text(args.extracted, json.dumps(noted, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
     card = tuned | {"train": tuned["finetune"], "kind": dev.kind, "features": {"dev": dev.digest}} | metrics
     weights = {name: tensor.numpy() for name, tensor in backend.state_dict().items()}
     runs.save(args.run, weights=weights, centroids=centres, card=card)
-    scorefile.write(args.dev_scores, dev.trials, scores, layout="2019")
+    scorefile.write(args.dev_scores, dev.trials, scores, layout=scorefile.holding("2019", dev.trials))
     weights_digest = runs.fingerprint(args.run)
     write_text(args.metrics, json.dumps(metrics | {"weights": weights_digest}, indent=2) + "\n")
     if (seconds := _seconds(args.encoder_seconds / f"{encoder.folder.name}.json", encoder.digest)) is not None:
@@ -52,7 +52,7 @@ def main() -> None:
         table = trial_table.read(args.trials / f"{name}.csv")
         receipt = receipt_files.of_choice(args.features, name, receipt_files.FINETUNED)
         found = scorer.score_set(args.run, receipt, table, root=settings.features.folder)
-        layout = scorefile.layout_of(settings.sets[name].corpus)
+        layout = scorefile.holding(scorefile.layout_of(settings.sets[name].corpus), table)
         scorefile.write(args.scores / f"{name}.txt", table, found, layout=layout)
     print(f"{args.run.name}: dev EER {metrics['dev_eer']:.2f} % -> {args.run}")
 

@@ -1,4 +1,4 @@
-"""Put two sets or pools together to be trained on: one trial table, one receipt; nothing is extracted again."""
+"""Put sets together to be trained on: one trial table, one receipt; nothing is extracted again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.features import receipt_files
 
 
 def main() -> None:
-    """Parse, read both, join, write."""
+    """Parse, read all, join, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--pool", required=True, help="name of the pool, a key of `pools` in the parameters")
@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument(
         "--features", type=Path, required=True, help="folder with the receipts, <set>.json; is written to"
     )
+    parser.add_argument(
+        "--extracted", type=Path, required=True, help="folder with what extract says of each set, <set>.json"
+    )
     args = parser.parse_args()
     settings = params_file.load(args.params)
     if args.pool not in settings.pools:
@@ -30,10 +33,14 @@ def main() -> None:
             f"{args.params}: pools: expected one of {', '.join(settings.pools) or 'none'}, got {args.pool!r}"
         )
     names = settings.members(args.pool)
-    tables = {name: trial_table.read(args.trials / f"{name}.csv") for name in names}
-    receipts = {name: receipt_files.read_receipts(args.features / f"{name}.json")[name] for name in names}
+    tables, receipts = {}, {}
+    for name in names:
+        table, receipt = args.trials / f"{name}.csv", args.features / f"{name}.json"
+        tables[name] = trial_table.read(table)
+        receipts[name] = receipt_files.read_receipts(receipt)[name]
+        receipt_files.check_extracted(args.extracted / f"{name}.json", table=table, receipt=receipt)
     overlap.check_labels(tables)
-    table = trial_table.pool(tables)
+    table = trial_table.pool(tables, {name: settings.sets[name].origin for name in names})
     write_text(args.trials / f"{args.pool}.csv", trial_table.to_csv(table))
     write_text(args.features / f"{args.pool}.json", json.dumps({"pool": receipts}, indent=2) + "\n")
     print(f"{args.pool}: {len(table)} trials of {', '.join(names)}")

@@ -35,7 +35,10 @@ def main() -> None:
     source = sets[args.set]
     corpus, estimator = members.member("corpora", source.corpus), members.member("quality", source.quality)
     root = source.folder
-    found = corpus.trials(root, Path(source.protocol), source.split)
+    if source.columns is not None and not hasattr(corpus, "COLUMNS"):
+        raise InputError(f"{args.params}: sets.{args.set}.columns: the corpus {source.corpus} takes none; remove it")
+    columns = {} if source.columns is None else {"columns": source.columns}
+    found = corpus.trials(root, Path(source.protocol), source.split, **columns)
     say = functools.partial(print, file=sys.stderr)
     table = inspection.with_contents(
         found,

@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for name in settings.evaluate.sets:
         table, found = _open(name, args)
-        layout = scorefile.layout_of(settings.sets[name].corpus)
+        layout = scorefile.holding(scorefile.layout_of(settings.sets[name].corpus), table)
         scorefile.write(args.scores / f"{name}.txt", table, embedding_scores.scores(scoring, found), layout=layout)
     table, found = _open(DEV, args)
     scores = embedding_scores.scores(scoring, found)
-    scorefile.write(args.dev_scores, table, scores, layout="2019")
+    scorefile.write(args.dev_scores, table, scores, layout=scorefile.holding("2019", table))
     metrics = dev_metrics(scores, table.is_bonafide) | {key: trained[key] for key in AS_TRAINED}
     write_text(args.metrics, json.dumps(metrics | {"scoring": args.scoring} | scoring.facts, indent=2) + "\n")
     print(f"{args.run.name}-{args.scoring}: dev EER {metrics['dev_eer']:.2f} % -> {args.scores}")

@@ -29,8 +29,10 @@ def main() -> None:
     torch.set_num_threads(settings.train.threads)  # the last bits of scores depend on it
     table = trial_table.read(args.trials)
     scores = scorer.score_set(args.run, args.features, table, root=settings.features.folder)
-    scorefile.write(args.scores, table, scores, layout=scorefile.layout_of(settings.sets[args.set].corpus))
-    print(f"{args.run.name}: {len(scores)} scores -> {args.scores}")
+    layout = scorefile.holding(scorefile.layout_of(settings.sets[args.set].corpus), table)
+    scorefile.write(args.scores, table, scores, layout=layout)
+    note = ", as CSV, which quotes names with blanks" if layout == "csv" else ""
+    print(f"{args.run.name}: {len(scores)} scores -> {args.scores}{note}")
 
 
 if __name__ == "__main__":

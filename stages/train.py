@@ -61,7 +61,7 @@ def train(args: argparse.Namespace, seat: Seat) -> Stops[None]:
     fitted, cuts = yield from heads.fit_cell_steps(
         cell, train=learnt, dev=dev, params=settings.train, seed=args.seed, checkpoint=unfinished, seat=seat
     )
-    scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout="2019")
+    scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout=scorefile.holding("2019", dev.trials))
     card = _card(cell, settings, learnt, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
     _save(args, fitted, card)
     checkpoints.delete(unfinished)

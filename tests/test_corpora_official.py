@@ -42,6 +42,11 @@ AUDIO = {
         "flac/DF_E_2000503.flac",
     ],
     "asvspoof5": ["flac_D/D_0000000001.flac", "flac_D/D_0000000190.flac", "flac_D/D_0000000295.flac"],
+    "partialspoof": [
+        "train/con_wav/CON_T_0000029.wav",
+        "train/con_wav/LA_T_9497115.wav",
+        "train/con_wav/CON_T_0000069.wav",
+    ],
     "in_the_wild": ["0.wav", "4.wav"],
     "for_norm": [
         "testing/fake/file1848.wav_16k.wav_norm.wav_mono.wav_silence.wav",

@@ -50,3 +50,31 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     path.write_bytes(b"utterance,path,label,split\na,a.wav,bonafide,dev\nb,\xe9.wav,spoof,dev\n")
     with pytest.raises(InputError, match=r"trials.csv:3: expected UTF-8 text, got byte 0xe9"):
         manifest.trials(tmp_path, path, "dev")
+
+
+def test_path_and_label_are_enough(tmp_path: Path) -> None:
+    text = "label,path\nbonafide,sub/a b.wav\nspoof,c.wav\n"
+    table = read(tmp_path, text, "all")
+    assert table.utterance.tolist() == table.path.tolist() == ["sub/a b.wav", "c.wav"]
+    with pytest.raises(InputError, match=r"of split 'dev', got only all; it has no column split: set `split: all`$"):
+        read(tmp_path, text, "dev")
+
+
+def test_all_is_every_split(tmp_path: Path) -> None:
+    text = "utterance,path,label,split\na,a.wav,bonafide,dev\nb,b.wav,spoof,dev\nc,c.wav,spoof,test\n"
+    assert read(tmp_path, text, "all").utterance.tolist() == ["a", "b", "c"]
+    assert read(tmp_path, text, "dev").utterance.tolist() == ["a", "b"]
+
+
+def test_absolute_paths_need_the_root_of_all(tmp_path: Path) -> None:
+    (tmp_path / "trials.csv").write_text("path,label\n/data/a.wav,bonafide\ndata/b.wav,spoof\n")
+    table = manifest.trials(Path("/"), tmp_path / "trials.csv", "all")
+    assert table.path.tolist() == ["data/a.wav", "data/b.wav"]
+    assert table.utterance.tolist() == ["/data/a.wav", "data/b.wav"]
+    with pytest.raises(
+        InputError, match=r"csv:2: .* below the corpus root, got '/data/a.wav'; absolute paths need `ro"
+    ):
+        manifest.trials(Path("/data"), tmp_path / "trials.csv", "all")
+    (tmp_path / "trials.csv").write_text("path,label\n/../a.wav,bonafide\ndata/b.wav,spoof\n")
+    with pytest.raises(InputError, match=r"csv:2: .*expected a path below the corpus root, got '../a.wav'"):
+        manifest.trials(Path("/"), tmp_path / "trials.csv", "all")

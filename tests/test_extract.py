@@ -481,7 +481,7 @@ def test_only_what_is_trained_on_is_augmented(tmp_path: Path) -> None:
     text = SETTINGS.read_text().replace("  views: []", "  views: [rawboost4_0]", 1)
     for pools, trained_on, augmented in (
         ("{}", "train", {"train"}),
-        ("{both: {first: eval, second: train}}", "both", {"train", "eval"}),
+        ("{both: [eval, train]}", "both", {"train", "eval"}),
     ):
         (tmp_path / "params.yaml").write_text(
             text.replace("sets: [eval] ", "sets: [dev] ")

@@ -455,7 +455,7 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     part = [line.replace(",train,", ",more,") if line.startswith(("u2", "u30", "u31")) else line for line in manifest]
     (project.folder / "mine.csv").write_text("\n".join(part) + "\n")
     settings["sets"]["more"] = {**settings["sets"]["train"], "split": "more"}
-    settings["pools"] = {"both": {"first": "train", "second": "more"}}
+    settings["pools"] = {"both": ["train", "more"]}
     settings["train"]["set"] = "both"
     settings["evaluate"]["sets"] = ["dev"]
     settings["extract"]["views"] = ["rawboost4_0"]

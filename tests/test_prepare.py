@@ -88,12 +88,16 @@ def test_a_valid_manifest_becomes_a_table(folder: Path, capsys: pytest.CaptureFi
         ("a,c.wav,spoof,dev", "utterance a is listed twice, first at {file}:2"),
         ("d,../c.wav,spoof,dev", "expected a path below the corpus root, got '../c.wav'"),
         ("d,x/../../c.wav,spoof,dev", "expected a path below the corpus root"),
-        ("d,/etc/passwd,spoof,dev", "expected a path below the corpus root, got '/etc/passwd'"),
+        (
+            "d,/etc/passwd,spoof,dev",
+            "expected a path below the corpus root, got '/etc/passwd'; absolute paths need `root: /`",
+        ),
         ("d,C:\\x.wav,spoof,dev", "expected a path below the corpus root"),
         ("d,..\\x.wav,spoof,dev", "expected a path below the corpus root"),
         ("d,,spoof,dev", "expected a path below the corpus root, got ''"),
-        ("d e,c.wav,spoof,dev", "expected an utterance name without white space, got 'd e'"),
-        (",c.wav,spoof,dev", "expected an utterance name without white space, got ''"),
+        ("d\te,c.wav,spoof,dev", "expected utterance without control characters, line breaks and marks of direction"),
+        ("d ,c.wav,spoof,dev", "expected utterance without white space at its ends, got 'd '"),
+        (",c.wav,spoof,dev", "expected the name of the utterance, got none"),
     ],
 )
 def test_bad_lines_are_named(folder: Path, capsys: pytest.CaptureFixture[str], line: str, message: str) -> None:
@@ -111,7 +115,7 @@ def test_bad_lines_are_named(folder: Path, capsys: pytest.CaptureFixture[str], l
         (
             ["a,a.wav,dev"],
             "utterance,path,split",
-            ":1: expected the columns utterance, path, label, split; label not",
+            ":1: expected the columns path, label; label not",
         ),
         (["a,a.wav"], HEADER, ":2: expected 4 cells, got fewer"),
         (["a,a.wav,bonafide,dev,more"], HEADER, ":2: expected 4 cells, got more"),
@@ -182,6 +186,45 @@ def test_missing_audio_is_listed_before_any_is_read(
     assert "utterance m10: " not in said
     assert "... and 3 more\ncheck `root` of the set, the paths in its protocol, and the copy; " in said
     assert said.endswith("or drop these trials: on_bad_audio: skip\n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "difference"),
+    [
+        ("d.flac", "d.wav", "another suffix"),
+        ("d", "d.wav", "another suffix"),
+        ("d.part.1", "d.part.1.wav", "another suffix"),
+        ("d.wav", "D.WAV", "other capitals"),
+        ("sub/d.wav", "Sub/d.wav", "other capitals"),
+        ("caf\u00e9/d.wav", "cafe\u0301/d.wav", "another Unicode form of the name"),
+        ("e\u0301.flac", "\u00c9.wav", "another suffix"),
+    ],
+)
+def test_a_missing_file_with_nearly_the_name_of_another_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], asked: str, there: str, difference: str
+) -> None:
+    (folder / there).parent.mkdir(exist_ok=True)
+    (folder / "c.wav").rename(folder / there)
+    code, said = run(folder, [*GOOD, f"d,{asked},spoof,dev", "e,e.txt,spoof,dev", "f,x/f.wav,spoof,dev"], capsys)
+    assert code == 2
+    assert f"\n  utterance d: {folder}/{asked}; there is {there!r}, with {difference}\n" in said
+    assert f"\n  utterance e: {folder}/e.txt\n  utterance f: {folder}/x/f.wav\ncheck `root`" in said
+
+
+def test_a_set_with_blanks_in_its_names_says_where_they_stand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "copy of b.wav").write_bytes((folder / "b.wav").read_bytes())
+    code, said = run(folder, ["a 1,a.wav,bonafide", "b,b.wav,spoof", "b 2 \u4e2d,copy of b.wav,bonafide"], capsys,
+                     header="utterance,path,label")  # fmt: skip
+    assert (code, "set `split: all`" in said) == (2, True)
+    change_set(folder, "split: all")
+    code, said = run(folder, ["a 1,a.wav,bonafide", "b,b.wav,spoof", "b 2 \u4e2d,copy of b.wav,bonafide"], capsys,
+                     header="utterance,path,label")  # fmt: skip
+    assert code == 2
+    assert (
+        f"{folder}/trials.csv:3: utterance b, spoof, b.wav and {folder}/trials.csv:4: utterance b 2 \u4e2d, bon" in said
+    )
+    assert run(folder, ["a 1,a.wav,bonafide", "b 2 \u4e2d,b.wav,spoof"], capsys, header="utterance,path,label")[0] == 0
+    assert trial_table.read(folder / "out.csv").utterance.tolist() == ["a 1", "b 2 \u4e2d"]
 
 
 def test_bad_audio_is_dropped_where_that_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,12 +492,15 @@ def test_white_space_at_the_ends_of_a_name_is_refused(name: str, text: str) -> N
 def test_a_name_that_is_taken_is_held_by_table_and_score_file(
     tmp_path: Path, name: str, text: str, layout: scorefile.Layout
 ) -> None:
-    if name == "utterance" and text.split() != [text]:
-        return  # refused, as a test above says
     table = from_rows(named(name, text), source="t")
     assert getattr(table, name).tolist()[1] == text
     (tmp_path / "t.csv").write_text(trial_table.to_csv(table))
     back = trial_table.read(tmp_path / "t.csv")
+    if name == "utterance" and text.split() != [text] and layout != "asvspoof5":
+        with pytest.raises(InputError, match=r"nothing quotes them, got 1; write the layout csv:\n  a.b"):
+            scorefile.write(tmp_path / "s.txt", back, np.array([0.5, -0.5]), layout=layout)
+        layout = scorefile.holding(layout, back)
+        assert layout == "csv"
     scorefile.write(tmp_path / "s.txt", back, np.array([0.5, -0.5]), layout=layout)
     assert join.read(tmp_path / "s.txt", back).tolist() == [0.5, -0.5]
     assert getattr(back, name).tolist() == getattr(table, name).tolist()
@@ -483,7 +529,7 @@ def test_any_text_is_refused_or_comes_back(name: str, text: str) -> None:
         back = trial_table.read(place / "t.csv")
         for column in fields(table):
             np.testing.assert_array_equal(getattr(back, column.name), getattr(table, column.name))
-        scorefile.write(place / "s.txt", back, np.array([0.5, -0.5]), layout="2019")
+        scorefile.write(place / "s.txt", back, np.array([0.5, -0.5]), layout=scorefile.holding("2019", back))
         join.read(place / "s.txt", back)
         assert scorefile.own_key(scorefile.parse(place / "s.txt")).attack.tolist() == table.attack.tolist()
 

@@ -41,6 +41,11 @@ D_0062 D_0000000001 F - - - AC1 A11 spoof -
 D_0461 D_0000000190 M - - - - bonafide bonafide -
 D_0913 D_0000000295 F - - - AC2 A11 spoof -
 """,
+    "partialspoof": """\
+LA_0079 CON_T_0000029 - CON spoof
+LA_0098 LA_T_9497115 - - bonafide
+LA_0079 CON_T_0000069 - CON spoof
+""",
     "in_the_wild": """\
 file,speaker,label
 0.wav,Alec Guinness,spoof
@@ -65,6 +70,7 @@ SPLITS = {
     "asvspoof2021_la": "eval",
     "asvspoof2021_df": "eval",
     "asvspoof5": "dev",
+    "partialspoof": "train",
     "in_the_wild": "eval",
     "for_norm": "eval",
     "manifest": "test",
@@ -138,6 +144,9 @@ def test_a_file_of_another_corpus_is_named(tmp_path: Path, corpus: str, given: s
         assert len(adapter(corpus).trials(tmp_path, path, SPLITS[corpus])) >= 2
         return
     said = refusal(corpus, path)
+    if (corpus, given) == ("partialspoof", "asvspoof2019_la"):  # whose bona fide it has
+        assert f"{path}:2: expected CON_... for spoof and LA_... for bona fide, got LA_T_1004644 spoof; is " in said
+        return
     assert said.startswith(f"{path}:1: expected ")
     if given == "table":
         assert "this is a trial table, which `prepare` makes; give " in said
@@ -178,7 +187,7 @@ def test_the_default_split_of_other_files(tmp_path: Path) -> None:
 def test_an_unknown_split_names_the_known_ones(tmp_path: Path, corpus: str) -> None:
     with pytest.raises(InputError) as caught:
         adapter(corpus).trials(tmp_path, write(tmp_path, SAMPLES[corpus]), "test")
-    splits = {"asvspoof2019_la": "split train, dev, eval", "asvspoof5": "split train, dev, eval"} | {
+    splits = dict.fromkeys(("asvspoof2019_la", "asvspoof5", "partialspoof"), "split train, dev, eval") | {
         f"asvspoof2021_{track}": "phase eval, progress, hidden, all" for track in ("la", "df")
     }
     assert f"expected the {splits.get(corpus, 'split eval')} of {corpus}, got 'test'; set `split`" in str(caught.value)

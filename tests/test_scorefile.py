@@ -167,9 +167,32 @@ def test_a_score_that_is_not_finite_is_not_written(tmp_path: Path, bad: float, l
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one score for each of 2 utterances, got shape \(3,\)"):
         scorefile.write(tmp_path / "scores.txt", table("a", "b"), np.zeros(3), layout="2021")
-    with pytest.raises(ValueError, match="one of 2019, 2021, asvspoof5, got 'csv'"):
-        scorefile.write(tmp_path / "scores.txt", table("a", "b"), np.zeros(2), layout="csv")
+    with pytest.raises(ValueError, match="one of 2019, 2021, asvspoof5, csv, got 'tsv'"):
+        scorefile.write(tmp_path / "scores.txt", table("a", "b"), np.zeros(2), layout="tsv")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_with_blanks_go_into_a_csv_file(tmp_path: Path) -> None:
+    trials = table("a", "b c", "=d", "'=e", 'f, "g"', "h\u3000i", "\u00e9\u4e2d")
+    assert [scorefile.holding(layout, trials) for layout in WRITTEN] == ["csv", "csv", "asvspoof5"]
+    assert scorefile.holding("2019", table("a", "=d")) == "2019"
+    for layout in ("2019", "2021"):
+        with pytest.raises(InputError) as caught:
+            scorefile.write(tmp_path / "scores.txt", trials, np.arange(7.0), layout=layout)
+        assert str(caught.value) == (
+            f"{tmp_path}/scores.txt: expected names of utterances without blanks, as blanks part the cells of lines "
+            f'`{LAYOUTS[layout]}` and nothing quotes them, got 3; write the layout csv:\n  b c\n  f, "g"\n  h\u3000i'
+        )
+    scorefile.write(tmp_path / "scores.txt", trials, np.arange(7.0), layout="csv")
+    assert (tmp_path / "scores.txt").read_text().splitlines()[:4] == [
+        "utterance,attack,label,score", "a,-,bonafide,0.0", "b c,A1,spoof,1.0", "'=d,A2,spoof,2.0",
+    ]  # fmt: skip
+    assert join.read(tmp_path / "scores.txt", trials).tolist() == list(range(7))
+    own = scorefile.own_key(scorefile.parse(tmp_path / "scores.txt"))
+    for name in ("utterance", "attack", "is_bonafide"):
+        np.testing.assert_array_equal(getattr(own, name), getattr(trials, name))
+    scorefile.write(tmp_path / "scores.txt", trials, np.arange(7.0), layout="asvspoof5")
+    assert join.read(tmp_path / "scores.txt", trials).tolist() == list(range(7))
 
 
 @pytest.mark.parametrize(
@@ -199,8 +222,15 @@ def test_a_faulty_line_is_named(file: Callable[[str], Path], line: str, message:
         ("a - bonafide 1\nb A1 replay 2\n", "utterance b: expected the key bonafide or spoof, got 'replay'"),
         ("filename\tcm-score\nb 2\n", "expected 2 cells as in the first line, got 'b 2'"),
         ("filename\tcm-score\nb\tnan\n", "utterance b: expected a finite score, got 'nan'"),
-        ("filename\tcm-score\n\t2\n", "expected an utterance name without white space, got ''"),
-        ("utterance,score\nb c,2\n", "expected an utterance name without white space, got 'b c'"),
+        (
+            "filename\tcm-score\n\t2\n",
+            "expected the name of an utterance, without control characters and without white space at its ends, got ''",
+        ),
+        (
+            "filename\tcm-score\nb \t2\n",
+            "expected the name of an utterance, without control characters and "
+            "without white space at its ends, got 'b '",
+        ),
         ("utterance,score\nb,2,3\n", "expected 2 cells as in the first line, got 'b 2 3'"),
         ("utterance,score\nb,\n", "utterance b: expected a finite score, got ''"),
     ],
@@ -223,7 +253,7 @@ def test_faults_of_all_kinds_are_told_in_the_order_of_their_lines(file: Callable
 
 def test_the_end_of_a_line_in_a_quoted_name_does_not_vanish(file: Callable[[str], Path]) -> None:
     # "u\\n1" was read as u1
-    with pytest.raises(InputError, match=r"scores\.txt:2: expected an utterance name without white space, got 'u\\n1'"):
+    with pytest.raises(InputError, match=r"scores\.txt:2: expected the name of an utterance, .*, got 'u\\n1'"):
         scorefile.parse(file('file,score\n"u\n1",0.5\nu2,1\n'))
     found = scorefile.parse(file('file,other,score\nu1,"a\nb",0.5\nu2,c,1\n'))
     assert (found.utterance, found.score.tolist(), found.line) == (["u1", "u2"], [0.5, 1.0], [2, 4])

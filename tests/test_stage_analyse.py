@@ -202,10 +202,10 @@ def test_trials_of_a_pool_are_told_by_where_they_came_from(tmp_path: Path, adapt
     for (name, own), adapter in zip(parts.items(), adapters.split(), strict=True):
         (tmp_path / f"trials/{name}.csv").write_text(trial_table.to_csv(table(own)))
         sets[name] = {"corpus": adapter, "protocol": "p", "root": f"/data/{name}", "split": "x", "quality": "column"}
-    whole = trial_table.pool({name: table(own) for name, own in parts.items()})
+    whole = trial_table.pool({name: table(own) for name, own in parts.items()}, dict.fromkeys(parts, "one corpus"))
     (tmp_path / "trials/both.csv").write_text(trial_table.to_csv(whole))
     embed(tmp_path, "both", whole, np.concatenate([vectors(own) for own in parts.values()]))
-    configure(tmp_path, sets=sets, pools={"both": {"first": "first", "second": "more"}}, train={"set": "both"})
+    configure(tmp_path, sets=sets, pools={"both": ["first", "more"]}, train={"set": "both"})
     analyse.main(arguments(tmp_path))
     found = read(tmp_path, "analysis.json")
     assert found["sets"] == ["both", "dev", "eval"]

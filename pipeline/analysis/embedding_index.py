@@ -52,8 +52,8 @@ def build(
         batches: embeddings (B, E) float32, in the order of the utterances. Memory holds one batch and the index.
         facts: further entries of the record, ready for JSON.
 
-    Raises InputError for an embedding that is not finite, for an utterance that comes twice or has white space, and for
-    no utterances; ValueError where the batches differ in width or do not have one embedding for each utterance.
+    Raises InputError for an embedding that is not finite, for an utterance that comes twice, and for no
+    utterances; ValueError where the batches differ in width or do not have one embedding for each utterance.
     """
     names = _checked(folder, utterances)
     beside = folder_beside(folder)
@@ -88,8 +88,8 @@ def _checked(folder: Path, utterances: Sequence[str]) -> list[str]:
     names = [str(name) for name in utterances]
     if not names:
         raise InputError(f"{folder}: expected at least one utterance, got none")
-    if wrong := [name for name, times in Counter(names).items() if times > 1 or name.split() != [name]]:
-        raise InputError(f"{folder}: expected each utterance once and without white space, got\n{listing(wrong)}")
+    if wrong := [name for name, times in Counter(names).items() if times > 1 or name.splitlines() != [name]]:
+        raise InputError(f"{folder}: expected each utterance once and without line breaks, got\n{listing(wrong)}")
     return names
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.audio import by_libsndfile, by_pyav, channels, containers, joined, whole
+from pipeline.audio import by_libsndfile, by_pyav, channels, containers, joined, parquet_rows, whole
 from pipeline.audio.track import Decoder, Hearing, Track, samples_of, warnings_of
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
 from pipeline.core.errors import InputError
@@ -102,17 +102,17 @@ def _part_name(path: Path, part: int, parts: int) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the corpus root and the path column")
     try:
-        data = path.read_bytes()
+        found = path.read_bytes() if path.is_file() else parquet_rows.read(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise InputError(f"{path}: there is not enough memory to read it; cut it into shorter files") from None
-    if not data:
+    if found is None:
+        raise InputError(f"{path}: no such file; check the corpus root and the path column")
+    if not found:
         raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
-    return data
+    return found
 
 
 def of_samples(samples: Samples, rate: int, *, name: str, channel: Channel = MEAN) -> Samples:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import posixpath
 import re
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.audio import decode
+from pipeline.audio import decode, lookup
+from pipeline.audio.lookup import Say
 from pipeline.core import ahead
 from pipeline.core.errors import InputError, listing
 from pipeline.core.sections import MEAN, Channel
@@ -29,9 +28,6 @@ THREADS = min(max(4, os.cpu_count() or 1), 32)  # decoding releases the interpre
 AHEAD = 16  # for each worker: items that are in work, or done and not yet taken
 
 OnBadAudio = Literal["fail", "skip"]
-Say = Callable[[str], None]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def with_contents(
@@ -57,9 +53,8 @@ def with_contents(
     Raises InputError with all files that are missing, or with all that cannot be used (`fail`); where all trials of
     a class are dropped (`skip`); where one file is listed as bona fide and as spoof.
     """
-    there = _look_up(table, root, say=say)
-    missing = [f"utterance {table.utterance[row]}: {root / str(table.path[row])}" for row in np.flatnonzero(~there)]
-    if missing:
+    there = lookup.look_up(table, root, say=say)
+    if missing := lookup.missing(table, root, there):
         problem = Problem("are missing", "check `root` of the set, the paths in its protocol, and the copy", missing)
         table = _without(table, there, problem, on_bad_audio=on_bad_audio, say=say)
     contents, unusable, doubtful, by_pyav = _read_all(table, root, normalized=normalized, channel=channel)
@@ -113,7 +108,7 @@ def _lines(protocol: Path | None, utterances: set[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     paths: dict[str, str] = {}
     for number, line in enumerate(protocol.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        for word in re.split(r"[\s,;|\"]+", line):
+        for word in {*re.split(r"[\s,;|\"]+", line), *map(str.strip, re.split(r"[\t,;|\"]+", line))}:
             for name, found in ((word, named), (PurePosixPath(word).stem, paths)):
                 if name in utterances:
                     found.setdefault(name, f"{protocol}:{number}: ")
@@ -140,33 +135,6 @@ def _without(table: Trials, good: NDArray[np.bool_], problem: Problem, *, on_bad
         raise InputError(f"{message}\nexpected trials of both classes without these, got {left}; {problem.remedy}")
     say(f"{message}\nthese trials are dropped (on_bad_audio: skip)")
     return kept
-
-
-def _look_up(table: Trials, root: Path, *, say: Say) -> NDArray[np.bool_]:
-    """Which trials have an audio file, (N,) bool. Each folder is listed once, which is faster than asking by file."""
-    named: dict[str, set[str]] = {}
-    for path in table.path.tolist():
-        folder, name = posixpath.split(path)
-        named.setdefault(folder, set()).add(name)
-    there = {folder: _files(root / folder) for folder in named}
-    extra = sum(_is_audio(name) for folder, names in there.items() for name in names - named[folder])
-    if extra:
-        say(f"audio files in the same folders that no trial names, ignored: {extra}")
-    places = (posixpath.split(path) for path in table.path.tolist())
-    return np.array([name in there[folder] for folder, name in places], dtype=np.bool_)
-
-
-def _files(folder: Path) -> set[str]:
-    """The names of the files in a folder; none where there is no folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-
-
-def _is_audio(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in decode.SUFFIXES
 
 
 class _Reading(NamedTuple):

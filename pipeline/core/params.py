@@ -18,7 +18,7 @@ from pipeline.core.sections import (
     GridParams,
     Layers,
     Name,
-    PoolParams,
+    Pool,
     ReportParams,
     Section,
     SetParams,
@@ -33,7 +33,7 @@ class Params(Section):
     """All of `params.yaml`."""
 
     sets: dict[Name, SetParams]
-    pools: dict[Name, PoolParams]
+    pools: dict[Name, Pool]
     encoder: EncoderParams
     extract: ExtractParams
     features: FeaturesParams
@@ -169,26 +169,20 @@ class Params(Section):
         )
 
     def _wrong_pools(self) -> list[str]:
-        wrong, known = [], set(self.sets)
-        for name, pool in self.pools.items():
+        wrong = []
+        for name, parts in self.pools.items():
             wrong += [
-                f"{self.where('pools', name, key)}: expected a set or a pool above, got {part!r}"
-                for key, part in pool.model_dump().items()
-                if part not in known
+                f"{self.where('pools', name, i)}: expected one of the sets {', '.join(self.sets)}, got {part!r}"
+                for i, part in enumerate(parts)
+                if part not in self.sets
             ]
-            if name in known:
+            if name in self.sets:
                 wrong.append(f"{self.where('pools', name)}: expected a name that no set has")
-            elif not wrong and set(self.members(pool.first)) & set(self.members(pool.second)):
-                wrong.append(f"{self.where('pools', name)}: expected every set once, got one twice")
-            known.add(name)
         return wrong
 
     def members(self, name: str) -> tuple[str, ...]:
         """The sets of a pool, in order; for a set the set itself."""
-        if name not in self.pools:
-            return (name,)
-        pool = self.pools[name]
-        return (*self.members(pool.first), *self.members(pool.second))
+        return self.pools.get(name, (name,))
 
     def _not_cached(self, keys: Keys, names: Sequence[Any], cached: Sequence[Any], what: str) -> list[str]:
         return [

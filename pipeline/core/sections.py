@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.core.files import folder_of, in_project
 
@@ -26,6 +26,15 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
 Choices = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
+
+
+def _several(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        raise ValueError(f"expected a list of at least two sets, such as [train, more], got {value!r}")
+    return value
+
+
+Pool = Annotated[Names, BeforeValidator(_several)]  # sets that are trained together, an equal share of every batch each
 Layer = NotNegative | Literal["final"]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
 Views = Choices
@@ -46,8 +55,9 @@ class SetParams(Section):
 
     corpus: the adapter, a file of `pipeline/corpora/`. protocol: the file that lists the trials; DVC reruns `prepare`
     when it changes. root: the folder of the audio. quality: the source of the MOS, a file of `pipeline/quality/`;
-    `column` takes the values of the corpus itself. channel: the channel of files with several that is heard: their
-    mean, `left`, `right`, or a number from 0.
+    `column` takes the values of the corpus itself. columns: the names of the corpus's columns, for an adapter that
+    takes them. channel: the channel of files with several that is heard: their mean, `left`, `right`, or a number
+    from 0.
     """
 
     corpus: Name
@@ -56,12 +66,18 @@ class SetParams(Section):
     split: str
     quality: Name
     on_bad_audio: Literal["fail", "skip"] = "fail"
+    columns: dict[str, str] | None = None
     channel: Channel = MEAN
 
     @property
     def folder(self) -> Path:
         """The folder of the audio: that of the project itself, also where DVC runs an experiment in a copy of it."""
         return in_project(self.root)
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """The adapter and the place of the corpus: sets that agree in them are parts of one corpus."""
+        return self.corpus, self.root if self.root != "/" else self.protocol
 
 
 class RandomEncoder(Section):
@@ -172,13 +188,6 @@ class LearningRates(Section):
     backend: Rate
     centroids: Rate
     layers: Rate
-
-
-class PoolParams(Section):
-    """Sets that are trained together, each with an equal share of every batch: two sets, or pools defined above."""
-
-    first: Name
-    second: Name
 
 
 class DatasetParams(Section):

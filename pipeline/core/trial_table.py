@@ -7,11 +7,12 @@ table and checks everything that can be checked without opening audio.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -24,6 +25,10 @@ from pipeline.core.errors import UNPRINTABLE, InputError, listing, printable
 from pipeline.core.files import csv_text, plain_cell
 
 LABELS = ("bonafide", "spoof")
+# The words of a class in files of others, in small letters. A number is none: 0 is bona fide in some, spoof in others.
+CLASS_OF = dict.fromkeys(("bonafide", "bona-fide", "bona_fide", "genuine", "human", "real"), LABELS[0]) | dict.fromkeys(
+    ("spoof", "spoofed", "fake"), LABELS[1]
+)
 COLUMNS = ("utterance", "path", "speaker", "label", "attack", "codec", "vocoder", "quality", "content")
 UNKNOWN = "-"
 UNKNOWN_MOS = ("", UNKNOWN, "nan", "na")  # in small letters
@@ -77,22 +82,50 @@ class Trials:
         return Trials(**{name: column[rows] for name, column in vars(self).items()})
 
 
-def pool(tables: Mapping[str, Trials]) -> Trials:
-    """Join the tables of several sets, in the order of the sets.
+def pool(tables: Mapping[str, Trials], origins: Mapping[str, Hashable]) -> Trials:
+    """Join the tables of several sets, in the order of the sets. origins: what is equal for sets of one corpus.
 
-    Raises InputError where two sets have the same utterance.
+    Speakers and attacks of different corpora that have the same name get the name of their set in front, such as
+    `more/A01`. Where sets of different corpora share the name of an utterance, all utterances of the pool do.
+
+    Raises InputError where two sets of one corpus have the same utterance.
     """
-    sets: dict[str, str] = {}
+    sets: dict[tuple[str, Hashable], str] = {}
     twice = [
-        f"{utterance}: in {sets[utterance]} and {name}"
+        f"{utterance}: in {first} and {name}"
         for name, table in tables.items()
         for utterance in table.utterance.tolist()
-        if sets.setdefault(utterance, name) != name
+        if (first := sets.setdefault((utterance, origins[name]), name)) != name
     ]
     if twice:
         raise InputError(f"expected every utterance in one of {', '.join(tables)}, got:\n{listing(twice)}")
-    columns = [vars(table) for table in tables.values()]
+    columns = [dict(vars(table)) for table in tables.values()]
+    for own in ("speaker", "attack", "utterance"):
+        shared = _of_several([column[own] for column in columns], [origins[name] for name in tables])
+        for name, column in zip(tables, columns, strict=True):
+            marked = (
+                np.isin(column[own], list(shared)) if own != "utterance" else np.full(len(column[own]), bool(shared))
+            )
+            column[own] = np.where(marked, np.char.add(f"{name}/", column[own]), column[own])
     return Trials(**{name: np.concatenate([column[name] for column in columns]) for name in columns[0]})
+
+
+def _of_several(columns: Sequence[NDArray[np.str_]], origins: Sequence[Hashable]) -> set[str]:
+    """The names that stand in columns of different origins."""
+    found: dict[str, set[Hashable]] = {}
+    for column, origin in zip(columns, origins, strict=True):
+        for name in set(column.tolist()) - {UNKNOWN}:
+            found.setdefault(name, set()).add(origin)
+    return {name for name, of in found.items() if len(of) > 1}
+
+
+def without_set(trials: Trials, name: str) -> Trials:
+    """The trials of a set in a pool, with the names of utterances that they have in the set itself."""
+    prefix = f"{name}/"
+    names = trials.utterance.tolist()
+    if not all(utterance.startswith(prefix) for utterance in names):
+        return trials
+    return dataclasses.replace(trials, utterance=np.array([utterance.removeprefix(prefix) for utterance in names]))
 
 
 def _mos(text: str) -> float:
@@ -119,9 +152,9 @@ def _clean(path: str) -> str:
 
 def _problem(row: Row) -> str | None:
     """A message about a row that cannot be used, else None."""
-    if row.utterance.split() != [row.utterance]:
-        return f"expected an utterance name without white space, got {row.utterance!r}"
-    who = f"utterance {printable(row.utterance)}"
+    if not row.utterance:
+        return "expected the name of the utterance, got none"
+    who = f"utterance {printable(row.utterance, UNPRINTABLE)}"
     if row.label not in LABELS:
         return f"{who}: expected label bonafide or spoof, got {row.label!r}"
     for name in NAMES:
@@ -134,7 +167,8 @@ def _problem(row: Row) -> str | None:
         if text != text.strip():
             return f"{who}: expected {name} without white space at its ends, got {text[:SHOWN]!a}"
     if not _clean(row.path):
-        return f"{who}: expected a path below the corpus root, got {row.path!r}"
+        hint = "; absolute paths need `root: /`" if row.path.startswith("/") else ""
+        return f"{who}: expected a path below the corpus root, got {row.path!r}{hint}"
     try:
         _mos(row.quality)
     except ValueError:
@@ -160,7 +194,7 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
 
     Raises InputError, with all problems by file and line, for a label, path, name or quality that is not valid, for an
     utterance that is listed twice, for no trials, and for trials of one class only. No name may have control
-    characters, line breaks, marks of direction, or white space at its ends; an utterance may have no white space.
+    characters, line breaks, marks of direction, or white space at its ends.
     """
     kept = list(rows)
     names = [row.utterance for row in kept]
@@ -169,8 +203,10 @@ def from_rows(rows: Iterable[Row], *, source: str) -> Trials:
         quality = [_mos(row.quality) for row in kept]
     except ValueError:
         quality = []
-    whole = len(set(names)) == len(names) == len("\n".join(names).split()) == len(quality)
-    if not (whole and all(paths) and {row.label for row in kept} <= set(LABELS) and _names_are_plain(kept)):
+    whole = len(set(names)) == len(names) == len(quality)
+    if not (
+        whole and all(names) and all(paths) and {row.label for row in kept} <= set(LABELS) and _names_are_plain(kept)
+    ):
         raise InputError(_problems(kept))
     found = {row.label for row in kept}
     if found != set(LABELS):
@@ -198,7 +234,7 @@ def _problems(rows: Sequence[Row]) -> str:
     for row in rows:
         problem = _problem(row)
         if problem is None and row.utterance in first:
-            problem = f"utterance {row.utterance} is listed twice, first at {first[row.utterance]}"
+            problem = f"utterance {printable(row.utterance)} is listed twice, first at {first[row.utterance]}"
         if problem is not None:
             problems.append(f"{row.where}: {problem}")
         first.setdefault(row.utterance, row.where)

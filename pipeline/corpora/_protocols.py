@@ -8,9 +8,10 @@ asvspoof2019_la   LA_0079 LA_T_1138215 - - bonafide [MOS]
 asvspoof2021_la   LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval
 asvspoof2021_df   LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim progress traditional_vocoder - - - -
 asvspoof5         E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -
+partialspoof      LA_0079 CON_T_0000029 - CON spoof           a file that begins with a whole spoof is of 2019
 in_the_wild       0.wav,Alec Guinness,spoof[,MOS]           the header file,speaker,label stands in some files only
 for_norm          fake/file1848.wav_16k.wav_norm.wav_mono.wav_silence,spoof                  header file,label
-manifest          any CSV file whose header has the columns utterance, path, label, split
+manifest          any CSV file whose header has the columns path, label, split
 table             what `prepare` writes, see `pipeline.core.trial_table`
 
 Sources: the files themselves, or the documents that the adapters in `pipeline/corpora/` name.
@@ -20,16 +21,16 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.core.errors import InputError, listing
-from pipeline.core.trial_table import COLUMNS, Row, Trials, from_rows
+from pipeline.core.trial_table import CLASS_OF, COLUMNS, Row, Trials, from_rows
 
 TABLE, MANIFEST = "table", "manifest"
-MANIFEST_COLUMNS = ("utterance", "path", "label", "split")
+MANIFEST_COLUMNS = ("path", "label")
 SPLIT_OF = {"T": "train", "D": "dev", "E": "eval"}  # the letter in the names of ASVspoof utterances
 LABELS = {"bona-fide": "bonafide"}  # the words of In-the-Wild and FoR that are not ours
 PHASES = ("eval", "progress", "hidden")  # the words of the ASVspoof 2021 keys
@@ -121,6 +122,14 @@ FORMATS = {
         prefixes={"train": "T_", "dev": "D_", "eval": "E_"},
         source="ASVspoof5.train.tsv, ASVspoof5.dev.track_1.tsv or ASVspoof5.eval.track_1.tsv",
     ),
+    "partialspoof": Format(
+        cells="speaker utterance - attack label",
+        name="utterance",
+        pattern="(CON|LA)_[TDE]_[0-9]+",
+        words=("bonafide", "spoof"),
+        splits=("train", "dev", "eval"),
+        source="a file PartialSpoof.LA.cm.*.trl.txt of PartialSpoof_LA_cm_protocols",
+    ),
     "in_the_wild": Format(
         cells="file speaker label",
         mos=True,
@@ -157,7 +166,7 @@ def recognise(path: Path) -> str | None:
     columns = _commas(head[0]) if head else []
     if tuple(columns) == COLUMNS:
         return TABLE
-    return MANIFEST if set(MANIFEST_COLUMNS) <= set(columns) else None
+    return MANIFEST if {*MANIFEST_COLUMNS, "split"} <= set(columns) else None
 
 
 def _commas(line: str) -> list[str]:
@@ -239,6 +248,12 @@ def _other_split(where: str, utterance: str, split: str) -> InputError:
     return InputError(f"{where}: expected an utterance of split {split}, got {utterance}; {mend}")
 
 
+def check_split(where: str, utterance: str, split: str) -> None:
+    """Raise InputError where the name of an utterance says another split, by the letter before its last number."""
+    if SPLIT_OF.get(utterance.rpartition("_")[0][-1:]) != split:
+        raise _other_split(where, utterance, split)
+
+
 def lines(path: Path, corpus: str) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every trial; a MOS that the file does not have comes as a last, empty cell.
 
@@ -296,13 +311,13 @@ def _cells(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
             yield number, cells
 
 
-def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+def csv_cells(path: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line of a CSV file that is not blank, the header among them.
 
     A row over several lines has the number of its first one. Raises InputError with file and line where there is no
     file, no UTF-8 text, or no CSV.
     """
-    reader = csv.reader(_lines(path), strict=True)
+    reader = csv.reader(_lines(path), strict=True, delimiter=separator)
     first = 1
     try:
         for cells in reader:
@@ -311,6 +326,67 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             first = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{first}: not valid CSV: {error}; is a quote left open?") from None
+
+
+def named_cells(path: Path, wanted: Sequence[str], separator: str = ",") -> Iterator[tuple[str, list[str]]]:
+    """File and line, and the cells of the wanted columns, of every trial of a CSV file whose header names its columns.
+
+    Raises InputError for a missing column, and after the last line for all lines that are too short or too long.
+    """
+    numbered = csv_cells(path, separator)
+    first, names = next(numbered, (1, []))
+    if missing := [name for name in wanted if name not in names]:
+        got = separator.join(names)[:SHOWN]
+        raise InputError(
+            f"{path}:{first}: expected the columns {', '.join(wanted)}; {', '.join(missing)} not in {got!r}"
+        )
+    places = [names.index(name) for name in wanted]
+    wrong = []
+    for number, cells in numbered:
+        if len(cells) == len(names):
+            yield f"{path}:{number}", [cells[place] for place in places]
+        else:
+            wrong.append(f"{path}:{number}: expected {len(names)} cells, got {len(cells)}")
+    if wrong:
+        raise InputError(f"{len(wrong)} lines are not as the header says; mend or remove them:\n{listing(wrong)}")
+
+
+def worded_lines(path: Path, line: str) -> Iterator[tuple[str, list[str]]]:
+    """File and line, and the cells, of every line whose cells white space parts. line: the names of the cells.
+
+    Raises InputError, after the last line, for all lines that have more or fewer cells.
+    """
+    wrong = []
+    for number, text in enumerate(_lines(path), start=1):
+        cells = text.split()
+        if len(cells) == len(line.split()):
+            yield f"{path}:{number}", cells
+        elif cells:
+            wrong.append(f"{path}:{number}: expected `{line}`, got {text.strip()[:SHOWN]!r}")
+    if wrong:
+        raise InputError(f"{len(wrong)} lines cannot be used; mend or remove them:\n{listing(wrong)}")
+
+
+def of_split(path: Path, split: str, rows: Iterable[tuple[str, Row]]) -> Trials:
+    """The trials of a split, of rows that each say their own; `all` takes every row.
+
+    Raises InputError where no row is of the split, and whatever `pipeline.core.trial_table.from_rows` refuses.
+    """
+    kept, seen = [], set()
+    for own, row in rows:
+        seen.add(own)
+        if split in (own, ALL):
+            kept.append(row)
+    if not kept:
+        raise InputError(
+            f"{path}: expected the split {', '.join(sorted(seen)) or 'of some trial'} or all, got {split!r}"
+        )
+    return from_rows(kept, source=f"{path} (split {split})")
+
+
+def label_of(word: str) -> str:
+    """Our word for the class that a file names by another one; a word that is none stays, and is refused later."""
+    return CLASS_OF.get(word.strip().lower(), word)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ every set of an analysed run depends on all of data/analysed, which one more cho
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,23 @@ class OpenSet(NamedTuple):
     trials: Trials
     store: Store
     receipt: dict[str, Any]
+
+
+def extracted(*, table: Path, receipt: Path) -> dict[str, str]:
+    """The digests of the trial table and the receipt of a set, which `extract` leaves in a file for the pools.
+
+    DVC cannot declare a list of sets as what a pool depends on. So a pool depends on the folder of these small files.
+    """
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in (("trials", table), ("receipt", receipt))
+    }
+
+
+def check_extracted(path: Path, *, table: Path, receipt: Path) -> None:
+    """Raise InputError where the trial table or the receipt of a set is not the one that `extract` left."""
+    found = read_json(path, what="note of a set's extraction", remedy=AGAIN)
+    if found != extracted(table=table, receipt=receipt):
+        raise InputError(f"{path}: expected the trial table {table} and the receipt {receipt} as they were; {AGAIN}")
 
 
 def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
@@ -132,6 +150,12 @@ def open_sets(path: Path, trials: Trials, *, root: Path) -> list[OpenSet]:
         end = start + receipt["utterances"]
         sets.append(OpenSet(name, trials.take(np.arange(start, min(end, len(trials)))), store, receipt))
         start = end
-    if start != len(trials) or any(one.receipt["trials"] != trial_table.fingerprint(one.trials) for one in sets):
+    if start != len(trials) or not all(map(_is_of_its_trials, sets)):
         raise InputError(f"{path}: the trials changed since these features were extracted; run `dvc repro extract`")
     return sets
+
+
+def _is_of_its_trials(one: OpenSet) -> bool:
+    """Whether features belong to the trials of a set, whose utterances may have the set's name in front in a pool."""
+    own = (one.trials, trial_table.without_set(one.trials, one.name))
+    return one.receipt["trials"] in map(trial_table.fingerprint, own)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.core.errors import InputError
-from pipeline.core.trial_table import LABELS, UNKNOWN
+from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN
 
 Layout = Literal["2019", "2021", "label", "speaker", "asvspoof5", "csv", "tsv"]
 LINES: dict[Layout, str] = {  # the layouts without a first line that names their columns
@@ -48,9 +48,6 @@ LABEL_COLUMNS = ("label", "labels", "key", "cm-label", "cm_label", "class")
 ATTACK_COLUMNS = ("attack", "attack_label", "attack_id", "attack_type")
 DEEPFENSE = ("id_audio", "label", "score_spoof", "score_bonafide")  # alone says what a number means: 1 is bona fide
 DIGITS = {"1": LABELS[0], "0": LABELS[1]}
-CLASS_OF = dict.fromkeys(("bonafide", "bona-fide", "bona_fide", "genuine", "human", "real"), LABELS[0]) | dict.fromkeys(
-    ("spoof", "spoofed", "fake"), LABELS[1]
-)
 LONGEST_HEADER = 100_000  # characters
 LOOKED_AT = 1_000  # lines, for the advice of a refusal
 SHOWN = 200  # characters of a line in a message

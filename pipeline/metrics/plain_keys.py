@@ -9,8 +9,8 @@
     asvspoof5          speaker utterance gender - attack label              its phase 1
     asvspoof5          filename<TAB>cm-label                                its evaluation package
 
-The words of a class are those of `layouts.CLASS_OF`. A number is refused, because 0 is bona fide in some projects and
-spoof in others.
+The words of a class are those of `trial_table.CLASS_OF`. A number is refused, because 0 is bona fide in some projects
+and spoof in others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError, listing
-from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials
+from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials
 from pipeline.corpora import _protocols
 from pipeline.metrics import layouts
 
@@ -140,8 +140,8 @@ def _trials(path: Path, rows: Iterator[tuple[int, list[str]]], found: _KeyColumn
         if len(cells) != found.width:
             said = " ".join(cells)[: layouts.SHOWN]
             problems.append(f"{where}: expected {found.width} cells as in the first line, got {said!r}")
-        elif (word := layouts.CLASS_OF.get(cells[label].lower())) is None:
-            problems.append(f"{where}: expected a class in words ({', '.join(layouts.CLASS_OF)}), got {cells[label]!r}")
+        elif (word := CLASS_OF.get(cells[label].lower())) is None:
+            problems.append(f"{where}: expected a class in words ({', '.join(CLASS_OF)}), got {cells[label]!r}")
         elif phase is None or _protocols.in_phase(where, cells[phase], str(split)):
             yield Row(
                 where,

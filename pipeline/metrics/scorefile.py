@@ -1,8 +1,9 @@
 """Score files: a score for every utterance, written and read in the layouts of `pipeline.metrics.layouts`.
 
 White space separates the cells of most layouts, so in the name of an attack it is written as in a URL: `voice%20clone`
-is the attack "voice clone". Higher means more bona fide: the reader never flips a sign, never fills a hole, and never
-guesses that two different names mean one utterance.
+is the attack "voice clone". The name of an utterance is never changed: where one has blanks, the layouts 2019 and 2021
+cannot hold it, and `holding` gives the layout csv, which quotes names. Higher means more bona fide: the reader never
+flips a sign, never fills a hole, and never guesses that two different names mean one utterance.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import files, trial_table
-from pipeline.core.errors import InputError, listing
+from pipeline.core.errors import UNPRINTABLE, InputError, listing
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials
 from pipeline.metrics import layouts
 from pipeline.metrics.layouts import LAYOUTS, Chosen, Columns, Layout, is_number
 
 CORPUS_LAYOUTS: dict[str, Layout] = {"asvspoof2019_la": "2019", "asvspoof5": "asvspoof5"}
+BLANKS_PART: tuple[Layout, ...] = ("2019", "2021")  # layouts that are written with blanks between the cells
+CSV_COLUMNS = ("utterance", "attack", "label", "score")
 GREATEST = 1e100  # of a score, either sign
 NO_ATTACK = ("", LABELS[0], "bona-fide")  # words for it that are not ours
 
@@ -51,11 +54,22 @@ def layout_of(corpus: str) -> Layout:
     return CORPUS_LAYOUTS.get(corpus, "2021")
 
 
+def holding(layout: Layout, trials: Trials) -> Layout:
+    """The layout, or csv where white space parts its cells and is in the names of utterances, too."""
+    return "csv" if layout in BLANKS_PART and _with_blanks(trials.utterance.tolist()) else layout
+
+
+def _with_blanks(names: Sequence[str]) -> list[str]:
+    """The names that have white space."""
+    return [name for name in names if name.split() != [name]] if len("\n".join(names).split()) > len(names) else []
+
+
 def write(path: Path, trials: Trials, scores: NDArray[np.floating[Any]], *, layout: Layout) -> None:
     """Write the scores (N,) of N trials beside their place and rename the file there.
 
     A score gets the digits that its type needs to come back exactly. Raises InputError, naming the utterances, for a
-    score that is not finite, and ValueError for lengths that differ or the layout csv, which is only read.
+    score that is not finite, and for a name with blanks in a layout that cannot hold it; ValueError for lengths that
+    differ, and for a layout that is only read.
     """
     names: list[str] = trials.utterance.tolist()
     if scores.shape != (len(names),):
@@ -64,6 +78,11 @@ def write(path: Path, trials: Trials, scores: NDArray[np.floating[Any]], *, layo
         raise InputError(
             f"{path}: {len(bad)} of {len(names)} scores are not finite; the training has probably diverged, look at "
             f"its loss and lower the learning rate:\n{listing(bad)}"
+        )
+    if layout in BLANKS_PART and (names := _with_blanks(names)):
+        raise InputError(
+            f"{path}: expected names of utterances without blanks, as blanks part the cells of lines "
+            f"`{LAYOUTS[layout]}` and nothing quotes them, got {len(names)}; write the layout csv:\n{listing(names)}"
         )
     # str() of a NumPy scalar is the shortest text that reads back as the same number of its own type.
     files.write_text(path, "".join(_lines(trials, [str(score) for score in scores], layout)))
@@ -84,8 +103,12 @@ def _lines(trials: Trials, scores: Sequence[str], layout: Layout) -> Iterator[st
             yield "filename\tcm-score\n"
             for name, score in zip(names, scores, strict=True):
                 yield f"{name}\t{score}\n"
+        case "csv":
+            labels = [LABELS[0] if bonafide else LABELS[1] for bonafide in trials.is_bonafide.tolist()]
+            cells = zip(names, trials.attack.tolist(), labels, scores, strict=True)
+            yield files.csv_text([CSV_COLUMNS, *cells])
         case _:
-            raise ValueError(f"expected to write one of 2019, 2021, asvspoof5, got {layout!r}")
+            raise ValueError(f"expected to write one of 2019, 2021, asvspoof5, csv, got {layout!r}")
 
 
 def _mapped(change: Callable[[str], str], names: list[str]) -> list[str]:
@@ -140,6 +163,8 @@ def _checked(path: Path, columns: Columns, rows: Iterator[tuple[int, list[str]]]
         for column, cell in zip(cells_of, cells, strict=True):
             column.append(cell)
     utterance, text = cells_of[columns.utterance], cells_of[columns.score]
+    if columns.separator == ",":
+        utterance = [files.plain_cell(name) if name[:1] == "'" else name for name in utterance]
     attack, label = _classes(columns, cells_of)
     score, faults = numbers(utterance, text)
     for found in (faults, _faulty_names(utterance, line), _faulty_labels(utterance, label)):
@@ -159,7 +184,8 @@ def _classes(columns: Columns, cells_of: Sequence[list[str]]) -> tuple[list[str]
     if columns.attack is None:
         return [UNKNOWN] * len(label), label
     attack = cells_of[columns.attack]
-    return _mapped(lambda word: UNKNOWN if word in NO_ATTACK else _as_it_was(word), attack), label
+    named = files.plain_cell if columns.separator == "," else _as_it_was
+    return _mapped(lambda word: UNKNOWN if word in NO_ATTACK else named(word), attack), label
 
 
 Faults = list[tuple[int, str]]  # rows, from 0, and their faults
@@ -180,15 +206,17 @@ def numbers(utterance: Sequence[str], text: Sequence[str]) -> tuple[NDArray[np.f
     return score, [(i, f"utterance {utterance[i]}: expected a finite score, got {text[i]!r}") for i in bad]
 
 
-def _faulty_names(utterance: Sequence[str], line: Sequence[int]) -> Faults:
+def _faulty_names(utterance: list[str], line: Sequence[int]) -> Faults:
     """Rows whose utterance stands above already or is none."""
-    if len(set(utterance)) == len(utterance) == len("\n".join(utterance).split()):
+    plain = all(utterance) and "".join(utterance).isprintable() and list(map(str.strip, utterance)) == utterance
+    if plain and len(set(utterance)) == len(utterance):
         return []
     faults: Faults = []
     first: dict[str, int] = {}
     for i, name in enumerate(utterance):
-        if name.split() != [name]:
-            faults.append((i, f"expected an utterance name without white space, got {name!r}"))
+        if not name or name != name.strip() or UNPRINTABLE.search(name):
+            said = "without control characters and without white space at its ends"
+            faults.append((i, f"expected the name of an utterance, {said}, got {name!r}"))
         elif name in first:
             faults.append((i, f"utterance {name} is scored twice, first in line {line[first[name]]}"))
         first.setdefault(name, i)

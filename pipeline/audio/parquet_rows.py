@@ -1,0 +1,100 @@
+"""Audio inside Parquet files, as datasets of the Hugging Face hub keep it: a row has the bytes of an audio file.
+
+Such audio has a path as a file has, of the Parquet file, the column and the row: `data/test-00000.parquet/audio/17`.
+The column holds the bytes, or a struct with the field `bytes`. A file is read by row groups, and the last ones are
+kept, so rows that are read in order cost one reading, and nothing is unpacked to the disk.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import InputError
+
+SUFFIX = ".parquet"
+KEPT = 2  # row groups of audio in memory
+ALONE = threading.Lock()  # so that threads that want the same row group read it once
+
+
+def open_file(path: Path) -> Any:
+    """Open a Parquet file, as a `pyarrow.parquet.ParquetFile`. Raises InputError where that is impossible."""
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise InputError(f'{path}: Parquet files need pyarrow; pip install "bonafide[parquet]"') from None
+    try:
+        return parquet.ParquetFile(path, memory_map=True)
+    except ArrowInvalid as error:
+        raise InputError(f"{path}: expected a Parquet file: {error}; copy or download it again") from None
+
+
+def names(folder: Path) -> set[str]:
+    """The names of the rows in a "folder", a column of a Parquet file; none for any other path."""
+    if not _is_column(folder):
+        return set()
+    return {str(row) for row in range(open_file(folder.parent).metadata.num_rows)}
+
+
+def read(path: Path) -> bytes | None:
+    """The audio of a row; None where the path is of no row of a Parquet file.
+
+    Raises InputError where the file cannot be read, or has no such column, or the row has no bytes.
+    """
+    column = path.parent
+    if not _is_column(column) or not path.name.isdigit():
+        return None
+    with ALONE:
+        starts = _starts(column.parent, column.parent.stat().st_mtime_ns)
+        row = int(path.name)
+        if row >= starts[-1]:
+            return None
+        group = bisect.bisect_right(starts, row) - 1
+        found = _group(column, starts, group)[row - starts[group]].as_py()
+    if not found:
+        raise InputError(f"{path}: the row holds no bytes of audio, but perhaps the name of a file; embed the audio")
+    return bytes(found)
+
+
+def _is_column(folder: Path) -> bool:
+    return folder.parent.suffix == SUFFIX and folder.parent.is_file()
+
+
+@functools.lru_cache(maxsize=64)
+def _starts(file: Path, _changed: int) -> tuple[int, ...]:
+    """The first row of each row group, and the number of rows. _changed: the time, so that a new file is read anew."""
+    told = open_file(file).metadata
+    sizes = (told.row_group(i).num_rows for i in range(told.num_row_groups))
+    return tuple(itertools.accumulate(sizes, initial=0))
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _group(column: Path, _starts: tuple[int, ...], group: int) -> Any:
+    """The bytes of the rows of a row group, as a pyarrow array."""
+    import pyarrow
+
+    file = open_file(column.parent)
+    kind = file.schema_arrow.field(column.name).type if column.name in file.schema_arrow.names else None
+    if kind is None or not _has_bytes(kind):
+        raise InputError(
+            f"{column.parent}: expected a column {column.name} with the bytes of audio files, got {kind or 'none'}; "
+            f"its columns are {', '.join(file.schema_arrow.names)}"
+        )
+    try:
+        found = file.read_row_group(group, columns=[column.name]).column(0).combine_chunks()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{column.parent}: row group {group} cannot be read: {error}; download it again") from None
+    return found.field("bytes") if pyarrow.types.is_struct(kind) else found
+
+
+def _has_bytes(kind: Any) -> bool:
+    """Whether a type of a column is bytes, or a struct with bytes."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))

@@ -1,0 +1,48 @@
+"""SpoofCeleb: speech of VoxCeleb1 as it was found on the web, and 23 systems trained on it.
+
+`root` is the folder `spoofceleb` of the official download (https://huggingface.co/datasets/jungjee/spoofceleb):
+
+    spoofceleb/
+        flac/train/a00/id10318/YYsxcZ5saac-00002-006.flac      a00 is bona fide, a01 to a23 are spoof
+        flac/development/..., flac/evaluation/...
+        metadata/train.csv            split train
+        metadata/development.csv      split development
+        metadata/evaluation.csv       split evaluation
+
+Protocol: CSV with the header `file,speaker,attack`, the file below `flac/<split>/`. An utterance is named as its file,
+with its folders and suffix, as in published score files.
+
+Source: SpoofCeleb.py of AntiDeepfake, the reader of spoof_SUPERB (spoof_superb/scoring/datasets.py), and the list
+DeepFense/SpoofCeleb; Jung et al., SpoofCeleb, arXiv 2409.17285.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _protocols
+
+BONAFIDE = "a00"
+SPLITS = ("train", "development", "evaluation")
+
+
+def trials(root: Path, protocol: Path, split: str) -> Trials:
+    """The trials of a protocol file, paths relative to `root`.
+
+    Raises InputError for another split and where `_protocols.named_cells` does.
+    """
+    del root  # paths stay relative to it; `prepare` looks at the audio
+    if split not in SPLITS:
+        raise InputError(f"{protocol}: expected the split {', '.join(SPLITS)} of spoofceleb, got {split!r}")
+    rows = (
+        Row(where, file, f"flac/{split}/{file}", *_class(attack, speaker))
+        for where, (file, speaker, attack) in _protocols.named_cells(protocol, ("file", "speaker", "attack"))
+    )
+    return from_rows(rows, source=f"{protocol} (split {split})")
+
+
+def _class(attack: str, speaker: str) -> tuple[str, str, str]:
+    """The label, the speaker and the attack of a trial."""
+    return (LABELS[0], speaker, UNKNOWN) if attack == BONAFIDE else (LABELS[1], speaker, attack)

@@ -1,0 +1,147 @@
+"""Corpora of the field with protocols in CSV or in plain lines: miniatures laid out as the downloads are."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
+from pipeline.corpora import (
+    add2023,
+    antideepfake,
+    codecfake,
+    deepfake_eval_2024,
+    partialspoof,
+    speech_df_arena,
+    spoofceleb,
+)
+from tests.beside import CASES, needs
+
+
+def read(adapter: ModuleType, folder: Path, text: str, split: str, *, root: Path = Path("/data")) -> Trials:
+    (folder / "key.txt").write_text(text, encoding="utf-8")
+    table = adapter.trials(root, folder / "key.txt", split)
+    assert isinstance(table, Trials)
+    return table
+
+
+def shown(table: Trials) -> list[tuple[str, str, bool, str, str]]:
+    """What the tables say of each trial."""
+    columns = (table.utterance, table.path, table.is_bonafide, table.speaker, table.attack)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_speech_df_arena(tmp_path: Path) -> None:
+    text = "file_name,label\n/data/data/AntiSpoofing-Datasets/In_Wild/0.wav,spoof\nOther/a b.wav,Bona-Fide\n"
+    assert shown(read(speech_df_arena, tmp_path, text, "all")) == [
+        ("/data/data/AntiSpoofing-Datasets/In_Wild/0.wav", "In_Wild/0.wav", False, "-", "-"),
+        ("Other/a b.wav", "Other/a b.wav", True, "-", "-"),
+    ]
+    table = read(speech_df_arena, tmp_path, text, "all", root=Path("/"))
+    assert table.path.tolist() == ["data/data/AntiSpoofing-Datasets/In_Wild/0.wav", "Other/a b.wav"]
+    with pytest.raises(InputError, match=r"key.txt: expected the split all or all, got 'eval'"):
+        read(speech_df_arena, tmp_path, text, "eval")
+    with pytest.raises(
+        InputError, match=r"key.txt:2: .* below the corpus root, got '/data/b.wav'; absolute paths need"
+    ):
+        read(speech_df_arena, tmp_path, "file_name,label\n/data/b.wav,spoof\nOther/a.wav,bonafide\n", "all")
+
+
+@needs(CASES)
+def test_the_heads_of_published_lists(tmp_path: Path) -> None:
+    lines = (CASES / "real_head_arena_in_the_wild.csv").read_text().splitlines()
+    table = speech_df_arena.trials(Path("/data"), CASES / "real_head_arena_in_the_wild.csv", "all")
+    assert table.path.tolist() == [line.split(",")[0].partition("Datasets/")[2] for line in lines[1:]]
+    assert table.is_bonafide.tolist() == [line.endswith(",bonafide") for line in lines[1:]]
+    text = (CASES / "real_head_nii_toy_test.csv").read_text()  # five fakes
+    lines = [*text.splitlines(), "toy-1,real,2.0,16000,$ROOT//toy_example/eval/1.wav,-,LA_1,test,1,PCM_S,16,EN"]
+    for split in ("test", "all"):
+        table = read(antideepfake, tmp_path, "\n".join(lines), split)
+        assert table.path.tolist() == [line.split(",")[4].removeprefix("$ROOT//") for line in lines[1:]]
+        assert table.is_bonafide.tolist() == [line.split(",")[1] == "real" for line in lines[1:]]
+
+
+def test_antideepfake(tmp_path: Path) -> None:
+    text = (
+        "ID,Label,Duration,SampleRate,Path,Attack,Speaker,Proportion,Language\n"
+        "M-a b,fake,2.2,16000,$ROOT/MLAAD/fake/a b.wav,vits,-,-,EN\n"
+        "A-1,real,2.2,16000,$ROOT//x/1.wav,bonafide,LA_0045,test,EN\n"
+        "A-2,fake,2.2,16000,x/2.wav,A18,LA_0044,test,EN\n"
+    )
+    assert shown(read(antideepfake, tmp_path, text, "test")) == [
+        ("A-1", "x/1.wav", True, "LA_0045", "-"),
+        ("A-2", "x/2.wav", False, "LA_0044", "A18"),
+    ]
+    assert shown(read(antideepfake, tmp_path, text, "all"))[0] == ("M-a b", "MLAAD/fake/a b.wav", False, "-", "vits")
+    with pytest.raises(InputError, match=r"key.txt: expected the split -, test or all, got 'train'"):
+        read(antideepfake, tmp_path, text, "train")
+    with pytest.raises(InputError, match=r"key.txt:1: expected the columns ID, .*; Path, Speaker not in 'ID,Label,"):
+        read(antideepfake, tmp_path, text.replace("Path", "File").replace("Speaker", "Voice"), "test")
+    with pytest.raises(
+        InputError, match=r"1 lines are not as the header says; .*\n  .*key.txt:3: expected 9 cells, got 8"
+    ):
+        read(antideepfake, tmp_path, text.replace("bonafide,LA", "LA"), "test")
+    with pytest.raises(InputError, match=r"key.txt:3: utterance A-1: expected label bonafide or spoof, got 'true'"):
+        read(antideepfake, tmp_path, text.replace("real", "true"), "test")
+
+
+def test_spoofceleb(tmp_path: Path) -> None:
+    text = "file,speaker,attack\na00/id1/Y-00002-006.flac,id1,a00\na06/id2/N-003.flac,id2,a06\n"
+    assert shown(read(spoofceleb, tmp_path, text, "development")) == [
+        ("a00/id1/Y-00002-006.flac", "flac/development/a00/id1/Y-00002-006.flac", True, "id1", "-"),
+        ("a06/id2/N-003.flac", "flac/development/a06/id2/N-003.flac", False, "id2", "a06"),
+    ]
+    with pytest.raises(InputError, match="expected the split train, development, evaluation of spoofceleb, got 'dev'"):
+        read(spoofceleb, tmp_path, text, "dev")
+
+
+def test_deepfake_eval_2024(tmp_path: Path) -> None:
+    text = (
+        "Filename,Finetuning Set,Ground Truth,Language\n"
+        "1 (a).mp3,Train,Real,English\nb.m4a,Train,Fake,English\nc.wav,Test,Real,\nd.dat,Test,Fake,\n"
+    )
+    assert shown(read(deepfake_eval_2024, tmp_path, text, "train")) == [
+        ("1 (a).mp3", "audio-data/1 (a).mp3", True, "-", "-"),
+        ("b.m4a", "audio-data/b.m4a", False, "-", "-"),
+    ]
+    assert len(read(deepfake_eval_2024, tmp_path, text, "all")) == 4
+    text = "segment_id\tsource_file\tlabel\tstart_s\tduration_s\n"
+    text += "1 (a)_seg1.wav\t1 (a).mp3\tbonafide\t0\t4\nb_seg1.wav\tb.m4a\tspoof\t0\t3.5\n"
+    assert shown(read(deepfake_eval_2024, tmp_path, text, "all")) == [
+        ("1 (a)_seg1.wav", "segmented/wav/1 (a)_seg1.wav", True, "-", "-"),
+        ("b_seg1.wav", "segmented/wav/b_seg1.wav", False, "-", "-"),
+    ]
+
+
+def test_codecfake(tmp_path: Path) -> None:
+    text = "SSB13650058.wav real 0\nF01_SSB13650058.wav fake 1\nF07_p225.wav fake 7\n"
+    assert shown(read(codecfake, tmp_path, text, "all")) == [
+        ("SSB13650058.wav", "SSB13650058.wav", True, "-", "-"),
+        ("F01_SSB13650058.wav", "F01_SSB13650058.wav", False, "-", "F01"),
+        ("F07_p225.wav", "F07_p225.wav", False, "-", "F07"),
+    ]
+    with pytest.raises(InputError, match=r"1 lines .*\n  .*key.txt:4: expected `file label number`, got 'a.wav real'"):
+        read(codecfake, tmp_path, text + "a.wav real\n", "all")
+
+
+def test_add2023(tmp_path: Path) -> None:
+    text = "ADD2023_T1.2R2_E_00000003.wav genuine\nADD2023_T1.2R2_E_00000004.wav fake\n\n"
+    assert shown(read(add2023, tmp_path, text, "all")) == [
+        ("ADD2023_T1.2R2_E_00000003.wav", "wav/ADD2023_T1.2R2_E_00000003.wav", True, "-", "-"),
+        ("ADD2023_T1.2R2_E_00000004.wav", "wav/ADD2023_T1.2R2_E_00000004.wav", False, "-", "-"),
+    ]
+
+
+def test_partialspoof(tmp_path: Path) -> None:
+    text = "LA_0098 LA_D_9497115 - - bonafide\nLA_0079 CON_D_0000029 - CON spoof\n"
+    assert shown(read(partialspoof, tmp_path, text, "dev")) == [
+        ("LA_D_9497115", "dev/con_wav/LA_D_9497115.wav", True, "LA_0098", "-"),
+        ("CON_D_0000029", "dev/con_wav/CON_D_0000029.wav", False, "LA_0079", "CON"),
+    ]
+    with pytest.raises(InputError, match=r"key.txt:3: expected an utterance of split dev, got CON_T_2; give the prot"):
+        read(partialspoof, tmp_path, text + "LA_0079 CON_T_2 - CON spoof\n", "dev")
+    with pytest.raises(
+        InputError, match=r"key.txt:3: expected CON_... for spoof and LA_... for bona fide, got CON_D_2"
+    ):
+        read(partialspoof, tmp_path, text + "LA_0079 CON_D_2 - - bonafide\n", "dev")

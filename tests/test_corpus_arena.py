@@ -1,0 +1,141 @@
+"""Datasets with their audio in Parquet files: read in place, row by row, as files are."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+import soundfile
+from pyarrow import parquet
+
+from pipeline.audio import decode, parquet_rows
+from pipeline.audio.inspection import with_contents
+from pipeline.core.errors import InputError
+from pipeline.corpora import arena
+
+
+def wav(seed: int) -> bytes:
+    """A tenth of a second of noise as a WAV file."""
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(seed).normal(0, 0.1, 1_600), 16_000, format="WAV")
+    return file.getvalue()
+
+
+def shard(path: Path, columns: dict[str, Any], *, names: list[str] | None = None) -> None:
+    """A Parquet file in row groups of two, with the words of its labels where there are any."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table(columns)
+    if names:
+        told = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+    parquet.write_table(table, path, row_group_size=2)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Seven utterances in two shards."""
+    (tmp_path / "README.md").write_text("a card")
+    for number, rows in enumerate((range(5), range(5, 7))):
+        notes = [{"utterance_id": f"u {i}", "speaker_id": f"s{i % 2}", "attack": "L1", "codec": None} for i in rows]
+        shard(
+            tmp_path / f"data/test-0000{number}-of-00002.parquet",
+            {
+                "path": [f"LA/{i}.wav" for i in rows],
+                "audio": [{"bytes": wav(i), "path": f"{i}.wav"} for i in rows],
+                "label": [int(i % 3 != 0) for i in rows],
+                "notes": [json.dumps(note) for note in notes],
+            },
+        )
+    return tmp_path
+
+
+def test_the_trials_of_the_shards(dataset: Path) -> None:
+    table = arena.trials(dataset, dataset / "README.md", "test")
+    assert table.utterance.tolist() == [f"u {i}" for i in range(7)]
+    assert table.path.tolist() == [
+        *(f"data/test-00000-of-00002.parquet/audio/{i}" for i in range(5)),
+        *(f"data/test-00001-of-00002.parquet/audio/{i}" for i in range(2)),
+    ]
+    assert table.is_bonafide.tolist() == [True, False, False, True, False, False, True]
+    assert table.speaker.tolist() == ["s0", "s1", "s0", "s1", "s0", "s1", "s0"]
+    assert table.attack.tolist() == ["-", "L1", "L1", "-", "L1", "L1", "-"]
+    assert set(table.codec) == set(table.vocoder) == {"-"}
+
+
+def test_the_audio_is_that_of_the_rows(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = with_contents(arena.trials(dataset, dataset / "README.md", "test"), dataset)
+    assert table.content.tolist() == [decode.digest(wav(i)) for i in range(7)]
+    opened: list[Path] = []
+    open_file = parquet_rows.open_file
+    monkeypatch.setattr(parquet_rows, "open_file", lambda path: opened.append(path) or open_file(path))
+    parquet_rows._group.cache_clear()
+    assert [decode.read(dataset / path).content for path in table.path] == table.content.tolist()
+    assert len(opened) == 3 + 1  # once for each row group
+    samples = decode.load(dataset / str(table.path[6]), content=str(table.content[6]))
+    expected, _ = soundfile.read(io.BytesIO(wav(6)), dtype="float32")
+    np.testing.assert_array_equal(samples, expected)
+    for row in ("5", "x", "-1"):
+        with pytest.raises(InputError, match=rf"parquet/audio/{row}: no such file"):
+            decode.load(dataset / f"data/test-00000-of-00002.parquet/audio/{row}")
+    with pytest.raises(InputError, match=r"expected a column notes with the bytes of audio files, got string; its col"):
+        decode.load(dataset / "data/test-00000-of-00002.parquet/notes/0")
+
+
+def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    for number in (1, 3):
+        shard(path, {"audio": [wav(i) for i in range(number)]})
+        assert decode.read(path / f"audio/{number - 1}").content == decode.digest(wav(number - 1))
+
+
+def test_other_columns_and_words(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a card")
+    audio = [{"bytes": wav(i), "path": f"{i}.wav"} for i in range(3)]
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    columns = {"audio": "sound", "label": "label", "speaker": "who", "attack": "system"}
+    other = {"sound": audio, "who": ["a", None, "b"], "system": [None, "x y", "z"]}
+    for labels, names in ((["Real", "fake", "spoof"], None), ([1, 0, 0], ["spoof", "bonafide"])):
+        shard(path, other | {"label": labels}, names=names)
+        table = arena.trials(tmp_path, tmp_path / "README.md", "all", columns)
+        assert table.is_bonafide.tolist() == [True, False, False]
+        assert table.utterance.tolist() == ["0.wav", "1.wav", "2.wav"]
+        assert table.speaker.tolist() == ["a", "-", "b"]
+        assert table.attack.tolist() == ["-", "x y", "z"]
+        assert decode.read(tmp_path / str(table.path[2])).content == decode.digest(wav(2))
+    for labels, names, got in (([0, 1, 1], None, "got 0"), ([0, 1, 2], ["real", "cat"], r"got 1 of \['real', 'cat'\]")):
+        shard(path, other | {"label": labels}, names=names)
+        with pytest.raises(InputError, match=rf"parquet: row [01]: expected a label in words .*, {got}$"):
+            arena.trials(tmp_path, tmp_path / "README.md", "train", columns)
+    with pytest.raises(InputError, match="expected the columns nobody, got sound, who, system, label"):
+        arena.trials(tmp_path, tmp_path / "README.md", "train", columns | {"speaker": "nobody"})
+    with pytest.raises(InputError, match=r"expected columns for audio and label, and of path, .*, got \['age'\]"):
+        arena.trials(tmp_path, tmp_path / "README.md", "train", columns | {"age": "who"})
+
+
+def test_what_cannot_be_read_is_named(dataset: Path) -> None:
+    with pytest.raises(InputError, match=r"data: expected files train-\*\.parquet, got those of test; check `root`"):
+        arena.trials(dataset, dataset / "README.md", "train")
+    with pytest.raises(InputError, match=r"eval.yaml: no such file; `protocol` is a small file of the dataset"):
+        arena.trials(dataset, dataset / "eval.yaml", "test")
+    path = dataset / "data/test-00001-of-00002.parquet"
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    with pytest.raises(InputError, match=r"00001-of-00002\.parquet: expected a Parquet file: .*; copy or download"):
+        arena.trials(dataset, dataset / "README.md", "test")
+    table = parquet.read_table(io.BytesIO(good)).to_pydict()
+    shard(path, table | {"notes": ["[1]", "{}"]})
+    with pytest.raises(InputError, match=r"parquet: row 0: expected notes as a JSON object, got '\[1\]'"):
+        arena.trials(dataset, dataset / "README.md", "test")
+    shard(path, table | {"audio": [{"bytes": None, "path": "5.wav"}, {"bytes": wav(6), "path": "6.wav"}]})
+    with pytest.raises(
+        InputError, match=r"1 of 7 audio files cannot be used:\n  utterance u 5: .*holds no bytes of au"
+    ):
+        with_contents(arena.trials(dataset, dataset / "README.md", "test"), dataset)
+    shard(path, table | {"notes": [json.dumps({"utterance_id": "u 0"})] * 2})
+    with pytest.raises(
+        InputError, match=r"row 0: utterance u 0 is listed twice, first at .*00000-of-00002.parquet: row"
+    ):
+        arena.trials(dataset, dataset / "README.md", "test")
