@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core import params_file
 from pipeline.core.errors import run_command
-from pipeline.report import build, origin
+from pipeline.report import build, origin, stopped
 
 
 def main() -> None:
@@ -19,7 +19,11 @@ def main() -> None:
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters; default: params.yaml")
     add("--metrics", **folder, help="from `train` and `evaluate`: <run>.json, <run>/<set>.json")
     add("--plots", **folder, help="from `evaluate`: <run>/{det,histogram}/<set>.csv")
-    add("--curves", **folder, help="from `train`: <run>.csv (epoch, loss, dev_eer), only for trained runs")
+    add(
+        "--curves",
+        **folder,
+        help="from `train`: <run>.csv (epoch, loss, dev_eer), of trained runs; halving.json after a search",
+    )
     add("--seconds", **folder, help="from `train`: <run>.json; files may be missing")
     add("--layers", type=Path, metavar="FOLDER", help="from `layers`: layers.csv, chosen.json; optional")
     add("--analysis", type=Path, metavar="FOLDER", help="from `analyse`: a folder for each run; optional")
@@ -28,11 +32,13 @@ def main() -> None:
     args = parser.parse_args()
     settings = params_file.load(args.params)
     tuning = settings.encoder.finetune
+    early = stopped.read(args.curves, args.metrics, runs=settings.grid.runs)
+    without_row = {one.system for one in early}
     text = build.build(
         args.out,
         args.summary,
         build.Inputs(args.metrics, args.plots, args.curves, args.seconds, args.layers, args.analysis),
-        runs=settings.runs,
+        runs={run: system for run, system in settings.runs.items() if system not in without_row},
         sets=settings.evaluate.sets,
         sort_by=settings.report.sort_by,
         note=settings.report.note,
@@ -41,6 +47,7 @@ def main() -> None:
         rescored=settings.rescored,
         finetuned=settings.evaluate.finetuned,
         encoder_seed=tuning.seed if tuning else None,
+        stopped=early,
     )
     print(text, end="")
 

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.features import receipt_files
 from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
 from pipeline.scoring import runs
-from pipeline.training import cells, checkpoints, heads, history, provenance, together
+from pipeline.training import cells, checkpoints, heads, history, loop, provenance, together
 from pipeline.training.cells import Cell
 from pipeline.training.loop import Fitted
 from pipeline.training.together import ALONE, Seat, Stops
@@ -58,9 +59,12 @@ def train(args: argparse.Namespace, seat: Seat) -> Stops[None]:
     yield together.START
     learnt, dev = (_opened(args, settings, cell, seat, name) for name in (settings.train.set, "dev"))
     unfinished = args.run.with_name(f"{args.run.name}.checkpoint")
-    fitted, cuts = yield from heads.fit_cell_steps(
-        cell, train=learnt, dev=dev, params=settings.train, seed=args.seed, checkpoint=unfinished, seat=seat
-    )
+    given = {"train": learnt, "dev": dev, "params": settings.train, "seed": args.seed, "checkpoint": unfinished}
+    if args.until:
+        begun, _ = yield from heads.fit_cell_steps(cell, **given, seat=seat, how=partial(loop.begin, until=args.until))
+        write_text(args.curves, history.to_csv(epoch.facts for epoch in begun))
+        return
+    fitted, cuts = yield from heads.fit_cell_steps(cell, **given, seat=seat)
     scorefile.write(args.dev_scores, dev.trials, fitted.dev_scores, layout=scorefile.holding("2019", dev.trials))
     card = _card(cell, settings, learnt, dev, fitted) | {"seed": args.seed, "quality_thresholds": list(cuts)}
     _save(args, fitted, card)
@@ -99,6 +103,10 @@ def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--curves", type=Path, required=True, metavar="FILE", help="training curves to write (CSV)")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of the dev set to write")
     add("--seconds", type=Path, required=True, metavar="FILE", help="how long it trained, to write (JSON)")
+    until = (
+        "train up to this epoch and write the curves and a checkpoint alone, from which a training without it goes on"
+    )
+    add("--until", type=int, metavar="EPOCH", help=until)
     return parser.parse_args(words)
 
 

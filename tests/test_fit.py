@@ -100,6 +100,7 @@ def fitted(
     views: tuple[str, ...] = (),
     probability: float = 0.0,
     checkpoint: Path | None = None,
+    how: Any = loop.steps,
 ) -> loop.Fitted:
     chosen = cell(backend, loss)
     train, dev = separable(90, seed=0, distance=distance, views=views), separable(60, seed=1, distance=distance)
@@ -116,6 +117,7 @@ def fitted(
         seed=seed,
         augment=Augment(views, probability),
         checkpoint=checkpoint,
+        how=how,
     )
 
 
@@ -420,6 +422,19 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert same(fitted(checkpoint=file, **how), undisturbed)
     assert trained == [*range(1, min(at, 6) + 1), *range(at, 7)]  # nothing that was kept is trained again
     assert [path.name for path in tmp_path.iterdir()] == [file.name]  # the caller's, until the result is on disk
+
+
+@pytest.mark.parametrize(("loss", "patience"), [("qamo", 6), ("aoc", 1)])
+def test_a_training_in_parts_comes_to_the_bits_of_an_undisturbed_one(tmp_path: Path, loss: str, patience: int) -> None:
+    """Its best epochs, which are averaged, lie before and after the ends of the parts; or it ends within one."""
+    params = TRAIN.model_copy(update={"epochs": 6, "patience": patience, "average_best": 4})
+    given: Any = {"backend": "linear", "loss": loss, "params": params, "views": ("noise_0",), "probability": 0.5}
+    whole = fitted(**given)
+    assert (len(whole.curves) < 6) == (patience == 1)
+    for until in (2, 5, 1):
+        begun: Any = fitted(**given, checkpoint=tmp_path / "c", how=partial(loop.begin, until=until))
+        assert begun == whole.curves[: max(until, 5 if until == 1 else 0)]
+    assert same(fitted(**given, checkpoint=tmp_path / "c"), whole)
 
 
 def test_patience_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,42 @@ def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path:
     )
 
 
+def test_halving_trains_the_better_loss_to_the_same_bits_and_leaves_the_other_to_dvc(
+    project: Project, tmp_path: Path
+) -> None:
+    """From the end of the first epoch both go on: the better one at once, the other one by the `dvc repro` after it."""
+    there, copy = project.folder, Project.__new__(Project)
+    copy.folder, copy.env = tmp_path / "copy", project.env
+    shutil.copytree(there, copy.folder)
+    for path in ("data/runs", "data/metrics", "data/curves", ".dvc/cache/runs"):
+        shutil.rmtree(copy.folder / path)
+    lock = YAML(typ="safe").load(copy.folder / "dvc.lock")
+    lock["stages"] = {name: own for name, own in lock["stages"].items() if not name.startswith(("train@", "report"))}
+    YAML(typ="safe").dump(lock, copy.folder / "dvc.lock")
+    said = copy.run("bonafide", "sweep", "--halving", "1")
+    assert "after epoch 1, 1 of 2 systems dropped" in said
+    rung = json.loads((copy.folder / "data/curves/halving.json").read_text())["rungs"][0]
+    lost = rung["dropped"][0]["system"]
+    kept = ({"linear-aoc", "linear-qamo"} - {lost}).pop()
+    curves = {
+        name: (there / f"data/curves/{name}-all-clean-1.csv").read_text().splitlines()[1] for name in (kept, lost)
+    }
+    (eer, loss), (lost_eer, lost_loss) = (
+        (line.split(",")[4], line.split(",")[2]) for line in (curves[kept], curves[lost])
+    )
+    assert (float(eer), float(loss)) <= (float(lost_eer), float(lost_loss))
+    assert tree(copy.folder / f"data/runs/{kept}-all-clean-1") == tree(there / f"data/runs/{kept}-all-clean-1")
+    assert not (copy.folder / f"data/runs/{lost}-all-clean-1").exists()
+    text, page = ((copy.folder / "data/report" / name).read_text() for name in ("leaderboard.txt", "index.html"))
+    assert all("stopped early by their dev EER, without a row: 1 after epoch 1;" in found for found in (text, page))
+    assert f"{lost}-all-clean-1 dropped dropped dropped" in " ".join(copy.run("bonafide", "status").split())
+    changed = set(json.loads(copy.run("dvc", "status", "--json")))
+    assert {name.rpartition(":")[2] for name in changed} == set(names(lost.removeprefix("linear-")))
+    assert copy.repro() == [*names(lost.removeprefix("linear-")), "report"]
+    assert tree(copy.folder / f"data/runs/{lost}-all-clean-1") == tree(there / f"data/runs/{lost}-all-clean-1")
+    assert "stopped early" not in (copy.folder / "data/report/leaderboard.txt").read_text()
+
+
 def test_of_trainings_in_one_process_one_that_fails_fails_alone(project: Project, tmp_path: Path) -> None:
     def command(loss: str, layers: str) -> str:
         files = ("run", "metrics", "curves", "dev-scores", "seconds")

@@ -21,7 +21,7 @@ from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES
-from pipeline.report import build, curves, leaderboard, leaderboard_files, measures
+from pipeline.report import build, curves, leaderboard, leaderboard_files, measures, stopped
 from pipeline.report.page import charts, layer_curve, page
 from tests import analysed
 
@@ -88,6 +88,7 @@ def run(
     shown: Collection[str] = (),
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
+    early: Sequence[stopped.Stopped] = (),
 ) -> Path:
     text = build.build(
         inputs / out,
@@ -104,6 +105,7 @@ def run(
         analysed=shown,
         rescored=rescored,
         finetuned=finetuned,
+        stopped=early,
     )
     assert text == (inputs / out / "leaderboard.txt").read_text()
     return inputs / out
@@ -112,6 +114,21 @@ def run(
 def gathered(inputs: Path, runs: dict[str, str], sets: Sequence[str], sort_by: str) -> leaderboard.Leaderboard:
     seconds = inputs / "seconds"
     return leaderboard_files.gather(inputs / "metrics", runs=runs, sets=sets, sort_by=sort_by, seconds=seconds)
+
+
+def test_systems_that_were_stopped_early_have_no_row_but_a_table_of_their_own(inputs: Path) -> None:
+    early = [stopped.Stopped("mlp-<c>", 10, 12.5), stopped.Stopped("mlp-d", 5, 31.0), stopped.Stopped("mlp-e", 5, 40.0)]
+    made = run(inputs, early=early)
+    said = (
+        "ystems stopped early by their dev EER, without a row: 2 after epoch 5, 1 after epoch 10; the rows are what a"
+    )
+    assert f"s{said} search on dev kept\n" in (made / "leaderboard.txt").read_text()
+    page_of = Page((made / "index.html").read_text())
+    assert f"S{said} search on dev kept." in page_of.text
+    assert [row for row in page_of.rows if row and row[0].startswith("mlp")] == [
+        ["mlp-<c>", "10", "12.50"], ["mlp-d", "5", "31.00"], ["mlp-e", "5", "40.00"],
+    ]  # fmt: skip
+    assert "stopped early" not in (run(inputs, out="none") / "index.html").read_text()
 
 
 VOID = ("meta", "path", "circle", "rect", "input")  # never closed, or closed at once

@@ -148,6 +148,14 @@ def test_the_table_of_cells(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert set(progress(Flow([]), here).values()) == {Progress.DONE}
 
 
+def test_a_second_look_at_a_changed_stage_does_not_restore_its_old_outputs(here: Path) -> None:
+    sweep("train@one")
+    Path("one.txt").write_text("edited")
+    flow = Flow([])
+    assert [flow.look("train@one"), flow.look("train@one")] == [State.STALE, State.STALE]
+    assert not Path("one.out").exists()
+
+
 def test_scores_of_several_sets_are_one_column() -> None:
     found = {
         "train@a-1": Progress.DONE,

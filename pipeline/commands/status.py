@@ -1,7 +1,8 @@
-"""Show how far the grid is: a table of cells, done, stale, running or failed.
+"""Show how far the grid is: a table of cells, done, stale, running, failed or dropped.
 
 A cell is done where its training, its scores and its evaluation are up to date. It failed where a sweep could not make
-one of them; the last lines of what it said lie in .dvc/tmp/sweep.
+one of them; the last lines of what it said lie in .dvc/tmp/sweep. It was dropped where `bonafide sweep --halving` ended
+its training early, and none of its inputs changed since.
 
 examples:
   bonafide status

@@ -9,13 +9,15 @@ examples:
   bonafide sweep                 all, with a stage a processor at once
   bonafide sweep -j 1            one after the other
   bonafide sweep report          the report and all that it needs
+  bonafide sweep --halving       only systems that do well on dev are trained to the end
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,8 +25,12 @@ from tqdm import tqdm
 from pipeline.core import params_file
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing
-from pipeline.sweep.sweep import Sweep, is_cell
+from pipeline.sweep import starting
+from pipeline.sweep.halving import Halving, HalvingPlan, RungSteps, SweepOver, lines
+from pipeline.sweep.sweep import Outcome, Steps, Sweep, is_cell
 from pipeline.sweep.tracked import Flow
+
+FIRST_SHARE = 8  # of the epochs of a training, by default the first rung is one part in so many
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,10 +38,34 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     flow = Flow(args.targets)
     os.chdir(flow.root)
-    with tqdm(total=len(flow.steps), unit="stage", smoothing=0, dynamic_ncols=True, leave=False) as bar:
-        outcome = Sweep(
-            flow, jobs=args.jobs or _jobs(), tell=lambda sweep: _show(bar, sweep), together=_together()
-        ).run()
+    code = starting.code_of(flow.root)
+
+    def over(steps: Steps, leave: Collection[str]) -> Outcome:
+        with tqdm(unit="stage", smoothing=0, dynamic_ncols=True, leave=False) as bar:
+            return Sweep(
+                steps, jobs=args.jobs or _jobs(), tell=partial(_show, bar), together=_together(), leave=leave, code=code
+            ).run()
+
+    _say(over(flow, ()) if args.halving is None else _halved(flow, args.halving, over))
+
+
+def _halved(flow: Flow, first: int, over: SweepOver) -> Outcome:
+    """Search by successive halving, and say what was dropped. first: epochs of the first rung, 0 for the default."""
+    settings = params_file.load(Path("params.yaml"))
+    first = first or max(1, settings.train.epochs // FIRST_SHARE)
+    if first >= settings.train.epochs:
+        raise InputError(
+            f"--halving: expected fewer epochs than the {settings.train.epochs} of train.epochs, got {first}"
+        )
+    plan = HalvingPlan(settings.grid.runs, settings.analysed, first, settings.train.epochs)
+    search = Halving(flow, plan, over)
+    outcome = search.run()
+    print("\n".join(lines(search.rungs)))
+    return outcome
+
+
+def _say(outcome: Outcome) -> None:
+    """What was done. Raises InputError where a stage failed."""
     if not (outcome.ran or outcome.restored or outcome.failed):
         print("All is up to date.")
         return
@@ -61,13 +91,16 @@ def _together() -> bool:
 
 def _show(bar: tqdm, sweep: Sweep) -> None:
     """Move the bar: what is up to date counts no more, so that the time left is that of the rest."""
-    found, steps = sweep.outcome, sweep.flow.steps
+    found, flow = sweep.outcome, sweep.flow
+    steps = [name for name in flow.steps if name not in sweep.leave]
     done = [*found.ran, *found.restored]
     cells = sum(map(is_cell, steps))
     ended = sum(map(is_cell, [*done, *found.current]))
     bar.total = len(steps) - len(found.current) - len(found.left_out)
     bar.n = len(done) + len(found.failed)
-    bar.set_description_str(f"{ended} of {cells} cells")
+    bar.set_description_str(
+        f"up to epoch {flow.epochs}" if isinstance(flow, RungSteps) else f"{ended} of {cells} cells"
+    )
     at = ", ".join(name.rpartition(":")[2] for name in list(sweep.running)[:2])
     bar.set_postfix_str(f"{len(found.failed)} failed, {at}" if found.failed else at)
 
@@ -83,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     purpose, _, details = (__doc__ or "").partition("\n\n")
     parser = parser_of("bonafide sweep", purpose, details)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, as `dvc repro` takes them; default: all")
+    halving = (
+        "train all systems of the grid for N epochs, the half with the lower dev EER for twice as many, and so on; the "
+        "others are left out (default: an eighth of train.epochs)"
+    )
+    parser.add_argument("--halving", nargs="?", type=positive, const=0, metavar="N", help=halving)
     jobs = "stages at once (default: as many as processors, 1 where there is a GPU)"
     parser.add_argument("-j", "--jobs", type=positive, metavar="N", help=jobs)
     return parser

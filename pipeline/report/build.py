@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.core import files
 from pipeline.report import curves, leaderboard, leaderboard_files
 from pipeline.report.page import embedding_space, layer_curve, page
+from pipeline.report.stopped import Stopped
 
 TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
 
@@ -45,19 +46,19 @@ def build(
     finetuned: Collection[str] = (),
     origin: page.Origin | None = None,
     encoder_seed: int | None = None,
+    stopped: Sequence[Stopped] = (),
 ) -> str:
     """Write leaderboard.txt, the files of `TABLES` and index.html into `out`, and `summary`; return the table.
 
     Args:
-        summary: the JSON file that DVC shows as metrics. runs: run -> its system. analysed: runs with embeddings to
-            show. rescored: runs that score by an embedding index. finetuned: the run that was trained with the encoder.
-        origin: what the page says of the project. encoder_seed: of the fine-tuning; None where the encoder is frozen.
+        summary: the JSON file that DVC shows as metrics. analysed: runs with embeddings to show. origin: what the page
+            says of the project. All others: see `leaderboard_files.gather`.
 
     Raises InputError where a file is missing or malformed, or where runs were evaluated on different trials.
     """
     board = leaderboard_files.gather(
         inputs.metrics, runs=runs, sets=sets, sort_by=sort_by,
-        seconds=inputs.seconds, rescored=rescored, finetuned=finetuned, encoder_seed=encoder_seed,
+        seconds=inputs.seconds, rescored=rescored, finetuned=finetuned, encoder_seed=encoder_seed, stopped=stopped,
     )  # fmt: skip
     html = page.render(
         board,

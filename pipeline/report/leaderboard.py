@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.report.measures import EER, GROUPS, MEASURES, Interval, Measure
+from pipeline.report.stopped import Stopped
 
 BEST = "*"
 NEAR = "~"
@@ -129,7 +130,7 @@ class Leaderboard:
 
     runs: system -> its runs. results: one for each (run, set). trainings: one for each run. rescored: systems that
     score by the embedding index of a trained system. finetuned: the system that was trained with the encoder.
-    encoder_seed: of the fine-tuning; None where the encoder is frozen.
+    encoder_seed: of the fine-tuning; None where the encoder is frozen. stopped: systems that a search stopped early.
     """
 
     systems: tuple[str, ...]
@@ -141,6 +142,7 @@ class Leaderboard:
     rescored: frozenset[str] = frozenset()
     finetuned: frozenset[str] = frozenset()
     encoder_seed: int | None = None
+    stopped: tuple[Stopped, ...] = ()
 
     @cached_property
     def chosen(self) -> str:

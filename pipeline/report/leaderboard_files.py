@@ -23,6 +23,7 @@ from pipeline.report.leaderboard import (
     Value,
 )
 from pipeline.report.measures import EER, GROUPS, finite, read_all, read_interval
+from pipeline.report.stopped import Stopped, sentence
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
@@ -114,13 +115,15 @@ def gather(
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
     encoder_seed: int | None = None,
+    stopped: Sequence[Stopped] = (),
 ) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set, and sort the systems by EER and name.
 
     Args:
         runs: run -> its system. seconds: folder with <run>.json for the runs that were trained here.
         rescored: the runs that score by an embedding index. finetuned: the run that was trained with the encoder.
-        encoder_seed: of the fine-tuning; None where the encoder is frozen.
+        encoder_seed: of the fine-tuning; None where the encoder is frozen. stopped: systems that a search stopped
+            early; none of `runs` is theirs.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
@@ -134,7 +137,9 @@ def gather(
     by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
     eers = {system: math.fsum(results[run, sort_by].eer for run in own) / len(own) for system, own in members.items()}
     order = tuple(sorted(members, key=lambda system: (eers[system], system)))
-    return Leaderboard(order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end, encoder_seed)
+    return Leaderboard(
+        order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end, encoder_seed, tuple(stopped)
+    )
 
 
 def _read_all(
@@ -289,6 +294,7 @@ def to_text(board: Leaderboard) -> str:
     if board.finetuned:
         notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
     notes += [board.one_encoder] if board.one_encoder else []
+    notes += [sentence(board.stopped)] if board.stopped else []
     notes += _remarks(board)
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"

@@ -6,21 +6,53 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.core.errors import InputError
 from pipeline.sweep import starting
 from pipeline.sweep.starting import Work
-from pipeline.sweep.tracked import Flow, State
+from pipeline.sweep.tracked import State
 
 BESIDE = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # the others use all processors
 LATE = ("score", "evaluate", "rescore", "evaluate_rescored")
 TOGETHER = 8  # trainings in one process at most: what each has learnt is in its memory
 LOGS = Path(".dvc/tmp/sweep")
 SHOWN_LINES = 15  # of a stage that ends without a message
+
+
+class Steps(Protocol):
+    """Stages to go over, see `tracked.Flow`: all that a sweep asks of them."""
+
+    @property
+    def root(self) -> Path:
+        """The project's folder."""
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the stages, each after those that it needs."""
+
+    @property
+    def needs(self) -> Mapping[str, set[str]]:
+        """For each stage those that must be done before it."""
+
+    def command(self, name: str) -> str:
+        """What a stage runs."""
+
+    def look(self, name: str) -> State:
+        """What is to be done with a stage."""
+
+    def keep(self, name: str) -> None:
+        """Take note that a stage ran."""
+
+    def busy(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep others from what a stage reads and writes."""
+
+    def write_locks(self) -> None:
+        """Write down all that was noted."""
 
 
 @dataclass
@@ -66,15 +98,28 @@ class Sweep:
     there are jobs free. Stages of a cell run side by side. Each other stage, such as extraction, uses all processors by
     itself, so it runs alone: side by side with others it would also get other threads, and so other last bits, than
     under `dvc repro`.
+
+    leave: stages that are left as they are; none that needs them waits for them. code: that of the project when the
+    first of several sweeps of this process began, see `starting.code_of`.
     """
 
-    def __init__(self, flow: Flow, *, jobs: int, tell: Callable[[Sweep], None], together: bool = True) -> None:
+    def __init__(
+        self,
+        flow: Steps,
+        *,
+        jobs: int,
+        tell: Callable[[Sweep], None],
+        together: bool = True,
+        leave: Collection[str] = (),
+        code: Mapping[Path, int] | None = None,
+    ) -> None:
         self.flow, self.jobs, self.tell, self.together = flow, jobs, tell, together
         self.outcome = Outcome()
         self.running: dict[str, Running] = {}
-        self.waiting = list(flow.steps)
-        self._done: set[str] = set()
-        self._code = starting.code_of(flow.root)
+        self.leave = leave
+        self.waiting = [name for name in flow.steps if name not in leave]
+        self._done: set[str] = set(leave)
+        self._code = code or starting.code_of(flow.root)
         modules = {starting.stage_of(flow.command(name)) for name in flow.steps}
         starting.prepare({module for module in modules if module})
 

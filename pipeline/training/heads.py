@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -133,7 +133,8 @@ class HeadLearner(Learner):
 
 def fit(make_backend: Any, make_loss: Any, **given: Any) -> Fitted:
     """Train a backend with a loss as `fit_steps` says, without a stop."""
-    return together.alone(fit_steps(make_backend, make_loss, **given))
+    fitted: Fitted = together.alone(fit_steps(make_backend, make_loss, **given))
+    return fitted
 
 
 def fit_steps(
@@ -148,7 +149,8 @@ def fit_steps(
     augment: Augment = NO_AUGMENT,
     checkpoint: Path | None = None,
     seat: Seat = ALONE,
-) -> Stops[Fitted]:
+    how: Callable[..., Stops[Any]] = loop.steps,
+) -> Stops[Any]:
     """Train a backend with a loss and select by the dev EER of the deployed score, with a stop at each batch.
 
     Args:
@@ -157,9 +159,8 @@ def fit_steps(
         labels: of the training set, tensors of length N.
         seed: of the initial weights, the order of batches, dropout, and the draws of views.
         augment: views that the training set has, drawn for training alone.
-        checkpoint: folder to go on from after a kill, with the result of an undisturbed training; the caller deletes it
-            once the result is on disk.
-        seat: among trainings that take turns.
+        checkpoint: folder to go on from, see `loop.train`. seat: among trainings that take turns.
+        how: `loop.steps`, which gives a `Fitted`; or `loop.begin` with its epoch, which gives the curves so far.
 
     Raises InputError where the loss stops being finite, or the device that is asked for is not there.
     """
@@ -180,7 +181,7 @@ def fit_steps(
             device=device,
             seat=seat,
         )
-        return (yield from loop.steps(learner, checkpoint=checkpoint))
+        return (yield from how(learner, checkpoint=checkpoint))
 
 
 def open_features(cell: Cell, settings: Params, name: str, *, trials: Path, receipt: Path) -> Dataset:
@@ -214,7 +215,8 @@ def fit_cell_steps(
     seed: int,
     checkpoint: Path | None = None,
     seat: Seat = ALONE,
-) -> Stops[tuple[Fitted, tuple[float, ...]]]:
+    how: Callable[..., Stops[Any]] = loop.steps,
+) -> Stops[tuple[Any, tuple[float, ...]]]:
     """Train a cell of the grid, see `fit_steps`; also give the MOS values at which its quality levels part.
 
     Raises InputError, beside what `fit_steps` raises, where train and dev have features of two kinds, or a quality
@@ -235,5 +237,6 @@ def fit_cell_steps(
         augment=Augment(cell.views.draw, cell.views.probability),
         checkpoint=checkpoint,
         seat=seat,
+        how=how,
     )
     return fitted, cuts

@@ -165,6 +165,16 @@ def steps(learner: Learner, *, checkpoint: Path | None, say: Say = lambda _: Non
     return _finished(learner, history, place, parameters=parameters)
 
 
+def begin(learner: Learner, *, checkpoint: Path, until: int, say: Say = lambda _: None) -> Stops[tuple[Epoch, ...]]:
+    """Train up to the end of an epoch, or to the end if that comes before, and leave the checkpoint of that moment.
+
+    `steps` goes on from there, and comes to the result of an undisturbed training. until: an epoch, from 1. Returns the
+    curves, which are longer where an earlier training came further.
+    """
+    place = CheckpointFolder(checkpoint, learner.identity)
+    return tuple((yield from _epochs(learner, place, say, until=until)).curves)
+
+
 def count(groups: Groups) -> int:
     """The number of scalars that learn."""
     return sum(parameter.numel() for parameters, _ in groups for parameter in parameters)
@@ -227,8 +237,11 @@ def _state(history: History, place: CheckpointFolder | None, epoch: int) -> Call
 # ---------------------------------------------------------------- epochs
 
 
-def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> Stops[History]:
-    """Train until done, from the start or from the run's checkpoint, which is written now and then."""
+def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say, *, until: int | None = None) -> Stops[History]:
+    """Train until done, from the start or from the run's checkpoint, which is written now and then.
+
+    until: the epoch after which the training stops and the checkpoint is written in any case.
+    """
     params = learner.params
     optimizer = Adam(learner.groups(), weight_decay=params.weight_decay)
     history = _resumed(learner, optimizer, place) if place else History()
@@ -237,7 +250,7 @@ def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> Stops
     start = learner.now() - (history.curves[-1].seconds if history.curves else 0)
     written = time.perf_counter()
     with tqdm(total=params.epochs, initial=len(history.curves), unit="epoch", disable=None) as bar:
-        while not history.done(params):
+        while not history.done(params) and (until is None or len(history.curves) < until):
             epoch = len(history.curves) + 1
             mean = yield from train_epoch(learner, optimizer, epoch)
             line = yield from _measured(learner, epoch, mean, start=start)
@@ -252,6 +265,8 @@ def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say) -> Stops
             if place and time.perf_counter() - written >= CHECKPOINT_SECONDS:
                 _save(history, optimizer, place, keep=params.average_best)
                 written = time.perf_counter()
+    if place and until is not None and history.states:  # there are epochs that are not on the disk
+        _save(history, optimizer, place, keep=params.average_best)
     return history
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
+from pipeline.report import stopped
 from pipeline.report.curves import DET_TICKS, Histogram, TrainingCurve, beyond_frame, det_limits, probit
 from pipeline.report.leaderboard import Leaderboard
 from pipeline.report.measures import GROUPS
@@ -103,6 +104,7 @@ def render(
         map_columns={name: Markup(text) for name, text in maps.columns.items()},  # noqa: S704
         spaces=spaces,
         board=board,
+        stopped_early=stopped.sentence(board.stopped),
         note=note,
         charted=charted(board),
         det_charts={name: det_chart(board, curves, name) for name in board.sets},
