@@ -18,10 +18,14 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
-from pipeline.core.sections import EncoderParams
+from pipeline.core.sections import EncoderParams, FinetuneParams
+from pipeline.core.trial_table import Row
 from pipeline.encoder import cards, configuration, models, xlsr
+from pipeline.extraction import forward, identity
 from stages import extract
+from tests.places import SETTINGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
 SIZES = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
@@ -232,3 +236,40 @@ def test_a_whole_whisper_is_read_and_no_window_beyond_its_positions(tmp_path: Pa
     assert (card.frames(3_300), card.frames(16_000)) == (10, 50)
     with pytest.raises(InputError, match=r"extract\.window\.samples: expected at most 16000, .* got 16001"):
         card.frames(16_001)
+
+
+def test_what_is_shorter_than_one_frame_is_named(tmp_path: Path) -> None:
+    """25 ms are a frame of wav2vec 2.0; w2v-BERT needs 35 ms, and SEW 45 ms."""
+    made("wav2vec2-bert", **W2V_BERT).save_pretrained(tmp_path)
+    model, card = load(tmp_path)
+    assert [card.frames(samples) for samples in (559, 560)] == [0, 1]
+
+    def windows(rows: slice) -> Any:
+        return noise(3).numpy()[rows], np.array([3_200, 559, 560])[rows]
+
+    with pytest.raises(
+        InputError, match=r"1 utterances are shorter than one frame(?s:.*)pad: repeat:\n  b: 559 samples"
+    ):
+        forward.compute(encoder(model, 1), windows, [1], batch=forward.BatchSize(8, grows=False), names=["a", "b", "c"])
+    settings = params_file.load(SETTINGS).extract
+    short = settings.model_copy(update={"window": settings.window.model_copy(update={"samples": 400})})
+    table = trial_table.from_rows(
+        (Row(name, name, name, label) for name, label in (("a", "bonafide"), ("b", "spoof"))), source="here"
+    )
+    with pytest.raises(InputError, match=r"extract\.window\.samples: expected enough for one frame of .*, got 400"):
+        identity.spec_of(table, card, short)
+
+
+def test_positions_that_a_conformer_does_not_have_are_refused(tmp_path: Path) -> None:
+    made("wav2vec2-conformer", **LIKE_XLSR).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"position_embeddings_type": "relative_key"}))
+    with pytest.raises(InputError, match="expected position_embeddings_type relative or rotary, got relative_key"):
+        load(tmp_path)
+
+
+def test_the_new_kinds_are_not_fine_tuned(tmp_path: Path) -> None:
+    made("sew", feat_extract_norm="layer").save_pretrained(tmp_path)
+    asked = EncoderParams(source=str(tmp_path), normalize="none").model_copy(update={"finetune": FinetuneParams})
+    with pytest.raises(InputError, match=r"encoder\.finetune: expected an encoder like XLSR, got .*, a sew; freeze it"):
+        models.load(asked)
