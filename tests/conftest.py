@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 
 from pipeline.audio import decode
 from pipeline.core.sections import EncoderParams, RandomEncoder
@@ -26,6 +27,8 @@ TINY = EncoderParams(
     normalize="utterance",
 )
 
+settings.register_profile("tests", deadline=None)  # no test fails because the machine is busy
+settings.load_profile("tests")
 
 Corpus = tuple[Path, Trials]
 

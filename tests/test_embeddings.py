@@ -84,7 +84,7 @@ def test_distances_by_hand(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_search_gives_what_brute_force_gives(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     count, width, k = (data.draw(st.integers(1, most)) for most in (30, 4, 40))
     values = st.integers(-3, 3).map(float)  # small whole numbers: distances are exact, and many are equal

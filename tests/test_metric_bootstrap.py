@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -94,7 +94,6 @@ def test_every_interval_is_that_of_plain_resampling(name: str, statistic: str) -
     assert found == {statistic: ends(plain(scores, is_bonafide, STATISTICS[statistic], folds=40, seed=11))}
 
 
-@settings(deadline=None)
 @given(LABELLED, st.integers(0, 2**32))
 def test_every_resample_is_exact(trials: list[tuple[int, bool]], seed: int) -> None:
     scores = np.array([float(score) for score, _ in trials])
@@ -105,7 +104,6 @@ def test_every_resample_is_exact(trials: list[tuple[int, bool]], seed: int) -> N
         assert found[name] == Interval(low=value, high=value)
 
 
-@settings(deadline=None)
 @given(LABELLED, st.integers(0, 2**32))
 def test_a_statistic_sees_points_of_the_walk_and_no_others(trials: list[tuple[int, bool]], seed: int) -> None:
     scores = np.array([float(score) for score, _ in trials])
@@ -261,7 +259,6 @@ def plain_groups(
     return statistic(det.frr, det.far)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-6, 6), st.booleans(), st.sampled_from("abcdef")), min_size=2, max_size=40),
     st.integers(0, 2**32),

@@ -393,7 +393,7 @@ OTHERS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(PIECES | OTHERS | st.characters(codec="utf-8"), max_size=30).map("".join))
 def test_no_text_gives_another_error(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -403,7 +403,7 @@ def test_no_text_gives_another_error(text: str) -> None:
             params_file.load(path)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_no_change_of_the_parameters_gives_another_error(data: st.DataObject) -> None:
     text = SETTINGS.read_text()

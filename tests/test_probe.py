@@ -157,7 +157,7 @@ def test_a_choice_by_hand() -> None:
     np.testing.assert_allclose(layer_probe.fused(scores, ("a", "b")), [0.5, 2, 0.25, -0.25, -2, -0.5])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), layers=st.integers(1, 6), most=st.integers(1, 4))
 def test_the_choice_is_that_of_a_naive_search(seed: int, layers: int, most: int) -> None:
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -223,7 +223,6 @@ def test_algorithms_are_their_steps_in_order(algorithm: int, expected: Step) -> 
     np.testing.assert_array_equal(x, before)
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 3_000), algorithm=st.sampled_from(rawboost.VARIANTS), scale=st.floats(1e-4, 3.0))
 def test_length_and_type_stay_and_numbers_are_finite(n: int, algorithm: int, scale: float) -> None:
     rng = np.random.default_rng(n)
