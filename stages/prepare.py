@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def main() -> None:
     source = sets[args.set]
     corpus, estimator = members.member("corpora", source.corpus), members.member("quality", source.quality)
     root = source.folder
-    if source.columns is not None and not hasattr(corpus, "COLUMNS"):
+    if source.columns is not None and "columns" not in inspect.signature(corpus.trials).parameters:
         raise InputError(f"{args.params}: sets.{args.set}.columns: the corpus {source.corpus} takes none; remove it")
     columns = {} if source.columns is None else {"columns": source.columns}
     found = corpus.trials(root, Path(source.protocol), source.split, **columns)

@@ -12,6 +12,8 @@ from pipeline.corpora import (
     antideepfake,
     codecfake,
     deepfake_eval_2024,
+    dfadd,
+    mlaad,
     partialspoof,
     speech_df_arena,
     spoofceleb,
@@ -145,3 +147,59 @@ def test_partialspoof(tmp_path: Path) -> None:
         InputError, match=r"key.txt:3: expected CON_... for spoof and LA_... for bona fide, got CON_D_2"
     ):
         read(partialspoof, tmp_path, text + "LA_0079 CON_D_2 - - bonafide\n", "dev")
+
+
+def test_dfadd(tmp_path: Path) -> None:
+    for name in (
+        "VCTK_BONAFIDE/test/p227_001.wav",
+        "VCTK_BONAFIDE/train/p228_001.wav",
+        "GradTTS/test/p227_001_GradTTS.flac",
+        "GradTTS/test/notes.txt",
+    ):
+        (tmp_path / f"DATASET_{name}").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"DATASET_{name}").touch()
+    assert shown(dfadd.trials(tmp_path, tmp_path / "README.md", "test")) == [
+        ("GradTTS/p227_001_GradTTS", "DATASET_GradTTS/test/p227_001_GradTTS.flac", False, "p227", "GradTTS"),
+        ("VCTK_BONAFIDE/p227_001", "DATASET_VCTK_BONAFIDE/test/p227_001.wav", True, "p227", "-"),
+    ]
+    with pytest.raises(InputError, match="expected the split train, valid, test of dfadd, got 'all'"):
+        dfadd.trials(tmp_path, tmp_path / "README.md", "all")
+    with pytest.raises(InputError, match=r"expected folders DATASET_\.\.\./valid, got none"):
+        dfadd.trials(tmp_path, tmp_path / "README.md", "valid")
+
+
+def test_mlaad(tmp_path: Path) -> None:
+    header = (
+        "path|original_file|language|is_original_language|duration|training_data|model_name|architecture|transcript"
+    )
+    metas = {
+        "de/vits": ['./fake/de/vits/a b.wav|de_DE/w/1.wav|de|True|2|x|tts/vits|VITS|"Hallo, | sagt', ""],
+        "de/bark": ["fake/de/bark/1.wav|de_DE/w/1.wav|de|True|2|x|suno/bark|Bark|ja"],
+        "ar/mms": ["1.wav|en_US/w/2.wav|ar|False|2|x|mms|VITS|la"],
+    }
+    for place, lines in metas.items():
+        (tmp_path / "fake" / place).mkdir(parents=True)
+        (tmp_path / "fake" / place / "meta.csv").write_text("\n".join([header, *lines]))
+    german = [
+        ("fake/de/bark/1.wav", "fake/de/bark/1.wav", False, "-", "suno/bark"),
+        ("fake/de/vits/a b.wav", "fake/de/vits/a b.wav", False, "-", "tts/vits"),
+        ("de_DE/w/1.wav", "de_DE/w/1.wav", True, "-", "-"),
+    ]
+    assert shown(mlaad.trials(tmp_path, tmp_path / "README.md", "de")) == german
+    whole = shown(mlaad.trials(tmp_path, tmp_path / "README.md", "all"))
+    assert whole[0] == ("fake/ar/mms/1.wav", "fake/ar/mms/1.wav", False, "-", "mms")
+    assert [name for name, _, bonafide, _, _ in whole if bonafide] == ["en_US/w/2.wav", "de_DE/w/1.wav"]
+    with pytest.raises(InputError, match="expected bona fide and spoof trials, got only spoof"):
+        mlaad.trials(tmp_path, tmp_path / "README.md", "ar")
+    with pytest.raises(InputError, match="expected the split ar, de or all, got 'test'"):
+        mlaad.trials(tmp_path, tmp_path / "README.md", "test")
+    (tmp_path / "fake/ar/mms/meta.csv").write_text(f"{header}\n1.wav|en_US\n")
+    with pytest.raises(InputError, match=r"mms/meta.csv:2: expected 9 cells, got 2; copy or download it again"):
+        mlaad.trials(tmp_path, tmp_path / "README.md", "all")
+    (tmp_path / "fake/ar/mms/meta.csv").write_text("path|language\n")
+    with pytest.raises(
+        InputError, match=r"mms/meta.csv:1: expected the columns path\|.*; original_file, is_original_l"
+    ):
+        mlaad.trials(tmp_path, tmp_path / "README.md", "all")
+    with pytest.raises(InputError, match=r"expected files fake/<language>/<system>/meta\.csv, got none"):
+        mlaad.trials(tmp_path / "fake", tmp_path / "README.md", "all")
