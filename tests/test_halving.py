@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from bench import halving as bench
 from pipeline.core.errors import InputError
 from pipeline.report import stopped
 from pipeline.sweep import halving
@@ -178,6 +179,22 @@ def test_the_order_of_systems() -> None:
     assert list(ranked(curves, 2).items())[:2] == [("z", 1.5), ("u", 6.0)]
     assert HalvingPlan({}, (), first=5, epochs=40).rungs == [5, 10, 20]
     assert HalvingPlan({}, (), first=3, epochs=4).rungs == [3]
+
+
+def test_the_bench_counts_epochs_and_the_loss_of_the_winner() -> None:
+    """a and c stop after 2 epochs and d after 4; b goes on to 8. c would have been better by far, and is lost."""
+    systems = {system: [f"{system}-1", f"{system}-2"] for system in "abcd"}
+    curves = {run: CURVES[run[0]] for run in RUNS}
+    eers = {run: curve[-1][0] for run, curve in curves.items()}
+    found = bench.search(systems, curves, eers, HalvingPlan(RUNS, (), first=2, epochs=8))
+    assert found == bench.Searched(epochs=2 * (2 + 8 + 2 + 4), whole=2 * (8 + 8 + 8 + 6), best=1.0, winner=0.0)
+
+
+def test_curves_of_another_kind_are_refused(tmp_path: Path) -> None:
+    for text in ("", "epoch,dev_eer\n1,2\n", "dev_eer,dev_loss\n", "dev_eer,dev_loss\n1,x\n"):
+        (tmp_path / "c.csv").write_text(text)
+        with pytest.raises(InputError, match=r"c\.csv: expected training curves with dev_eer and dev_loss"):
+            halving.read_curve(tmp_path / "c.csv")
 
 
 def test_the_report_names_what_has_no_row(here: Path) -> None:

@@ -60,7 +60,8 @@ def _halved(flow: Flow, first: int, over: SweepOver) -> Outcome:
     plan = HalvingPlan(settings.grid.runs, settings.analysed, first, settings.train.epochs)
     search = Halving(flow, plan, over)
     outcome = search.run()
-    print("\n".join(lines(search.rungs)))
+    for line in lines(search.rungs):
+        print(line)
     return outcome
 
 

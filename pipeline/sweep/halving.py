@@ -86,9 +86,11 @@ def read_curve(path: Path) -> Curve:
     """The dev EER and the dev loss after each epoch, from the curves of `train`. Raises InputError for another file."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [(float(line["dev_eer"]), float(line["dev_loss"])) for line in csv.DictReader(file)]
+            if found := [(float(line["dev_eer"]), float(line["dev_loss"])) for line in csv.DictReader(file)]:
+                return found
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: expected training curves with dev_eer and dev_loss; delete the file") from None
+        pass
+    raise InputError(f"{path}: expected training curves with dev_eer and dev_loss, got another file; delete it")
 
 
 @dataclass
@@ -165,7 +167,7 @@ class Halving:
         self.rungs: list[Rung] = []
         trainings = [name for name in flow.steps if starting.stage_of(flow.command(name)) == starting.TOGETHER]
         self._names: dict[str, list[str]] = {}
-        for name in trainings:
+        for name in (name for name in trainings if run_of(name) in plan.systems):
             self._names.setdefault(plan.systems[run_of(name)], []).append(name)
 
     def run(self) -> Outcome:
