@@ -197,6 +197,26 @@ def test_the_table_shows_what_the_object_holds(
     assert not [line for line in lines if line != line.rstrip()]
 
 
+@pytest.mark.parametrize(("errors", "few"), [(4, True), (5, False), (16, True)])
+def test_a_comparison_of_few_errors_says_that_it_says_too_much(
+    run: Callable[..., tuple[str, str]], tmp_path: Path, errors: int, few: bool
+) -> None:
+    """At the EER `errors` of 20 trials of each class are wrong: resamples of none of them vary not at all."""
+    rows = [f"{label}{i},x,{label},a" for label in ("bonafide", "spoof") for i in range(20)]
+    (tmp_path / "key.csv").write_text("\n".join(["utterance,path,label,split", *rows]) + "\n")
+    wrong = {"a.txt": errors, "b.txt": 10}
+    for name, count in wrong.items():
+        scores = [
+            f"{label}{i} {(label == 'bonafide') ^ (i < count)}" for label in ("bonafide", "spoof") for i in range(20)
+        ]
+        text = "\n".join(scores).replace("True", "1").replace("False", "-1")
+        (tmp_path / name).write_text(text + "\n")
+    arguments = (tmp_path / "a.txt", tmp_path / "b.txt", "--key", tmp_path / "key.csv", "--folds", "20")
+    (found,) = json.loads(run(*arguments, "--json")[0])["comparisons"]
+    assert found["few_errors"] == few
+    assert ("of fewer than five errors: too narrow, and p too small" in run(*arguments)[0]) == few
+
+
 def test_two_systems_are_columns_and_compared_on_the_same_trials(
     run: Callable[..., tuple[str, str]], tmp_path: Path, table: Trials
 ) -> None:

@@ -122,7 +122,7 @@ def swallow():
     "code",
     [
         f"from pipeline.core.errors import run_command{WAITING}run_command(wait)",
-        f"{WAITING}import stages; swallow()",
+        f"{WAITING}import sys; sys.argv[0] = '-m'; import stages; swallow()",
         f"from pipeline.core.errors import importing{WAITING}\nwith importing(): swallow()",
     ],
     ids=["in a command", "during the imports of a stage", "during those of a command"],

@@ -185,6 +185,7 @@ def _comparison(
         "eer_difference": paired.difference,
         "interval": [paired.low, paired.high],
         "p_value": paired.p_value,
+        "few_errors": any(evaluation.has_few_errors(table, one.scores) for one in (found, other)),
     }
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -128,7 +129,8 @@ def end_at_interruptions() -> None:
     While libraries are imported an exception is no way to end: torch aborts at it, and others go on half imported.
     Where Ctrl-C is ignored, as below `nohup`, it stays so.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set this
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
@@ -146,7 +148,7 @@ def _raise_at_interruptions() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """The same for a command that imports large libraries late, in its main thread."""
+    """The same while a command imports large libraries late."""
     end_at_interruptions()
     try:
         yield

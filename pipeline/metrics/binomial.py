@@ -56,17 +56,28 @@ def of_few_errors(drawn: Interval, det: Det, *, bonafide: int, spoof: int, level
     the smaller class is half of 1 − level; and so it is without any right decision.
     bonafide, spoof: B and S, the numbers of the trials.
     """
-    point = equal_point(det.frr, det.far)
-    misses, alarms = round(det.frr[point] * bonafide), round(det.far[point] * spoof)
+    misses, alarms = _errors(det, bonafide=bonafide, spoof=spoof)
     smaller = min(bonafide, spoof)
     if misses == alarms == 0:
         return clopper_pearson(0, smaller, level=level)
     if (misses, alarms) == (bonafide, spoof):
         return clopper_pearson(smaller, smaller, level=level)
-    if min(misses, bonafide - misses, alarms, spoof - alarms) >= FEW:
+    if not has_few_errors(det, bonafide=bonafide, spoof=spoof):
         return drawn
     counted = of_eer(det, bonafide=bonafide, spoof=spoof, level=level)
     return Interval(low=min(drawn.low, counted.low), high=max(drawn.high, counted.high))
+
+
+def has_few_errors(det: Det, *, bonafide: int, spoof: int) -> bool:
+    """Whether at the EER a class has fewer than `FEW` errors, or right decisions: too few for resamples to vary."""
+    misses, alarms = _errors(det, bonafide=bonafide, spoof=spoof)
+    return min(misses, bonafide - misses, alarms, spoof - alarms) < FEW
+
+
+def _errors(det: Det, *, bonafide: int, spoof: int) -> tuple[int, int]:
+    """The numbers of missed bona fide and of accepted spoof at the EER."""
+    point = equal_point(det.frr, det.far)
+    return round(det.frr[point] * bonafide), round(det.far[point] * spoof)
 
 
 def of_eer(det: Det, *, bonafide: int, spoof: int, level: float = LEVEL) -> Interval:

@@ -150,6 +150,12 @@ def eer_difference(trials: Trials, scores: Scores, others: Scores, *, folds: int
     return Paired(100 * found.difference, 100 * found.low, 100 * found.high, found.p_value)
 
 
+def has_few_errors(trials: Trials, scores: Scores) -> bool:
+    """Whether a comparison of EERs with these scores says too much: its resamples hardly vary."""
+    det, bonafide, spoof = _counted(scores, trials.is_bonafide)
+    return binomial.has_few_errors(det, bonafide=bonafide, spoof=spoof)
+
+
 def calibration_warnings(calibration: Calibration, dev: Trials, trials: Trials) -> list[str]:
     """Warnings about the calibrated costs: trials that were fitted too, and a fit that found nothing."""
     found: list[str] = []

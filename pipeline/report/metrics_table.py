@@ -108,6 +108,7 @@ def _notes(report: Report) -> Iterator[str]:
         yield (
             f"{found['system']} - {found['against']}: EER {found['eer_difference']:+.2f} points "
             f"{_interval(found['interval'], 2)}, p = {found['p_value']:.2g} (the same resamples of both)"
+            + ("; of fewer than five errors: too narrow, and p too small" if found["few_errors"] else "")
         )
     yield "*  of use for log-likelihood ratios in nats; on any other scale of scores they say little"
     if report["folds"]:
