@@ -10,8 +10,8 @@ full, and folders that are really read-only; then extractions killed at random c
 command is a process, as in dvc.yaml. One line a fault: what came of it.
 
 Second, files of each kind of `tests/fuzz_kinds.py`, mutated at random and read in worker processes with a limit of
-10 s a file (`tests/fuzz.py`). One line a kind: how many were read right, and how many refused; and one for each defect:
-a traceback, a hang, a crash, or a file that was misread.
+10 s of processor time a file (`tests/fuzz.py`). One line a kind: how many were read right, and how many refused; and
+one for each defect: a traceback, a hang, a crash, or a file that was misread.
 
 Ends with exit code 1 where anything was neither refused nor as if nothing had happened, or where there was a defect.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,22 @@ def test_a_silent_beginning_is_not_a_silent_file(tmp_path: Path) -> None:
     clip = loader.Clip("u", tmp_path / "x.wav", content)
     with pytest.raises(InputError, match="the first 4000 samples at 16 kHz are silent"):
         loader.load_window(clip, view=CLEAN, window=WindowParams(samples=4_000, pad="repeat"))
+
+
+@pytest.mark.parametrize("peak", [0.9, 300.0])
+def test_doubtful_samples_are_refused_for_an_encoder_that_does_not_normalize(tmp_path: Path, peak: float) -> None:
+    x = speech(RATE, 1.0)
+    (tmp_path / "x.wav").write_bytes(written(peak * x / np.abs(x).max(), "WAV", "FLOAT"))
+    clip = loader.Clip("u", tmp_path / "x.wav", decode.digest((tmp_path / "x.wav").read_bytes()))
+    window = WindowParams(samples=4_000, pad="repeat")
+    with ThreadPoolExecutor(1) as executor:
+        for normalized in (True, False):
+            loading = loader.load(executor, [clip], view=CLEAN, window=window, normalized=normalized)
+            if normalized or peak < 1:
+                assert loader.loaded(loading, slice(0, 1))[1].tolist() == [4_000]
+                continue
+            with pytest.raises(InputError, match=r"u: .*x\.wav: the peak of the samples is 300, .*does not normalize"):
+                loader.loaded(loading, slice(0, 1))
 
 
 def test_memory_is_that_of_what_is_kept(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import soundfile
 import torch
 import zarr
 
-from pipeline.audio import decode, inspection, loader, views, windowing
+from pipeline.audio import decode, inspection, loader, track, views, windowing
 from pipeline.core import params_file
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
@@ -182,6 +182,15 @@ def test_another_encoder_or_window_makes_a_new_store_and_leaves_the_old(
     new = run(corpus, tmp_path, card, params)
     assert new["store"].split("/")[0] != old["store"].split("/")[0]
     assert tree(store_of(tmp_path, old)) == before
+
+
+def test_doubtful_audio_is_an_error_where_the_encoder_does_not_normalize(
+    corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(track, "LOUD", 1e-3)  # every file is
+    raw = dataclasses.replace(card, normalize="none")
+    with pytest.raises(InputError, match=r"full scale is 1; .* \(the encoder does not normalize its input\)"):
+        run(corpus, tmp_path, raw, encoder=lambda taps: xlsr.Encoder(models.load(TINY)[0], taps=taps, normalize="none"))
 
 
 KILLED = """

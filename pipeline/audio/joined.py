@@ -39,8 +39,10 @@ def _other_kind(data: bytes) -> int:
         return len(data)
     first, end = _ENDS[name](data)
     found = [counting.frames_begin(data, end)]
+    before = max(first - 1, 0)
+    behind = data[before:]  # no opening is looked for at the start
     for other, openings in _OPENINGS.items():
-        found += [at for at in openings(data) if at >= first and other != name]
+        found += [before + at for at in openings(behind)] if other != name else []
     return min((at for at in found if at > 0), default=len(data))
 
 
@@ -106,7 +108,7 @@ def _mp4_begins(data: bytes) -> list[int]:
 
 
 def _mp4_openings(data: bytes) -> list[int]:
-    return [at - 4 for at in _found(data, b"ftyp") if data[at - 4 : at - 1] == bytes(3)]
+    return [at - 4 for at in _found(data, b"ftyp") if at > 4 and data[at - 4 : at - 1] == bytes(3)]
 
 
 _BEGINS: dict[str, Callable[[bytes], list[int]]] = {
@@ -136,7 +138,8 @@ _OPENINGS: dict[str, Callable[[bytes], list[int]]] = {
 def _flac_ends(data: bytes) -> tuple[int, int]:
     first = counting.flac_frames(data)
     last = counting.last_flac_frame(data, first)
-    return first, last[0] + 2 if last else first
+    end = last[0] + 2 if last else first  # in the last frame, which does not say where it ends
+    return end, end
 
 
 def _mp3_ends(data: bytes) -> tuple[int, int]:

@@ -60,14 +60,19 @@ def clip_of(trials: Trials, row: int, *, audio_root: Path) -> Clip:
     return Clip(str(trials.utterance[row]), audio_root / str(trials.path[row]), str(trials.content[row]))
 
 
-def load_window(clip: Clip, *, view: str, window: WindowParams) -> Window:
+def load_window(clip: Clip, *, view: str, window: WindowParams, normalized: bool = True) -> Window:
     """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
+
+    normalized: whether the encoder normalizes its input. If not, doubtful samples are refused: `prepare` only warns of
+    them where the checkpoint decides that.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """
     try:
         keep = window.samples if view == CLEAN else None  # others are applied to all of an utterance
         heard = decode.read(clip.path, content=clip.content, keep=keep)
+        if heard.warnings and not normalized:
+            raise InputError(f"{clip.path}: {'; '.join(heard.warnings)} (the encoder does not normalize its input)")
         samples = views.apply(view, heard.samples, utterance=clip.utterance)
         cut, valid = windowing.window(samples, length=window.samples, pad=window.pad)
         if np.ptp(cut[:valid]) == 0:
@@ -77,18 +82,24 @@ def load_window(clip: Clip, *, view: str, window: WindowParams) -> Window:
         raise InputError(f"utterance {clip.utterance}: {error}") from None
 
 
-def load(executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams) -> Loading:
-    """Start loading utterances, `TOGETHER` at a time."""
+def load(
+    executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams, normalized: bool = True
+) -> Loading:
+    """Start loading utterances, `TOGETHER` at a time. normalized: as for `load_window`."""
     parts = [clips[start : start + TOGETHER] for start in range(0, len(clips), TOGETHER)]
-    return Loading(executor, [executor.submit(_load_some, part, view=view, window=window) for part in parts])
+    return Loading(
+        executor, [executor.submit(_load_some, part, view=view, window=window, normalized=normalized) for part in parts]
+    )
 
 
-def _load_some(clips: Sequence[Clip], *, view: str, window: WindowParams) -> list[Window | InputError]:
+def _load_some(
+    clips: Sequence[Clip], *, view: str, window: WindowParams, normalized: bool
+) -> list[Window | InputError]:
     """The window of each utterance, or why there is none."""
     found: list[Window | InputError] = []
     for clip in clips:
         try:
-            found.append(load_window(clip, view=view, window=window))
+            found.append(load_window(clip, view=view, window=window, normalized=normalized))
         except InputError as error:
             found.append(error)
     return found

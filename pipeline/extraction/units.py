@@ -84,7 +84,7 @@ def make(
     batch, problems = BatchSize(params.first_batch, grows=params.batch_size == "auto"), []
     heavy = any(unit.view != CLEAN for unit, _ in tasks) or next(model.parameters()).is_cuda
     with loader.open_executor(heavy=heavy) as executor, _Writer(target) as writer:
-        for unit, names, loading in _loading(tasks, executor, params):
+        for unit, names, loading in _loading(tasks, executor, params, normalized=model.normalize != "none"):
             windows = partial(loader.loaded, loading)
             try:
                 found = compute(model, windows, unit.layers, batch=batch, names=names, advance=advance)
@@ -98,13 +98,17 @@ def make(
 
 
 def _loading(
-    tasks: Sequence[tuple[Unit, Callable[[], list[Clip]]]], executor: Executor, params: ExtractParams
+    tasks: Sequence[tuple[Unit, Callable[[], list[Clip]]]],
+    executor: Executor,
+    params: ExtractParams,
+    *,
+    normalized: bool,
 ) -> Iterator[tuple[Unit, list[str], loader.Loading]]:
     """Yield each unit with the names of its utterances and their windows, which load while the unit before computes."""
 
     def start(task: int) -> tuple[Unit, list[str], loader.Loading]:
         unit, clips = tasks[task][0], tasks[task][1]()
-        loading = loader.load(executor, clips, view=unit.view, window=params.window)
+        loading = loader.load(executor, clips, view=unit.view, window=params.window, normalized=normalized)
         return unit, [clip.utterance for clip in clips], loading
 
     following = start(0)

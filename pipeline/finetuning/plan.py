@@ -96,7 +96,12 @@ def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
     params = settings.encoder.finetune
     assert params is not None  # noqa: S101  # chosen has seen to it
     train, dev = (
-        Speech(trial_table.read(trials / f"{name}.csv"), settings.sets[name].folder) for name in (params.set, "dev")
+        Speech(
+            trial_table.read(trials / f"{name}.csv"),
+            settings.sets[name].folder,
+            normalized=card.normalize != "none",
+        )
+        for name in (params.set, "dev")
     )
     cuts, labels = cells.quality_labels(cell, train.trials)
     return Asked(params, settings.extract.window, card, cell, train, dev, cuts, labels)

@@ -29,16 +29,17 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Speech:
-    """The trials of a set, and the folder that their audio paths are relative to."""
+    """The trials of a set, the folder that their audio paths are relative to, and whether the encoder normalizes."""
 
     trials: Trials
     root: Path
+    normalized: bool = True
 
 
 def load_clean(speech: Speech, row: int, *, window: WindowParams) -> Utterance:
     """The window of a trial. Raises InputError naming the utterance."""
     clip = loader.clip_of(speech.trials, row, audio_root=speech.root)
-    return loader.load_window(clip, view=CLEAN, window=window)
+    return loader.load_window(clip, view=CLEAN, window=window, normalized=speech.normalized)
 
 
 def load_view(speech: Speech, row: int, view: str, *, seed: int, epoch: int, window: WindowParams) -> Utterance:
