@@ -477,8 +477,10 @@ def test_the_script_starts_workers_says_where_and_ends_with_them(corpus: Corpus,
         assert lines[:3] == ["waiting for the first worker", "extract:", "engine: dask"]
         key, _, address = lines[3].partition(": ")
         assert key == "scheduler"
-        there = run(corpus, tmp_path / "there", card, asked(address), encoder=recipe(card))
-        running.terminate()
+        try:
+            there = run(corpus, tmp_path / "there", card, asked(address), encoder=recipe(card))
+        finally:
+            running.terminate()
         said, complained = running.communicate(timeout=60)  # waits for the worker, which holds the pipes' ends
     assert (running.returncode, said) == (0, ""), complained
     assert "Traceback" not in complained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -83,8 +84,10 @@ def test_a_terminal_gets_no_control_characters(shell: Callable[..., tuple[int, s
     (tmp_path / "key.csv").write_text("utterance,path,label,split\nu1,a,spoof,x\nu2,b,bonafide,x\n")
     (tmp_path / "s.txt").write_text("u1 -1\nu2 1\nx\x1b[2J\u202e 0\n")
     code, told, said = shell(f"{BONAFIDE} metrics s.txt --key key.csv")
-    assert (code, said) == (0, "")
-    assert r"s: left out 1 scores that belong to no trial of the key: x\x1b[2J\u202e" in told
+    assert (code, told) == (2, "")
+    assert re.search(
+        r"s\.txt:3: expected the name of an utterance, without control .* got 'x\\x1b\[2J\\u202e'\n$", said
+    )
     code, told, said = shell(f"{BONAFIDE} metrics $'no\\e[2Jne'")
     assert (code, told, said) == (2, "", "error: no\\x1b[2Jne: no score file there\n")
 

@@ -269,11 +269,13 @@ class _Shared:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._lock = threading.Lock()
-        self.parameters = encoder.parameters
 
     def __call__(self, *windows: Any) -> Any:
         with self._lock:
             return self._encoder(*windows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
 
 
 _kept: list[tuple[tuple[Any, ...], _Shared]] = []  # in a worker: the encoder that it used last, and its identity
