@@ -646,7 +646,7 @@ def test_the_spec_is_that_of_the_store(project: Project) -> None:
     assert isinstance(spec, Spec)
 
 
-@pytest.mark.parametrize("size", [0, 100, *range(1_000, 70_000, 3_456)])
+@pytest.mark.parametrize("size", [0, 100, *range(1_000, 70_000, 10_368)])
 def test_an_export_onto_a_full_disk_is_an_error_and_leaves_the_older_file(project: Project, size: int) -> None:
     Path("train.h5").write_bytes(b"older")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -122,9 +122,10 @@ def test_what_cannot_be_read_is_named(dataset: Path) -> None:
         arena.trials(dataset, dataset / "eval.yaml", "test")
     path = dataset / "data/test-00001-of-00002.parquet"
     good = path.read_bytes()
-    path.write_bytes(good[:-20])
-    with pytest.raises(InputError, match=r"00001-of-00002\.parquet: expected a Parquet file: .*; copy or download"):
-        arena.trials(dataset, dataset / "README.md", "test")
+    for damaged in (good[:-20], b"", good[:20] + bytes(200) + good[220:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"00001-of-00002\.parquet: expected a whole Parquet file: .*; copy or d"):
+            with_contents(arena.trials(dataset, dataset / "README.md", "test"), dataset)
     table = parquet.read_table(io.BytesIO(good)).to_pydict()
     shard(path, table | {"notes": ["[1]", "{}"]})
     with pytest.raises(InputError, match=r"parquet: row 0: expected notes as a JSON object, got '\[1\]'"):

@@ -8,9 +8,11 @@ kept, so rows that are read in order cost one reading, and nothing is unpacked t
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,23 @@ ALONE = threading.Lock()  # so that threads that want the same row group read it
 def open_file(path: Path) -> Any:
     """Open a Parquet file, as a `pyarrow.parquet.ParquetFile`. Raises InputError where that is impossible."""
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import parquet
     except ImportError:
         raise InputError(f'{path}: Parquet files need pyarrow; pip install "bonafide[parquet]"') from None
-    try:
+    with telling(path):
         return parquet.ParquetFile(path, memory_map=True)
-    except ArrowInvalid as error:
-        raise InputError(f"{path}: expected a Parquet file: {error}; copy or download it again") from None
+
+
+@contextlib.contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Raise InputError in place of the errors of pyarrow, for a Parquet file that cannot be read."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a whole Parquet file: {said}; copy or download it again") from None
 
 
 def names(folder: Path) -> set[str]:
@@ -84,10 +96,8 @@ def _group(column: Path, _starts: tuple[int, ...], group: int) -> Any:
             f"{column.parent}: expected a column {column.name} with the bytes of audio files, got {kind or 'none'}; "
             f"its columns are {', '.join(file.schema_arrow.names)}"
         )
-    try:
+    with telling(column.parent):
         found = file.read_row_group(group, columns=[column.name]).column(0).combine_chunks()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{column.parent}: row group {group} cannot be read: {error}; download it again") from None
     return found.field("bytes") if pyarrow.types.is_struct(kind) else found
 
 

@@ -88,9 +88,9 @@ def _rows(root: Path, shard: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     wanted = list(dict.fromkeys(read.values()))
     if "utterance" not in columns and not {"notes", "path"} & {*columns}:
         wanted.append(f"{columns['audio']}.path")
-    row = 0
-    for batch in file.iter_batches(columns=wanted):
-        for cells in batch.to_pylist():
+    with parquet_rows.telling(shard):
+        lines = (cells for batch in file.iter_batches(columns=wanted) for cells in batch.to_pylist())
+        for row, cells in enumerate(lines):
             where = f"{shard}: row {row}"
             found = {of: cells[name] for of, name in read.items()}
             label = _label(where, found["label"], class_names, own=columns == COLUMNS)
@@ -99,7 +99,6 @@ def _rows(root: Path, shard: Path, columns: Mapping[str, str]) -> Iterator[Row]:
             attack = UNKNOWN if label == LABELS[0] else facts["attack"]
             codec, vocoder = facts["codec"] or UNKNOWN, facts["vocoder"] or UNKNOWN
             yield Row(where, str(name), f"{place}/{row}", label, facts["speaker"], attack, "", "", codec, vocoder)
-            row += 1
 
 
 def _class_names(schema: Any, column: str) -> list[str]:

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,13 +119,16 @@ def _pinned(lock: str, *, where: str) -> set[tuple[str, str]]:
 
 
 def _cache_of(project: Path) -> Path:
-    """The folder of DVC's cache."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    ran = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)  # noqa: S603
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"{project.resolve()}: `dvc cache dir` failed ({last}); mend it, {ONLY_HERE}")
-    return Path(ran.stdout.strip())
+    """The folder of DVC's cache, as `dvc cache dir` tells it."""
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        own = Path(Repo.find_root(project), Repo.DVC_DIR)
+        return Path(Config(str(own)).get("cache", {}).get("dir") or own / "cache")
+    except DvcException as error:
+        raise InputError(f"{project.resolve()}: no folder of DVC's cache ({error}); mend it, {ONLY_HERE}") from None
 
 
 class _Git:
