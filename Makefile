@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 COMMA := ,
 INPUTS := pyproject.toml constraints.txt
 
+# Else each of the many processes compiles anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 GPU_VENV := .venv-gpu
 GPU_VERSION ?= 3.12
 WHEELS := wheels
@@ -34,7 +37,7 @@ demo: $(VENV)/installed-$(EXTRA)
 
 # Two processes with one thread each, because the tests compute little. Files go in the order of their names: sorted by
 # their number of tests, the longest file would come last.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
 	--no-loadscope-reorder
 
 # These files start processes, train, or draw thousands of samples.
@@ -63,13 +66,12 @@ check: lint
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Both FAISS packages own the module `faiss`, so the other one is removed first. All processors compile what pip would
-# compile on one; files that are not Python are passed over.
+# Both FAISS packages own the module `faiss`, so the other one is removed first. Python compiles what it imports, once;
+# pip would compile all that it installs, which takes a minute.
 define install
 	@rm -f $(VENV)/installed-*
 	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[$(1)]"
-	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 endef
 
 $(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)

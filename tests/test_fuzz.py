@@ -13,7 +13,7 @@ from pipeline.core.errors import InputError
 from tests import fuzz, fuzz_kinds
 from tests.fuzz import Kind, MisreadError
 
-CASES = 12
+CASES = 8
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -467,7 +467,7 @@ def test_no_index_of_a_package_reaches_faiss(spoilt: Path, project: Path, monkey
     assert found(spoilt, project, explain=True) == before
 
 
-HOSTILE = (None, -1, 10**12, float("nan"), "x", [], {}, "[DEEP]")
+HOSTILE = (None, -1, float("nan"), "x", {}, "[DEEP]")
 FOR_PEOPLE = {"sets", "run", "versions", "note", "encoder_source", "files", "views", "train", "loss_parameters"}
 
 
