@@ -22,7 +22,7 @@ def main() -> None:
     add(
         "--curves",
         **folder,
-        help="from `train`: <run>.csv (epoch, loss, dev_eer), of trained runs; halving.json after a search",
+        help="from `train`: <run>.csv of trained runs; halving.json after a search",
     )
     add("--seconds", **folder, help="from `train`: <run>.json; files may be missing")
     add("--layers", type=Path, metavar="FOLDER", help="from `layers`: layers.csv, chosen.json; optional")

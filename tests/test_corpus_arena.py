@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def test_the_audio_is_that_of_the_rows(dataset: Path, monkeypatch: pytest.Monkey
 
 def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    for number in (1, 3):
-        shard(path, {"audio": [wav(i) for i in range(number)]})
-        assert decode.read(path / f"audio/{number - 1}").content == decode.digest(wav(number - 1))
+    for time, (first, number) in enumerate([(0, 1), (1, 3), (7, 3)], start=1):
+        shard(path, {"audio": [wav(first + i) for i in range(number)]})
+        os.utime(path, ns=(time, time))
+        assert decode.read(path / f"audio/{number - 1}").content == decode.digest(wav(first + number - 1))
 
 
 def test_other_columns_and_words(tmp_path: Path) -> None:
@@ -127,6 +129,9 @@ def test_what_cannot_be_read_is_named(dataset: Path) -> None:
         with pytest.raises(InputError, match=r"00001-of-00002\.parquet: expected a whole Parquet file: .*; copy or d"):
             with_contents(arena.trials(dataset, dataset / "README.md", "test"), dataset)
     table = parquet.read_table(io.BytesIO(good)).to_pydict()
+    shard(path, table | {"path": pyarrow.array([b"\xff", b"x"]).view(pyarrow.string())})
+    with pytest.raises(InputError, match=r"expected a whole Parquet file: 'utf-8' codec can't decode"):
+        arena.trials(dataset, dataset / "README.md", "test")
     shard(path, table | {"notes": ["[1]", "{}"]})
     with pytest.raises(InputError, match=r"parquet: row 0: expected notes as a JSON object, got '\[1\]'"):
         arena.trials(dataset, dataset / "README.md", "test")

@@ -15,6 +15,7 @@ from pipeline.sweep.halving import Halving, HalvingPlan, RungSteps, ranked
 from pipeline.sweep.status import Progress, lines, progress
 from pipeline.sweep.sweep import Outcome, Steps
 from pipeline.sweep.tracked import Flow, State
+from pipeline.training import dropped
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of a library that DVC uses
 FLOW = """stages:
@@ -156,7 +157,7 @@ def test_what_is_analysed_or_done_is_not_dropped(here: Path) -> None:
     Trained()(Flow([]), of("train", "c") | of("evaluate", "c") | {"report"})
     made = search(Trained())
     assert [set(rung.dropped) for rung in made.rungs] == [{"c"}, set()]
-    assert halving.read_table(here) == {"c-1": 2, "c-2": 2}
+    assert [(one.runs, one.epochs) for one in dropped.read(Path("data/curves"))] == [(("c-1", "c-2"), 2)]
 
 
 def test_a_system_of_which_a_run_fails_is_out_of_the_race_and_fails_at_the_end(here: Path) -> None:
@@ -206,7 +207,8 @@ def test_the_report_names_what_has_no_row(here: Path) -> None:
         assert len(stopped.read(Path("data/curves"), Path("data/metrics"), runs=RUNS)) == 3  # one seed is no row
         Path(f"data/metrics/d-{seed}.json").write_text("")
     assert len(stopped.read(Path("data/curves"), Path("data/metrics"), runs=RUNS)) == 2
-    halving.TABLE.write_text('{"rungs": [{"dropped": 3}]}')
-    for read in (lambda: halving.read_table(here), lambda: stopped.read(Path("data/curves"), here, runs=RUNS)):
+    one = '{"system": "a", "runs": ["a-1"], "dev_eer": %s}'
+    for text in ("3", '{"rungs": [{"dropped": 3}]}', '{"rungs": [{"epochs": 1, "dropped": [' + one % "NaN" + "]}]}"):
+        halving.TABLE.write_text(text)
         with pytest.raises(InputError, match=r"halving\.json: expected what `bonafide sweep --halving` wrote"):
-            read()
+            dropped.read(Path("data/curves"))

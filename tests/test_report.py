@@ -21,8 +21,9 @@ from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES
-from pipeline.report import build, curves, leaderboard, leaderboard_files, measures, stopped
+from pipeline.report import build, curves, leaderboard, leaderboard_files, measures
 from pipeline.report.page import charts, layer_curve, page
+from pipeline.training.dropped import Dropped
 from tests import analysed
 
 SETS = ("dev", "eval")
@@ -88,7 +89,7 @@ def run(
     shown: Collection[str] = (),
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
-    early: Sequence[stopped.Stopped] = (),
+    early: Sequence[Dropped] = (),
 ) -> Path:
     text = build.build(
         inputs / out,
@@ -117,7 +118,7 @@ def gathered(inputs: Path, runs: dict[str, str], sets: Sequence[str], sort_by: s
 
 
 def test_systems_that_were_stopped_early_have_no_row_but_a_table_of_their_own(inputs: Path) -> None:
-    early = [stopped.Stopped("mlp-<c>", 10, 12.5), stopped.Stopped("mlp-d", 5, 31.0), stopped.Stopped("mlp-e", 5, 40.0)]
+    early = [Dropped("mlp-<c>", (), 10, 12.5), Dropped("mlp-d", (), 5, 31.0), Dropped("mlp-e", (), 5, 40.0)]
     made = run(inputs, early=early)
     said = (
         "ystems stopped early by their dev EER, without a row: 2 after epoch 5, 1 after epoch 10; the rows are what a"

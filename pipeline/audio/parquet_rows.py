@@ -40,7 +40,7 @@ def telling(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{path}: expected a whole Parquet file: {said}; copy or download it again") from None
 
@@ -61,12 +61,13 @@ def read(path: Path) -> bytes | None:
     if not _is_column(column) or not path.name.isdigit():
         return None
     with ALONE:
-        starts = _starts(column.parent, column.parent.stat().st_mtime_ns)
+        changed = column.parent.stat().st_mtime_ns
+        starts = _starts(column.parent, changed)
         row = int(path.name)
         if row >= starts[-1]:
             return None
         group = bisect.bisect_right(starts, row) - 1
-        found = _group(column, starts, group)[row - starts[group]].as_py()
+        found = _group(column, changed, group)[row - starts[group]].as_py()
     if not found:
         raise InputError(f"{path}: the row holds no bytes of audio, but perhaps the name of a file; embed the audio")
     return bytes(found)
@@ -85,8 +86,8 @@ def _starts(file: Path, _changed: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _group(column: Path, _starts: tuple[int, ...], group: int) -> Any:
-    """The bytes of the rows of a row group, as a pyarrow array."""
+def _group(column: Path, _changed: int, group: int) -> Any:
+    """The bytes of the rows of a row group, as a pyarrow array. _changed: as for `_starts`."""
     import pyarrow
 
     file = open_file(column.parent)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{given.set}: {len(trials)} trials, none skipped; EER {eer:.4f} % as the Arena defines it (interpolated), "
         f"{official:.4f} % as the ASVspoof packages do\n"
-        f"compare the number of trials with that of {about.dataset.id}: it pools all phases of ASVspoof 2021"
+        f"the Arena wants a score of every trial of {about.dataset.id}; of ASVspoof 2021 these are those of all phases"
     )
     for path in written:
         print(path)

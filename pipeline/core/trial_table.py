@@ -86,7 +86,7 @@ def pool(tables: Mapping[str, Trials], origins: Mapping[str, Hashable]) -> Trial
     """Join the tables of several sets, in the order of the sets. origins: what is equal for sets of one corpus.
 
     Speakers and attacks of different corpora that have the same name get the name of their set in front, such as
-    `more/A01`. Where sets of different corpora share the name of an utterance, all utterances of the pool do.
+    `more/A01`. Where sets of different corpora share the name of an utterance, all utterances of the pool get it.
 
     Raises InputError where two sets of one corpus have the same utterance.
     """

@@ -68,7 +68,7 @@ def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) ->
     copied, receipt, table = 0, receipts / f"{name}.json", tables / f"{name}.csv"
     with _fetched(name, place) as (far_receipt, far_table):
         told = receipt_files.read_receipts(far_receipt)
-        _check(told, trials=len(trial_table.read(far_table)))
+        _check(told, trials=len(trial_table.read(far_table)), where=place / SETS / f"{name}.json")
         if receipt.is_file():
             here = {one: found["store"] for one, found in receipt_files.read_receipts(receipt).items()}
             if here != {one: found["store"] for one, found in told.items()}:
@@ -102,18 +102,21 @@ def _fetched(name: str, place: Path) -> Iterator[tuple[Path, Path]]:
             raise type(error)(str(error).replace(folder, str(place / SETS))) from None
 
 
-def _check(told: dict[str, dict[str, Any]], *, trials: int) -> None:
+def _check(told: dict[str, dict[str, Any]], *, trials: int, where: Path) -> None:
     """Raise InputError for a receipt with names that no view or layer has, or of another number of trials."""
     for receipt in told.values():
         if not isinstance(receipt["views"], list) or not isinstance(receipt["layers"], list):
-            raise InputError("expected a receipt with lists of views and layers, got another")
+            raise InputError(f"{where}: expected a receipt with lists of views and layers, got another")
         for view in receipt["views"]:
             views.parse(str(view))
         for layer in receipt["layers"]:
             if layer != "final" and not (type(layer) is int and 0 <= layer <= DEEPEST_LAYER):
-                raise InputError(f"expected a receipt with the numbers of layers, got {str(layer)[:100]!r}")
+                raise InputError(f"{where}: expected a receipt with the numbers of layers, got {str(layer)[:100]!r}")
     if sum(receipt["utterances"] for receipt in told.values()) != trials:
-        raise InputError(f"expected a receipt of {trials} trials, as the trial table has, got another number")
+        found = sum(receipt["utterances"] for receipt in told.values())
+        raise InputError(
+            f"{where}: expected a receipt of {trials} trials, as the trial table beside it has, got {found}"
+        )
 
 
 def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:

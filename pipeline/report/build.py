@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.core import files
 from pipeline.report import curves, leaderboard, leaderboard_files
 from pipeline.report.page import embedding_space, layer_curve, page
-from pipeline.report.stopped import Stopped
+from pipeline.training.dropped import Dropped
 
 TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
 
@@ -46,7 +46,7 @@ def build(
     finetuned: Collection[str] = (),
     origin: page.Origin | None = None,
     encoder_seed: int | None = None,
-    stopped: Sequence[Stopped] = (),
+    stopped: Sequence[Dropped] = (),
 ) -> str:
     """Write leaderboard.txt, the files of `TABLES` and index.html into `out`, and `summary`; return the table.
 

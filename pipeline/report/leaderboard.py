@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.report.measures import EER, GROUPS, MEASURES, Interval, Measure
-from pipeline.report.stopped import Stopped
+from pipeline.training.dropped import Dropped
 
 BEST = "*"
 NEAR = "~"
@@ -142,7 +142,7 @@ class Leaderboard:
     rescored: frozenset[str] = frozenset()
     finetuned: frozenset[str] = frozenset()
     encoder_seed: int | None = None
-    stopped: tuple[Stopped, ...] = ()
+    stopped: tuple[Dropped, ...] = ()
 
     @cached_property
     def chosen(self) -> str:

@@ -23,7 +23,8 @@ from pipeline.report.leaderboard import (
     Value,
 )
 from pipeline.report.measures import EER, GROUPS, finite, read_all, read_interval
-from pipeline.report.stopped import Stopped, sentence
+from pipeline.report.stopped import sentence
+from pipeline.training.dropped import Dropped
 
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
@@ -115,7 +116,7 @@ def gather(
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
     encoder_seed: int | None = None,
-    stopped: Sequence[Stopped] = (),
+    stopped: Sequence[Dropped] = (),
 ) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set, and sort the systems by EER and name.
 

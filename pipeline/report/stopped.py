@@ -6,53 +6,29 @@ dropped system may have been run after all: it is a row like any other once all 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.errors import InputError
-from pipeline.report.measures import finite
-
-TABLE = "halving.json"
+from pipeline.training import dropped
+from pipeline.training.dropped import Dropped
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """A system without results. dev_eer: percent, the mean over its runs of the lowest up to `epochs`."""
-
-    system: str
-    epochs: int
-    dev_eer: float
-
-
-def read(curves: Path, metrics: Path, *, runs: Mapping[str, str]) -> tuple[Stopped, ...]:
+def read(curves: Path, metrics: Path, *, runs: Mapping[str, str]) -> tuple[Dropped, ...]:
     """The systems that were stopped early, those of the longest training first.
 
     Args:
-        curves: the folder with `halving.json`, which may be missing. metrics: the folder with <run>.json of every run
-            that was trained to its end. runs: run -> its system, of the grid as it is now.
+        curves: the folder of the training curves. metrics: the folder with <run>.json of every run that was trained to
+            its end. runs: run -> its system, of the grid as it is now.
 
-    Raises InputError where the file has other contents.
+    Raises InputError where the search's file has other contents.
     """
-    path = curves / TABLE
-    if not path.is_file():
-        return ()
-    try:
-        rungs = json.loads(path.read_text(encoding="utf-8"))["rungs"]
-        found = [
-            Stopped(str(one["system"]), int(rung["epochs"]), finite(one["dev_eer"]))
-            for rung in reversed(rungs)
-            for one in rung["dropped"]
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: expected what `bonafide sweep --halving` wrote; delete the file") from None
     unfinished = {system for run, system in runs.items() if not (metrics / f"{run}.json").is_file()}
+    found = sorted(dropped.read(curves), key=lambda one: -one.epochs)
     return tuple(one for one in found if one.system in unfinished)
 
 
-def sentence(stopped: Iterable[Stopped]) -> str:
+def sentence(stopped: Iterable[Dropped]) -> str:
     """What was stopped early, in words; nothing where nothing was."""
     counts = Counter(one.epochs for one in stopped)
     if not counts:

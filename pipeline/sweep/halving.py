@@ -25,8 +25,9 @@ from pipeline.core.files import write_text
 from pipeline.sweep import starting
 from pipeline.sweep.sweep import Outcome, Steps, kind_of
 from pipeline.sweep.tracked import Flow, State
+from pipeline.training import dropped
 
-TABLE = Path("data/curves/halving.json")  # in a folder that the report depends on
+TABLE = Path("data/curves", dropped.FILE)  # in a folder that the report depends on
 RUNGS = Path(".dvc/tmp/halving")
 OF_A_CELL = ("train", "score", "evaluate")  # the kinds of its stages
 
@@ -195,8 +196,8 @@ class Halving:
         kept, others = list(eers)[: (len(eers) + 1) // 2], list(eers)[(len(eers) + 1) // 2 :]
         spared = {self.plan.systems[run] for run in self.plan.spared}
         spared |= {system for system in others if steps.done.issuperset(self._names[system])}
-        dropped = {system: eers[system] for system in others if system not in spared}
-        self.rungs.append(Rung(epochs, len(standing), dropped))
+        left = {system: eers[system] for system in others if system not in spared}
+        self.rungs.append(Rung(epochs, len(standing), left))
         return kept
 
     def _needed_by(self, names: Iterable[str]) -> set[str]:
@@ -218,10 +219,10 @@ class Halving:
 
 
 def write_table(rungs: Iterable[Rung], plan: HalvingPlan) -> None:
-    """Write what was dropped, for the report and for `read_table`."""
+    """Write what was dropped, for `pipeline.training.dropped`."""
     found: list[dict[str, Any]] = []
     for rung in rungs:
-        dropped = [
+        systems = [
             {
                 "system": system,
                 "dev_eer": round(eer, 4),
@@ -229,23 +230,8 @@ def write_table(rungs: Iterable[Rung], plan: HalvingPlan) -> None:
             }
             for system, eer in rung.dropped.items()
         ]
-        found.append({"epochs": rung.epochs, "systems": rung.systems, "dropped": dropped})
+        found.append({"epochs": rung.epochs, "systems": rung.systems, "dropped": systems})
     write_text(TABLE, json.dumps({"rungs": found}, indent=2) + "\n")
-
-
-def read_table(root: Path) -> dict[str, int]:
-    """Run -> the epoch after which it was dropped; nothing where no search was made. root: the project's folder.
-
-    Raises InputError where the file has other contents.
-    """
-    path = root / TABLE
-    if not path.is_file():
-        return {}
-    try:
-        rungs = json.loads(path.read_text(encoding="utf-8"))["rungs"]
-        return {run: int(rung["epochs"]) for rung in rungs for one in rung["dropped"] for run in one["runs"]}
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: expected what `bonafide sweep --halving` wrote; delete the file") from None
 
 
 def lines(rungs: Iterable[Rung]) -> Iterator[str]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.core.errors import InputError
-from pipeline.sweep.halving import OF_A_CELL, read_table, run_of, rung_file
+from pipeline.sweep.halving import OF_A_CELL, TABLE, run_of, rung_file
 from pipeline.sweep.sweep import kind_of, log_of
 from pipeline.sweep.tracked import Flow
+from pipeline.training import dropped
 
 
 class Progress(enum.Enum):
@@ -35,7 +36,8 @@ def progress(flow: Flow, root: Path) -> dict[str, Progress]:
     input changed since. root: the project's folder.
     """
     found: dict[str, Progress] = {}
-    running, dropped = flow.running(), read_table(root)
+    running = flow.running()
+    ended = {run: one.epochs for one in dropped.read((root / TABLE).parent) for run in one.runs}
     for name in flow.steps:  # each after those that it needs
         before = {found[needed] for needed in flow.needs[name]}
         if name in running:
@@ -43,17 +45,17 @@ def progress(flow: Flow, root: Path) -> dict[str, Progress]:
         elif kind_of(name) in OF_A_CELL and Progress.DROPPED in before:
             found[name] = Progress.DROPPED
         elif not before <= SETTLED or flow.is_stale(name):
-            found[name] = _unfinished(flow, root, name, dropped)
+            found[name] = _unfinished(flow, root, name, ended)
         else:
             found[name] = Progress.DONE
     return found
 
 
-def _unfinished(flow: Flow, root: Path, name: str, dropped: Mapping[str, int]) -> Progress:
-    """What a stage is that is not done. dropped: run -> the epoch after which a search dropped it."""
+def _unfinished(flow: Flow, root: Path, name: str, ended: Mapping[str, int]) -> Progress:
+    """What a stage is that is not done. ended: run -> the epoch after which a search dropped it."""
     if (root / log_of(name)).is_file():
         return Progress.FAILED
-    epochs = dropped.get(run_of(name)) if kind_of(name) == "train" else None
+    epochs = ended.get(run_of(name)) if kind_of(name) == "train" else None
     with contextlib.suppress(InputError):  # an input is missing
         if epochs is not None and (root / rung_file(flow, name, epochs)).is_file():
             return Progress.DROPPED
