@@ -31,7 +31,7 @@ class Project:
         self.folder = folder
         self.env = {**os.environ, "PATH": path}
         for name in ("pipeline", "stages", "flow"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
         for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
