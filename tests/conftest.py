@@ -1,4 +1,10 @@
-"""What tests of several rooms ask for: a tiny encoder, corpus and project, golden arrays, one thread."""
+"""What tests of several rooms ask for: a tiny encoder, corpus and project, golden arrays, one thread.
+
+The process that deals tests out to others reads this file, too, and waits for its imports: torch and transformers are
+imported where they are used.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -6,20 +12,22 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from hypothesis import settings
 
 from pipeline.audio import decode
 from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.core.trial_table import Row, Trials, from_rows
-from pipeline.encoder import models
-from pipeline.encoder.cards import Card
 from tests import warm
 from tests.golden import Arrays, read_golden
+
+if TYPE_CHECKING:
+    from pipeline.encoder.cards import Card
 
 TINY = EncoderParams(
     source="random",
@@ -35,10 +43,19 @@ Corpus = tuple[Path, Trials]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where there is no GPU, tests of one say so."""
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device: `make gpu` on a machine with one"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_sync() -> Iterator[None]:
+    """No test pulls the plug, so nothing waits for the disk. What is to be synced first is tested by its calls."""
+    with mock.patch.object(os, "fsync", return_value=None):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -64,6 +81,8 @@ def warm_env(warm_path: str) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def card() -> Card:
     """The identity of the tiny encoder."""
+    from pipeline.encoder import models
+
     return models.load(TINY)[1]
 
 
@@ -76,6 +95,8 @@ def metric_arrays() -> Arrays:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """On tensors as small as the backends' tests have, threads only wait for each other: up to ten times as long."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -92,7 +92,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     with (
         mock.patch.object(loader, "processes", in_threads),
         mock.patch.object(params_file, "load", load),
-        mock.patch.object(os, "fsync", return_value=None),  # here: not in the forks
     ):
         yield {
             storage: Undisturbed(tmp_path_factory.mktemp(storage) / "project", run, storage=storage)

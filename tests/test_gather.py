@@ -1,7 +1,9 @@
 """Gathering: from wherever features lie, ahead or not, the same bits in the same order, and no thread left behind."""
 
 import dataclasses
+import functools
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.features.sources import Held
 from pipeline.features.specs import Spec
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
+from tests.test_store import tree
 
 VIEWS = ("rawboost4_0", "noise_0")
 
@@ -38,6 +41,23 @@ class Cache:
 
 
 def make_cache(folder: Path, name: str, *, seed: int = 0, first: int = 0) -> Cache:
+    """A store with its receipt, below a folder; made once a process, and written anew each time."""
+    files, made = _made(name, seed, first)
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return dataclasses.replace(made, receipt=folder / f"{name}.json")
+
+
+@functools.cache
+def _made(name: str, seed: int, first: int) -> tuple[dict[str, bytes], Cache]:
+    """The files of a store and of its receipt, and what they hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = _make(Path(folder), name, seed=seed, first=first)
+        return tree(Path(folder)), made
+
+
+def _make(folder: Path, name: str, *, seed: int, first: int) -> Cache:
     rng = np.random.default_rng(seed)
     rows = [
         Row(f"t:{i}", f"u{i}", f"{i}.wav", "spoof" if i % 3 else "bonafide", speaker=f"s{i % 2}" if i % 4 else "-")
