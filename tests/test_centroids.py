@@ -46,11 +46,13 @@ def save(folder: Path, vectors: Centroids) -> None:
 def tell(run: Path, **changes: Any) -> None:
     """Change what the card says of the scoring."""
     card = json.loads((run / "run.json").read_text())
+    (run / "run.json").unlink()
     (run / "run.json").write_text(json.dumps(card | {"scoring": card["scoring"] | changes}))
 
 
 def put(run: Path, data: bytes, *, listed: bool) -> None:
     """Put another index there, whose sha256 the card has where it is listed."""
+    (run / "centroids.faiss").unlink()  # a file cut to nothing and written again waits for the disk
     (run / "centroids.faiss").write_bytes(data)
     if listed:
         tell(run, sha256=hashlib.sha256(data).hexdigest())

@@ -407,41 +407,36 @@ def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: 
     assert project.repro() == []
 
 
-def test_a_seed_and_a_choice_of_layers_more_run_the_missing_cells_alone(project: Project) -> None:
+def test_a_layer_a_seed_and_choices_of_layers_more_run_the_missing_cells_alone(project: Project) -> None:
+    """A layer more is extracted and probed, and reruns no cell that does not read it."""
     settings = project.params()
-    settings["grid"] |= {"loss": ["aoc"], "layers": ["last"], "seed": [1, 2]}
-    project.set_params(settings)
-    assert set(project.repro()) == {name for seed in (1, 2) for name in names("aoc", layers="last", seed=seed)} | {
-        "report",
-        "select@train",
-        "select@dev",
-    }
-    card = json.loads((project.folder / "data/runs/linear-aoc-last-clean-2/run.json").read_text())
-    assert (card["kind"]["layers"], card["seed"]) == ([2], 2)
-    summary = json.loads((project.folder / "data/summary.json").read_text())
-    assert set(summary["eer"]) == {"linear-aoc"}
-    eers = [
-        json.loads((project.folder / f"data/metrics/linear-aoc-last-clean-{seed}/dev.json").read_text())["eer"]
-        for seed in (1, 2)
-    ]
-    assert summary["eer"]["linear-aoc"] == pytest.approx(sum(eers) / 2, abs=1e-4)
-
-
-def test_a_layer_more_is_extracted_and_probed_and_reruns_no_cell_that_does_not_read_it(project: Project) -> None:
-    settings = project.params()
+    settings["grid"]["loss"] = ["aoc"]
     settings["extract"]["layers"] = [1, 2, "final"]
     project.set_params(settings)
     assert stale(project) == {"extract@train", "extract@dev"}
     settings["layers"]["normed"] = ["final"]
-    settings["grid"] |= {"layers": ["last", "normed"], "seed": [1]}
+    settings["grid"] |= {"layers": ["all", "last", "normed"], "seed": [1, 2]}
     project.set_params(settings)
     sets = {f"{kind}@{name}" for kind in ("extract", "select") for name in ("train", "dev")}
-    assert set(project.repro()) == {*sets, *names("aoc", layers="normed"), "layers", "report"}
+    cells = {(layers, seed) for layers in ("all", "last", "normed") for seed in (1, 2)} - {("all", 1)}
+    missing = {name for layers, seed in cells for name in names("aoc", layers=layers, seed=seed)}
+    assert set(project.repro()) == {*sets, *missing, "layers", "report"}
+    card = json.loads((project.folder / "data/runs/linear-aoc-last-clean-2/run.json").read_text())
+    assert (card["kind"]["layers"], card["seed"]) == ([2], 2)
+    shown = json.loads((project.folder / "data/summary.json").read_text())["eer"]
+    eers = [
+        json.loads((project.folder / f"data/metrics/linear-aoc-last-clean-{seed}/dev.json").read_text())["eer"]
+        for seed in (1, 2)
+    ]
+    assert shown["linear-aoc-last"] == pytest.approx(sum(eers) / 2, abs=1e-4)
 
 
 def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Project) -> None:
+    """And a set more to evaluate on trains nothing."""
     settings = project.params()
-    settings["grid"]["layers"] = ["all"]
+    settings["sets"]["more"] = settings["sets"]["dev"]
+    settings["evaluate"]["sets"] = ["dev", "more"]
+    settings["grid"] |= {"layers": ["all"], "seed": [1]}
     settings["analyse"] |= {
         "backend": ["linear"],
         "loss": ["aoc"],
@@ -451,15 +446,20 @@ def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Projec
     }
     project.set_params(settings)
     run = "linear-aoc-all-clean-1"
-    expected = {f"embed@{run}", f"rescore@{run}-knn", f"evaluate_rescored@{run}-knn", f"analyse@{run}", "report"}
-    assert expected <= set(project.repro()) <= {*expected, "select@train", "select@dev"}
+    evaluated = {"prepare@more", "extract@more", "select@more", "layers", f"score@{run}-more", f"evaluate@{run}"}
+    analysed = {f"embed@{run}", f"rescore@{run}-knn", f"evaluate_rescored@{run}-knn", f"analyse@{run}", "report"}
+    assert evaluated | analysed <= set(project.repro()) <= {*evaluated, *analysed, "select@train", "select@dev"}
     assert project.repro() == []
+    one, other = (
+        json.loads((project.folder / f"data/metrics/{run}/{name}.json").read_text()) for name in ("dev", "more")
+    )
+    assert one["eer"] == other["eer"]
     board = (project.folder / "data/report/leaderboard.txt").read_text()
     metrics = json.loads((project.folder / f"data/metrics/{run}-knn/dev.json").read_text())
     row = next(line for line in board.splitlines() if "linear-aoc-knn" in line)
     assert f"{metrics['eer']:.2f}" in row
     found = json.loads((project.folder / f"data/analysis/{run}/analysis.json").read_text())
-    assert found["sets"] == ["train", "dev"]
+    assert found["sets"] == ["train", "dev", "more"]
     assert f"Centroids of {run}" in (project.folder / "data/report/index.html").read_text()
     said = project.run("bonafide", "detect", "audio", "--run", run, "--explain", "--json").splitlines()
     found = [json.loads(line) for line in said if not line.startswith("warning: ")]  # of the evaluation, on stderr
@@ -467,23 +467,6 @@ def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Projec
     assert len(scored) == 48
     flow = (project.folder / f"data/scores/{run}/dev.txt").read_text().split("\n")
     assert f"{flow[0].split()[0]}.flac" in {Path(file).name for file in scored}
-
-
-def test_a_set_more_to_evaluate_on_trains_nothing(project: Project) -> None:
-    settings = project.params()
-    settings["sets"]["more"] = settings["sets"]["dev"]
-    settings["evaluate"]["sets"] = ["dev", "more"]
-    settings["analyse"]["backend"] = []
-    project.set_params(settings)
-    ran = project.repro()
-    cell = "linear-aoc-all-clean-1"
-    assert set(ran) == {
-        "prepare@more", "extract@more", "select@more", "layers", "report", f"score@{cell}-more", f"evaluate@{cell}",
-    }  # fmt: skip
-    one, other = (
-        json.loads((project.folder / f"data/metrics/{cell}/{name}.json").read_text()) for name in ("dev", "more")
-    )
-    assert one["eer"] == other["eer"]
 
 
 def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -> None:
@@ -495,6 +478,7 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     settings["pools"] = {"both": ["train", "more"]}
     settings["train"]["set"] = "both"
     settings["evaluate"]["sets"] = ["dev"]
+    settings["analyse"]["backend"] = []
     settings["extract"]["views"] = ["rawboost4_0"]
     settings["views"]["boosted"] = {"draw": ["rawboost4_0"], "probability": 0.4}
     settings["grid"] |= {"loss": ["aoc"], "layers": ["all"], "views": ["boosted"]}
