@@ -20,8 +20,10 @@ import struct
 import subprocess
 import sys
 import traceback
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 LIBRARIES = (
     "configobj", "dulwich.porcelain", "dulwich.repo", "dvc.cli.parser", "dvc.commands.repro", "dvc.repo",
@@ -75,6 +77,7 @@ def serve(address: str) -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     os.fsync = lambda _file: None
+    _write_locks_sooner()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -86,6 +89,20 @@ def serve(address: str) -> None:
                 if os.fork() == 0:
                     listening.close()
                     _answer(asking)
+
+
+def _write_locks_sooner() -> None:
+    """Have DVC read and write lock files by libyaml: in Python, with comments kept, it is a quarter of what DVC takes."""
+    from dvc.utils.serialize import _yaml
+    from ruamel.yaml import YAML
+
+    def dump(data: object, stream: TextIO) -> None:
+        yaml = YAML(typ="safe")
+        yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+        yaml.Representer.add_representer(OrderedDict, yaml.Representer.represent_dict)
+        yaml.dump(data, stream)
+
+    _yaml.parse_yaml_for_update, _yaml._dump = _yaml.parse_yaml, dump
 
 
 def _answer(asking: socket.socket) -> None:
