@@ -92,7 +92,7 @@ def serve(address: str) -> None:
 
 
 def _write_locks_sooner() -> None:
-    """Have DVC read and write lock files by libyaml: in Python, with comments kept, it is a quarter of what DVC takes."""
+    """Have DVC read and write lock files by libyaml: in Python it takes a quarter of all that DVC does."""
     from dvc.utils.serialize import _yaml
     from ruamel.yaml import YAML
 
