@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _protocols
 
 CORPUS = "partialspoof"
 SPOOF = "CON_"
@@ -43,7 +43,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         if label in LABELS and utterance.startswith(SPOOF) != (label == LABELS[1]):
             raise InputError(
                 f"{where}: expected {SPOOF}... for spoof and LA_... for bona fide, got {utterance} {label}; is this a "
-                f"protocol of ASVspoof 2019? Give {_protocols.FORMATS[CORPUS].source}"
+                f"protocol of ASVspoof 2019? Give {_formats.FORMATS[CORPUS].source}"
             )
         return Row(where, utterance, f"{split}/con_wav/{utterance}.wav", label, speaker, attack)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.core import members, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _protocols
 from pipeline.metrics import plain_keys, scorefile
 from pipeline.metrics.scorefile import ScoreFile
 
@@ -48,12 +48,12 @@ def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
         plain = plain_keys.read(path, split)
         if plain is None:
             raise InputError(
-                f"{path}: expected a protocol or key of {', '.join(_protocols.FORMATS)}, a manifest or a trial table, "
+                f"{path}: expected a protocol or key of {', '.join(_formats.FORMATS)}, a manifest or a trial table, "
                 "or lines of an utterance and its class; its first line is of none of them. Write it as a CSV file "
                 "with the first line utterance,label and the classes bonafide and spoof"
             )
         return Key(path, *plain)
-    if corpus == _protocols.TABLE:
+    if corpus == _formats.TABLE:
         if split:
             raise InputError(f"{path}: a trial table has no splits, got --split {split}; leave it out")
         return Key(path, corpus, None, trial_table.read(path))
