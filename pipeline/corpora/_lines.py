@@ -52,18 +52,22 @@ def named_cells(path: Path, wanted: Sequence[str], separator: str = ",") -> Iter
         raise InputError(f"{len(wrong)} lines are not as the header says; mend or remove them:\n{listing(wrong)}")
 
 
-def worded_lines(path: Path, line: str) -> Iterator[tuple[str, list[str]]]:
-    """File and line, and the cells, of every line whose cells white space parts. line: the names of the cells.
+def worded_lines(path: Path, *forms: str) -> Iterator[tuple[str, list[str]]]:
+    """File and line, and the cells, of every line whose cells white space parts.
+
+    forms: the names of the cells of each kind of line; all lines are of the kind of the first.
 
     Raises InputError, after the last line, for all lines that have more or fewer cells.
     """
-    wrong = []
+    form, wrong = "", []
     for number, text in enumerate(lines(path), start=1):
         cells = text.split()
-        if len(cells) == len(line.split()):
+        if cells and not form:
+            form = next((kind for kind in forms if len(kind.split()) == len(cells)), forms[0])
+        if cells and len(cells) == len(form.split()):
             yield f"{path}:{number}", cells
         elif cells:
-            wrong.append(f"{path}:{number}: expected `{line}`, got {text.strip()[:SHOWN]!r}")
+            wrong.append(f"{path}:{number}: expected `{form}`, got {text.strip()[:SHOWN]!r}")
     if wrong:
         raise InputError(f"{len(wrong)} lines cannot be used; mend or remove them:\n{listing(wrong)}")
 
