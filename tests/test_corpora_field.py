@@ -13,6 +13,7 @@ from pipeline.corpora import (
     add2022,
     add2023,
     antideepfake,
+    asvspoof5,
     codecfake,
     deepfake_eval_2024,
     dfadd,
@@ -67,6 +68,17 @@ def test_the_heads_of_published_lists(tmp_path: Path) -> None:
         table = read(antideepfake, tmp_path, "\n".join(lines), split)
         assert table.path.tolist() == [line.split(",")[4].removeprefix("$ROOT//") for line in lines[1:]]
         assert table.is_bonafide.tolist() == [line.split(",")[1] == "real" for line in lines[1:]]
+
+
+@needs(CASES)
+def test_the_key_of_the_evaluation_package_of_asvspoof5() -> None:
+    path = CASES / "a5_official_key.tsv"
+    lines = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+    table = asvspoof5.trials(Path("/data"), path, "eval")
+    assert table.path.tolist() == [f"flac_E_eval/{name}.flac" for name, _ in lines]
+    assert table.is_bonafide.tolist() == [word == "bonafide" for _, word in lines]
+    with pytest.raises(InputError, match=r"key.tsv:2: expected an utterance of split dev, got E_0000000000; give the"):
+        asvspoof5.trials(Path("/data"), path, "dev")
 
 
 def test_antideepfake(tmp_path: Path) -> None:
