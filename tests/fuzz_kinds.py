@@ -254,6 +254,8 @@ def _check_scores(data: bytes, _: int) -> None:
     elif found.layout in ("asvspoof5", "tsv"):
         tabs = bool(set(lines[0].strip().lower().split("\t")) & set(SCORE_NAMES))
         rows = [line.split("\t" if tabs else None) for line in lines]
+    elif found.layout == "2019":  # a name before a dash may hold blanks
+        rows = [line.strip().rsplit(None, 3) for line in lines]
     else:
         rows = [line.split() for line in lines]
     head = [cell.strip().lower() for cell in rows[0]]
