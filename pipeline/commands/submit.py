@@ -20,10 +20,10 @@ from pipeline.metrics.eer import eer_of
 DATA, PARAMS = Path("data"), Path("params.yaml")
 PACKAGE_CARD, ON_HUB = "package.json", "hub:"  # as in pipeline.detect, which imports torch
 EXAMPLES = """\
-SYSTEM is a run of the project in the current folder, whose scores of the set the flow has made; or a package (a folder
-that `bonafide package` wrote, or hub:owner/name), which scores the audio of the set now. The set is one of params.yaml
-here, and `prepare` has written its trials. ABOUT is a YAML file with what no score file says: system, dataset,
-submitter (docs/arena.md shows one). The command needs two steps:
+SYSTEM is a run of the project in the current folder: the flow has scored the set. Or it is a package, a folder of
+`bonafide package` or hub:owner/name, and scores the audio of the set now. The set is one of params.yaml here, and
+`prepare` has written its trials. ABOUT is a YAML file about system, dataset and submitter (docs/arena.md shows one).
+The command needs two steps:
 
 1. Without artifact.scores_url in ABOUT it writes .eval_results/<dataset>/scores.txt. Upload this to your model
    repository on the hub.

@@ -33,8 +33,8 @@ SPELLINGS = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", 
 class Naming:
     """How weights are named. parts: how the names of the encoder's own weights begin. renamed: to transformers.
 
-    besides: weights that stand beside `first`, whose name alone may be that of something else. log_mel: whether the
-    encoder takes log-mel features. The others are weights that show the architecture, where it is read from their
+    besides: more weights, where others may have the name of `first`, too. log_mel: whether the encoder takes log-mel
+    features. The others are weights that show the architecture, where it is read from their
     shapes.
     """
 

@@ -37,19 +37,24 @@ SETS = "sets"
 DEEPEST_LAYER = 200
 
 
-def push(receipt: Path, table: Path, place: Path, *, root: Path, layers: Sequence[Tap] = ()) -> int:
+def push(
+    receipt: Path, table: Path, place: Path, *, root: Path, layers: Sequence[Tap] = (), pooled: bool = False
+) -> int:
     """Copy the features of a set or pool to a place, and return the number of shards that it lacked.
 
-    receipt, table: of the set. root: of the stores. layers: some of them; none for all.
+    receipt, table: of the set. root: of the stores. layers: some of them; none for all. pooled: leave out the frames;
+    the receipt there then says so.
 
     Raises InputError where the features are not those of the receipt, the place holds others, or a file is damaged.
     """
     trials, copied = trial_table.read(table), 0
     found: dict[str, dict[str, Any]] = {}
     for name, _, store, told in receipt_files.open_sets(receipt, trials, root=root):
-        chosen = receipt_files.selected(store, told, layers=layers, views=told["views"]) if layers else told
-        copied += _copy(store, place, name, chosen)
-        found[name] = chosen
+        told = told | {receipt_files.POOLED: True} if pooled else told
+        if layers or pooled:
+            told = receipt_files.selected(store, told, layers=layers or told["layers"], views=told["views"])
+        copied += _copy(store, place, name, told)
+        found[name] = told
     blank = dataclasses.replace(trials, path=np.full(len(trials), UNKNOWN))
     write_text(place / SETS / table.name, trial_table.to_csv(blank))
     content = found[receipt.stem] if list(found) == [receipt.stem] else {"pool": found}
@@ -121,14 +126,15 @@ def _check(told: dict[str, dict[str, Any]], *, trials: int, where: Path) -> None
 
 def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
     """Copy what a store below another root lacks of the views and layers of a receipt; return the number of shards."""
-    copied = 0
+    copied, pooled = 0, receipt_files.has_no_frames(receipt)
+    arrays = {view: source.names(view, receipt["layers"], pooled=pooled) for view in receipt["views"]}
     with Store.locked(root / source.spec.folder(name)):
         target = Store.create(root, name, source.spec)
         units = [(view, shard) for view in receipt["views"] for shard in range(source.spec.shards)]
         for view in receipt["views"]:
             target.add_arrays(view, receipt["layers"], attributes=source.attributes(view))
         for view, shard in tqdm(units, desc=name, unit="shard", disable=None, leave=False):
-            copied += _copy_shard(source, target, view, shard, source.names(view, receipt["layers"]))
+            copied += _copy_shard(source, target, view, shard, arrays[view])
     return copied
 
 
