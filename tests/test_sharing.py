@@ -235,3 +235,6 @@ def test_pooled_arrays_alone(made: Path, project: Path, tmp_path: Path, monkeypa
     assert store.incomplete("clean", receipt["layers"])  # extraction would make the frames
     run("pull", "train", str(made.parent / "shared"))  # what is whole fills up what is not
     assert not store.incomplete("clean", receipt["layers"])
+    assert len(dataset.open_set(RECEIPT, table, root=root, reads="frames").trials) == len(table)
+    run("pull", "train", str(place))
+    assert json.loads(RECEIPT.read_text()) == whole  # pooled arrays take no frames away

@@ -65,7 +65,8 @@ def push(
 def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) -> int:
     """Copy the features of a set or pool from a place, and return the number of shards that were not here.
 
-    The receipt and the trial table are written where there are none. receipts, tables: their folders.
+    The receipt and the trial table are written where there are none, and the receipt where it is of pooled arrays alone
+    and their frames came. receipts, tables: their folders.
 
     Raises InputError where the place has no such set, a file is damaged, or the store, the receipt or the table here is
     of other features.
@@ -85,9 +86,18 @@ def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) ->
             copied += _copy(store, root, one, found)
         receipt_files.open_sets(far_receipt, trial_table.read(table if table.is_file() else far_table), root=root)
         for here_file, far_file in ((table, far_table), (receipt, far_receipt)):
-            if not here_file.is_file():
+            if not here_file.is_file() or (here_file == receipt and _gains_frames(receipt, told)):
                 write_bytes(here_file, far_file.read_bytes())
     return copied
+
+
+def _gains_frames(receipt: Path, told: dict[str, dict[str, Any]]) -> bool:
+    """Whether a receipt stands for pooled arrays alone, and another one for all of the same layers and views."""
+    here = receipt_files.read_receipts(receipt)
+    covered = all(set(one[key]) <= set(told[name][key]) for name, one in here.items() for key in ("layers", "views"))
+    return covered and any(
+        receipt_files.has_no_frames(one) and not receipt_files.has_no_frames(told[name]) for name, one in here.items()
+    )
 
 
 @contextlib.contextmanager
