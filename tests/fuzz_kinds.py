@@ -27,7 +27,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
 from pipeline.core.params import Params
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _protocols
 from pipeline.detect import package
 from pipeline.extraction import hdf5
 from pipeline.metrics import keys, scorefile
@@ -142,7 +142,7 @@ def _check_table(data: bytes, _: int) -> None:
     corpus = _protocols.recognise(path)
     if corpus is None:
         raise InputError("no protocol")
-    split = None if corpus == _protocols.TABLE else _protocols.default_split(path, corpus)
+    split = None if corpus == _formats.TABLE else _protocols.default_split(path, corpus)
     scores = scorefile.ScoreFile(path, "2021", [], np.zeros(0), [], [], [])
     found = keys.read(path, split, scores).trials
     got = list(zip(found.utterance.tolist(), found.is_bonafide.tolist(), strict=True))
@@ -155,15 +155,13 @@ def _check_table(data: bytes, _: int) -> None:
 
 def _naive_table(data: bytes, corpus: str, split: str | None) -> list[tuple[str, bool]]:
     text = data.decode("utf-8-sig")
-    if corpus in (_protocols.MANIFEST, _protocols.TABLE):
+    if corpus in (_formats.MANIFEST, _formats.TABLE):
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         rows = [row for row in rows if split is None or row["split"] == split]
         names = [row["utterance"] for row in rows]
-        names = [
-            name[1:] if corpus == _protocols.TABLE and re.match(r"'+[=+\-@\t\r]", name) else name for name in names
-        ]
+        names = [name[1:] if corpus == _formats.TABLE and re.match(r"'+[=+\-@\t\r]", name) else name for name in names]
         return list(zip(names, [LABEL_WORDS[row["label"]] for row in rows], strict=True))
-    form = _protocols.FORMATS[corpus]
+    form = _formats.FORMATS[corpus]
     columns = form.columns
     found = []
     for i, line in enumerate(re.split("\r\n|\r|\n", text)):
@@ -256,6 +254,8 @@ def _check_scores(data: bytes, _: int) -> None:
     elif found.layout in ("asvspoof5", "tsv"):
         tabs = bool(set(lines[0].strip().lower().split("\t")) & set(SCORE_NAMES))
         rows = [line.split("\t" if tabs else None) for line in lines]
+    elif found.layout == "2019":  # a name before a dash may hold blanks
+        rows = [line.strip().rsplit(None, 3) for line in lines]
     else:
         rows = [line.split() for line in lines]
     head = [cell.strip().lower() for cell in rows[0]]

@@ -2,21 +2,27 @@
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.corpora import (
+    add2022,
     add2023,
     antideepfake,
+    asvspoof5,
     codecfake,
     deepfake_eval_2024,
     dfadd,
     mlaad,
     partialspoof,
+    replaydf,
     speech_df_arena,
     spoofceleb,
+    wavefake,
 )
 from tests.beside import CASES, needs
 
@@ -62,6 +68,17 @@ def test_the_heads_of_published_lists(tmp_path: Path) -> None:
         table = read(antideepfake, tmp_path, "\n".join(lines), split)
         assert table.path.tolist() == [line.split(",")[4].removeprefix("$ROOT//") for line in lines[1:]]
         assert table.is_bonafide.tolist() == [line.split(",")[1] == "real" for line in lines[1:]]
+
+
+@needs(CASES)
+def test_the_key_of_the_evaluation_package_of_asvspoof5() -> None:
+    path = CASES / "a5_official_key.tsv"
+    lines = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+    table = asvspoof5.trials(Path("/data"), path, "eval")
+    assert table.path.tolist() == [f"flac_E_eval/{name}.flac" for name, _ in lines]
+    assert table.is_bonafide.tolist() == [word == "bonafide" for _, word in lines]
+    with pytest.raises(InputError, match=r"key.tsv:2: expected an utterance of split dev, got E_0000000000; give the"):
+        asvspoof5.trials(Path("/data"), path, "dev")
 
 
 def test_antideepfake(tmp_path: Path) -> None:
@@ -135,6 +152,70 @@ def test_add2023(tmp_path: Path) -> None:
     ]
 
 
+def test_add2022(tmp_path: Path) -> None:
+    assert shown(read(add2022, tmp_path, "ADD_T_00000000.wav genuine\nADD_T_00000001.wav fake\n", "all")) == [
+        ("ADD_T_00000000.wav", "ADD_T_00000000.wav", True, "-", "-"),
+        ("ADD_T_00000001.wav", "ADD_T_00000001.wav", False, "-", "-"),
+    ]
+    numbered = "ADD_E3_00000000 spoof 0\nADD_E3_00000001 bonafide 4\n"
+    assert shown(read(add2022, tmp_path, numbered, "all")) == [
+        ("ADD_E3_00000000", "ADD_E3_00000000.wav", False, "-", "-"),
+        ("ADD_E3_00000001", "ADD_E3_00000001.wav", True, "-", "-"),
+    ]
+    with pytest.raises(InputError, match=r"key.txt:3: expected `file label number`, got 'ADD_E3_2 spoof'"):
+        read(add2022, tmp_path, numbered + "ADD_E3_2 spoof\n", "all")
+    with pytest.raises(InputError, match=r"key.txt:2: expected `file label`, got 'b.wav'"):
+        read(add2022, tmp_path, "a.wav fake\nb.wav\n", "all")
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_wavefake(tmp_path: Path) -> None:
+    tts = "common_voices_prompts_from_conformer_fastspeech2_pwg_ljspeech"
+    spoofs = ("ljspeech_melgan/LJ001-0001_gen.wav", f"{tts}/gen_0.wav", "jsut_parallel_wavegan/BASIC5000_0001_gen.wav")
+    make(tmp_path / "generated_audio", *spoofs, f"{tts}/generated/gen_0.wav", "readme.txt")
+    with pytest.raises(
+        InputError, match=r"expected folders generated_audio/\*ljspeech\*.*, got 2 .* and 0 of the second"
+    ):
+        wavefake.trials(tmp_path, tmp_path / "README", "all")
+    make(tmp_path, "LJSpeech-1.1/wavs/LJ001-0001.wav", "jsut_ver1.1/basic5000/wav/BASIC5000_0001.wav")
+    make(tmp_path, "LJSpeech-1.1/metadata.csv")
+    english = [
+        (f"{tts}/gen_0", f"generated_audio/{tts}/gen_0.wav", False, "ljspeech", tts),
+        ("ljspeech_melgan/LJ001-0001_gen", f"generated_audio/{spoofs[0]}", False, "ljspeech", "ljspeech_melgan"),
+        ("LJSpeech-1.1/LJ001-0001", "LJSpeech-1.1/wavs/LJ001-0001.wav", True, "ljspeech", "-"),
+    ]
+    assert shown(wavefake.trials(tmp_path, tmp_path / "README", "ljspeech")) == english
+    jsut = "jsut_ver1.1/basic5000/wav/BASIC5000_0001.wav"
+    assert shown(wavefake.trials(tmp_path, tmp_path / "README", "all")) == [
+        *english,
+        ("jsut_parallel_wavegan/BASIC5000_0001_gen", f"generated_audio/{spoofs[2]}", False, "jsut", spoofs[2][:21]),
+        ("jsut_ver1.1/BASIC5000_0001", jsut, True, "jsut", "-"),
+    ]
+    with pytest.raises(InputError, match="expected the split ljspeech, jsut or all of wavefake, got 'en'"):
+        wavefake.trials(tmp_path, tmp_path / "README", "en")
+
+
+def test_replaydf(tmp_path: Path) -> None:
+    names = ["1a/benign/de/x.wav", "1a/spoof/bark/de/x.wav", "2b/benign/en/y.wav", "2b/spoof/xtts/en/y.wav"]
+    make(tmp_path / "wav", *names, "1a/meta.csv", "1a/benign/de/notes.txt", "1a/benign/readme.txt")
+    table = replaydf.trials(tmp_path, tmp_path / "README.md", "all")
+    places = [f"wav/{names[i]}" for i in (0, 2, 1, 3)]
+    assert table.utterance.tolist() == table.path.tolist() == places
+    assert table.is_bonafide.tolist() == [True, True, False, False]
+    assert table.attack.tolist() == ["-", "-", "bark", "xtts"]
+    assert table.codec.tolist() == ["1a", "2b", "1a", "2b"]
+    assert replaydf.trials(tmp_path, tmp_path / "README.md", "de").path.tolist() == [places[0], places[2]]
+    with pytest.raises(InputError, match="expected the split de, en or all, got 'fr'"):
+        replaydf.trials(tmp_path, tmp_path / "README.md", "fr")
+    with pytest.raises(InputError, match="expected folders wav/<recording>/benign/<language> and "):
+        replaydf.trials(tmp_path / "wav", tmp_path / "README.md", "all")
+
+
 def test_partialspoof(tmp_path: Path) -> None:
     text = "LA_0098 LA_D_9497115 - - bonafide\nLA_0079 CON_D_0000029 - CON spoof\n"
     assert shown(read(partialspoof, tmp_path, text, "dev")) == [
@@ -149,6 +230,39 @@ def test_partialspoof(tmp_path: Path) -> None:
         read(partialspoof, tmp_path, text + "LA_0079 CON_D_2 - - bonafide\n", "dev")
 
 
+def test_the_segment_labels_of_partialspoof(tmp_path: Path) -> None:
+    place = tmp_path / "protocols/PartialSpoof_LA_cm_protocols/PartialSpoof.LA.cm.train.trl.txt"
+    make(tmp_path, place.relative_to(tmp_path).as_posix())
+    names = [f"CON_T_{i}" for i in range(5)]
+    place.write_text("LA_0098 LA_T_1 - - bonafide\n" + "".join(f"LA_0079 {name} - CON spoof\n" for name in names))
+    spoofed = dict(zip(names, (0, 2, 3, 8, 1), strict=True))  # of 8 segments: 0, 25, 37.5, 100 and 12.5 %
+    labels = {name: np.array(["0"] * n + ["1"] * (8 - n)) for name, n in spoofed.items()}
+
+    def attacks(**changes: Any) -> list[str]:
+        np.save(tmp_path / "train_seglab_0.16.npy", np.array(labels | {"LA_T_1": np.array(["1", "1"])} | changes))
+        table = partialspoof.trials(tmp_path, tmp_path / "train_seglab_0.16.npy", "train")
+        assert table.path[0] == "train/con_wav/LA_T_1.wav"
+        return [str(attack) for attack in table.attack]
+
+    assert attacks() == ["-", "CON_0", "CON_25", "CON_50", "CON_100", "CON_25"]
+    assert attacks(CON_T_1=[0, 1, 1])[2] == "CON_50"
+    bonafide = r"1 utterances .*\n.*train.trl.txt:1: LA_T_1 is bona fide, and .*.npy has 1 of its 2 segments as spoof"
+    with pytest.raises(InputError, match=bonafide):
+        attacks(LA_T_1=np.array(["0", "1"]))
+    labels["CON_T_9"] = labels.pop("CON_T_2")
+    with pytest.raises(InputError, match=r"train.trl.txt:4: CON_T_2 is a spoof, and .* has no segments of it"):
+        attacks()
+    for wrong in (np.array(["0", "2"]), np.array([]), "1", np.array([0.5])):
+        with pytest.raises(InputError, match=r"0.16.npy: CON_T_1: expected an array of 1 .bona fide. and 0"):
+            attacks(CON_T_1=wrong)
+    with pytest.raises(InputError, match=r"0.16.npy: expected the segment labels .*: it holds a pathlib\S*\.PosixPath"):
+        attacks(CON_T_1=Path("x"))
+    for content in (b"", b"LA_T_1 1 1", b"\x93NUMPY\x01\x00"):
+        (tmp_path / "cut.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"cut.npy: expected the segment labels of PartialSpoof"):
+            partialspoof.trials(tmp_path, tmp_path / "cut.npy", "train")
+
+
 def test_dfadd(tmp_path: Path) -> None:
     for name in (
         "VCTK_BONAFIDE/test/p227_001.wav",
@@ -156,8 +270,7 @@ def test_dfadd(tmp_path: Path) -> None:
         "GradTTS/test/p227_001_GradTTS.flac",
         "GradTTS/test/notes.txt",
     ):
-        (tmp_path / f"DATASET_{name}").parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"DATASET_{name}").touch()
+        make(tmp_path, f"DATASET_{name}")
     assert shown(dfadd.trials(tmp_path, tmp_path / "README.md", "test")) == [
         ("GradTTS/p227_001_GradTTS", "DATASET_GradTTS/test/p227_001_GradTTS.flac", False, "p227", "GradTTS"),
         ("VCTK_BONAFIDE/p227_001", "DATASET_VCTK_BONAFIDE/test/p227_001.wav", True, "p227", "-"),

@@ -13,7 +13,7 @@ import soundfile
 from pipeline.audio.inspection import with_contents
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
-from pipeline.corpora import asvspoof2019_la, asvspoof2021_df, asvspoof2021_la, for_norm, in_the_wild
+from pipeline.corpora import _formats, asvspoof2019_la, asvspoof2021_df, asvspoof2021_la, for_norm, in_the_wild
 from tests.beside import PROTOCOLS, needs
 from tests.test_protocols import OFFICIAL, SAMPLES, SPLITS, adapter, write
 
@@ -191,7 +191,7 @@ def test_an_utterance_that_is_listed_twice_is_named(tmp_path: Path, corpus: str)
 @pytest.mark.parametrize("corpus", OFFICIAL)
 @pytest.mark.parametrize("word", ["real", "fake", "bona fide", "Spoof", "1", "genuine"])
 def test_another_word_for_a_class_is_refused(tmp_path: Path, corpus: str, word: str) -> None:
-    form, lines = adapter(corpus)._protocols.FORMATS[corpus], SAMPLES[corpus].splitlines()
+    form, lines = _formats.FORMATS[corpus], SAMPLES[corpus].splitlines()
     mark = "," if form.comma else " "
     cells = lines[-1].split(mark)
     cells[form.columns.index("label")] = word if form.comma else word.replace(" ", "_")

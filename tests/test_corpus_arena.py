@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from pyarrow import parquet
 
+from pipeline import commands
 from pipeline.audio import decode, parquet_rows
 from pipeline.audio.inspection import with_contents
 from pipeline.core.errors import InputError
@@ -64,6 +65,22 @@ def test_the_trials_of_the_shards(dataset: Path) -> None:
     assert table.speaker.tolist() == ["s0", "s1", "s0", "s1", "s0", "s1", "s0"]
     assert table.attack.tolist() == ["-", "L1", "L1", "-", "L1", "L1", "-"]
     assert set(table.codec) == set(table.vocoder) == {"-"}
+
+
+def test_a_dataset_is_the_key_of_its_scores(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = dataset / "scores.csv"
+    # Bona fide are 0, 3 and 6. One of three lies below one of four spoofs: the rates cross between 1/4 and 1/3.
+    values = [9, 1, 2, 3, 4, 0, 8]
+    scores.write_text("utterance,score\n" + "".join(f"u {i},{value}\n" for i, value in enumerate(values)))
+    commands.dispatch(["metrics", str(scores), "--key", str(dataset), "--json", "--folds", "0"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["key"] == {"file": str(dataset), "corpus": "arena", "split": "test", "bonafide": 3, "spoof": 4}
+    assert report["systems"][0]["eer"] == pytest.approx(100 * (1 / 3 + 1 / 4) / 2, abs=1e-4)
+    assert list(report["systems"][0]["attacks"]) == ["L1"]
+    with pytest.raises(InputError, match=r"expected files dev-\*.parquet, got those of test; check `root` and `split`"):
+        commands.dispatch(["metrics", str(scores), "--key", str(dataset), "--split", "dev"])
+    with pytest.raises(InputError, match=r"data: expected a file, or the folder of a dataset of the Arena with data/"):
+        commands.dispatch(["metrics", str(scores), "--key", str(dataset / "data")])
 
 
 def test_the_audio_is_that_of_the_rows(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

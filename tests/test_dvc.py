@@ -180,3 +180,26 @@ def test_every_recipe_has_a_stage_for_each_row_and_set(recipe: Path, tmp_path: P
     assert sets <= {f"data/trials/{name}.csv" for name in settings.sets}
     used = [path for stage in stages.values() for dep in stage.deps if (path := dep.def_path).startswith("pipeline/")]
     assert not [path for path in dict.fromkeys(used) if not (ROOT / path).exists()]
+
+
+def test_features_alone_are_enough_from_layers_and_select_on(stages: list[PipelineStage]) -> None:
+    """What docs/features.md gives to who has pulled features: no stage of it needs what another one would make."""
+    (targets,) = re.findall(r"^dvc repro --downstream (.+)$", (ROOT / "docs/features.md").read_text(), re.M)
+    makes = {out.def_path: stage for stage in stages for out in stage.outs}
+    needs = {stage.name: [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")] for stage in stages}
+    kinds = {stage.name: stage.name.partition("@")[0] for stage in stages}
+
+    def makers(path: str) -> set[str]:
+        return {
+            one.name for out, one in makes.items() if f"{out}/".startswith(f"{path}/") or path.startswith(f"{out}/")
+        }
+
+    before = {name: set().union(*map(makers, paths)) for name, paths in needs.items()}
+    run = {name for name, kind in kinds.items() if kind in targets.split()}
+    while more := {name for name in before if name not in run and before[name] & run}:
+        run |= more
+    assert {kinds[name] for name in kinds if name not in run} == {"prepare", "encoder", "extract"}
+    pulled = ("data/features", "data/trials")
+    for name in run:
+        for path in needs[name]:
+            assert path.startswith(pulled) or makers(path) & run, f"{name} needs {path}"

@@ -273,3 +273,50 @@ def test_the_new_kinds_are_not_fine_tuned(tmp_path: Path) -> None:
     asked = EncoderParams(source=str(tmp_path), normalize="none").model_copy(update={"finetune": FinetuneParams})
     with pytest.raises(InputError, match=r"encoder\.finetune: expected an encoder like XLSR, got .*, a sew; freeze it"):
         models.load(asked)
+
+
+def in_one_file(path: Path, model: Any) -> Path:
+    """A countermeasure around a model, with a back end whose names are like an encoder's."""
+    weights = {f"net.front.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": weights | {"net.back.conv1.weight": torch.ones(2, 2, 3)}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "beside"),
+    [
+        ("wav2vec2-bert", W2V_BERT, False),
+        ("whisper", WHISPER | {"hidden_size": 128, "num_attention_heads": 2}, False),
+        ("whisper", WHISPER, True),
+        ("wav2vec2-bert", W2V_BERT | {"position_embeddings_type": "relative"}, True),
+        ("sew", {"feat_extract_norm": "layer"}, True),
+    ],
+)
+def test_one_file_of_weights_is_the_folder(tmp_path: Path, kind: str, sizes: dict[str, Any], beside: bool) -> None:
+    original = made(kind, **sizes)
+    original.save_pretrained(tmp_path / "folder")
+    path = in_one_file(tmp_path / "best.pth", original)
+    if beside:
+        (tmp_path / "config.json").write_text((tmp_path / "folder/config.json").read_text())
+    (found, card), (expected, of_folder) = load(path), load(tmp_path / "folder")
+    assert card.architecture["model_type"] == kind
+    assert card.architecture == of_folder.architecture
+    samples, valid = noise(2), torch.tensor([SAMPLES, 2_000])
+    taps, wanted = (encoder(model, 0, 1, 3)(samples, valid)[0] for model in (found, expected))
+    for k in (0, 1, 3):
+        torch.testing.assert_close(taps[k], wanted[k], rtol=0, atol=0)
+
+
+def test_what_one_file_does_not_show_is_asked_for(tmp_path: Path) -> None:
+    wide = W2V_BERT | {"left_max_position_embeddings": 7}
+    for kind, sizes, said in (
+        ("sew", {"feat_extract_norm": "layer"}, "the weights of a sew do not show its architecture"),
+        ("whisper", WHISPER, "expected a Whisper of 64 channels a head, got one of width 32"),
+        ("wav2vec2-bert", wide, "expected the distances of w2v-BERT 2.0, 73 in .*, got 16 in heads of 8"),
+    ):
+        path = in_one_file(tmp_path / "best.pth", made(kind, **sizes))
+        with pytest.raises(InputError, match=rf"best.pth: {said}.*; put the config.json of transformers beside the f"):
+            load(path)
+    torch.save({"back.conv1.weight": torch.ones(2, 2, 3)}, tmp_path / "resnet.pt")
+    with pytest.raises(InputError, match=r"resnet.pt: expected an encoder, got no weight 'feature_extractor"):
+        load(tmp_path / "resnet.pt")

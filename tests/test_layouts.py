@@ -43,6 +43,7 @@ def lines(shape: str, first: str = "", **words: tuple[str, str]) -> str:
 READ: dict[str, tuple[str, bool, str]] = {
     "2019": ("2019", True, lines("{n} {a} {c} {s}", a=("-", "A1"))),
     "spoof_SUPERB": ("2019", True, lines("{n} - {c} {s}")),
+    "spoof_SUPERB, by tabs": ("2019", True, lines("{n}\t-\t{c}\t{s}")),
     "Arena": ("2021", False, lines("{n} {s}")),
     "label": ("label", True, lines("{n} {c} {s}")),
     "label, other words": ("label", True, lines("{n} {w} {s}", w=("real", "Fake"))),
@@ -300,3 +301,19 @@ def test_columns_read_any_text_or_refuse_it(text: str, places: list[int]) -> Non
 def shown(cell: str) -> str:
     """The number in a cell as Python writes it."""
     return str(float(cell)) if layouts.is_number(cell) else cell
+
+
+@pytest.mark.parametrize("mark", [" ", "\t"])
+def test_names_with_blanks_of_spoof_superb(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "scores.txt"
+    names = ["MLAAD/fake/de/Cartesia.ai (Sonic-3)/a b.wav", "MLAAD/plain.wav", "MLAAD/a - b  c.wav"]
+    for order in (names, names[::-1], [names[1], names[0], names[2]]):
+        cells = [(name, "-", "spoof" if i % 2 else "bonafide", str(i)) for i, name in enumerate(order)]
+        path.write_text("".join(mark.join(row) + "\n" for row in cells))
+        found = scorefile.parse(path)
+        assert (found.layout, found.utterance, found.score.tolist()) == ("2019", order, [0.0, 1.0, 2.0])
+        assert (found.label, found.attack) == (["bonafide", "spoof", "bonafide"], ["-"] * 3)
+    for line in ("a b.wav A1 spoof 2", "a b.wav - nothing 2", "a b.wav - spoof x"):  # nothing is guessed
+        path.write_text(f"u1 - bonafide 1\n{line}\n")
+        with pytest.raises(InputError, match=r"scores.txt:2: expected `utterance attack label score`, got 'a b.wav"):
+            scorefile.parse(path)

@@ -17,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import commands, detect
+from pipeline.commands import submit
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.sections import EncoderParams, RandomEncoder
@@ -721,3 +722,47 @@ def test_a_name_that_no_repository_has_is_refused_before_the_work(tmp_path: Path
     with pytest.raises(InputError, match="expected a name on the hub"):
         commands.dispatch(["package", POOLED, "--out", str(tmp_path / "out"), "--push", "mine"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_package_is_submitted_to_the_arena(
+    made: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    about = {
+        "system": {"name": "A", "slug": "a", "description": "", "code": "https://x.org", "checkpoint": "https://x.org"},
+        "dataset": {"id": "Some/Set", "revision": "0123abc"},
+        "artifact": {"bench_version": "1.0"},
+        "submitter": {"hf_username": "you", "contact": "you"},
+        "submitted_at": "2026-11-26",
+    }
+    arguments = [str(made), "--set", "eval", "--about", str(tmp_path / "about.yaml"), "--out", str(tmp_path / "out")]
+
+    def run() -> None:
+        YAML(typ="safe").dump(about, tmp_path / "about.yaml")
+        commands.dispatch(["submit", *arguments])
+
+    run()
+    place = tmp_path / "out/.eval_results/Some/Set/scores.txt"
+    written = [line.split() for line in place.read_text().splitlines()]
+    assert [name for name, _ in written] == trial_table.read(Path("data/trials/eval.csv")).utterance.tolist()
+    assert [float(score) for _, score in written] == list(systems.scores(POOLED))
+    about["artifact"]["scores_url"] = "https://huggingface.co/you/model/resolve/0123abc/scores.txt"
+    monkeypatch.setattr(detect, "load", None)  # scores that were uploaded are not made again
+    run()
+    assert "12 trials, none skipped" in capsys.readouterr().out
+    assert (tmp_path / "out/submissions/a.yaml").is_file()
+    arguments[2] = "nothing"
+    with pytest.raises(InputError, match=r"data/trials/nothing.csv: no trial table there; run `dvc repro prepare`"):
+        run()
+
+
+def test_a_trial_without_audio_is_not_submitted(made: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    table = trial_table.read(Path("data/trials/eval.csv"))
+    table.path[3] = "eval/none.flac"
+    with pytest.raises(
+        InputError, match=r"1 of 12 trials have no score; the Arena wants all:\n.*utterance eval3: .*none"
+    ):
+        submit._scored(str(made), "eval", table)
+    with pytest.raises(InputError, match=r"params.yaml: sets: expected one of dev, eval, train, got 'test'"):
+        submit._scored(str(made), "test", table)

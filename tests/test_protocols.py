@@ -9,7 +9,7 @@ import pytest
 from pipeline.core import members, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, from_rows
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _protocols
 
 # Lines as the official files have them; the first two of each are of different classes.
 SAMPLES = {
@@ -124,7 +124,7 @@ def test_other_files_are_not_recognised(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     assert _protocols.recognise(path) is None
     for corpus in OFFICIAL:
-        form = _protocols.FORMATS[corpus]
+        form = _formats.FORMATS[corpus]
         said = refusal(corpus, path)
         assert f"expected lines `{form}` of {corpus}, got " in said
         assert said.endswith(f"; mend the line, or give {form.source}")
@@ -211,10 +211,10 @@ def test_lines_that_are_cut_off_or_too_long_are_named(tmp_path: Path, corpus: st
     last = text.splitlines()[-1]
     width, line = last.count(mark) + 1, text.count("\n")
     short = last.rpartition(mark)[0]
-    long = last + (mark + "1") * (2 if _protocols.FORMATS[corpus].mos else 1)
+    long = last + (mark + "1") * (2 if _formats.FORMATS[corpus].mos else 1)
     said = refusal(corpus, write(tmp_path, f"{text}{short}\n{long}\n"))
     path = tmp_path / "key.txt"
-    assert said.startswith(f"2 lines are not `{_protocols.FORMATS[corpus]}` like the first; mend or remove them:\n")
+    assert said.startswith(f"2 lines are not `{_formats.FORMATS[corpus]}` like the first; mend or remove them:\n")
     assert f"{path}:{line + 1}: expected {width} cells, got {width - 1}: " in said
     assert f"{path}:{line + 2}: expected {width} cells, got {long.count(mark) + 1}: " in said
 
@@ -244,7 +244,7 @@ def test_a_mos_stands_on_every_line_or_on_none(tmp_path: Path, corpus: str) -> N
     table = adapter(corpus).trials(tmp_path, write(tmp_path, "\n".join([first, *body])), SPLITS[corpus])
     assert (table.quality == 3.25).all()
     said = refusal(corpus, write(tmp_path, "\n".join([first, *body, "x" + rest[-1]])))
-    width = len(_protocols.FORMATS[corpus].columns)
+    width = len(_formats.FORMATS[corpus].columns)
     assert f"key.txt:{len(rest) + 2}: expected {width + 1} cells, got {width}: " in said
     said = refusal(corpus, write(tmp_path, "\n".join([first, *body[:-1], body[-1] + "x"])))
     assert f"key.txt:{len(rest) + 1}: " in said

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
-from pipeline.features import receipt_files
+from pipeline.features import dataset, receipt_files
+from pipeline.features.reader import Reader
 from pipeline.features.store import Store
 from tests.places import SETTINGS
 from tests.test_cache import run
@@ -204,3 +206,35 @@ def test_a_set_that_is_not_there_is_one_message(place: Path) -> None:
         run("pull", "dev", str(place))
     with pytest.raises(SystemExit):
         run("pull", "../dev", str(place))
+
+
+def test_pooled_arrays_alone(made: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "pooled"
+    run("push", "train", str(place), "--pooled")
+    assert not [path for path in files_of(place) if "/layer_" in path.as_posix()]
+    sizes = [sum(path.stat().st_size for path in files_of(root)) for root in (place, project / "data/cache")]
+    assert sizes[0] < sizes[1] / 2
+    empty(tmp_path, made, monkeypatch)
+    run("pull", "train", str(place))
+    run("verify", str(RECEIPT))
+    ((_, _, store, receipt),) = receipt_files.open_sets(RECEIPT, trial_table.read(TABLE), root=Path("data/cache"))
+    whole = json.loads((made / RECEIPT).read_text())
+    assert receipt["pooled"] is True
+    assert (receipt["store"], receipt["layers"]) == (whole["store"], whole["layers"])
+    chosen = receipt_files.selected(store, receipt, layers=receipt["layers"][:1], views=[])
+    assert chosen["pooled"] is True  # as the stage select has it
+    original = Store.open(made / "data/cache" / whole["store"])
+    pooled = Reader(store, views=["clean"], layers=receipt["layers"], pooled=True)
+    expected = Reader(original, views=["clean"], layers=receipt["layers"], pooled=True)
+    rows = np.array([0, 5])
+    assert torch.equal(pooled.gather(rows), expected.gather(rows))
+    table, root = trial_table.read(TABLE), Path("data/cache")
+    assert len(dataset.open_set(RECEIPT, table, root=root, reads="pooled").trials) == len(table)
+    with pytest.raises(InputError, match=r"train.json: expected features of frames, got pooled ones alone; choose"):
+        dataset.open_set(RECEIPT, table, root=root, reads="frames")
+    assert store.incomplete("clean", receipt["layers"])  # extraction would make the frames
+    run("pull", "train", str(made.parent / "shared"))  # what is whole fills up what is not
+    assert not store.incomplete("clean", receipt["layers"])
+    assert len(dataset.open_set(RECEIPT, table, root=root, reads="frames").trials) == len(table)
+    run("pull", "train", str(place))
+    assert json.loads(RECEIPT.read_text()) == whole  # pooled arrays take no frames away

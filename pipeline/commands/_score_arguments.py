@@ -24,7 +24,8 @@ def add_arguments(parser: ArgumentParser, *, threshold: str) -> None:
         "--key",
         type=Path,
         metavar="FILE",
-        help="file with the true classes: a protocol or key of a public corpus, a manifest, or a trial table",
+        help="file with the true classes: a protocol or key of a public corpus, a manifest, or a trial table; or the "
+        "folder of a dataset of the Arena",
     )
     add("--split", metavar="NAME", help="the part of the key that was scored; default: all, and eval of a 2021 key")
     form = parser.add_mutually_exclusive_group()

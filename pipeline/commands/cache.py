@@ -42,6 +42,7 @@ examples:
   bonafide cache export train train.h5 --layers 5 9     layers of a set, for any program that reads HDF5
   bonafide cache import train.h5                        back into the store; `dvc repro` then finds it extracted
   bonafide cache push train s3://bucket/features        features and trial table of a set, for others; or a folder
+  bonafide cache push train s3://bucket/features --pooled    means and deviations alone
   bonafide cache pull train s3://bucket/features        the same on another machine, which needs no audio
 
 push and pull compare the checksum of every shard before they write it. Cut off, the same command goes on.
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _export(given, root)
     elif given.what == "push":
         receipt, table = FEATURES / f"{given.set}.json", TRIALS / f"{given.set}.csv"
-        copied = sharing.push(receipt, table, folder_of(given.place), root=root, layers=given.layers)
+        copied = sharing.push(
+            receipt, table, folder_of(given.place), root=root, layers=given.layers, pooled=given.pooled
+        )
         print(f"{given.set} -> {given.place}: {copied} shards copied, the others are there")
     elif given.what == "pull":
         copied = sharing.pull(given.set, folder_of(given.place), root=root, receipts=FEATURES, tables=TRIALS)
@@ -121,6 +124,7 @@ def _add_sharing(commands: Any) -> None:
         command.add_argument("set", type=_set, help="name of the set or pool, as in data/features/SET.json")
         command.add_argument("place", metavar="URL", help="a folder, or a URL such as s3://bucket/features")
     there.add_argument("--layers", type=_tap, nargs="+", default=[], metavar="K", help="layers; default: all")
+    there.add_argument("--pooled", action="store_true", help="means and deviations alone, for backends that pool")
 
 
 def _set(text: str) -> str:
@@ -208,7 +212,10 @@ def _verify(receipts: Sequence[Path], root: Path) -> None:
         raise InputError(f"{FEATURES}: expected receipts of features, got none; run from the project's folder")
     for path in receipts:
         opened = receipt_files.open_receipts(path, root=root).values()
-        files = sum(target.verify(receipt["views"], receipt["layers"]) for target, receipt in opened)
+        files = sum(
+            target.verify(one["views"], one["layers"], pooled=receipt_files.has_no_frames(one))
+            for target, one in opened
+        )
         foreign = [f"{view} {_names(taps)}" for _, one in opened for view, taps in one.get(IMPORTED, {}).items()]
         note = f"; imported, not computed here: layers of {'; '.join(foreign)}" if foreign else ""
         print(f"{path}: {files} shard files, all as they were written{note}")

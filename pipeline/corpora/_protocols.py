@@ -1,155 +1,27 @@
 """Protocol and key files of the public corpora: finding a file's corpus, and reading its trials.
 
 A protocol lists trials and their class; a key is the protocol of an evaluation. The first lines of a file are enough
-to recognise its corpus, so a key can be read without its audio, and a file of the wrong corpus is named.
-
-corpus            a line; [MOS] stands in some files only
-asvspoof2019_la   LA_0079 LA_T_1138215 - - bonafide [MOS]
-asvspoof2021_la   LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval
-asvspoof2021_df   LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim progress traditional_vocoder - - - -
-asvspoof5         E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -
-partialspoof      LA_0079 CON_T_0000029 - CON spoof           a file that begins with a whole spoof is of 2019
-in_the_wild       0.wav,Alec Guinness,spoof[,MOS]           the header file,speaker,label stands in some files only
-for_norm          fake/file1848.wav_16k.wav_norm.wav_mono.wav_silence,spoof                  header file,label
-manifest          any CSV file whose header has the columns path, label, split
-table             what `prepare` writes, see `pipeline.core.trial_table`
-
-Sources: the files themselves, or the documents that the adapters in `pipeline/corpora/` name.
+to recognise its corpus, so a key can be read without its audio, and a file of the wrong corpus is named. The layouts
+stand in `_formats`.
 """
 
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import CLASS_OF, COLUMNS, Row, Trials, from_rows
+from pipeline.corpora import _lines
+from pipeline.corpora._formats import ALL, FORMATS, MANIFEST, MANIFEST_COLUMNS, PHASES, TABLE, Format
+from pipeline.corpora._lines import SHOWN
 
-TABLE, MANIFEST = "table", "manifest"
-MANIFEST_COLUMNS = ("path", "label")
 SPLIT_OF = {"T": "train", "D": "dev", "E": "eval"}  # the letter in the names of ASVspoof utterances
 LABELS = {"bona-fide": "bonafide"}  # the words of In-the-Wild and FoR that are not ours
-PHASES = ("eval", "progress", "hidden")  # the words of the ASVspoof 2021 keys
-ALL = "all"
-SHOWN = 100  # characters of a line in a message
 
 ReadRow = Callable[[str, Sequence[str]], Row]  # file and line for messages, and the cells of a line -> the trial
-
-
-@dataclass(frozen=True)
-class Format:
-    """The layout of the lines of a corpus.
-
-    cells: what a line holds, in order; a MOS may follow where `mos`. name: the cell whose looks differ between the
-    corpora, and pattern: its regular expression. words: the labels. splits: what `split` may be, the default first.
-    prefixes: how the names of the utterances of each split begin, where they say it. source: where the file is found.
-    comma: a CSV file, with or without its header; else white space parts the cells.
-    """
-
-    cells: str
-    name: str
-    pattern: str
-    words: tuple[str, ...]
-    splits: tuple[str, ...]
-    source: str
-    prefixes: Mapping[str, str] = field(default_factory=dict)
-    mos: bool = False
-    comma: bool = False
-
-    def __str__(self) -> str:
-        line = self.cells + (" [MOS]" if self.mos else "")
-        return line.replace(" ", ",") if self.comma else line
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of the cells."""
-        return self.cells.split()
-
-    @property
-    def kind(self) -> str:
-        """What the corpus calls a split."""
-        return "phase" if ALL in self.splits else "split"
-
-    def is_header(self, cells: Sequence[str]) -> bool:
-        """Whether cells are the header of a CSV file."""
-        return self.comma and list(cells[: len(self.columns)]) == self.columns
-
-    def fits(self, cells: Sequence[str]) -> bool:
-        """Whether cells are a trial of this corpus."""
-        if len(cells) - len(self.columns) not in ((0, 1) if self.mos else (0,)):
-            return False
-        name, label = cells[self.columns.index(self.name)], cells[self.columns.index("label")]
-        return bool(re.fullmatch(self.pattern, name)) and label in self.words
-
-
-FORMATS = {
-    "asvspoof2019_la": Format(
-        cells="speaker utterance - attack label",
-        mos=True,
-        name="utterance",
-        pattern="LA_[TDE]_[0-9]+",
-        words=("bonafide", "spoof"),
-        splits=("train", "dev", "eval"),
-        prefixes={"train": "LA_T_", "dev": "LA_D_", "eval": "LA_E_"},
-        source="a file ASVspoof2019.LA.cm.*.txt of ASVspoof2019_LA_cm_protocols",
-    ),
-    "asvspoof2021_la": Format(
-        cells="speaker utterance codec transmission attack label trim phase",
-        name="utterance",
-        pattern="LA_E_[0-9]+",
-        words=("bonafide", "spoof"),
-        splits=(*PHASES, ALL),
-        source="keys/LA/CM/trial_metadata.txt of LA-keys-full.tar.gz",
-    ),
-    "asvspoof2021_df": Format(
-        cells="speaker utterance codec source attack label trim phase vocoder task team gender language",
-        name="utterance",
-        pattern="DF_E_[0-9]+",
-        words=("bonafide", "spoof"),
-        splits=(*PHASES, ALL),
-        source="keys/DF/CM/trial_metadata.txt of DF-keys-full.tar.gz",
-    ),
-    "asvspoof5": Format(
-        cells="speaker utterance gender codec codec_q codec_seed attack_tag attack label -",
-        name="utterance",
-        pattern="[TDE]_[0-9]+",
-        words=("bonafide", "spoof"),
-        splits=("train", "dev", "eval"),
-        prefixes={"train": "T_", "dev": "D_", "eval": "E_"},
-        source="ASVspoof5.train.tsv, ASVspoof5.dev.track_1.tsv or ASVspoof5.eval.track_1.tsv",
-    ),
-    "partialspoof": Format(
-        cells="speaker utterance - attack label",
-        name="utterance",
-        pattern="(CON|LA)_[TDE]_[0-9]+",
-        words=("bonafide", "spoof"),
-        splits=("train", "dev", "eval"),
-        source="a file PartialSpoof.LA.cm.*.trl.txt of PartialSpoof_LA_cm_protocols",
-    ),
-    "in_the_wild": Format(
-        cells="file speaker label",
-        mos=True,
-        comma=True,
-        name="file",
-        pattern=r"[0-9]+\.wav",
-        words=("bona-fide", "spoof"),
-        splits=("eval",),
-        source="meta.csv of release_in_the_wild",
-    ),
-    "for_norm": Format(
-        cells="file label",
-        comma=True,
-        name="file",
-        pattern="(fake|real)/.+",
-        words=("bona-fide", "spoof"),
-        splits=("eval",),
-        source="a list of for-norm/testing (`pipeline/corpora/for_norm.py` says how to make one)",
-    ),
-}
 
 
 def recognise(path: Path) -> str | None:
@@ -157,7 +29,7 @@ def recognise(path: Path) -> str | None:
 
     It looks at the first two lines only. Raises InputError where there is no file, or no UTF-8 text.
     """
-    head = list(islice((line for line in _lines(path) if not line.isspace()), 2))
+    head = list(islice((line for line in _lines.lines(path) if not line.isspace()), 2))
     for corpus, form in FORMATS.items():
         cells = [_commas(line) if form.comma else line.split() for line in head]
         body = cells[1:] if cells and form.is_header(cells[0]) else cells
@@ -194,7 +66,7 @@ def default_split(path: Path, corpus: str) -> str:
 
 def _only_split(path: Path) -> str:
     """The split of a manifest that has no other."""
-    numbered = csv_cells(path)
+    numbered = _lines.csv_cells(path)
     at = next(numbered)[1].index("split")
     found = sorted({cells[at] for _, cells in numbered if len(cells) > at})
     if len(found) != 1:
@@ -304,67 +176,11 @@ def remedy(path: Path, corpus: str) -> str:
 def _cells(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line that is not blank."""
     if form.comma:
-        yield from csv_cells(path)
+        yield from _lines.csv_cells(path)
         return
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines.lines(path), start=1):
         if cells := line.split():
             yield number, cells
-
-
-def csv_cells(path: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of every line of a CSV file that is not blank, the header among them.
-
-    A row over several lines has the number of its first one. Raises InputError with file and line where there is no
-    file, no UTF-8 text, or no CSV.
-    """
-    reader = csv.reader(_lines(path), strict=True, delimiter=separator)
-    first = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield first, cells
-            first = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}:{first}: not valid CSV: {error}; is a quote left open?") from None
-
-
-def named_cells(path: Path, wanted: Sequence[str], separator: str = ",") -> Iterator[tuple[str, list[str]]]:
-    """File and line, and the cells of the wanted columns, of every trial of a CSV file whose header names its columns.
-
-    Raises InputError for a missing column, and after the last line for all lines that are too short or too long.
-    """
-    numbered = csv_cells(path, separator)
-    first, names = next(numbered, (1, []))
-    if missing := [name for name in wanted if name not in names]:
-        got = separator.join(names)[:SHOWN]
-        raise InputError(
-            f"{path}:{first}: expected the columns {', '.join(wanted)}; {', '.join(missing)} not in {got!r}"
-        )
-    places = [names.index(name) for name in wanted]
-    wrong = []
-    for number, cells in numbered:
-        if len(cells) == len(names):
-            yield f"{path}:{number}", [cells[place] for place in places]
-        else:
-            wrong.append(f"{path}:{number}: expected {len(names)} cells, got {len(cells)}")
-    if wrong:
-        raise InputError(f"{len(wrong)} lines are not as the header says; mend or remove them:\n{listing(wrong)}")
-
-
-def worded_lines(path: Path, line: str) -> Iterator[tuple[str, list[str]]]:
-    """File and line, and the cells, of every line whose cells white space parts. line: the names of the cells.
-
-    Raises InputError, after the last line, for all lines that have more or fewer cells.
-    """
-    wrong = []
-    for number, text in enumerate(_lines(path), start=1):
-        cells = text.split()
-        if len(cells) == len(line.split()):
-            yield f"{path}:{number}", cells
-        elif cells:
-            wrong.append(f"{path}:{number}: expected `{line}`, got {text.strip()[:SHOWN]!r}")
-    if wrong:
-        raise InputError(f"{len(wrong)} lines cannot be used; mend or remove them:\n{listing(wrong)}")
 
 
 def of_split(path: Path, split: str, rows: Iterable[tuple[str, Row]]) -> Trials:
@@ -387,22 +203,3 @@ def of_split(path: Path, split: str, rows: Iterable[tuple[str, Row]]) -> Trials:
 def label_of(word: str) -> str:
     """Our word for the class that a file names by another one; a word that is none stays, and is refused later."""
     return CLASS_OF.get(word.strip().lower(), word)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark; they may end in LF, CR LF or CR."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such protocol or key; check the path")
-    with path.open("rb") as file:
-        for number, line in enumerate(chain.from_iterable(map(_at_cr, file)), start=1):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"{line[error.start]:#x}"
-                raise InputError(f"{path}:{number}: expected UTF-8 text, got byte {byte}; save it as UTF-8") from None
-            yield text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _at_cr(line: bytes) -> list[bytes]:
-    """A line that ends in LF or CR LF, as the lines in it that end in CR."""
-    return line.splitlines(keepends=True) if b"\r" in line else [line]

@@ -19,17 +19,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.core.trial_table import Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _lines, _protocols
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError where `_protocols.worded_lines` and `_protocols.of_split` do.
+    Raises InputError where `_lines.worded_lines` and `_protocols.of_split` do.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
     rows = (
         Row(where, file, f"wav/{file}", _protocols.label_of(word))
-        for where, (file, word) in _protocols.worded_lines(protocol, "file label")
+        for where, (file, word) in _lines.worded_lines(protocol, "file label")
     )
-    return _protocols.of_split(protocol, split, ((_protocols.ALL, row) for row in rows))
+    return _protocols.of_split(protocol, split, ((_formats.ALL, row) for row in rows))

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _lines, _protocols
 
 COLUMNS_READ = ("ID", "Label", "Path", "Attack", "Speaker", "Proportion")
 
@@ -25,14 +25,14 @@ COLUMNS_READ = ("ID", "Label", "Path", "Attack", "Speaker", "Proportion")
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of one split of a protocol file, paths relative to `root`.
 
-    Raises InputError where `_protocols.named_cells` and `_protocols.of_split` do.
+    Raises InputError where `_lines.named_cells` and `_protocols.of_split` do.
     """
     return _protocols.of_split(protocol, split, _rows(root, protocol))
 
 
 def _rows(root: Path, protocol: Path) -> Iterator[tuple[str, Row]]:
     """The split and the row of every trial."""
-    for where, (name, word, path, attack, speaker, split) in _protocols.named_cells(protocol, COLUMNS_READ):
+    for where, (name, word, path, attack, speaker, split) in _lines.named_cells(protocol, COLUMNS_READ):
         label = _protocols.label_of(word)
         if path.startswith("$ROOT") or root == Path("/"):
             path = path.removeprefix("$ROOT").lstrip("/")

@@ -40,7 +40,7 @@ from typing import Any
 from pipeline.audio import parquet_rows
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials, from_rows
-from pipeline.corpora._protocols import ALL
+from pipeline.corpora._formats import ALL
 
 COLUMNS = {"path": "path", "audio": "audio", "label": "label", "notes": "notes"}
 KNOWN = (*COLUMNS, "utterance", "speaker", "attack", "codec", "vocoder")

@@ -14,6 +14,9 @@ spite of the name. The codec keeps the file's word, C01 to C11; speech that went
 `none` in the table, where `-` is unknown. Only the evaluation has codecs. Bona fide have the attack `bonafide` in the
 file and `-` in the table. An attack's name means another system than the same name in ASVspoof 2019.
 
+Or the key of the evaluation package, `filename<TAB>cm-label` below a line of these two words, which tells neither
+speakers nor attacks nor codecs.
+
 split    utterances   bona fide     spoof   attacks
 train       182,357      18,797   163,560   A01 to A08
 dev         140,950      31,334   109,616   A09 to A16
@@ -24,23 +27,27 @@ Source: README.txt of the download; Wang et al., ASVspoof 5, arXiv 2502.08857.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.core.trial_table import UNKNOWN, Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _lines, _protocols
 
 CORPUS = "asvspoof5"
 UNCODED = "none"  # the word of ASVspoof 2021 LA
+KEY = ("filename", "cm-label")
 FOLDERS = {"train": "flac_T", "dev": "flac_D", "eval": "flac_E_eval"}
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError where `_protocols.read` does.
+    Raises InputError where `_protocols.read` does, and for a key with an utterance of another split.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
+
+    if next(_lines.lines(protocol), "").split() == [*KEY] and split in FOLDERS:
+        return from_rows(_of_key(protocol, split), source=f"{protocol} (split {split})")
 
     def row(where: str, cells: Sequence[str]) -> Row:
         speaker, utterance, _, codec, _, _, _, attack, label, _ = cells
@@ -49,3 +56,10 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         return Row(where, utterance, f"{FOLDERS[split]}/{utterance}.flac", label, speaker, attack, "", "", codec)
 
     return _protocols.read(protocol, CORPUS, split, row)
+
+
+def _of_key(protocol: Path, split: str) -> Iterator[Row]:
+    """The trials of a key of the evaluation package."""
+    for where, (utterance, word) in _lines.named_cells(protocol, KEY, "\t"):
+        _protocols.check_split(where, utterance, split)
+        yield Row(where, utterance, f"{FOLDERS[split]}/{utterance}.flac", _protocols.label_of(word))

@@ -18,17 +18,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.core.trial_table import UNKNOWN, Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _lines, _protocols
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError where `_protocols.worded_lines` and `_protocols.of_split` do.
+    Raises InputError where `_lines.worded_lines` and `_protocols.of_split` do.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
     rows = (
         Row(where, file, file, _protocols.label_of(word), attack=UNKNOWN if number == "0" else f"F0{number}")
-        for where, (file, word, number) in _protocols.worded_lines(protocol, "file label number")
+        for where, (file, word, number) in _lines.worded_lines(protocol, "file label number")
     )
-    return _protocols.of_split(protocol, split, ((_protocols.ALL, row) for row in rows))
+    return _protocols.of_split(protocol, split, ((_formats.ALL, row) for row in rows))

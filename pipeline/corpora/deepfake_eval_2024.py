@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.core.trial_table import Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _lines, _protocols
 
 WHOLE = ("Filename", "Ground Truth", "Finetuning Set")
 SEGMENTS = ("segment_id", "label")
@@ -34,19 +34,19 @@ SEGMENTS = ("segment_id", "label")
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of one split of the recordings, or all segments; paths relative to `root`.
 
-    Raises InputError where `_protocols.named_cells` and `_protocols.of_split` do.
+    Raises InputError where `_lines.named_cells` and `_protocols.of_split` do.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
-    _, head = next(_protocols.csv_cells(protocol, "\t"), (1, []))
+    _, head = next(_lines.csv_cells(protocol, "\t"), (1, []))
     rows = _segments(protocol) if SEGMENTS[0] in head else _recordings(protocol)
     return _protocols.of_split(protocol, split, rows)
 
 
 def _recordings(protocol: Path) -> Iterator[tuple[str, Row]]:
-    for where, (name, word, part) in _protocols.named_cells(protocol, WHOLE):
+    for where, (name, word, part) in _lines.named_cells(protocol, WHOLE):
         yield part.strip().lower(), Row(where, name, f"audio-data/{name}", _protocols.label_of(word))
 
 
 def _segments(protocol: Path) -> Iterator[tuple[str, Row]]:
-    for where, (name, word) in _protocols.named_cells(protocol, SEGMENTS, "\t"):
-        yield _protocols.ALL, Row(where, name, f"segmented/wav/{name}", _protocols.label_of(word))
+    for where, (name, word) in _lines.named_cells(protocol, SEGMENTS, "\t"):
+        yield _formats.ALL, Row(where, name, f"segmented/wav/{name}", _protocols.label_of(word))

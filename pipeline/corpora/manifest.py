@@ -23,8 +23,8 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import COLUMNS, Row, Trials, from_rows
-from pipeline.corpora import _protocols
-from pipeline.corpora._protocols import ALL, MANIFEST, MANIFEST_COLUMNS
+from pipeline.corpora import _lines, _protocols
+from pipeline.corpora._formats import ALL, MANIFEST, MANIFEST_COLUMNS
 
 READ = ("split", "utterance", "path", "label", "speaker", "attack", "quality", "codec", "vocoder")
 
@@ -37,7 +37,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """
     if not protocol.is_file():
         raise InputError(f"{protocol}: no such manifest; check `protocol` in the set's parameters")
-    numbered = _protocols.csv_cells(protocol)
+    numbered = _lines.csv_cells(protocol)
     columns = _columns(*next(numbered, (1, [])), protocol)
     rows, seen = _rows(numbered, columns, protocol, split)
     if not rows:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows, read_text
-from pipeline.corpora._protocols import ALL
+from pipeline.corpora._formats import ALL
 
 COLUMNS_READ = ("path", "original_file", "language", "is_original_language", "model_name")
 

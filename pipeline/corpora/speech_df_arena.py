@@ -19,7 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.core.trial_table import Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _lines, _protocols
 
 BEFORE = "AntiSpoofing-Datasets/"
 
@@ -27,11 +27,11 @@ BEFORE = "AntiSpoofing-Datasets/"
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError where `_protocols.named_cells` and `_protocols.of_split` do.
+    Raises InputError where `_lines.named_cells` and `_protocols.of_split` do.
     """
-    found = _protocols.named_cells(protocol, ("file_name", "label"))
+    found = _lines.named_cells(protocol, ("file_name", "label"))
     rows = (Row(where, name, _path(root, name), _protocols.label_of(label)) for where, (name, label) in found)
-    return _protocols.of_split(protocol, split, ((_protocols.ALL, row) for row in rows))
+    return _protocols.of_split(protocol, split, ((_formats.ALL, row) for row in rows))
 
 
 def _path(root: Path, name: str) -> str:

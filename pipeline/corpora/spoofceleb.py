@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows
-from pipeline.corpora import _protocols
+from pipeline.corpora import _lines
 
 BONAFIDE = "a00"
 SPLITS = ("train", "development", "evaluation")
@@ -31,14 +31,14 @@ SPLITS = ("train", "development", "evaluation")
 def trials(root: Path, protocol: Path, split: str) -> Trials:
     """The trials of a protocol file, paths relative to `root`.
 
-    Raises InputError for another split and where `_protocols.named_cells` does.
+    Raises InputError for another split and where `_lines.named_cells` does.
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
     if split not in SPLITS:
         raise InputError(f"{protocol}: expected the split {', '.join(SPLITS)} of spoofceleb, got {split!r}")
     rows = (
         Row(where, file, f"flac/{split}/{file}", *_class(attack, speaker))
-        for where, (file, speaker, attack) in _protocols.named_cells(protocol, ("file", "speaker", "attack"))
+        for where, (file, speaker, attack) in _lines.named_cells(protocol, ("file", "speaker", "attack"))
     )
     return from_rows(rows, source=f"{protocol} (split {split})")
 

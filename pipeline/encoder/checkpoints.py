@@ -33,12 +33,16 @@ SPELLINGS = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", 
 class Naming:
     """How weights are named. parts: how the names of the encoder's own weights begin. renamed: to transformers.
 
-    The others are weights that show the architecture, where it is read from their shapes.
+    besides: more weights, where others may have the name of `first`, too. log_mel: whether the encoder takes log-mel
+    features. The others are weights that show the architecture, where it is read from their
+    shapes.
     """
 
     first: str
     parts: tuple[str, ...]
     renamed: Callable[[str], str | None]
+    besides: tuple[str, ...] = ()
+    log_mel: bool = False
     convolution: str = ""
     layer_norm: str = ""
     projection: str = ""
@@ -69,14 +73,35 @@ TRANSFORMERS = Naming(
     attention="encoder.layers.0.attention.rel_attn_embed.weight",
     renamed=lambda name: name,
 )
-# Kinds that are read only with their configuration.
+W2V_BERT = Naming(
+    first="feature_projection.projection.weight",
+    parts=TRANSFORMERS.parts,
+    renamed=TRANSFORMERS.renamed,
+    besides=("encoder.layers.0.conv_module.depthwise_conv.weight",),
+    log_mel=True,
+    projection="feature_projection.projection.weight",
+    feedforward="encoder.layers.0.ffn1.intermediate_dense.weight",
+    positional="encoder.layers.0.self_attn.distance_embedding.weight",
+)
+WHISPER = Naming(
+    first="conv1.weight",
+    parts=("conv1.", "conv2.", "embed_positions.", "layers.", "layer_norm."),
+    renamed=TRANSFORMERS.renamed,
+    besides=("conv2.weight", "embed_positions.weight", "layers.0.fc1.weight"),
+    log_mel=True,
+    projection="conv2.weight",
+    feedforward="layers.0.fc1.weight",
+    positional="embed_positions.weight",
+)
 BY_KIND = {
     "sew": Naming(TRANSFORMERS.first, (*TRANSFORMERS.parts, "layer_norm."), TRANSFORMERS.renamed),
-    "wav2vec2-bert": Naming("feature_projection.projection.weight", TRANSFORMERS.parts, TRANSFORMERS.renamed),
-    "whisper": Naming(
-        "conv1.weight", ("conv1.", "conv2.", "embed_positions.", "layers.", "layer_norm."), TRANSFORMERS.renamed
-    ),
+    "wav2vec2-bert": W2V_BERT,
+    "whisper": WHISPER,
 }
+OF_SEW = "encoder.upsample.projection.weight"
+DISTANCES = 64, 8  # frames to the left and right that w2v-BERT 2.0 tells apart
+WHISPER_HEAD = 64  # channels of an attention head of every published Whisper
+CONFIG_BESIDE = "put the config.json of transformers beside the file"
 
 
 @dataclass(frozen=True)
@@ -120,9 +145,9 @@ def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
     """
     state = _state(path, found)
     namings = (BY_KIND[kind],) if kind in BY_KIND else (FAIRSEQ, TRANSFORMERS)
-    candidates = [
-        (name.removesuffix(naming.first), naming) for naming in namings for name in state if name.endswith(naming.first)
-    ]
+    candidates = _candidates(state, namings)
+    if not candidates and kind not in BY_KIND:
+        candidates = _candidates(state, (W2V_BERT, WHISPER))
     if not candidates:
         raise InputError(
             f"{path}: expected an encoder, got no weight {' or '.join(repr(naming.first) for naming in namings)} "
@@ -135,12 +160,22 @@ def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
     return _one(path, every, wrappings=[name for name in WRAPPINGS if isinstance(found.get(name), Mapping)])
 
 
+def _candidates(state: Mapping[str, Tensor], namings: tuple[Naming, ...]) -> list[tuple[str, Naming]]:
+    """The prefixes below which an encoder may lie, each with its naming."""
+    ends = [(name.removesuffix(one.first), one) for one in namings for name in state if name.endswith(one.first)]
+    return [(prefix, one) for prefix, one in ends if all(f"{prefix}{name}" in state for name in one.besides)]
+
+
 def config_of(encoder: Inside) -> dict[str, Any]:
     """Arguments for the configuration of transformers, from the shapes of the weights and what the checkpoint says.
 
     Raises InputError where weights are missing or no wav2vec 2.0 has such shapes.
     """
     naming, path, own, said = encoder.naming, encoder.path, encoder.own, encoder.said
+    if naming.log_mel:
+        return _of_whisper(encoder) if naming is WHISPER else _of_w2v_bert(encoder)
+    if OF_SEW in own:
+        raise InputError(f"{path}: the weights of a sew do not show its architecture; {CONFIG_BESIDE}")
     convolutions = [_weight(encoder, f"{naming.convolution.format(i)}.weight", 3) for i in range(len(KERNELS))]
     width = len(_weight(encoder, naming.projection, 2))
     feedforward = len(_weight(encoder, naming.feedforward, 2))
@@ -224,8 +259,8 @@ def _weight(encoder: Inside, name: str, dimensions: int) -> Tensor:
     return own[name]
 
 
-def _layers(encoder: Inside) -> int:
-    layers = {name.split(".")[2] for name in encoder.own if name.startswith("encoder.layers.")}
+def _layers(encoder: Inside, below: str = "encoder.layers.") -> int:
+    layers = {name.removeprefix(below).split(".")[0] for name in encoder.own if name.startswith(below)}
     if layers != {str(number) for number in range(len(layers))}:
         told = ", ".join(sorted(layers))[:200]
         raise InputError(f"{encoder.path}: expected the layers 0 to {len(layers) - 1}, got {told}")
@@ -240,8 +275,7 @@ def _heads(encoder: Inside, width: int) -> int:
     if type(heads) is not int or heads < 1 or width % heads:
         raise InputError(
             f"{encoder.path}: expected a checkpoint with its number of attention heads, or one of width "
-            f"{', '.join(map(str, fairseq.HEADS))}, got one of width {width}; put the config.json of transformers "
-            "beside the file"
+            f"{', '.join(map(str, fairseq.HEADS))}, got one of width {width}; {CONFIG_BESIDE}"
         )
     return heads
 
@@ -255,3 +289,44 @@ def _of_kind(encoder: Inside) -> dict[str, Any]:
     if type(distance) is not int or distance < 2:
         raise InputError(f"{encoder.path}: expected max_distance of at least 2, got {distance!r}")
     return {"model_type": "wavlm", "num_buckets": buckets, "max_bucket_distance": distance}
+
+
+def _of_w2v_bert(encoder: Inside) -> dict[str, Any]:
+    """The architecture of w2v-BERT 2.0: its attention tells distances apart as the published model does."""
+    width, features = _weight(encoder, W2V_BERT.projection, 2).shape
+    distances, head = _weight(encoder, W2V_BERT.positional, 2).shape
+    if distances != sum(DISTANCES) + 1 or width % head:
+        raise InputError(
+            f"{encoder.path}: expected the distances of w2v-BERT 2.0, {sum(DISTANCES) + 1} in heads that divide "
+            f"{width} channels, got {distances} in heads of {head}; {CONFIG_BESIDE}"
+        )
+    return {
+        "model_type": "wav2vec2-bert",
+        "num_hidden_layers": _layers(encoder),
+        "hidden_size": width,
+        "num_attention_heads": width // head,
+        "intermediate_size": len(_weight(encoder, W2V_BERT.feedforward, 2)),
+        "feature_projection_input_dim": features,
+        "conv_depthwise_kernel_size": _weight(encoder, W2V_BERT.besides[0], 3).shape[2],
+        "left_max_position_embeddings": DISTANCES[0],
+        "right_max_position_embeddings": DISTANCES[1],
+    }
+
+
+def _of_whisper(encoder: Inside) -> dict[str, Any]:
+    """The architecture of Whisper's encoder."""
+    width = len(_weight(encoder, WHISPER.projection, 3))
+    if width % WHISPER_HEAD:
+        raise InputError(
+            f"{encoder.path}: expected a Whisper of {WHISPER_HEAD} channels a head, got one of width {width}; "
+            f"{CONFIG_BESIDE}"
+        )
+    return {
+        "model_type": "whisper",
+        "encoder_layers": _layers(encoder, "layers."),
+        "d_model": width,
+        "encoder_attention_heads": width // WHISPER_HEAD,
+        "encoder_ffn_dim": len(_weight(encoder, WHISPER.feedforward, 2)),
+        "num_mel_bins": _weight(encoder, WHISPER.first, 3).shape[1],
+        "max_source_positions": len(_weight(encoder, WHISPER.positional, 2)),
+    }

@@ -127,15 +127,19 @@ def read(path: Path | None, source: str, quiet: dict[str, Any]) -> tuple[str, An
     return kind, None
 
 
-def read_beside(path: Path | None, inside: Inside, quiet: dict[str, Any]) -> tuple[str, Any | None]:
-    """The same of the folder of one file; no configuration where it is that of something else."""
+def read_beside(path: Path | None, file: Path, quiet: dict[str, Any]) -> tuple[str, Any | None]:
+    """The same of the folder of one file; no configuration where it is no good one."""
     try:
-        kind, config = read(path, str(inside.path), quiet)
+        return read(path, str(file), quiet)
     except InputError:
         return "", None
-    norm = inside.own.get("encoder.layer_norm.weight")
-    fits = config is not None and norm is not None and tuple(norm.shape) == (config.hidden_size,)
-    return kind, config if fits else None
+
+
+def is_of(config: Any, inside: Inside) -> bool:
+    """Whether a configuration can be that of an encoder, by its width."""
+    norms = ("encoder.layer_norm.weight", "layer_norm.weight", "encoder.layers.0.final_layer_norm.weight")
+    norm = next((inside.own[name] for name in norms if name in inside.own), None)
+    return norm is not None and tuple(norm.shape) == (config.hidden_size,)
 
 
 def of_another_kind(source: str, kind: str, why: str = "") -> InputError:

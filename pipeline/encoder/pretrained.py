@@ -57,7 +57,7 @@ def load(source: str, *, revision: str | None, **quiet: Any) -> Loaded:
     except InputError as error:
         raise (configuration.of_another_kind(source, kind, str(error)) if config is None and kind else error) from None
     model = _by_shapes(inside, quiet) if config is None else _by_config(kind, config, inside, source)
-    if kind in configuration.LOG_MEL:
+    if inside.naming.log_mel:
         return Loaded(model, False, folders.find(source, folders.CONFIG, revision), TRANSFORMERS_EPS)
     normalizes, place, eps = processors.read(lambda name: folders.optional(source, name, revision))
     return Loaded(model, normalizes, place, eps or _eps(inside))
@@ -74,13 +74,23 @@ def load_file(path: Path, **quiet: Any) -> Loaded:
         return beside if (beside := path.with_name(name)).is_file() else None
 
     found = tensor_files.read(path)
-    inside = checkpoints.inside(path, found)
-    kind, config = ("", None) if inside.said else configuration.read_beside(find(folders.CONFIG), inside, quiet)
-    model = _by_shapes(inside, quiet) if config is None else _by_config(kind, config, inside, str(path))
+    kind, config = configuration.read_beside(find(folders.CONFIG), path, quiet)
+    inside = _inside(path, found, kind)
+    by_shapes = config is None or bool(inside.said) or not configuration.is_of(config, inside)
+    model = _by_shapes(inside, quiet) if by_shapes else _by_config(kind, config, inside, str(path))
+    if inside.naming.log_mel:
+        return Loaded(model, False, path, TRANSFORMERS_EPS)
     if inside.normalizes is not None:
         return Loaded(model, inside.normalizes, path, _eps(inside))
     normalizes, place, eps = processors.read(find)
     return Loaded(model, normalizes, place, eps or _eps(inside))
+
+
+def _inside(path: Path, found: dict[str, Any], kind: str) -> Inside:
+    """The encoder in one file. kind: of the configuration beside it, which may be that of something else."""
+    with contextlib.suppress(InputError):
+        return checkpoints.inside(path, found, kind=kind)
+    return checkpoints.inside(path, found)
 
 
 def _eps(inside: Inside) -> float:
@@ -112,13 +122,15 @@ def _by_shapes(inside: Inside, quiet: Mapping[str, Any]) -> Wav2Vec2Model:
     made, weights = KINDS[told.pop("model_type")], inside.weights()
     try:
         with torch.device("meta"):  # draws no random weights, because all are replaced below
-            model: Wav2Vec2Model = made(made.config_class(**told, **quiet))
+            silent = {key: value for key, value in quiet.items() if hasattr(made.config_class(), key)}
+            model: Wav2Vec2Model = made(made.config_class(**told, **silent))
     except Exception as error:  # whatever transformers and torch raise for shapes that do not fit
         raise InputError(
-            f"{inside.path}: expected the weights of an encoder of wav2vec 2.0, got others: {error}"
+            f"{inside.path}: expected the weights of an encoder that is read, got others: {error}"
         ) from None
-    weights.setdefault(UNUSED, torch.zeros(told["hidden_size"]))
     wanted = model.state_dict()
+    if UNUSED in wanted:
+        weights.setdefault(UNUSED, torch.zeros(wanted[UNUSED].shape))
     wrong = [f"missing {name}" for name in wanted if name not in weights]
     wrong += [f"unexpected {name}" for name in weights if name not in wanted]
     wrong += [

@@ -37,19 +37,24 @@ SETS = "sets"
 DEEPEST_LAYER = 200
 
 
-def push(receipt: Path, table: Path, place: Path, *, root: Path, layers: Sequence[Tap] = ()) -> int:
+def push(
+    receipt: Path, table: Path, place: Path, *, root: Path, layers: Sequence[Tap] = (), pooled: bool = False
+) -> int:
     """Copy the features of a set or pool to a place, and return the number of shards that it lacked.
 
-    receipt, table: of the set. root: of the stores. layers: some of them; none for all.
+    receipt, table: of the set. root: of the stores. layers: some of them; none for all. pooled: leave out the frames;
+    the receipt there then says so.
 
     Raises InputError where the features are not those of the receipt, the place holds others, or a file is damaged.
     """
     trials, copied = trial_table.read(table), 0
     found: dict[str, dict[str, Any]] = {}
     for name, _, store, told in receipt_files.open_sets(receipt, trials, root=root):
-        chosen = receipt_files.selected(store, told, layers=layers, views=told["views"]) if layers else told
-        copied += _copy(store, place, name, chosen)
-        found[name] = chosen
+        told = told | {receipt_files.POOLED: True} if pooled else told
+        if layers or pooled:
+            told = receipt_files.selected(store, told, layers=layers or told["layers"], views=told["views"])
+        copied += _copy(store, place, name, told)
+        found[name] = told
     blank = dataclasses.replace(trials, path=np.full(len(trials), UNKNOWN))
     write_text(place / SETS / table.name, trial_table.to_csv(blank))
     content = found[receipt.stem] if list(found) == [receipt.stem] else {"pool": found}
@@ -60,7 +65,8 @@ def push(receipt: Path, table: Path, place: Path, *, root: Path, layers: Sequenc
 def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) -> int:
     """Copy the features of a set or pool from a place, and return the number of shards that were not here.
 
-    The receipt and the trial table are written where there are none. receipts, tables: their folders.
+    The receipt and the trial table are written where there are none, and the receipt where it is of pooled arrays alone
+    and their frames came. receipts, tables: their folders.
 
     Raises InputError where the place has no such set, a file is damaged, or the store, the receipt or the table here is
     of other features.
@@ -80,9 +86,18 @@ def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) ->
             copied += _copy(store, root, one, found)
         receipt_files.open_sets(far_receipt, trial_table.read(table if table.is_file() else far_table), root=root)
         for here_file, far_file in ((table, far_table), (receipt, far_receipt)):
-            if not here_file.is_file():
+            if not here_file.is_file() or (here_file == receipt and _gains_frames(receipt, told)):
                 write_bytes(here_file, far_file.read_bytes())
     return copied
+
+
+def _gains_frames(receipt: Path, told: dict[str, dict[str, Any]]) -> bool:
+    """Whether a receipt stands for pooled arrays alone, and another one for all of the same layers and views."""
+    here = receipt_files.read_receipts(receipt)
+    covered = all(set(one[key]) <= set(told[name][key]) for name, one in here.items() for key in ("layers", "views"))
+    return covered and any(
+        receipt_files.has_no_frames(one) and not receipt_files.has_no_frames(told[name]) for name, one in here.items()
+    )
 
 
 @contextlib.contextmanager
@@ -121,14 +136,15 @@ def _check(told: dict[str, dict[str, Any]], *, trials: int, where: Path) -> None
 
 def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
     """Copy what a store below another root lacks of the views and layers of a receipt; return the number of shards."""
-    copied = 0
+    copied, pooled = 0, receipt_files.has_no_frames(receipt)
+    arrays = {view: source.names(view, receipt["layers"], pooled=pooled) for view in receipt["views"]}
     with Store.locked(root / source.spec.folder(name)):
         target = Store.create(root, name, source.spec)
         units = [(view, shard) for view in receipt["views"] for shard in range(source.spec.shards)]
         for view in receipt["views"]:
             target.add_arrays(view, receipt["layers"], attributes=source.attributes(view))
         for view, shard in tqdm(units, desc=name, unit="shard", disable=None, leave=False):
-            copied += _copy_shard(source, target, view, shard, source.names(view, receipt["layers"]))
+            copied += _copy_shard(source, target, view, shard, arrays[view])
     return copied
 
 

@@ -19,7 +19,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.features import sources, streaming
 from pipeline.features.reader import Reader
-from pipeline.features.receipt_files import open_sets
+from pipeline.features.receipt_files import has_no_frames, open_sets
 from pipeline.features.sources import Addresses, JoinedSource, OnDisk, Source
 from pipeline.features.specs import fingerprint
 from pipeline.features.streaming import Batch
@@ -95,6 +95,11 @@ def open_set(
         chosen = tuple(found["layers"] if layers is None else layers)
         _check_there(receipt, "layers", chosen, found["layers"])
         _check_there(receipt, "views", views, found["views"])
+        if reads == "frames" and has_no_frames(found):
+            raise InputError(
+                f"{receipt}: expected features of frames, got pooled ones alone; choose backends that read means and "
+                f"deviations, or pull {part.name} from a place where it was pushed without --pooled"
+            )
         source = OnDisk(Reader(part.store, views=(CLEAN, *views), layers=chosen, pooled=reads == "pooled"))
         placed = _placed(source, hold, views=1 + len(views), device=torch.device(device), name=part.name)
         encoder, channels, digest = fingerprint(found["encoder"]), found["channels"], found["digest"]

@@ -33,6 +33,7 @@ from pipeline.features.zarr_metadata import FORMAT
 
 FINETUNED = "encoder-finetune-layers"  # the choice of the fine-tuned run; two dashes, so that no other has its name
 RECEIPT = ("store", "encoder", "trials", "utterances", "frames", "channels", "layers", "views", "digest")
+POOLED = "pooled"  # true in the receipt of features that came without their frames
 AGAIN = "run `dvc repro -f extract`"
 # Without the first half, the next extraction would find the store complete, and write a receipt of what is in it.
 OTHER_BYTES = f"move the store away, so that its features are computed anew, and {AGAIN}"
@@ -94,11 +95,16 @@ def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str,
         store = Store.open(root / receipt["store"])
         if any(receipt[name] != value for name, value in dataclasses.asdict(store.spec).items() if name != "shard"):
             raise InputError(f"{store.path}: the store has another spec than {path} says; {OTHER_SPEC}")
-        if store.digest(receipt["views"], receipt["layers"]) != receipt["digest"]:
+        if store.digest(receipt["views"], receipt["layers"], pooled=has_no_frames(receipt)) != receipt["digest"]:
             raise InputError(f"{store.path}: expected the bytes that {path} stands for, got others; {OTHER_BYTES}")
         libraries.compare(store.made(receipt["views"], receipt["layers"]).values(), store=store.path)
         found[name] = store, receipt
     return found
+
+
+def has_no_frames(receipt: Mapping[str, Any]) -> bool:
+    """Whether a receipt stands for pooled arrays alone."""
+    return receipt.get(POOLED) is True
 
 
 def of_choice(folder: Path, name: str, choice: str) -> Path:
@@ -132,7 +138,7 @@ def selected(
         "views": names,
         IMPORTED: imported,
         "bytes": store.spec.bytes_of(len(layers)) * len(names),
-        "digest": store.digest(names, layers),
+        "digest": store.digest(names, layers, pooled=has_no_frames(receipt)),
     }
     of_views = () if len(names) > 1 else (VERSION_KEY,)
     return {key: value for key, value in found.items() if key not in of_views and (key != IMPORTED or imported)}

@@ -15,6 +15,7 @@ from pipeline.core.contracts import Tap
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES
 
 VERSION_KEY = "views_version"  # in the attributes of an augmented view, and in receipts with augmented views
+POOLED_PREFIX = "pooled_"  # of the names of pooled arrays
 STORAGE = "storage"  # key in `Spec.encoder`; without it frames are float16, as in all stores of older versions
 
 
@@ -77,6 +78,11 @@ class Array:
     dtype: str
     of_shards: bool = False
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it holds means and standard deviations, and no frames."""
+        return self.name.startswith(POOLED_PREFIX)
+
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """Sixteen hex digits of the sha256 of facts that are ready for JSON."""
@@ -90,7 +96,7 @@ def layer_array(layer: Tap) -> str:
 
 def pooled_array(layer: Tap) -> str:
     """Array name of a layer's mean and standard deviation."""
-    return f"pooled_{_suffix(layer)}"
+    return f"{POOLED_PREFIX}{_suffix(layer)}"
 
 
 def scale_array(layer: Tap) -> str:

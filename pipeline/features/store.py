@@ -324,14 +324,14 @@ class Store:
 
     # ------------------------------------------------ checking
 
-    def digest(self, views: Sequence[str], layers: Sequence[Tap]) -> str:
-        """The sha256 over the checksums of all shards of some views and layers.
+    def digest(self, views: Sequence[str], layers: Sequence[Tap], *, pooled: bool = False) -> str:
+        """The sha256 over the checksums of all shards of some views and layers. pooled: of the pooled arrays alone.
 
         Raises InputError where a shard is not complete.
         """
         digest = hashlib.sha256()
         for view in views:
-            wanted = self.names(view, layers)
+            wanted = self.names(view, layers, pooled=pooled)
             for shard, marker in enumerate(self.markers(view)):
                 for array in wanted:
                     if array not in marker:
@@ -351,8 +351,10 @@ class Store:
                 found[view, layer] = {marker[key] for marker in markers if key in marker}
         return found
 
-    def verify(self, views: Sequence[str], layers: Sequence[Tap]) -> int:
+    def verify(self, views: Sequence[str], layers: Sequence[Tap], *, pooled: bool = False) -> int:
         """Read every shard file, compare its sha256 with its marker, and return the number of files.
+
+        pooled: those of the pooled arrays alone.
 
         Raises InputError with the files that differ or are missing.
         """
@@ -360,7 +362,7 @@ class Store:
         files = 0
         for view in views:
             for shard, marker in enumerate(self.markers(view)):
-                for array in self.names(view, layers):
+                for array in self.names(view, layers, pooled=pooled):
                     files += 1
                     path, expected = self.shard_path(array, shard), marker.get(array, "no mark")
                     data = read_files([path]).get(path)
@@ -372,9 +374,10 @@ class Store:
             raise InputError(f"{len(wrong)} of {files} shard files are damaged; {REPAIR}:\n{listing(wrong)}")
         return files
 
-    def names(self, view: str, layers: Sequence[Tap]) -> list[str]:
-        """The names of all arrays of some layers of a view."""
-        return ["n_frames", *(f"{view}/{array.name}" for layer in layers for array in self.spec.arrays(layer))]
+    def names(self, view: str, layers: Sequence[Tap], *, pooled: bool = False) -> list[str]:
+        """The names of all arrays of some layers of a view; pooled: without those of frames."""
+        arrays = (array.name for layer in layers for array in self.spec.arrays(layer) if not pooled or array.is_pooled)
+        return ["n_frames", *(f"{view}/{name}" for name in arrays)]
 
 
 def _write_tree(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import trial_table
 from pipeline.core.errors import SHOWN, InputError, listing
-from pipeline.corpora._protocols import ALL, PHASES
+from pipeline.corpora._formats import ALL, PHASES
 from pipeline.metrics import layouts
 from pipeline.metrics.scorefile import numbers
 

@@ -11,6 +11,9 @@
 A class is a word. As a number it says nothing, because 0 is bona fide in some projects and spoof in others. Nor does a
 second column of scores say which of the two is higher for bona fide. So such lines are refused, with the `--columns`
 that would read them.
+
+Names of spoof_SUPERB may hold blanks, and nothing quotes them. In lines of `2019` with a dash for the attack, the name
+is all that stands before the dash.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ LINES: dict[Layout, str] = {  # the layouts without a first line that names thei
     "label": "utterance label score",
     "speaker": "speaker utterance - attack label score",
 }
+DASHED = ("utterance", UNKNOWN, "label", "score")  # a line of spoof_SUPERB
 LAYOUTS: dict[Layout, str] = LINES | {
     "asvspoof5": "filename<TAB>cm-score",
     "csv": "utterance,score",
@@ -107,15 +111,20 @@ def split(line: str, separator: str | None) -> list[str]:
         return []
 
 
-def rows(path: Path, lines: Sequence[str], first: int, separator: str | None) -> Iterator[tuple[int, list[str]]]:
+def rows(
+    path: Path, lines: Sequence[str], first: int, separator: str | None, *, blanks: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """The cells of every line that is not blank, from index `first` on, with its number.
+
+    blanks: whether names before a dash may hold blanks (see `before_dash`).
 
     Raises InputError, with the line, for a quote that stays open.
     """
     if separator != ",":
         for number, line in enumerate(lines[first:], start=first + 1):
             if line and not line.isspace():
-                yield number, line.split(separator)
+                cells = line.split(separator)
+                yield number, before_dash(line) or cells if blanks and len(cells) > len(DASHED) else cells
         return
     reader = csv.reader((f"{line}\n" for line in lines[first:]), strict=True)  # a cell may hold the end of a line
     number = first + 1
@@ -126,6 +135,12 @@ def rows(path: Path, lines: Sequence[str], first: int, separator: str | None) ->
             number = first + reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{number}: not valid CSV: {error}; is a quote left open?") from None
+
+
+def before_dash(line: str) -> list[str]:
+    """The cells of a line of `2019` with a dash for the attack, whose name may hold blanks; none for any other line."""
+    cells = line.strip().rsplit(None, len(DASHED) - 1)
+    return cells if fits(cells, DASHED) else []
 
 
 def only(names: Sequence[str], *wanted: Sequence[str]) -> int | None:
@@ -156,7 +171,7 @@ def find(line: str, layout: Layout | None) -> Columns | None:
             for name, shape in LINES.items():
                 if fits(cells, shape.split()):
                     return _by_place(name, separator)
-    return None
+    return _by_place("2019", None) if layout is None and before_dash(line[:LONGEST_HEADER]) else None
 
 
 def _by_names(names: Sequence[str], separator: str | None) -> Columns | None:

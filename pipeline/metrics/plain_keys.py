@@ -23,12 +23,12 @@ from typing import NamedTuple
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials
-from pipeline.corpora import _protocols
+from pipeline.corpora import _formats, _protocols
 from pipeline.metrics import layouts
 
 PLAIN = "plain"
 FIVE = "asvspoof5"
-NAMES_OF_FIVE = _protocols.FORMATS[FIVE].pattern
+NAMES_OF_FIVE = _formats.FORMATS[FIVE].pattern
 SPEAKER_COLUMNS, CODEC_COLUMNS = ("speaker", "speaker_id"), ("codec",)
 
 
@@ -87,9 +87,9 @@ def read(path: Path, split: str | None) -> PlainKey | None:
     if found is None:
         return None
     if "phase" in found.place:
-        split = split or _protocols.PHASES[0]
-        if split not in (*_protocols.PHASES, _protocols.ALL):
-            raise InputError(f"{path}: expected the phase {', '.join(_protocols.PHASES)} or all, got --split {split}")
+        split = split or _formats.PHASES[0]
+        if split not in (*_formats.PHASES, _formats.ALL):
+            raise InputError(f"{path}: expected the phase {', '.join(_formats.PHASES)} or all, got --split {split}")
     elif split:
         raise InputError(f"{path}: this key has no splits, got --split {split}; leave it out")
     rows = layouts.rows(path, lines, first + found.header, found.separator)

@@ -146,7 +146,9 @@ def parse(path: Path, layout: Layout | None = None, *, chosen: Chosen | None = N
         columns = layouts.find(lines[first], layout)
     if columns is None:
         raise layouts.refusal(path, first + 1, lines[first:], layout)
-    rows = layouts.rows(path, lines, first + columns.header, columns.separator)
+    rows = layouts.rows(
+        path, lines, first + columns.header, columns.separator, blanks=columns.layout == "2019" and not columns.header
+    )
     return _checked(path, columns, rows)
 
 

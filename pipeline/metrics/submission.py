@@ -129,13 +129,17 @@ def read_about(path: Path) -> About:
         ) from None
 
 
+def place_of_scores(folder: Path, about: About) -> Path:
+    """Where the scores of a submission stand below a folder."""
+    return folder / ".eval_results" / about.dataset.id / "scores.txt"
+
+
 def write(folder: Path, about: About, trials: Trials, scores: NDArray[np.float64]) -> tuple[list[Path], float]:
     """Write the scores (N,) of N trials, and the records where it is known where the scores lie.
 
     Returns the files, and the EER in percent in the Arena's definition, in full: a difference of 1e-6 is refused there.
     """
-    results = folder / ".eval_results" / about.dataset.id
-    place = results / "scores.txt"
+    place = place_of_scores(folder, about)
     scorefile.write(place, trials, scores, layout="2021")
     sha256 = hashlib.sha256(place.read_bytes()).hexdigest()
     eer = 100 * interpolated_eer(det_points(scores[trials.is_bonafide], scores[~trials.is_bonafide]))
@@ -145,7 +149,7 @@ def write(folder: Path, about: About, trials: Trials, scores: NDArray[np.float64
         written.append(folder / "submissions" / f"{about.system.slug}.yaml")
         _write_yaml(written[-1], _submission(about, values, sha256))
         if about.arena and about.system.paper:
-            written.append(results / "result.yaml")
+            written.append(place.with_name("result.yaml"))
             _write_yaml(written[-1], _result(about, values))
     return written, eer
 
