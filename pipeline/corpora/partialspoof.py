@@ -19,7 +19,7 @@ Or the protocol is a file of segment labels. Then the trials are those of the `.
 the attack of a spoof says how many of its segments are spoofed: `CON_25` up to 25 %, `CON_50`, `CON_75` and `CON_100`
 up to these, and `CON_0` none. So metrics by attack show what a system does with short spoofs. A bona fide utterance
 with a spoofed segment is an error. Such a file is a dict of utterances, for each an array of the characters 1 (bona
-fide) and 0 (spoof), pickled in the NPY format; nothing but arrays is made of it.
+fide) and 0 (spoof), pickled in the NPY format. It is read without making any of its objects.
 
 Source: https://github.com/nii-yamagishilab/PartialSpoof, where 03multireso/model.py reads the segment labels, and a
 public reader that has them as characters; Zhang et al., The PartialSpoof Database, arXiv 2204.05177.
@@ -45,12 +45,8 @@ SPOOF = "CON_"
 SEGMENTS = ".npy"
 SHARES = np.array([0, 25, 50, 75, 100])  # percent of the segments, each up to and with the number
 CHARACTERS = {"1", "0"}  # bona fide, spoof
-ARRAYS = {  # all that an array is made of, in the modules of NumPy 1 and 2
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-}
+ARRAYS = {"ndarray", "dtype", "_reconstruct"}  # all that NumPy makes an array of
+CODES = {"U1": "u4", "S1": "u1"}  # how arrays of characters hold them
 
 
 def trials(root: Path, protocol: Path, split: str) -> Trials:
@@ -92,11 +88,14 @@ def _with_shares(table: Trials, protocol: Path, segments: Path) -> Trials:
             if not bonafide:
                 wrong[name] = f"{name} is a spoof, and {segments} has no segments of it"
             continue
-        spoofed = int((_characters(segments, name, found) == "0").sum())
+        characters = _characters(segments, name, found)
+        spoofed = int((characters == "0").sum())
         if bonafide and spoofed:
-            wrong[name] = f"{name} is bona fide, and {segments} has {spoofed} of its {len(found)} segments as spoof"
+            wrong[name] = (
+                f"{name} is bona fide, and {segments} has {spoofed} of its {len(characters)} segments as spoof"
+            )
         elif not bonafide:
-            attacks[i] = f"{SPOOF}{SHARES[np.searchsorted(SHARES, 100 * spoofed / len(found))]}"
+            attacks[i] = f"{SPOOF}{SHARES[np.searchsorted(SHARES, 100 * spoofed / len(characters))]}"
     if wrong:
         places = {cells[1]: number for number, cells in _protocols.lines(protocol, CORPUS)}
         told = [f"{protocol}:{places[name]}: {said}" for name, said in wrong.items()]
@@ -108,21 +107,43 @@ def _with_shares(table: Trials, protocol: Path, segments: Path) -> Trials:
 
 def _characters(segments: Path, name: str, found: Any) -> Any:
     """The labels of the segments of an utterance, (segments,) of characters. Raises InputError for any other value."""
-    characters = np.asarray(found).astype(str)
+    try:
+        characters = np.asarray(found.texts() if isinstance(found, _Piece) else found).astype(str)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):  # pieces of something else
+        characters = np.array([])
     if characters.ndim != 1 or not len(characters) or not {*characters.tolist()} <= CHARACTERS:
-        raise InputError(
-            f"{segments}: {name}: expected an array of 1 (bona fide) and 0 (spoof), got {str(found)[:100]}"
-        )
+        raise InputError(f"{segments}: {name}: expected an array of 1 (bona fide) and 0 (spoof), got something else")
     return characters
 
 
-class _Arrays(pickle.Unpickler):
-    """Unpickles arrays and plain values alone, so that no code of the file runs."""
+class _Piece:
+    """Something that a pickle makes by a call: it keeps what the pickle says and does nothing."""
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+        self.state: Any = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def texts(self) -> Any:
+        """The values of a pickled array: a list, or an array of characters. Raises errors of many kinds for others."""
+        _, _, kind, _, values = self.state
+        if isinstance(values, list):
+            return values
+        if not isinstance(values, bytes):
+            raise TypeError
+        codes = np.frombuffer(values, kind.state[1] + CODES[kind.given[0]])
+        return [chr(code) for code in codes.tolist()]
+
+
+class _Pieces(pickle._Unpickler):  # the one in Python
+    """Reads a pickle of arrays without making one: neither code of the file runs, nor NumPy's on its bytes."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ARRAYS:
+        if module.partition(".")[0] != "numpy" or name not in ARRAYS:
             raise pickle.UnpicklingError(f"it holds a {module}.{name}")
-        return super().find_class(module, name)
+        return _Piece
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -133,8 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
             header(file)
-            found = _Arrays(file).load()
-            labels = found.item() if isinstance(found, np.ndarray) else found
+            (labels,) = _Pieces(file).load().texts()  # one dict in an array without dimensions
     except Exception as error:  # a damaged file gives errors of many kinds
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
