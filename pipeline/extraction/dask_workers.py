@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,14 @@ class Cluster:
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = given[i % gpus]
             options = {"nthreads": self.threads, "memory_limit": 0, "env": env, "silence_logs": logging.CRITICAL}
-            workers[i] = {"cls": Nanny, "options": common | options}
+            workers[i] = {"cls": Nanny, "options": common | options | {"preload": [__name__]}}
         scheduler = {"cls": Scheduler, "options": common | {"port": 0}}
         return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def dask_setup(_worker: Any) -> None:
+    """Leave Ctrl-C to the process that started this worker, and ends it. Dask calls this in workers of `local:N`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_code(code: str) -> None:
