@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import dask
 import pytest
-from distributed import Client
+from distributed import Client, Scheduler, SpecCluster, Worker
 from distributed.utils import get_mp_context
 from dvc.repo import Repo
 
@@ -422,6 +423,32 @@ def test_an_interruption_ends_what_runs_at_the_workers(far: Cluster) -> None:
         time.sleep(0.05)
     Path("one.sh").write_text("echo 1")
     assert list(sent(far).outcome.failed) == ["train@bad"]
+
+
+def inside(workers: int) -> SpecCluster:
+    """A scheduler, and workers of one thread, all in this process."""
+    quiet = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    each = {"cls": Worker, "options": {"nthreads": 1, **quiet}}
+    scheduler = {"cls": Scheduler, "options": {"port": 0, **quiet}}
+    return SpecCluster(workers=dict.fromkeys(range(workers), each), scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def test_a_sweep_without_workers_is_told(far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.extraction.dask_workers.CONNECT_S", 0.2)
+    with inside(0) as idle, pytest.raises(InputError, match=r"^--scheduler: expected workers at .*, got none in 0\.2"):
+        sent(Cluster(idle.scheduler_address, "--scheduler"))
+
+
+def test_a_sweep_whose_scheduler_goes_keeps_what_was_done(far: Cluster) -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": 0.2}), inside(1) as running:
+
+        def end(found: Sweep) -> None:
+            if found.outcome.ran and running.scheduler.status.name == "running":
+                running.sync(running.scheduler.close)
+
+        with pytest.raises(InputError, match=r"^--scheduler: tcp://.* is gone; what is complete is kept: start it"):
+            sent(Cluster(running.scheduler_address, "--scheduler"), end)
+    assert "train@" in Path("dvc.lock").read_text()
 
 
 def request(root: Path, **changes: Any) -> Request:

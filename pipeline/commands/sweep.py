@@ -65,14 +65,15 @@ def main(argv: Sequence[str]) -> None:
 
 def _cluster(args: argparse.Namespace) -> Cluster:
     """Where the workers are: by the option, or else where extraction has them. Raises InputError where neither says."""
+    if args.scheduler:
+        return Cluster(args.scheduler, "--scheduler")
     settings = Path("params.yaml")
-    scheduler = args.scheduler or (params_file.load(settings).extract.scheduler if settings.is_file() else None)
-    if scheduler is None:
-        raise InputError(
-            "--engine dask: expected --scheduler tcp://host:8786, or local:N for N workers on this machine, or "
-            "extract.scheduler in params.yaml; got none"
-        )
-    return Cluster(scheduler, "--scheduler")
+    if settings.is_file() and (scheduler := params_file.load(settings).extract.scheduler):
+        return Cluster(scheduler, "extract.scheduler")
+    raise InputError(
+        "--engine dask: expected --scheduler tcp://host:8786, or local:N for N workers on this machine, or "
+        "extract.scheduler in params.yaml; got none"
+    )
 
 
 def _halved(flow: Flow, first: int, over: SweepOver) -> Outcome:
