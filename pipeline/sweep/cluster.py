@@ -52,7 +52,7 @@ class Request:
     """Stages that a worker is to run, and the facts that it compares with its own.
 
     notes: a folder for notes on these stages alone. reads: path -> digest. writes: the paths of each stage. modules:
-    those of all stages of the sweep.
+    those that stages of cells run.
     """
 
     assignment: Assignment

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -129,9 +129,7 @@ class Sweep:
         self.waiting = [name for name in flow.steps if name not in leave]
         self._done: set[str] = set(leave)
         self._code = code or starting.code_of(flow.root)
-        modules = {starting.stage_of(flow.command(name)) for name in flow.steps}
-        self._modules = {module for module in modules if module}
-        starting.prepare(self._modules)
+        starting.prepare(self._modules(flow.steps))
 
     def run(self) -> Outcome:
         """Run all stages that can run. Whatever ends this, the locks of the stages that ended well are written."""
@@ -147,6 +145,11 @@ class Sweep:
         finally:
             self.flow.write_locks()
         return self.outcome
+
+    def _modules(self, names: Iterable[str]) -> set[str]:
+        """The modules that stages run."""
+        found = {starting.stage_of(self.flow.command(name)) for name in names}
+        return {module for module in found if module}
 
     def _start_what_can(self) -> None:
         """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
@@ -239,7 +242,8 @@ class Sweep:
         """Send stages to a worker, with what they read and write."""
         reads = {path for name in assignment.names for path in self.flow.reads(name)}
         writes = [self.flow.writes(name) for name in assignment.names]
-        return workers.send(assignment, reads=reads, writes=writes, modules=self._modules)
+        cells = [name for name in self.flow.steps if kind_of(name) in BESIDE]
+        return workers.send(assignment, reads=reads, writes=writes, modules=self._modules(cells))
 
     def _wait(self) -> None:
         """Wait until a stage ends, or a second passes; take what has ended."""
