@@ -1,4 +1,6 @@
-"""A Dask scheduler and its workers for `extract.engine: dask`; both end with this command (Ctrl-C).
+"""A Dask scheduler and its workers, for `extract.engine: dask` and `bonafide sweep --engine dask`.
+
+Both end with this command (Ctrl-C).
 
     python docs/start_cluster.py local --workers 2
     python docs/start_cluster.py cuda
@@ -21,7 +23,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-THREADS = {"local": 1, "cuda": 2, "slurm": 2}  # with a GPU, one decodes and writes while it computes for the other
+THREADS = {"local": 1, "cuda": 2, "slurm": 2}  # in extraction one decodes and writes while a GPU computes for the other
 
 
 def local(args: argparse.Namespace) -> Any:
@@ -45,7 +47,7 @@ def _here(args: argparse.Namespace) -> dict[str, Any]:
         "host": "127.0.0.1",
         "scheduler_port": args.port,
         "dashboard_address": "127.0.0.1:0",
-        "threads_per_worker": THREADS[args.kind],
+        "threads_per_worker": args.threads,
         "memory_limit": 0,
         "silence_logs": logging.ERROR,
     }
@@ -59,7 +61,7 @@ def slurm(args: argparse.Namespace) -> Any:
         queue=args.partition,
         account=args.account,
         walltime=args.walltime,
-        cores=THREADS["slurm"],  # of Dask, which are tasks at once
+        cores=args.threads,  # of Dask, which are tasks at once
         processes=1,
         job_cpu=args.cpus,
         memory=args.memory,
@@ -67,7 +69,7 @@ def slurm(args: argparse.Namespace) -> Any:
         job_extra_directives=[f"--gres={args.gres}"] if args.gres else [],
         job_script_prologue=[
             f"cd {shlex.quote(str(Path.cwd()))}",
-            f"export OMP_NUM_THREADS={max(1, args.cpus // THREADS['slurm'])}",
+            f"export OMP_NUM_THREADS={max(1, args.cpus // args.threads)}",
         ],
         log_directory="data/slurm",
         scheduler_options={"port": args.port, "dashboard_address": ":0"},
@@ -82,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=THREADS)
     parser.add_argument("--workers", type=int, default=2, help="how many: of this machine, or jobs")
+    parser.add_argument("--threads", type=int, help="of a worker: shards or processes at once (1, or 2 with a GPU)")
     parser.add_argument("--port", type=int, default=8786, help="of the scheduler, 0 for any that is free")
     parser.add_argument("--partition", help="SLURM's, of machines with GPUs")
     parser.add_argument("--account", help="SLURM's")
@@ -91,6 +94,7 @@ def main() -> None:
     parser.add_argument("--memory", default="64GB", help="of a job, in which several shards must fit")
     parser.add_argument("--interface", help="the network that scheduler and workers share, such as ib0")
     args = parser.parse_args()
+    args.threads = args.threads or THREADS[args.kind]
     for number in (signal.SIGINT, signal.SIGTERM):  # in the background of a shell, too
         signal.signal(number, signal.default_int_handler)
     try:

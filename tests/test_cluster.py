@@ -33,8 +33,9 @@ from pipeline.core.sections import ExtractParams
 from pipeline.core.trial_table import to_csv
 from pipeline.encoder import xlsr
 from pipeline.encoder.cards import Card
-from pipeline.extraction import cluster, identity, planning, progress
+from pipeline.extraction import cluster, dask_workers, identity, planning, progress
 from pipeline.extraction.cluster import AHEAD, ExtractionJob, Task
+from pipeline.extraction.dask_workers import Cluster
 from pipeline.extraction.units import Recipe, Unit
 from pipeline.features.store import Store
 from tests.conftest import TINY, Corpus
@@ -62,7 +63,7 @@ def workers() -> Iterator[Any]:
     torch.set_num_threads(2)
     with dask.config.set(settings):
         get_mp_context().set_forkserver_preload(["distributed", "tests.test_extract"])
-        with cluster._client("local:2") as client:
+        with Cluster("local:2", "extract.scheduler").client() as client:
             torch.set_num_threads(before)
             yield client
     assert not multiprocessing.active_children()
@@ -177,7 +178,7 @@ def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four threads of this process by two workers."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr("distributed.SpecCluster", lambda workers, **_: workers)
-    found = [worker["options"]["env"] for worker in cluster._workers_here("2").values()]
+    found = [worker["options"]["env"] for worker in Cluster("local:2", "extract.scheduler")._workers_here().values()]
     assert [env["OMP_NUM_THREADS"] for env in found] == ["2", "2"]
 
 
@@ -331,7 +332,7 @@ def test_an_encoder_that_is_another_one_there_stops_all(
 
 def test_a_worker_without_the_file_system_or_of_other_code_is_told(corpus: Corpus, tmp_path: Path, card: Card) -> None:
     target = Store(tmp_path, identity.spec_of(corpus[1], card, PARAMS))
-    with pytest.raises(InputError, match=r"the worker on .* runs other code than the extraction; restart the workers"):
+    with pytest.raises(InputError, match=r"the worker on .* runs other code than this command; restart the workers"):
         cluster._make(ExtractionJob(target, make_encoder, (1,), PARAMS, code="another"), Task((), ()), tmp_path)
     with pytest.raises(InputError, match=r"the worker on .* cannot go to .*elsewhere \(No such file or directory\)"):
         cluster._make(ExtractionJob(target, make_encoder, (1,), PARAMS), Task((), ()), tmp_path / "elsewhere")
@@ -362,7 +363,7 @@ def test_an_address_of_nothing_is_refused(
 def test_a_scheduler_that_is_not_there_is_told(
     corpus: Corpus, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -373,7 +374,7 @@ def test_a_scheduler_that_is_not_there_is_told(
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpecCluster]:
     """A scheduler without workers."""
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
     with started() as running:
         yield running
 
@@ -406,7 +407,7 @@ def test_a_scheduler_that_goes_is_told_and_what_is_complete_is_kept(
     when: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
     params = asked(inside.scheduler_address).model_copy(update={"shard": 2})
     gone = lambda *_: inside.sync(inside.scheduler.close)  # noqa: E731
     made: list[int] = []
@@ -421,7 +422,7 @@ def test_a_scheduler_that_goes_is_told_and_what_is_complete_is_kept(
     monkeypatch.setattr(Store, "write", write)
     if when == "between":
         monkeypatch.setattr(progress.tqdm, "update", gone)
-    with pytest.raises(InputError, match=r"^extract\.scheduler: tcp://.* is gone; complete shards are kept: start it"):
+    with pytest.raises(InputError, match=r"^extract\.scheduler: tcp://.* is gone; what is complete is kept: start it"):
         run(corpus, tmp_path, card, params, encoder=make_encoder)
     monkeypatch.undo()
     said: list[str] = []

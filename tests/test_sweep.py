@@ -1,22 +1,35 @@
 """The sweep: what runs, in what order, what DVC is told, and what a failure, a kill and an edit leave."""
 
 import contextlib
+import dataclasses
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+import dask
 import pytest
+from distributed import Client, Scheduler, SpecCluster, Worker
+from distributed.utils import get_mp_context
+from dvc.repo import Repo
 
 from pipeline.commands import status
 from pipeline.commands import sweep as command
 from pipeline.core.errors import InputError
+from pipeline.extraction.dask_workers import CODE, Cluster
 from pipeline.sweep import starting
+from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
+from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
-from pipeline.sweep.sweep import Running, Sweep
+from pipeline.sweep.sweep import LOGS, Running, Sweep
 from pipeline.sweep.tracked import Flow, State
 
 ROOT = Path(__file__).parents[1]
@@ -300,3 +313,220 @@ def test_no_more_than_eight_trainings_share_a_process() -> None:
     made = Sweep(Ready(names), jobs=1, tell=lambda _: None)  # type: ignore[arg-type]
     made.waiting.remove(names[0])
     assert made._companions(names[0]) == names[1:8]
+
+
+# ---------------------------------------------------------------- on Dask's workers
+
+
+FAR = """stages:
+  train:
+    matrix: {cell: [one, two, bad]}
+    cmd: echo ${item.cell} >> ran && sh ${item.cell}.sh > ${item.cell}.out
+    deps: ["${item.cell}.sh"]
+    outs: ["${item.cell}.out"]
+  evaluate:
+    matrix: {cell: [one, two, bad]}
+    cmd: wc -c < ${item.cell}.out > ${item.cell}.count
+    deps: ["${item.cell}.out"]
+    outs: ["${item.cell}.count"]
+  report:
+    cmd: cat one.count two.count > report.txt
+    deps: [one.count, two.count]
+    outs: [report.txt]
+"""
+# Kills the worker that runs it, which is one of the processes in the file `workers`, as when a machine goes down.
+DEADLY = """
+echo $$ > process
+here=$$
+until grep -qx $here workers; do here=$(cut -d ' ' -f 4 /proc/$here/stat); done
+kill -9 $here
+sleep 60
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    """Two workers, processes of this machine, which are forked from one that has imported what they need."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(["distributed", "pipeline.sweep.cluster"])
+        with Cluster("local:2", "--scheduler").client() as client:
+            yield client
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Client) -> Cluster:
+    """A project whose cells run on the two workers; the cell `bad` fails there."""
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    Path("dvc.yaml").write_text(FAR)
+    for name, script in (("one", "echo 1"), ("two", "echo 22"), ("bad", "echo error: no luck >&2; exit 2")):
+        Path(f"{name}.sh").write_text(script)
+    Path("workers").write_text("".join(f"{process}\n" for process in cluster.run(os.getpid).values()))
+    return Cluster(cluster.scheduler.address, "--scheduler")
+
+
+def runs(file: Path) -> bool:
+    """Whether the process runs that wrote its number into a file."""
+    try:
+        state = Path("/proc", file.read_text().strip(), "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # one that ended, and that nobody asked for its exit code
+
+
+def sent(cluster: Cluster, tell: Callable[[Sweep], None] = lambda _: None) -> Sweep:
+    """A sweep on the workers."""
+    with Workers(cluster, Path.cwd() / LOGS) as workers:
+        made = Sweep(Flow([]), jobs=9, tell=tell, workers=workers)
+        made.run()
+    return made
+
+
+def test_workers_write_what_one_machine_writes_and_a_cell_that_fails_there_is_named(far: Cluster) -> None:
+    most: list[int] = []
+    outcome = sent(far, lambda found: most.append(len(found.running))).outcome
+    assert outcome.failed == {"train@bad": "no luck"}
+    assert outcome.left_out == ["evaluate@bad"]
+    assert max(most) == 2  # a process for each thread of the workers
+    assert [path.name for path in LOGS.iterdir()] == ["train@bad.txt"]
+    locks, outputs = Path("dvc.lock").read_bytes(), {path: path.read_text() for path in Path().glob("*.out")}
+    assert outputs == {Path("one.out"): "1\n", Path("two.out"): "22\n", Path("bad.out"): ""}
+    shutil.rmtree(".dvc/cache")
+    for path in (Path("dvc.lock"), *outputs, *Path().glob("*.count")):
+        path.unlink()
+    assert set(sweep().outcome.ran) == set(outcome.ran)
+    assert Path("dvc.lock").read_bytes() == locks
+    assert sent(far).outcome.ran == []
+
+
+def test_a_worker_that_is_killed_loses_its_cell_alone_and_it_is_run_again(far: Cluster) -> None:
+    Path("one.sh").write_text(f"test -e died || {{ touch died; {DEADLY} }}; echo 1")
+    outcome = sent(far).outcome
+    assert list(outcome.failed) == ["train@bad"]
+    assert sorted(ran()) == ["bad", "one", "one", "two"]
+    assert not runs(Path("process"))  # the second one runs alone
+    assert Path("report.txt").read_text().split() == ["2", "3"]
+
+
+def test_an_interruption_ends_what_runs_at_the_workers(far: Cluster) -> None:
+    Path("one.sh").write_text("echo $$ > process; exec sleep 60")
+
+    def interrupt(found: Sweep) -> None:
+        if "train@one" in found.running and Path("process").is_file() and Path("process").read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sent(far, interrupt)
+    until = time.monotonic() + 30
+    while runs(Path("process")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    Path("one.sh").write_text("echo 1")
+    assert list(sent(far).outcome.failed) == ["train@bad"]
+
+
+def inside(workers: int) -> SpecCluster:
+    """A scheduler, and workers of one thread, all in this process."""
+    quiet = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    each = {"cls": Worker, "options": {"nthreads": 1, **quiet}}
+    scheduler = {"cls": Scheduler, "options": {"port": 0, **quiet}}
+    return SpecCluster(workers=dict.fromkeys(range(workers), each), scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def test_a_sweep_without_workers_is_told(far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.extraction.dask_workers.CONNECT_S", 0.2)
+    with inside(0) as idle, pytest.raises(InputError, match=r"^--scheduler: expected workers at .*, got none in 0\.2"):
+        sent(Cluster(idle.scheduler_address, "--scheduler"))
+
+
+def test_a_sweep_whose_scheduler_goes_keeps_what_was_done(far: Cluster) -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": 0.2}), inside(1) as running:
+
+        def end(found: Sweep) -> None:
+            if found.outcome.ran and running.scheduler.status.name == "running":
+                running.sync(running.scheduler.close)
+
+        with pytest.raises(InputError, match=r"^--scheduler: tcp://.* is gone; what is complete is kept: start it"):
+            sent(Cluster(running.scheduler_address, "--scheduler"), end)
+    assert "train@" in Path("dvc.lock").read_text()
+
+
+def request(root: Path, **changes: Any) -> Request:
+    """Two stages for one process of a worker. The first one makes the file `made`."""
+    names = ("train@one", "train@two")
+    logs = tuple(root / f"{name}.txt" for name in names)
+    for log in logs:
+        log.touch()
+    assignment = Assignment(tuple(f"echo {name} >> ran" for name in names), logs, names, root, warm=True)
+    found = Request(
+        assignment, root / "notes", {}, ((root / "made",), ()), modules=frozenset(), code=CODE, versions=versions()
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def test_a_worker_runs_no_stage_that_ended_at_another_one(cluster: Client, tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    asked.leave_note(0, 0)
+    cluster.submit(run, asked, pure=False).result()
+    assert (tmp_path / "ran").read_text() == "train@two\n"
+    assert asked.note(1) == Note(0, digests([asked.assignment.logs[1]]))
+
+
+def test_a_worker_that_differs_from_the_sweep_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for changes, message in (
+        ({"code": "another"}, r"the worker on .* runs other code than this command; restart the workers"),
+        ({"versions": "torch 1.0"}, r"the worker on .* has Python .*, the sweep has torch 1\.0; start workers in"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(request(tmp_path, **changes))
+    monkeypatch.setattr("pipeline.sweep.cluster.PATIENCE_S", 0)
+    monkeypatch.setattr("pipeline.sweep.cluster.LOOK_S", 0)
+    asked = request(tmp_path, reads={tmp_path / "one.sh": "another"})
+    with pytest.raises(InputError, match=r"the worker on .* sees another .*one\.sh than the sweep, after 0 seconds"):
+        _wait_for_inputs(asked, lambda: None)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(InputError, match=r"the worker on .* cannot go to .* \(No such file or directory\)"):
+        _wait_for_inputs(asked, lambda: None)
+
+
+def test_outputs_that_differ_from_those_at_the_worker_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk of the worker is another one. The second stage left no note here."""
+    monkeypatch.setattr("pipeline.sweep.cluster.PATIENCE_S", 0)
+    asked, future = request(tmp_path), Future[None]()
+    future.set_result(None)
+    waiting = Sent(asked, future, Workers(Cluster("tcp://nowhere:1", "--scheduler"), tmp_path))
+    (tmp_path / "made").write_text("there")
+    asked.leave_note(0, 0)
+    assert waiting.code(0) == 0
+    (tmp_path / "made").write_text("here")
+    assert [waiting.code(0), waiting.code(1)] == [2, 2]
+    said = [log.read_text() for log in asked.assignment.logs]
+    assert said[0].startswith(f"error: a worker ran it, but {tmp_path / 'made'} is not here as it was written there")
+    assert said[1].startswith(f"error: a worker ran it, but {asked.notes} is not here")
+
+
+def test_the_digest_of_a_folder_is_that_of_its_names_and_files_but_not_of_compiled_modules(tmp_path: Path) -> None:
+    def digest() -> str:
+        return digests([tmp_path])[tmp_path]
+
+    (tmp_path / "a.py").write_text("1")
+    found = [digest()]
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/a.pyc").write_text("1")
+    assert digest() == found[0]
+    (tmp_path / "a.py").write_text("22")
+    found.append(digest())
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    found.append(digest())
+    assert len(set(found)) == 3
+    assert digests([tmp_path / "none"]) == {tmp_path / "none": ""}
+
+
+def test_dask_needs_a_scheduler_and_a_scheduler_needs_dask(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"^--engine dask: expected --scheduler tcp://host:8786, or local:N"):
+        command.main(["--engine", "dask"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--scheduler", "local:2"])
+    assert "--scheduler: expected --engine dask beside it" in capsys.readouterr().err

@@ -10,12 +10,16 @@ examples:
   bonafide sweep -j 1            one after the other
   bonafide sweep report          the report and all that it needs
   bonafide sweep --halving       only systems that do well on dev are trained to the end
+  bonafide sweep --engine dask --scheduler tcp://host:8786
+                                 cells on the workers of a cluster (docs/cluster.md)
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,9 +29,11 @@ from tqdm import tqdm
 from pipeline.core import params_file
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing
+from pipeline.extraction.dask_workers import Cluster
 from pipeline.sweep import starting
+from pipeline.sweep.cluster import Workers
 from pipeline.sweep.halving import Halving, HalvingPlan, RungSteps, SweepOver, lines
-from pipeline.sweep.sweep import Outcome, Steps, Sweep, is_cell
+from pipeline.sweep.sweep import LOGS, Outcome, Steps, Sweep, is_cell
 from pipeline.sweep.tracked import Flow
 
 FIRST_SHARE = 8  # of the epochs of a training, by default the first rung is one part in so many
@@ -35,18 +41,39 @@ FIRST_SHARE = 8  # of the epochs of a training, by default the first rung is one
 
 def main(argv: Sequence[str]) -> None:
     """Parse, sweep, say what was done."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.scheduler and args.engine == "local":
+        parser.error("argument --scheduler: expected --engine dask beside it")
     flow = Flow(args.targets)
     os.chdir(flow.root)
     code = starting.code_of(flow.root)
+    with contextlib.ExitStack() as stack:
+        workers = stack.enter_context(Workers(_cluster(args), flow.root / LOGS)) if args.engine == "dask" else None
+        jobs = args.jobs or (_jobs() if workers is None else sys.maxsize)
 
-    def over(steps: Steps, leave: Collection[str]) -> Outcome:
-        with tqdm(unit="stage", smoothing=0, dynamic_ncols=True, leave=False) as bar:
-            return Sweep(
-                steps, jobs=args.jobs or _jobs(), tell=partial(_show, bar), together=_together(), leave=leave, code=code
-            ).run()
+        def over(steps: Steps, leave: Collection[str]) -> Outcome:
+            with tqdm(unit="stage", smoothing=0, dynamic_ncols=True, leave=False) as bar:
+                tell = partial(_show, bar)
+                return Sweep(
+                    steps, jobs=jobs, tell=tell, together=_together(), workers=workers, leave=leave, code=code
+                ).run()
 
-    _say(over(flow, ()) if args.halving is None else _halved(flow, args.halving, over))
+        outcome = over(flow, ()) if args.halving is None else _halved(flow, args.halving, over)
+    _say(outcome)
+
+
+def _cluster(args: argparse.Namespace) -> Cluster:
+    """Where the workers are: by the option, or else where extraction has them. Raises InputError where neither says."""
+    if args.scheduler:
+        return Cluster(args.scheduler, "--scheduler")
+    settings = Path("params.yaml")
+    if settings.is_file() and (scheduler := params_file.load(settings).extract.scheduler):
+        return Cluster(scheduler, "extract.scheduler")
+    raise InputError(
+        "--engine dask: expected --scheduler tcp://host:8786, or local:N for N workers on this machine, or "
+        "extract.scheduler in params.yaml; got none"
+    )
 
 
 def _halved(flow: Flow, first: int, over: SweepOver) -> Outcome:
@@ -122,6 +149,15 @@ def _parser() -> argparse.ArgumentParser:
         "others are left out (default: an eighth of train.epochs)"
     )
     parser.add_argument("--halving", nargs="?", type=positive, const=0, metavar="N", help=halving)
-    jobs = "stages at once (default: as many as processors, 1 where there is a GPU)"
+    jobs = (
+        "stages at once (default: as many as processors, 1 where there is a GPU; with dask as many as the workers have "
+        "threads)"
+    )
     parser.add_argument("-j", "--jobs", type=positive, metavar="N", help=jobs)
+    engine = "what runs the stages of cells: this machine, or Dask's workers (default: local)"
+    parser.add_argument("--engine", choices=("local", "dask"), default="local", help=engine)
+    scheduler = (
+        "of Dask: tcp://host:8786, or local:N for N workers on this machine (default: extract.scheduler of params.yaml)"
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help=scheduler)
     return parser

@@ -1,20 +1,14 @@
 """Makes the units of an extraction on Dask workers: those of a running cluster, or a few on this machine.
 
 A task is one shard with all its missing views, so one worker alone writes the files of a shard. When a worker dies,
-only the shards that it was making are lost, and another worker makes them again. Workers need the same folders as this
-process and run in the same working folder. Where there are GPUs, each worker has its own (on a cluster dask-cuda
-arranges that). Dask sends pickled objects, which can run code: keep its ports closed to others.
+only the shards that it was making are lost, and another worker makes them again. Workers run in the working folder of
+this process; `pipeline.extraction.dask_workers` says what else they need.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
 import itertools
-import logging
 import os
-import platform
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +20,8 @@ from pipeline.audio.loader import Clip
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
 from pipeline.core.sections import ExtractParams
-from pipeline.extraction import units
+from pipeline.extraction import dask_workers, units
+from pipeline.extraction.dask_workers import Cluster
 from pipeline.extraction.units import Advance, MakeEncoder, Unit
 from pipeline.features.store import Store
 
@@ -34,19 +29,7 @@ if TYPE_CHECKING:
     from pipeline.encoder.xlsr import Encoder
 
 
-HERE = "local:"
 AHEAD = 2  # tasks sent for each thread of the workers: one that runs, and one that waits
-CONNECT_S = 30  # seconds to wait for a scheduler, and for a worker
-
-
-def _code() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-CODE = _code()  # sha256 of the pipeline's files at the time this process started
 
 
 @dataclass(frozen=True)
@@ -57,7 +40,7 @@ class ExtractionJob:
     encoder: MakeEncoder
     taps: tuple[Tap, ...]
     params: ExtractParams
-    code: str = CODE
+    code: str = dask_workers.CODE
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,7 @@ def make(
     """
     by_shard = (tuple(group) for _, group in itertools.groupby(todo, key=lambda unit: unit.shard))
     tasks = (Task(group, tuple(clips(group[0]))) for group in by_shard)
-    with _client(str(job.params.scheduler)) as client:
+    with _cluster(job.params).client() as client:
         problems, killed = _attempt(client, job, tasks, advance=advance)
         # Dask counts the death of a worker against all tasks that it held. Making them one by one finds the real cause.
         for task in killed:
@@ -120,7 +103,7 @@ def _attempt(
             killed.append(task)
             continue
         except CancelledError:
-            raise _gone(job) from None
+            raise _cluster(job.params).gone() from None
         except (InputError, OSError):
             raise
         except Exception as error:  # a worker may raise anything
@@ -142,95 +125,22 @@ def _ended(client: Any, job: ExtractionJob, tasks: Iterator[Task]) -> Iterator[t
                 sent[future.key] = task
                 future.add_done_callback(ended.put)
         except Exception as error:  # the kind depends on the moment at which the connection broke
-            raise _gone(job) from error
+            raise _cluster(job.params).gone() from error
         if not sent:
             return
         try:
-            future = ended.get(timeout=CONNECT_S)
+            future = ended.get(timeout=dask_workers.CONNECT_S)
         except queue.Empty:
-            _need_a_worker(client, str(job.params.scheduler))
+            _cluster(job.params).need_a_worker(client)
             continue
         yield sent.pop(future.key), future
 
 
-def _gone(job: ExtractionJob) -> InputError:
-    return InputError(
-        f"extract.scheduler: {job.params.scheduler} is gone; complete shards are kept: start it again and run the same "
-        "command"
-    )
-
-
-@contextlib.contextmanager
-def _client(scheduler: str) -> Iterator[Any]:
-    """A client of the scheduler at an address, or of a new one on this machine with its workers. Their logs are hidden.
-
-    Raises InputError where no scheduler answers, or it has no worker.
-    """
-    from distributed import Client
-    from distributed.utils import silence_logging_cmgr
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))
-        address: Any = scheduler
-        if scheduler.startswith(HERE):
-            address = stack.enter_context(_workers_here(scheduler.removeprefix(HERE)))
-        else:
-            _need_a_scheduler(scheduler)
-        client = stack.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))
-        _need_a_worker(client, scheduler)
-        yield client
-
-
-def _need_a_scheduler(address: str) -> None:
-    """Wait up to `CONNECT_S` seconds for a scheduler. Raises InputError where none answers."""
-    from distributed import Security
-    from distributed.comm import connect
-
-    async def ask() -> None:
-        (await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))).abort()
-
-    try:
-        asyncio.run(ask())
-    except (OSError, TypeError, ValueError) as error:  # a TypeError for tls:// without certificates
-        raise InputError(
-            "extract.scheduler: expected the address of a Dask scheduler that runs (tcp://host:8786), or local:N for N "
-            f"workers on this machine, got {address!r}: {error or type(error).__name__}"
-        ) from None
-
-
-def _need_a_worker(client: Any, scheduler: str) -> None:
-    """Wait up to `CONNECT_S` seconds for a worker. Raises InputError where none comes."""
-    try:
-        client.wait_for_workers(1, timeout=CONNECT_S)
-    except TimeoutError:
-        raise InputError(
-            f"extract.scheduler: expected workers at {scheduler}, got none in {CONNECT_S} seconds; start some in the "
-            f"project's folder (`dask worker {scheduler} --nthreads 1`), and run the same command again: complete "
-            "shards are kept"
-        ) from None
-
-
-def _workers_here(count: str) -> Any:
-    """Workers on this machine. They share its processors, and its GPUs in turn where it has some."""
+def _cluster(params: ExtractParams) -> Cluster:
+    """Where the workers are. With a GPU one has two threads: one decodes and writes while it computes for the other."""
     import torch
-    from distributed import Nanny, Scheduler, SpecCluster
 
-    if not count.isdecimal() or int(count) == 0:
-        raise InputError(f"extract.scheduler: expected local:N with N workers, such as local:2, got {HERE + count!r}")
-    threads = max(1, torch.get_num_threads() // int(count))
-    gpus = torch.cuda.device_count()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    common = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any free port, not 8787
-    workers = {}
-    for i in range(int(count)):
-        env = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = given[i % gpus]
-        # With a GPU a worker has two threads: one decodes and writes while the GPU computes for the other.
-        options = {"nthreads": 2 if gpus else 1, "memory_limit": 0, "env": env, "silence_logs": logging.CRITICAL}
-        workers[i] = {"cls": Nanny, "options": common | options}
-    scheduler = {"cls": Scheduler, "options": common | {"port": 0}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    return Cluster(str(params.scheduler), "extract.scheduler", threads=2 if torch.cuda.is_available() else 1)
 
 
 # ---------------------------------------------------------------- at a worker
@@ -238,18 +148,11 @@ def _workers_here(count: str) -> Any:
 
 def _make(job: ExtractionJob, task: Task, folder: Path) -> list[str]:
     """Make the units of a shard and return one message for each unit that failed. This runs in a worker."""
-    if job.code != CODE:
-        raise InputError(
-            f"the worker on {platform.node()} runs other code than the extraction; restart the workers with this "
-            "version of bonafide, and run the same command again"
-        )
+    dask_workers.check_code(job.code)
     try:
         os.chdir(folder)
     except OSError as error:
-        raise InputError(
-            f"the worker on {platform.node()} cannot go to {folder} ({error.strerror}); all workers need the file "
-            "systems of the machine that runs the extraction"
-        ) from None
+        raise dask_workers.no_folder(folder, error) from None
     # Dask makes again what a worker had made that died since, even where its end was told: it stays as it is.
     todo = [unit for unit in task.units if job.target.missing(unit.view, unit.layers, unit.shard)]
     if not todo:

@@ -118,6 +118,14 @@ class RungSteps:
         path = shlex.quote(str(self._file(name)))
         return f"{self.flow.command(name)} --until {self.epochs} --curves {path}"
 
+    def reads(self, name: str) -> list[Path]:
+        """The files and folders that the training depends on."""
+        return self.flow.reads(name)
+
+    def writes(self, name: str) -> list[Path]:
+        """The curve up to the epoch."""
+        return [self.root / self._file(name)]
+
     def look(self, name: str) -> State:
         """Find whether the stage is done, or else the rung."""
         state = self.flow.look(name)

@@ -7,15 +7,17 @@ import importlib
 import multiprocessing
 import os
 import shlex
+import signal
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -49,6 +51,45 @@ class Work:
         """What to wait for: the end of the process, or of one of its stages."""
         return [self.process.sentinel, *([self.results] if self.results and not self.results.closed else [])]
 
+    def stop(self) -> None:
+        """Ask the process to end."""
+        self.process.terminate()
+
+    def end(self, seconds: float) -> None:
+        """Wait for the end of a process that was asked to; after some seconds it is killed."""
+        self.process.join(max(0, seconds))
+        self.process.kill()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Stages for one process. Several of them are trainings that read the same.
+
+    commands: what each runs. logs: the file for what it says. names: as DVC calls them. root: the project's folder.
+    warm: use the modules that are imported, as they are what lies on the disk.
+    """
+
+    commands: tuple[str, ...]
+    logs: tuple[Path, ...]
+    names: tuple[str, ...]
+    root: Path
+    warm: bool
+
+    def begin(self) -> Work:
+        """Start the process on this machine."""
+        if len(self.commands) > 1:
+            return start_together(self.commands, self.logs, name=self.names[0], root=self.root)
+        return start(self.commands[0], self.logs[0], name=self.names[0], root=self.root, warm=self.warm)
+
+    def only(self, numbers: Sequence[int]) -> Assignment:
+        """Some of the stages, by their numbers."""
+        return replace(
+            self,
+            commands=tuple(self.commands[number] for number in numbers),
+            logs=tuple(self.logs[number] for number in numbers),
+            names=tuple(self.names[number] for number in numbers),
+        )
+
 
 def reads(command: str) -> tuple[str | None, ...] | None:
     """What a training reads, by its arguments; None for other commands. Trainings of the same can run together."""
@@ -69,7 +110,7 @@ def stage_of(command: str) -> str | None:
 
 def prepare(modules: set[str]) -> None:
     """Say what the process is to import from which the stages are forked. Call it before the first `start`."""
-    FORKS.set_forkserver_preload(sorted(modules))
+    FORKS.set_forkserver_preload(sorted({__name__, *modules}))
 
 
 def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> Work:
@@ -102,11 +143,24 @@ def _run(command: str, log: Path, name: str, root: Path, warm: bool) -> None:
     _settle(log, name, root)
     module = stage_of(command)
     if module is None or not warm:
-        os.execv("/bin/sh", ["/bin/sh", "-ec", command])  # noqa: S606  # as DVC does
+        _run_shell(command)
     _belong_to_the_sweep()
     found = importlib.import_module(module)
     sys.argv = [str(found.__file__), *shlex.split(command)[3:]]
     run_command(found.main)
+
+
+def _run_shell(command: str) -> NoReturn:
+    """Run a command as DVC does. Its processes are a group, so that all of them end with this one."""
+    shell = subprocess.Popen(["/bin/sh", "-ec", command], process_group=0)  # noqa: S603
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: os.killpg(shell.pid, number))
+    threading.Thread(target=_end_with_the_sweep, args=(shell.pid,), daemon=True).start()
+    code = shell.wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
 def _run_together(commands: Sequence[str], logs: Sequence[Path], name: str, root: Path, sender: Connection) -> None:
@@ -166,8 +220,11 @@ def _belong_to_the_sweep() -> None:
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
 
 
-def _end_with_the_sweep() -> None:
-    """End this process when the one that asked for it ends, however it ends."""
+def _end_with_the_sweep(group: int | None = None) -> None:
+    """End this process when the one that asked for it ends, however it ends; a group of processes before it."""
     if parent := multiprocessing.parent_process():
         wait([parent.sentinel])
+    if group is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
     os._exit(1)

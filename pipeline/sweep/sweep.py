@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Protocol
 
 from pipeline.core.errors import InputError
 from pipeline.sweep import starting
-from pipeline.sweep.starting import Work
+from pipeline.sweep.cluster import Sent, Workers
+from pipeline.sweep.starting import Assignment, Work
 from pipeline.sweep.tracked import State
 
 BESIDE = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # the others use all processors
@@ -41,6 +42,12 @@ class Steps(Protocol):
 
     def command(self, name: str) -> str:
         """What a stage runs."""
+
+    def reads(self, name: str) -> list[Path]:
+        """The files and folders that a stage depends on."""
+
+    def writes(self, name: str) -> list[Path]:
+        """The files and folders that a stage makes."""
 
     def look(self, name: str) -> State:
         """What is to be done with a stage."""
@@ -70,7 +77,7 @@ class Outcome:
 class Running:
     """A stage at work, the one of this number in its process."""
 
-    work: Work
+    work: Work | Sent
     number: int
     log: Path
     busy: contextlib.ExitStack
@@ -99,6 +106,7 @@ class Sweep:
     itself, so it runs alone: side by side with others it would also get other threads, and so other last bits, than
     under `dvc repro`.
 
+    workers: run the stages of cells in place of this machine; jobs is then the most that run at once on all of them.
     leave: stages that are left as they are; none that needs them waits for them. code: that of the project when the
     first of several sweeps of this process began, see `starting.code_of`.
     """
@@ -110,18 +118,18 @@ class Sweep:
         jobs: int,
         tell: Callable[[Sweep], None],
         together: bool = True,
+        workers: Workers | None = None,
         leave: Collection[str] = (),
         code: Mapping[Path, int] | None = None,
     ) -> None:
         self.flow, self.jobs, self.tell, self.together = flow, jobs, tell, together
         self.outcome = Outcome()
         self.running: dict[str, Running] = {}
-        self.leave = leave
+        self.workers, self.leave = workers, leave
         self.waiting = [name for name in flow.steps if name not in leave]
         self._done: set[str] = set(leave)
         self._code = code or starting.code_of(flow.root)
-        modules = {starting.stage_of(flow.command(name)) for name in flow.steps}
-        starting.prepare({module for module in modules if module})
+        starting.prepare(self._modules(flow.steps))
 
     def run(self) -> Outcome:
         """Run all stages that can run. Whatever ends this, the locks of the stages that ended well are written."""
@@ -138,10 +146,15 @@ class Sweep:
             self.flow.write_locks()
         return self.outcome
 
+    def _modules(self, names: Iterable[str]) -> set[str]:
+        """The modules that stages run."""
+        found = {starting.stage_of(self.flow.command(name)) for name in names}
+        return {module for module in found if module}
+
     def _start_what_can(self) -> None:
         """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
         for name in sorted(self.waiting, key=lambda name: kind_of(name) not in LATE):
-            if self._free() < 1:
+            if self.running and self._free() < 1:
                 return
             if name not in self.waiting:  # it runs together with one before it
                 continue
@@ -153,7 +166,8 @@ class Sweep:
 
     def _free(self) -> int:
         """How many processes more may run."""
-        return self.jobs - len({id(found.work) for found in self.running.values()})
+        most = self.jobs if self.workers is None else min(self.jobs, self.workers.threads())
+        return most - len({id(found.work) for found in self.running.values()})
 
     def _has_room_for(self, name: str) -> bool:
         if kind_of(name) in BESIDE:
@@ -163,6 +177,8 @@ class Sweep:
     def _begin(self, name: str) -> None:
         """Look at a stage, and start it if it is out of date, with others that read the same."""
         if self._is_stale(name):
+            if self.workers and kind_of(name) in BESIDE:
+                self.workers.need()
             self._start([name, *filter(self._is_stale, self._companions(name))])
 
     def _companions(self, name: str) -> list[str]:
@@ -178,7 +194,7 @@ class Sweep:
             for other in self.waiting
             if self.flow.needs[other] <= self._done and starting.reads(self.flow.command(other)) == same
         ]
-        free = self._free()
+        free = max(1, self._free())  # workers may have gone
         share = min(TOGETHER, math.ceil((1 + len(ready)) / free))
         return ready[free - 1 :: free][: share - 1]
 
@@ -203,19 +219,31 @@ class Sweep:
 
     def _start(self, names: list[str]) -> None:
         """Start a stage, or several in one process."""
-        root, logs = self.flow.root, [self.flow.root / log_of(name) for name in names]
-        commands = [self.flow.command(name) for name in names]
+        assignment = Assignment(
+            commands=tuple(self.flow.command(name) for name in names),
+            logs=tuple(self.flow.root / log_of(name) for name in names),
+            names=tuple(names),
+            root=self.flow.root,
+            warm=self._is_warm(),
+        )
         with contextlib.ExitStack() as stack:
             busy = [stack.enter_context(contextlib.ExitStack()) for _ in names]
             for name, held in zip(names, busy, strict=True):
                 held.enter_context(self.flow.busy(name))
-            if len(names) > 1:
-                work = starting.start_together(commands, logs, name=names[0], root=root)
+            if self.workers and kind_of(names[0]) in BESIDE:
+                work: Work | Sent = self._send(self.workers, assignment)
             else:
-                work = starting.start(commands[0], logs[0], name=names[0], root=root, warm=self._is_warm())
+                work = assignment.begin()
             for number, name in enumerate(names):
-                self.running[name] = Running(work, number, logs[number], busy[number])
+                self.running[name] = Running(work, number, assignment.logs[number], busy[number])
             stack.pop_all()
+
+    def _send(self, workers: Workers, assignment: Assignment) -> Sent:
+        """Send stages to a worker, with what they read and write."""
+        reads = {path for name in assignment.names for path in self.flow.reads(name)}
+        writes = [self.flow.writes(name) for name in assignment.names]
+        cells = [name for name in self.flow.steps if kind_of(name) in BESIDE]
+        return workers.send(assignment, reads=reads, writes=writes, modules=self._modules(cells))
 
     def _wait(self) -> None:
         """Wait until a stage ends, or a second passes; take what has ended."""
@@ -244,10 +272,9 @@ class Sweep:
         """End all that runs. An interruption has reached them, too; each may keep what it has."""
         until = time.monotonic() + 10
         for found in self.running.values():
-            found.work.process.terminate()
+            found.work.stop()
         for found in self.running.values():
-            found.work.process.join(max(0, until - time.monotonic()))
-            found.work.process.kill()
+            found.work.end(until - time.monotonic())
             found.busy.close()
 
 

@@ -68,6 +68,14 @@ class Flow:
         command: str | list[str] = self._stages[name].cmd
         return command if isinstance(command, str) else "\n".join(command)
 
+    def reads(self, name: str) -> list[Path]:
+        """The files and folders that a stage depends on, of those that are not on an object store."""
+        return _places(self._stages[name].deps)
+
+    def writes(self, name: str) -> list[Path]:
+        """The files and folders that a stage makes, of those that are not on an object store."""
+        return _places(self._stages[name].outs)
+
     def look(self, name: str) -> State:
         """Find whether a stage is out of date. A stage to be run has its old outputs removed, as DVC does it.
 
@@ -199,6 +207,10 @@ def _is_stale(stage: Any) -> bool:
     """What `changed` of DVC's stages finds, without a lock file written for each look."""
     items = (*stage.deps, *stage.outs)
     return bool(stage.cmd) and not stage.frozen and (stage.changed_stage() or any(item.status() for item in items))
+
+
+def _places(items: Sequence[Any]) -> list[Path]:
+    return sorted({Path(item.fs_path) for item in items if item.protocol == "local"})
 
 
 def _is_alive(process: int) -> bool:
