@@ -339,6 +339,11 @@ def their_cells(case: Case, place: Path, grid: Grid, python: Path) -> dict[str, 
     return {"seconds": time.perf_counter() - start, "eer": statistics.fmean(found)}
 
 
+def their_start(place: Path, python: Path) -> dict[str, float]:
+    """What DeepFense's command takes to do nothing. A cell starts it twice."""
+    return {"seconds": timed([python.parent / "deepfense", "--help"], place)}
+
+
 def has_deepfense(python: Path | None) -> bool:
     """Whether this Python has the version of DeepFense that is measured."""
     if python is None or not python.is_file():
@@ -396,6 +401,7 @@ def steps(case: Case, place: Path, python: Path | None) -> Iterator[tuple[str, C
     yield "ours: features", partial(our_features, case, place)
     if python:
         yield "differences", partial(compare, case, place, python)
+        yield "DeepFense: start", partial(their_start, place, python)
     for grid in case.grids:
         yield f"ours: {grid.name}", partial(our_cells, case, place, grid)
         if python:
@@ -442,6 +448,8 @@ def table(case: Case, found: Mapping[str, Mapping[str, float]]) -> str:
         f"{processors()} processors; an encoder of {size.layers} layers of {size.width}; {case.epochs} epochs. The "
         f"features, made once, took {features:.0f} s."
     )
+    if start := found.get("DeepFense: start"):
+        said += f" DeepFense's command takes {start['seconds']:.0f} s to start, and a cell starts it twice."
     if apart := found.get("differences"):
         said += " Relative differences: " + ", ".join(f"{name} {value:.0e}" for name, value in apart.items()) + "."
     return "\n".join([*lines, "", said])

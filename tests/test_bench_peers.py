@@ -69,7 +69,7 @@ def test_without_deepfense_it_says_so_and_measures_ours_once(
     def stand_in(name: str) -> Any:
         return lambda *_: done.append(name) or NUMBERS
 
-    for name in ("make_inputs", "our_features", "our_cells", "their_cells", "compare"):
+    for name in ("make_inputs", "our_features", "our_cells", "their_cells", "their_start", "compare"):
         monkeypatch.setattr(bench, name, stand_in(name))
     monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path), "--deepfense", sys.executable])
     bench.main()
@@ -77,9 +77,9 @@ def test_without_deepfense_it_says_so_and_measures_ours_once(
     assert done == ["make_inputs", "our_features", *["our_cells"] * 3]
     monkeypatch.setattr(bench, "has_deepfense", bool)
     bench.main()
-    assert done[5:] == ["compare", *["their_cells"] * 3]
+    assert done[5:] == ["compare", "their_start", *["their_cells"] * 3]
     bench.main()
-    assert len(done) == 9
+    assert len(done) == 10
     monkeypatch.setattr(bench, "processors", lambda: 1024)
     with pytest.raises(SystemExit, match="other conditions"):
         bench.main()
