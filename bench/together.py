@@ -1,6 +1,6 @@
 """Cells of the grid that read the same features, trained together against one after the other.
 
-    python bench/together.py [--pooled 6000] [--frames 240] [--batch 20]
+    python -m bench.together [--pooled 6000] [--frames 240] [--batch 20]
 
 Generated features in the shapes of XLSR-300M, two layers, in a real store (see `bench/train.py`), read from the disk
 with a warm page cache: `linear` and `mlp` read pooled features, `mhfa` frames of 201 x 1024. Eight cells of a backend,
