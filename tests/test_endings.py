@@ -65,9 +65,19 @@ def test_a_closed_output_is_no_failure(shell: Callable[..., tuple[int, str, str]
     assert shell(f"{BONAFIDE} metrics s.txt {closed}") == (0, "", "")
 
 
-def test_a_full_output_is_one_message(shell: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, said = shell(f"{BONAFIDE} metrics s.txt >/dev/full")
+@pytest.mark.parametrize(("words", "unbuffered"), [("metrics s.txt", ""), ("--help", ""), ("--help", "1")])
+def test_a_full_output_is_one_message(shell: Callable[..., tuple[int, str, str]], words: str, unbuffered: str) -> None:
+    code, _, said = shell(f"{BONAFIDE} {words} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert (code, said) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_of_two_failures_the_first_is_told(shell: Callable[..., tuple[int, str, str]]) -> None:
+    main = "def main():\n    print('x', end='')\n    raise errors.InputError('first')\n"
+    line = f'{sys.executable} -c "$CODE" >/dev/full'
+    code = f"from pipeline.core import errors\n{main}errors.run_command(main)"
+    environment = {"CODE": code, "PYTHONUNBUFFERED": ""}
+    assert shell(line, **environment) == (2, "", "error: first\n")
+    assert shell(f"{line} 2>/dev/full", **environment) == (2, "", "")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

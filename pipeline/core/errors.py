@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn, TextIO
 
 SHOWN = 10
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
@@ -71,12 +72,18 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
             raise
         message = f"{error}: expected the path of a file or folder; mend the path or the link"
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         raise SystemExit(INTERRUPTED) from None
     else:
         return
-    print(f"error: {printable(message)}", file=sys.stderr)
+    _say(f"error: {printable(message)}")
     raise SystemExit(2)
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr, if anything can be written there."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def collect_garbage_seldom() -> None:
@@ -89,13 +96,21 @@ def collect_garbage_seldom() -> None:
 
 
 class PlainStream(io.TextIOWrapper):
-    """A stream for people. Characters that it cannot encode, or that no terminal gets, are written as escapes."""
+    """A stream for people. Characters that it cannot encode, or that no terminal gets, are written as escapes.
+
+    failed: the error of the last write that failed. argparse ignores it when it prints help.
+    """
 
     escaped = ON_STDOUT
+    failed: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write text; returns the number of characters of `text`."""
-        super().write(printable(text, self.escaped))
+        try:
+            super().write(printable(text, self.escaped))
+        except OSError as error:
+            self.failed = error
+            raise
         return len(text)
 
 
@@ -169,10 +184,34 @@ def run_command(main: Callable[[], None]) -> None:
     except SystemExit as ended:
         code = ended.code
     try:
-        exit_on_input_error(sys.stdout.flush)
-    except SystemExit:  # what stands in its buffer can never be written, and Python would try again
-        os._exit(2)
-    sys.stderr.flush()
+        _finish(sys.stdout)
+    except OSError as error:
+        _end_unwritten(error, code)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os._exit(code if isinstance(code, int) else 2)
     if code in (0, None):
         os._exit(0)
     raise SystemExit(code)
+
+
+def _finish(stream: TextIO) -> None:
+    """Write what stands in the buffer of a stream. Raises OSError where this, or a write before, failed."""
+    stream.flush()
+    if isinstance(stream, PlainStream) and stream.failed is not None:
+        raise stream.failed
+
+
+def _end_unwritten(error: OSError, code: str | int | None) -> NoReturn:
+    """End this process, whose stdout did not take all. A command that has failed, with 2 or more, has said why.
+
+    What stands in the buffer can never be written, and at the usual end Python would try again.
+    """
+    if code in (0, 1, None):
+        code = BROKEN_PIPE if isinstance(error, BrokenPipeError) else 2
+        if code == 2:
+            _say(f"error: {error}")
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 2)
