@@ -29,6 +29,7 @@ from tests.conftest import TINY
 SCORES = "u1 A1 spoof -1\nu2 - bonafide 2\n"
 BONAFIDE = f"{sys.executable} -m pipeline.commands"
 MARKS = "a\x1b[2Jb\u202ec\x00d\x9be\u2028f"
+ROOM = errors.MAKE_ROOM
 ESCAPED = r"a\x1b[2Jb\u202ec\x00d\x9be\u2028f"
 
 
@@ -68,7 +69,7 @@ def test_a_closed_output_is_no_failure(shell: Callable[..., tuple[int, str, str]
 @pytest.mark.parametrize(("words", "unbuffered"), [("metrics s.txt", ""), ("--help", ""), ("--help", "1")])
 def test_a_full_output_is_one_message(shell: Callable[..., tuple[int, str, str]], words: str, unbuffered: str) -> None:
     code, _, said = shell(f"{BONAFIDE} {words} >/dev/full", PYTHONUNBUFFERED=unbuffered)
-    assert (code, said) == (2, "error: [Errno 28] No space left on device\n")
+    assert (code, said) == (2, f"error: [Errno 28] No space left on device; {ROOM}\n")
 
 
 def test_of_two_failures_the_first_is_told(shell: Callable[..., tuple[int, str, str]]) -> None:
@@ -172,7 +173,10 @@ def ended(raised: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[in
     ("error", "code", "said"),
     [
         (InputError(MARKS), 2, f"error: {ESCAPED}\n"),
-        (OSError(28, "No space left on device", "a\x1bb"), 2, "error: No space left on device: a\\x1bb\n"),
+        (OSError(28, "No space left on device", "a\x1bb"), 2, f"error: No space left on device; {ROOM}: a\\x1bb\n"),
+        (OSError(122, "Disk quota exceeded"), 2, f"error: [Errno 122] Disk quota exceeded; {ROOM}\n"),
+        (OSError(28, f"No space; {ROOM}", "a"), 2, f"error: No space; {ROOM}: a\n"),
+        (OSError(13, "Permission denied", "a"), 2, "error: Permission denied: a\n"),
         (OSError("said plainly"), 2, "error: said plainly\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -16,6 +17,8 @@ from typing import NoReturn, TextIO
 
 SHOWN = 10
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+MAKE_ROOM = "make room, or allow writing there, and run the same command again"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk, a used-up quota and a file that may not grow
 BROKEN_PIPE = 141  # the exit code of a command that SIGPIPE ended
 # What no name may have and no terminal gets: control characters, line and paragraph separators, marks that turn the
 # direction of text, byte order marks, and halves of characters (surrogates).
@@ -66,7 +69,7 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of the output has ended, so the command did not finish its work
         os._exit(BROKEN_PIPE)
     except OSError as error:  # no permission, no space, no such folder: the system's own words say it
-        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        message = _of_the_system(error)
     except (ValueError, RuntimeError) as error:  # Python gives these two for paths no system could open
         if not str(error).startswith(("embedded null", "Symlink loop")):
             raise
@@ -78,6 +81,14 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         return
     _say(f"error: {printable(message)}")
     raise SystemExit(2)
+
+
+def _of_the_system(error: OSError) -> str:
+    """The system's own words for an error, the path where it names one, and a remedy where a disk is full."""
+    words = (error.strerror or str(error)) if error.filename else str(error)
+    if error.errno in FULL and MAKE_ROOM not in words:
+        words = f"{words}; {MAKE_ROOM}"
+    return f"{words}: {error.filename}" if error.filename else words
 
 
 def _say(line: str) -> None:
@@ -211,7 +222,7 @@ def _end_unwritten(error: OSError, code: str | int | None) -> NoReturn:
     if code in (0, 1, None):
         code = BROKEN_PIPE if isinstance(error, BrokenPipeError) else 2
         if code == 2:
-            _say(f"error: {error}")
+            _say(f"error: {printable(_of_the_system(error))}")
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 2)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.core.errors import InputError
+from pipeline.core.errors import MAKE_ROOM, InputError
 from pipeline.core.object_store import OPTIONS, is_local, reaching, read_files
 
 FORMULA = "=+-@'"  # how a formula begins, and the quote that marks text
@@ -65,8 +65,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = "make room, or allow writing there, and run the same command again"
-        raise OSError(error.errno, f"{error.strerror or error}; {mend}", str(path)) from None
+        if MAKE_ROOM in str(error):  # a path within is told
+            raise
+        raise OSError(error.errno, f"{error.strerror or error}; {MAKE_ROOM}", str(path)) from None
 
 
 def flush_names(folder: Path) -> None:
