@@ -24,6 +24,7 @@ from pipeline.corpora import demo
 from pipeline.encoder import models
 from pipeline.scoring import runs
 from pipeline.training import checkpoints
+from tests import full_disk
 from tests.conftest import TINY
 
 SCORES = "u1 A1 spoof -1\nu2 - bonafide 2\n"
@@ -247,6 +248,9 @@ WRITES: dict[str, Callable[[Path], object]] = {
     "index": lambda p: embedding_index._write_index(
         embedding_index._index(np.ones((500, 64), np.float32), "flat", normalize=False), p
     ),
+    "vectors": lambda p: embedding_index.build(
+        p, iter([np.ones((500, 64), np.float32)]), list(map(str, range(500))), normalize=False, facts={}
+    ),
     "encoder": lambda p: models.save(models.load(TINY)[0], p),
     "npz": lambda p: embed._write_npz(p, {}, Embedded),  # type: ignore[arg-type]
     "projector": lambda p: embed._write_projector(p, {}, Embedded, name="x"),  # type: ignore[arg-type]
@@ -273,3 +277,8 @@ def test_a_full_disk_is_one_message_with_path_and_remedy(
     assert str(place) in said
     assert what == "index" or not place.is_file()  # an index is written into a folder that is not moved then
     assert not (place / "run.json").exists()
+
+
+def test_a_command_whose_disk_is_full(tmp_path: Path) -> None:
+    ((_, count, wrong),) = full_disk.tried(tmp_path, full_disk.STEPS[:1], most=2)
+    assert (count, wrong) == (1, [])

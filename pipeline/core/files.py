@@ -61,13 +61,28 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Add the path and a remedy to an OSError: for a full disk the system does not even name the file."""
+    """Add the path and a remedy to an OSError: for a full disk the system does not even name the file.
+
+    Raises InputError where a file stands in the place of a folder.
+    """
     try:
         yield
+    except (NotADirectoryError, FileExistsError, IsADirectoryError):
+        raise InputError(_blocked(path)) from None
     except OSError as error:
         if MAKE_ROOM in str(error):  # a path within is told
             raise
         raise OSError(error.errno, f"{error.strerror or error}; {MAKE_ROOM}", str(path)) from None
+
+
+def _blocked(path: Path) -> str:
+    """What stands in the way of a path that cannot be written."""
+    if path.is_dir():
+        return f"{path}: expected a free place or a file, got a folder; name another place"
+    for above in path.parents:
+        if above.exists() and not above.is_dir():
+            return f"{path}: expected folders above it, got the file {above}; name another place"
+    return f"{path}: expected a free place or a folder, got a file; name another place"
 
 
 def flush_names(folder: Path) -> None:
