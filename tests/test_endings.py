@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ SCORES = "u1 A1 spoof -1\nu2 - bonafide 2\n"
 BONAFIDE = f"{sys.executable} -m pipeline.commands"
 MARKS = "a\x1b[2Jb\u202ec\x00d\x9be\u2028f"
 ROOM = errors.MAKE_ROOM
+DATABASE = "expected to write a database of DVC"
+MEMORY = "there is not enough memory: run the same command again with less at once, or on a larger machine"
 ESCAPED = r"a\x1b[2Jb\u202ec\x00d\x9be\u2028f"
 
 
@@ -178,6 +181,9 @@ def ended(raised: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[in
         (OSError(122, "Disk quota exceeded"), 2, f"error: [Errno 122] Disk quota exceeded; {ROOM}\n"),
         (OSError(28, f"No space; {ROOM}", "a"), 2, f"error: No space; {ROOM}: a\n"),
         (OSError(13, "Permission denied", "a"), 2, "error: Permission denied: a\n"),
+        (sqlite3.OperationalError("disk I/O error"), 2, f"error: disk I/O error: {DATABASE}; {ROOM}\n"),
+        (MemoryError(), 2, f"error: {MEMORY}\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, f"error: {MEMORY}\n"),
         (OSError("said plainly"), 2, "error: said plainly\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

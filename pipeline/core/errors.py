@@ -70,10 +70,10 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         os._exit(BROKEN_PIPE)
     except OSError as error:  # no permission, no space, no such folder: the system's own words say it
         message = _of_the_system(error)
-    except (ValueError, RuntimeError) as error:  # Python gives these two for paths no system could open
-        if not str(error).startswith(("embedded null", "Symlink loop")):
+    except Exception as error:
+        if (found := _known(error)) is None:
             raise
-        message = f"{error}: expected the path of a file or folder; mend the path or the link"
+        message = found
     except KeyboardInterrupt:
         _say("interrupted")
         raise SystemExit(INTERRUPTED) from None
@@ -89,6 +89,17 @@ def _of_the_system(error: OSError) -> str:
     if error.errno in FULL and MAKE_ROOM not in words:
         words = f"{words}; {MAKE_ROOM}"
     return f"{words}: {error.filename}" if error.filename else words
+
+
+def _known(error: Exception) -> str | None:
+    """A message for an error of Python and of libraries that is no fault of the program; None for any other."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return "there is not enough memory: run the same command again with less at once, or on a larger machine"
+    if isinstance(error, ValueError | RuntimeError) and str(error).startswith(("embedded null", "Symlink loop")):
+        return f"{error}: expected the path of a file or folder; mend the path or the link"
+    if f"{type(error).__module__}.{type(error).__name__}" == "sqlite3.OperationalError":  # DVC keeps databases
+        return f"{error}: expected to write a database of DVC; {MAKE_ROOM}"
+    return None
 
 
 def _say(line: str) -> None:

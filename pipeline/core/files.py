@@ -97,10 +97,15 @@ def flush_names(folder: Path) -> None:
 def folder_of(url: str) -> Path:
     """The folder at a path in the project, or at a URL such as s3://bucket/features.
 
-    Raises InputError for a URL that fsspec does not know, or that needs a package which is not installed.
+    Raises InputError for a URL that fsspec does not know, or that needs a package which is not installed; and where a
+    file is in the place of a folder.
     """
     if "://" not in url or url.startswith("file://"):
-        return in_project(url.removeprefix("file://"))
+        found_here = in_project(url.removeprefix("file://"))
+        for path in (found_here, *found_here.parents):
+            if path.is_file():
+                raise InputError(f"{found_here}: expected a folder, got the file {path}; name another place")
+        return found_here
     import fsspec  # type: ignore[import-untyped]  # here, because the packages for object stores import slowly
     from upath import UPath
 
@@ -114,11 +119,16 @@ def folder_of(url: str) -> Path:
     try:
         found = UPath(url, **options)
         found.fs  # noqa: B018  # opens the file system, so that errors come here
+        found / "folder"  # some kinds, such as data://, have nothing below them
     except ImportError as error:
         install = 'pip install "bonafide[s3]"' if protocol == "s3" else f"install what fsspec needs for {protocol}://"
         raise InputError(f"{url}: {install}: {error}") from None
     except Exception as error:  # each kind of store has its own errors
         raise InputError(f"{url}: expected a folder, or the URL of one that fsspec can open: {error}") from None
+    if isinstance(found, Path):  # as universal_pathlib takes URLs that it does not know
+        raise InputError(
+            f"{url}: expected a folder, or the URL of one, such as s3://bucket/features; {protocol}:// is none"
+        )
     return cast(Path, found)
 
 
