@@ -1,6 +1,6 @@
 """Faults through the real commands, and mutated files: a clear refusal, or the same bytes and the right numbers.
 
-    python bench/faults.py [--kills 50] [--seed 0] [--mutations 20000] [--only mutations]
+    python bench/faults.py [--kills 50] [--seed 0] [--mutations 20000] [--points 4] [--only mutations]
 
 First, faults of extraction and of the feature store.
 
@@ -12,6 +12,8 @@ command is a process, as in dvc.yaml. One line a fault: what came of it.
 Second, files of each kind of `tests/fuzz_kinds.py`, mutated at random and read in worker processes with a limit of
 10 s of processor time a file (`tests/fuzz.py`). One line a kind: how many were read right, and how many refused; and
 one for each defect: a traceback, a hang, a crash, or a file that was misread.
+
+Third, a full disk in every command that writes (`tests/full_disk.py`), at some points of each.
 
 Ends with exit code 1 where anything was neither refused nor as if nothing had happened, or where there was a defect.
 """
@@ -33,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import faults, fuzz, fuzz_kinds
+from tests import faults, full_disk, fuzz, fuzz_kinds
 from tests.faults import CACHE, EXTRACT, VERIFY, Ended, Fault, Made, Project, Undisturbed
 
 WIDTH = 250  # of what a line shows of an outcome
@@ -156,16 +158,29 @@ def store_faults(given: argparse.Namespace) -> int:
     return neither
 
 
+def full_disks(most: int) -> int:
+    """Fill the disk of every command, and print what came of it; returns how many commands ended wrongly."""
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for words, count, flaws in full_disk.tried(Path(folder), most=most):
+            wrong += bool(flaws)
+            said = "; ".join(flaws).replace(folder, "") or "one message, nothing half written"
+            print(f"{words[:52]:52} {count} times a full disk: {said}", flush=True)
+    return wrong
+
+
 def main() -> None:
     """Parse, make every fault, mutate files, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="extractions to kill")
     parser.add_argument("--seed", type=int, default=0, help="of which bytes flip, and when what happens")
     parser.add_argument("--mutations", type=int, default=20_000, help="mutated files of each kind")
-    parser.add_argument("--only", choices=["store", "mutations"], help="one of the two alone")
+    parser.add_argument("--only", choices=["store", "mutations", "disk"], help="one of the three alone")
+    parser.add_argument("--points", type=int, default=4, help="times that the disk of a command is full")
     given = parser.parse_args()
-    wrong = 0 if given.only == "mutations" else store_faults(given)
-    wrong += 0 if given.only == "store" else mutations(given.mutations, seed=given.seed)
+    wrong = store_faults(given) if given.only in (None, "store") else 0
+    wrong += mutations(given.mutations, seed=given.seed) if given.only in (None, "mutations") else 0
+    wrong += full_disks(given.points) if given.only in (None, "disk") else 0
     raise SystemExit(1 if wrong else 0)
 
 

@@ -17,17 +17,19 @@ from typing import Any
 import av
 import h5py
 import numpy as np
+import pyarrow
 import zarr
+from pyarrow import parquet
 from ruamel.yaml import YAML
 
 from pipeline import detect
 from pipeline.analysis import embedding_index, embeddings
-from pipeline.audio import decode
+from pipeline.audio import decode, parquet_rows
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
 from pipeline.core.params import Params
-from pipeline.corpora import _formats, _protocols
+from pipeline.corpora import _formats, _protocols, arena
 from pipeline.detect import package
 from pipeline.extraction import hdf5
 from pipeline.metrics import keys, scorefile
@@ -100,6 +102,41 @@ def _seconds_by_ffmpeg(data: bytes) -> float:
     except Exception:
         return seconds
     return seconds
+
+
+# ---------------------------------------------------------------- Parquet
+
+
+def parquet_files(_: Path) -> Kind:
+    """Shards with embedded audio, against all of the file read at once: the same trials and the same bytes."""
+    rows = range(5)
+    columns = {
+        "path": [f"LA/{i}.wav" for i in rows],
+        "audio": [{"bytes": written(speech(RATE, 0.05) / (i + 1), "WAV"), "path": f"{i}.wav"} for i in rows],
+        "label": [i % 2 for i in rows],
+        "notes": [json.dumps({"utterance_id": f"u{i}", "attack": "A1"}) for i in rows],
+    }
+    examples = []
+    for compression in ("snappy", "zstd", "none"):
+        file = io.BytesIO()
+        parquet.write_table(pyarrow.table(columns), file, row_group_size=2, compression=compression)
+        examples.append(file.getvalue())
+    return Kind("Parquet files", examples, _check_parquet)
+
+
+def _check_parquet(data: bytes, _: int) -> None:
+    place = Path("dataset", "data", "test-00000-of-00001.parquet")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.write_bytes(data)
+    Path("dataset", "README.md").touch()
+    table = arena.trials(Path("dataset"), Path("dataset", "README.md"), "test")
+    found = [parquet_rows.read(Path("dataset", path)) for path in table.path.tolist()]
+    parquet_rows.names(place / "audio")
+    whole = parquet.read_table(io.BytesIO(data)).to_pydict()
+    agree("audio", found, [audio["bytes"] for audio in whole["audio"]])
+    words = ["bonafide" if bona_fide else "spoof" for bona_fide in table.is_bonafide]
+    agree("labels", words, [("bonafide", "spoof")[label] for label in whole["label"]])
 
 
 # ---------------------------------------------------------------- tables
@@ -450,6 +487,7 @@ def _repacked(source: Path, name: str, data: bytes, *, sealed: bool) -> Path:
 
 KINDS: Sequence[Callable[[Path], Kind]] = (
     audio,
+    parquet_files,
     tables,
     plain_keys,
     score_files,

@@ -154,6 +154,8 @@ def test_doubtful_samples_are_a_warning_and_without_normalization_an_error(
         system.score(path)
     with pytest.raises(InputError, match="the encoder of this run does not normalize"):
         system.timeline(path)
+    with pytest.raises(InputError, match=r"full scale is 1.*the encoder of this run does not normalize"):
+        system.score_samples(soundfile.read(path, dtype="float32")[0], 16_000)
 
 
 def test_the_remedy_of_a_warning_about_channels(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,24 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_small_file_that_is_large_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value of 90 kB, named by all rows of a row group."""
+    path = tmp_path / "x.parquet"
+    values = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 99, pyarrow.int32()), pyarrow.array([bytes(90_000)])
+    )
+    parquet.write_table(pyarrow.table({"audio": values}), path, store_schema=False)
+    assert path.stat().st_size < 9_000
+    monkeypatch.setattr(parquet_rows, "MOST_BYTES", 8_000_000)
+    with pytest.raises(InputError, match="row groups of at most 8,000,000 bytes of audio, got more in row group 0"):
+        parquet_rows.read(path / "audio" / "0")
+    monkeypatch.setattr(parquet_rows, "MOST_BYTES", 9_000_000)
+    assert parquet_rows.read(path / "audio" / "98") == bytes(90_000)
+    monkeypatch.setattr(parquet_rows, "MOST_ROWS", 98)
+    with pytest.raises(InputError, match=r"x\.parquet: expected at most 98 rows, got 99"):
+        parquet_rows.names(path / "audio")
+
+
 def test_the_trials_of_the_shards(dataset: Path) -> None:
     table = arena.trials(dataset, dataset / "README.md", "test")
     assert table.utterance.tolist() == [f"u {i}" for i in range(7)]

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,11 +25,15 @@ from pipeline.corpora import demo
 from pipeline.encoder import models
 from pipeline.scoring import runs
 from pipeline.training import checkpoints
+from tests import full_disk
 from tests.conftest import TINY
 
 SCORES = "u1 A1 spoof -1\nu2 - bonafide 2\n"
 BONAFIDE = f"{sys.executable} -m pipeline.commands"
 MARKS = "a\x1b[2Jb\u202ec\x00d\x9be\u2028f"
+ROOM = errors.MAKE_ROOM
+DATABASE = "expected to write a database of DVC"
+MEMORY = "there is not enough memory: run the same command again with less at once, or on a larger machine"
 ESCAPED = r"a\x1b[2Jb\u202ec\x00d\x9be\u2028f"
 
 
@@ -65,9 +70,19 @@ def test_a_closed_output_is_no_failure(shell: Callable[..., tuple[int, str, str]
     assert shell(f"{BONAFIDE} metrics s.txt {closed}") == (0, "", "")
 
 
-def test_a_full_output_is_one_message(shell: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, said = shell(f"{BONAFIDE} metrics s.txt >/dev/full")
-    assert (code, said) == (2, "error: [Errno 28] No space left on device\n")
+@pytest.mark.parametrize(("words", "unbuffered"), [("metrics s.txt", ""), ("--help", ""), ("--help", "1")])
+def test_a_full_output_is_one_message(shell: Callable[..., tuple[int, str, str]], words: str, unbuffered: str) -> None:
+    code, _, said = shell(f"{BONAFIDE} {words} >/dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert (code, said) == (2, f"error: [Errno 28] No space left on device; {ROOM}\n")
+
+
+def test_of_two_failures_the_first_is_told(shell: Callable[..., tuple[int, str, str]]) -> None:
+    main = "def main():\n    print('x', end='')\n    raise errors.InputError('first')\n"
+    line = f'{sys.executable} -c "$CODE" >/dev/full'
+    code = f"from pipeline.core import errors\n{main}errors.run_command(main)"
+    environment = {"CODE": code, "PYTHONUNBUFFERED": ""}
+    assert shell(line, **environment) == (2, "", "error: first\n")
+    assert shell(f"{line} 2>/dev/full", **environment) == (2, "", "")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -162,7 +177,13 @@ def ended(raised: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[in
     ("error", "code", "said"),
     [
         (InputError(MARKS), 2, f"error: {ESCAPED}\n"),
-        (OSError(28, "No space left on device", "a\x1bb"), 2, "error: No space left on device: a\\x1bb\n"),
+        (OSError(28, "No space left on device", "a\x1bb"), 2, f"error: No space left on device; {ROOM}: a\\x1bb\n"),
+        (OSError(122, "Disk quota exceeded"), 2, f"error: [Errno 122] Disk quota exceeded; {ROOM}\n"),
+        (OSError(28, f"No space; {ROOM}", "a"), 2, f"error: No space; {ROOM}: a\n"),
+        (OSError(13, "Permission denied", "a"), 2, "error: Permission denied: a\n"),
+        (sqlite3.OperationalError("disk I/O error"), 2, f"error: disk I/O error: {DATABASE}; {ROOM}\n"),
+        (MemoryError(), 2, f"error: {MEMORY}\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, f"error: {MEMORY}\n"),
         (OSError("said plainly"), 2, "error: said plainly\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
@@ -233,6 +254,9 @@ WRITES: dict[str, Callable[[Path], object]] = {
     "index": lambda p: embedding_index._write_index(
         embedding_index._index(np.ones((500, 64), np.float32), "flat", normalize=False), p
     ),
+    "vectors": lambda p: embedding_index.build(
+        p, iter([np.ones((500, 64), np.float32)]), list(map(str, range(500))), normalize=False, facts={}
+    ),
     "encoder": lambda p: models.save(models.load(TINY)[0], p),
     "npz": lambda p: embed._write_npz(p, {}, Embedded),  # type: ignore[arg-type]
     "projector": lambda p: embed._write_projector(p, {}, Embedded, name="x"),  # type: ignore[arg-type]
@@ -259,3 +283,8 @@ def test_a_full_disk_is_one_message_with_path_and_remedy(
     assert str(place) in said
     assert what == "index" or not place.is_file()  # an index is written into a folder that is not moved then
     assert not (place / "run.json").exists()
+
+
+def test_a_command_whose_disk_is_full(tmp_path: Path) -> None:
+    ((_, count, wrong),) = full_disk.tried(tmp_path, full_disk.STEPS[:1], most=2)
+    assert (count, wrong) == (1, [])

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig,
 
 from pipeline.core.errors import InputError
 from pipeline.core.sections import EncoderParams
-from pipeline.encoder import fairseq, models, xlsr
+from pipeline.encoder import fairseq, models, tensor_files, xlsr
 from tests.golden import GOLDEN, read_golden
 
 LAYERS = (0, 1, 2, 3)
@@ -129,6 +130,35 @@ def test_nothing_in_a_file_is_run(state: dict[str, Any], tmp_path: Path, monkeyp
     with pytest.raises(InputError, match=r"got one with posix\.mkdir; it is not loaded"):
         load(path)
     assert not (tmp_path / "harmed").exists()
+
+
+def compared_without_end() -> bytes:
+    """A pickle of 300 bytes: the key of a dict is a tuple of twice the same tuple, and so on."""
+    tuples = b"".join(b"h" + bytes([i]) + b"h" + bytes([i, 0x86]) + b"q" + bytes([i + 1]) for i in range(50))
+    return b"\x80\x02)q\x00" + tuples + b"}h\x32K\x01s."
+
+
+def test_a_file_that_takes_any_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_files, "SECONDS", 1)
+    (tmp_path / "x.pt").write_bytes(compared_without_end())
+    with pytest.raises(InputError, match=r"x\.pt: reading it takes more than 1 s of processor time, or ends"):
+        load(tmp_path / "x.pt")
+
+
+def test_a_file_that_takes_any_memory_is_refused(
+    state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write(tmp_path / "whole.pt", {"model": state["model"], "zeros": torch.zeros(10**6)})
+    with zipfile.ZipFile(whole) as stored, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        for name in stored.namelist():
+            file.writestr(name, stored.read(name))
+    with pytest.raises(InputError, match=r"as torch\.save writes it, got a compressed one with \d,\d\d\d,\d\d\d bytes"):
+        load(tmp_path / "x.pt")
+    monkeypatch.setattr(tensor_files, "LARGEST_HEADER", 0)
+    one = torch.ones(1, dtype=torch.float16)
+    path = write(tmp_path / "y.pt", {"model": state["model"] | {"encoder.layers.0.x": one.expand(10**9)}})
+    with pytest.raises(InputError, match=r"expected weights of about .* bytes, .*, got 2,\d+,\d+,\d+: they share"):
+        load(path)
 
 
 @pytest.mark.parametrize(

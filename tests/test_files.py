@@ -20,6 +20,7 @@ from pipeline.core.files import (
     readable_size,
     replace_folder,
     safe_cell,
+    write_text,
 )
 
 
@@ -143,10 +144,32 @@ def test_all_is_flushed_before_it_is_moved(tmp_path: Path, monkeypatch: pytest.M
     assert calls[at + 1 :] == [str(tmp_path)]
 
 
-@pytest.mark.parametrize("url", ["nobody://x/y", "http2://x", "://x", "a b://c", "abfs://", "\0://x"])
+@pytest.mark.parametrize(
+    "url", ["nobody://x/y", "http2://x", "://x", "a b://c", "abfs://", "\0://x", "data://x", "arrow_hdfs://x"]
+)
 def test_a_url_that_nobody_opens_is_refused(url: str) -> None:
     with pytest.raises(InputError, match=re.escape(printable(url)[:4].strip("\0"))):
         folder_of(url)
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    blocking, folder = tmp_path / "data.csv", tmp_path / "folder"
+    blocking.touch()
+    folder.mkdir()
+    for place in (blocking, blocking / "x/y"):
+        with pytest.raises(
+            InputError, match=rf"{place}: expected a folder, got the file {blocking}; name another place"
+        ):
+            folder_of(str(place))
+    above = rf"expected folders above it, got the file {blocking}; name another place"
+    with pytest.raises(InputError, match=rf"{blocking}/x/y: {above}"):
+        write_text(blocking / "x/y", "text")
+    with pytest.raises(InputError, match=rf"{blocking}/x: {above}"):
+        folder_beside(blocking / "x")
+    with pytest.raises(InputError, match=rf"{folder}: expected a free place or a file, got a folder; name another"):
+        write_text(folder, "text")
+    with pytest.raises(InputError, match=rf"{blocking}: expected a free place or a folder, got a file; name another"):
+        replace_folder(folder_beside(blocking), blocking, mark="mark")
 
 
 def test_where_moving_fails_the_older_folder_stays(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
@@ -22,7 +23,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.params import Params
 from pipeline.core.params_file import load
 from pipeline.core.sections import FinetuneParams, FinetuneRates, LoraParams, ViewsParams, WindowParams
-from pipeline.core.trial_table import Trials
+from pipeline.core.trial_table import Row, Trials
 from pipeline.encoder import cards, xlsr
 from pipeline.encoder import models as models_module
 from pipeline.encoder.cards import Card
@@ -329,6 +330,26 @@ def test_a_drawn_view_is_made_of_the_whole_utterance_and_anew_each_epoch(corpus:
     assert not np.array_equal(speech.load_view(spoken, 4, "rawboost5_0", seed=3, epoch=8, window=window)[0], cut)
     clean, _ = speech.load_clean(spoken, 4, window=window)
     np.testing.assert_array_equal(clean, windowing.window(samples, length=3_200, pad="zero")[0])
+
+
+@pytest.mark.parametrize("peak", [0.9, 300.0])
+def test_doubtful_samples_are_refused_in_every_view_where_the_encoder_does_not_normalize(
+    tmp_path: Path, peak: float
+) -> None:
+    samples = np.random.default_rng(0).uniform(-peak, peak, 8_000)
+    soundfile.write(tmp_path / "x.wav", samples, 16_000, subtype="FLOAT")
+    content = decode.digest((tmp_path / "x.wav").read_bytes())
+    rows = [Row(label, label[0], "x.wav", label, content=content) for label in ("bonafide", "spoof")]
+    table = trial_table.from_rows(rows, source="x")
+    window = settings().extract.window
+    for normalized in (True, False):
+        spoken = Speech(table, tmp_path, normalized=normalized)
+        for read in (speech.load_clean, partial(speech.load_view, view="noise_0", seed=1, epoch=1)):
+            if normalized or peak < 1:
+                assert read(spoken, 0, window=window)[1] == 3_200
+                continue
+            with pytest.raises(InputError, match=r"utterance b: .*x\.wav: the peak .* does not normalize its input"):
+                read(spoken, 0, window=window)
 
 
 def test_an_epoch_is_its_steps_by_a_naive_loop(corpus: Corpus) -> None:

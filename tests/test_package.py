@@ -411,6 +411,10 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
         ({"features": {}}, "not the card of a package.*window: Field required"),
         ({"encoder": {"source": "random", "normalize": "utterance"}}, "not the card of a package"),
         (
+            {"batch_size": 4_096, "features": {"window": {"samples": 2**16 + 1, "pad": "zero"}}},
+            "not the card of a package.*batch_size windows of 268,435,456 samples at most",
+        ),
+        (
             {"features": {"window": {"samples": 800, "pad": "zero"}}},
             "the run was trained on other features than the card tells",
         ),
@@ -448,6 +452,17 @@ def test_a_link_out_of_a_package_is_not_followed(spoilt: Path, tmp_path: Path, n
 def test_a_link_that_leads_nowhere_is_refused(spoilt: Path, target: str) -> None:
     (spoilt / "loop").symlink_to(target)
     with pytest.raises(InputError, match=r"lead out of it or nowhere; .*\n  loop$"):
+        detect.load(spoilt)
+
+
+def test_folders_without_end_are_refused(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As deep as the system has paths, which is deeper than Python's recursion goes before 3.12."""
+
+    def walk(folder: Path) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(package_card.os, "walk", walk)
+    with pytest.raises(InputError, match="expected the folder of a package, got one with folders nested without end"):
         detect.load(spoilt)
 
 
@@ -525,6 +540,7 @@ def retell(folder: Path, **changes: object) -> None:
         ("linear", {"embedding_dim": 10**12}, "expected numbers up to"),
         ("linear", {"embedding_dim": 63}, r"weights and card do not fit.*\n  project\.weight: expected \(63, 64\)"),
         ("linear", {"embedding_dim": 64, "other": 1}, "weights and card do not fit"),
+        ("linear", {"embedding_dim": 64, "layers": 2}, "weights and card do not fit"),
         ("conformer_tcm", {"blocks": 2**31}, "expected a backend of 5 weights, as the file has, got one of more"),
         ("../detect/system", {}, "not the card of a trained run"),
     ],

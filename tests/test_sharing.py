@@ -1,9 +1,10 @@
 """`bonafide cache push` and `pull`: features go to a place and come back byte for byte, or are refused."""
 
 import contextlib
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.features import dataset, receipt_files
 from pipeline.features.reader import Reader
+from pipeline.features.shard_bytes import encode_chunk, encode_shard
 from pipeline.features.store import Store
 from tests.places import SETTINGS
 from tests.test_cache import run
@@ -184,6 +186,12 @@ def test_receipts_of_strangers_are_checked(place: Path) -> None:
         ({"layers": ["/x"]}, "numbers of layers"),
         ({"store": "../../elsewhere"}, "expected a store below the root"),
         ({"utterances": 11}, "receipt of 10 trials"),
+        ({"utterances": 10.0}, "utterances: expected a whole number above 0, got 10.0"),
+        ({"views": ["clean"] * 9_999}, "lists of views and layers, each once"),
+        ({"layers": "25"}, "lists of views and layers, each once"),
+        ({"encoder": {}}, "another spec"),
+        ({"pool": [1]}, "expected a receipt, or those of a pool by set"),
+        ({"pool": {"train": None}}, "expected a receipt, or those of a pool by set"),
         ({"digest": "0" * 64}, "expected the bytes that"),
     ):
         far(place, **changes)
@@ -191,6 +199,47 @@ def test_receipts_of_strangers_are_checked(place: Path) -> None:
             run("pull", "train", str(place))
         (place / "sets/train.json").write_text(before)
     assert not RECEIPT.exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "spoil", "message"),
+    [
+        ("clean/layer_02", lambda b: np.full_like(b, np.nan), "expected finite numbers, and 1 frame"),
+        ("clean/pooled_02", lambda b: np.full_like(b, np.inf), "expected finite numbers, and 1 frame"),
+        ("n_frames", lambda b: b * 0, "expected finite numbers, and 1 frame"),
+        ("n_frames", lambda b: b + 99, "expected finite numbers, and 1 frame"),
+        ("clean/layer_02", lambda b: b[:2], "expected 244 bytes, got 156"),
+        ("clean/layer_02", None, "expected rows with their checksums and their index, got others"),
+    ],
+)
+def test_numbers_of_strangers_are_checked_before_they_are_taken(
+    place: Path, array: str, spoil: Callable[[Any], Any] | None, message: str
+) -> None:
+    """Also where the marker has the checksum of their bytes."""
+    store = Store.open(next(place.glob("*/*.zarr")))
+    path, marker = store.shard_path(array, 0), store.marker("clean", 0)
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    if spoil is None:
+        data = np.zeros_like(data)
+    elif array == "n_frames":
+        data = encode_chunk(spoil(data[:-4].view("<i4")))
+    else:
+        row, dtype = ((5, 4), "<f2") if "layer" in array else ((2, 4), "<f4")
+        size = np.prod(row) * np.dtype(dtype).itemsize
+        block = np.ascontiguousarray(data[: 4 * (size + 4)].reshape(4, -1)[:, :-4]).view(dtype).reshape(4, *row)
+        data = encode_shard(spoil(block), shard=4)
+    path.write_bytes(data.tobytes())
+    store._mark("clean", 0, marker | {array: hashlib.sha256(data.tobytes()).hexdigest()})
+    with pytest.raises(InputError, match=rf"nothing of their shard was taken; (?s:.*){message}"):
+        run("pull", "train", str(place))
+    assert not RECEIPT.exists()
+
+
+def test_a_marker_of_other_values_is_refused(place: Path) -> None:
+    store = Store.open(next(place.glob("*/*.zarr")))
+    store._mark("clean", 0, store.marker("clean", 0) | {"clean/layer_02": 3})
+    with pytest.raises(InputError, match=r"00000\.json: expected a marker of checksums, got another value of 'clean"):
+        run("pull", "train", str(place))
 
 
 def test_a_store_under_another_name_is_refused(place: Path) -> None:

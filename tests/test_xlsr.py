@@ -269,6 +269,7 @@ def test_keys_of_a_configuration_that_are_not_known_do_nothing(
         ({"num_attention_heads": 5}, "expected a hidden_size that num_attention_heads"),
         ({"conv_dim": [16, 16]}, "not the configuration of a wav2vec2: .*(?s:.*)convolutional layers"),
         ({"conv_stride": [0] * 7}, "conv_stride"),
+        ({"conv_stride": [2] * 6 + [1]}, "expected conv_stride of 80 samples or more in all, got 64"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
         ({"hidden_act": "os.system"}, "hidden_act"),
         ({"hidden_act": ["gelu"]}, "hidden_act"),

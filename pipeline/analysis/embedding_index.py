@@ -28,7 +28,7 @@ from pipeline.analysis.embeddings import (
 from pipeline.analysis.exact_search import BLOCK, SEED, Ids, Vectors, compared, distances, nearest_ids, one_thread
 from pipeline.analysis.index_file import Kind
 from pipeline.core.errors import InputError, listing
-from pipeline.core.files import folder_beside, replace_folder, writing
+from pipeline.core.files import folder_beside, replace_folder, write_text, writing
 
 FLAT_UP_TO = 200_000  # the most utterances with an exact (flat) index
 IVF_UP_TO = 2_000_000  # the most utterances with an index (IVF) of full vectors
@@ -58,7 +58,7 @@ def build(
     names = _checked(folder, utterances)
     beside = folder_beside(folder)
     _write_vectors(beside / VECTORS_FILE, batches, names)
-    (beside / UTTERANCES_FILE).write_text("\n".join([*names, ""]), encoding="utf-8")
+    write_text(beside / UTTERANCES_FILE, "\n".join([*names, ""]))
     vectors = mapped(beside / VECTORS_FILE)
     kind = _kind(len(names))
     index = _index(vectors, kind, normalize=normalize)
@@ -71,7 +71,7 @@ def build(
     record = {"count": len(names), "embedding_dim": vectors.shape[1], "normalize": normalize, "kind": kind}
     record |= {"recall": round(recall, 4), "bytes": sizes}
     record["crc32c"] = {name: checksum(beside / name) for name in files}
-    (beside / CARD_FILE).write_text(json.dumps(facts | record, indent=2) + "\n")
+    write_text(beside / CARD_FILE, json.dumps(facts | record, indent=2) + "\n")
     replace_folder(beside, folder, mark=CARD_FILE)
     return read(folder)
 
@@ -101,11 +101,13 @@ def _write_vectors(path: Path, batches: Iterable[Vectors], names: Sequence[str])
             if not width:
                 width = rows.shape[1]
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), width)}
-                np.lib.format.write_array_header_1_0(file, header)
+                np.lib.format.write_array_header_1_0(file, header)  # into the buffer of the file
             if rows.shape[1:] != (width,) or done + len(rows) > len(names):
                 raise ValueError(f"expected {len(names)} embeddings of width {width}, got {rows.shape} after {done}")
             _check_finite(rows, names[done : done + len(rows)])
-            file.write(rows.data)
+            with writing(path):
+                file.write(rows.data)
+                file.flush()
             done += len(rows)
     if done != len(names):
         raise ValueError(f"expected an embedding of each of {len(names)} utterances, got {done}")

@@ -43,6 +43,7 @@ CARD_FILE = "embeddings.json"
 KEYS = ("count", "embedding_dim", "normalize", "kind", "recall", "bytes")  # of the record, which may have further ones
 REMEDY = "run `dvc repro -f flow/analyse/dvc.yaml`"
 RERANKED = 10  # candidates of IVF-PQ for each wanted neighbour
+GREATEST = 1e15  # of a value from elsewhere: the square of a distance is a float32
 READ_AT_ONCE = 2**24  # bytes
 
 
@@ -110,7 +111,8 @@ def of_run(folder: Path, run: Path, name: str, table: Trials, *, indexed: bool =
     Raises InputError where the folder has those of another run, set or trials.
     """
     found = read(folder, indexed=indexed)
-    wanted = identity(run, name, table) | {"normalize": runs.index(run).normalize_query}
+    centroids = runs.index(run)
+    wanted = identity(run, name, table) | {"normalize": centroids.normalize_query, "embedding_dim": centroids.index.d}
     got = {key: found.record.get(key) for key in wanted}
     if got != wanted or found.utterances.tolist() != table.utterance.tolist():
         raise InputError(f"{folder}: expected the embeddings of {wanted}, got those of {got}; {REMEDY}")
@@ -204,8 +206,11 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _exact_index(path: Path, vectors: Vectors, *, normalize: bool) -> Any:
-    if not vectors.size or not np.isfinite(vectors).all():
-        raise InputError(f"{path}: expected finite embeddings, got {vectors.shape} with NaN or infinity; {REMEDY}")
+    if not vectors.size or not (np.abs(vectors) <= GREATEST).all():
+        raise InputError(
+            f"{path}: expected finite embeddings up to {GREATEST:g}, got {vectors.shape} with NaN, infinity or more; "
+            f"{REMEDY}"
+        )
     index = faiss.IndexFlatL2(vectors.shape[1])
     index.add(compared(vectors, normalize=normalize))
     return index

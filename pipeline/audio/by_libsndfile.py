@@ -26,8 +26,8 @@ PCM_BYTES = {
     "DOUBLE": 8,
 }
 FORMATS = ("AIFF", "AU", "CAF", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX")  # cut ones are seen
-WRONG = "(should be"
-WRONG_SIZE = re.compile(r"^(?!\s*(?:Bytes/sec|Block Align|Bit Width)).*?(\d+) \(should be", re.MULTILINE)  # in the log
+WRONG = "(should be"  # in the log of libsndfile
+WRONG_SIZE = re.compile(r"^(?!\s*(?:Bytes/sec|Block Align|Bit Width)).*?(\d+) \(should be (-?\d+)", re.MULTILINE)
 
 NIST_SAMPLES, NIST_HEADER = re.compile(rb"^sample_count -i (\d{1,18})\s*$", re.MULTILINE), 1_024
 
@@ -53,8 +53,9 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing) -> Track:
         with soundfile.SoundFile(_Memory(data)) as file:
             # libsndfile accepts a WAV file that is cut off. Only its log says so.
             log = file.extra_info
-            if WRONG in log and any(int(size) < UNKNOWN_BYTES for size in WRONG_SIZE.findall(log)):
-                raise whole.cut_off(name)
+            sizes = [(int(stated), int(has)) for stated, has in WRONG_SIZE.findall(log)] if WRONG in log else []
+            if wrong := [size for size in sizes if size[0] < UNKNOWN_BYTES]:
+                raise whole.cut_off(name, stated=wrong[-1][0], has=wrong[-1][1])
             _check_stated(name, data, kind, file)
             track = Track(name, file.samplerate, hearing)
             hearing.check(file.frames, file.samplerate)
@@ -98,8 +99,9 @@ def _check_heard(track: Track, data: bytes, kind: str | None, file: soundfile.So
     """Compare what was decoded with the bytes of the file. Raises as `decode`."""
     if missing := whole.missing(track, whole.counted(data, kind, track.rate)):
         raise UndecodableError(missing)
-    if file.format == "NIST" and (stated := NIST_SAMPLES.search(data[:NIST_HEADER])) and int(stated[1]) > track.length:
-        raise whole.cut_off(track.name)
+    stated = NIST_SAMPLES.search(data[:NIST_HEADER]) if file.format == "NIST" else None
+    if stated and int(stated[1]) > track.length:
+        raise whole.cut_off(track.name, has=track.length, stated=int(stated[1]), of="samples")
     width = PCM_BYTES.get(file.subtype, 0) * file.channels
     if kind in ("caf", "au", None) and width and len(data) - track.length * width > whole.OVERHEAD:
         raise InputError(

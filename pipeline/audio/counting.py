@@ -246,12 +246,15 @@ def ogg_pages(data: bytes) -> Iterator[Page]:
         place = end if data.startswith(b"OggS", end) else data.find(b"OggS", end)
 
 
-def ogg_is_whole(data: bytes) -> bool:
-    """Whether the last page is there to its end, with all of its last packet."""
-    last = None
-    for last in ogg_pages(data):  # noqa: B007
-        pass
-    return last is not None and data.rfind(b"OggS") < last.end and last.lacing[-1:] != b"\xff"
+def ogg_size(data: bytes) -> int:
+    """The bytes that the pages of a file state; at least one more than it has, where the last packet is not whole."""
+    end, unfinished = 0, True
+    for page in ogg_pages(data):
+        end, unfinished = page.end, page.lacing[-1:] == b"\xff"
+    if (place := data.rfind(b"OggS")) >= end:  # a page that is cut off
+        body = place + 27 + (data[place + 26] if place + 26 < len(data) else 1)
+        return max(body + sum(data[place + 27 : body]), len(data) + 1)
+    return len(data) + 1 if unfinished else end
 
 
 class Ogg(NamedTuple):

@@ -115,8 +115,10 @@ def _bytes(path: Path) -> bytes:
     return found
 
 
-def of_samples(samples: Samples, rate: int, *, name: str, channel: Channel = MEAN) -> Samples:
+def of_samples(samples: Samples, rate: int, *, name: str, channel: Channel = MEAN) -> tuple[Samples, tuple[str, ...]]:
     """Samples (n,) or (n, channels) float32 at `rate` Hz, as a file that holds them decodes: (samples,) at 16 kHz.
+
+    Returns them, and what makes them doubtful, as `Audio` has it.
 
     Raises InputError, which starts with the name, for other arrays and for what `read` refuses in a file.
     """
@@ -128,7 +130,7 @@ def of_samples(samples: Samples, rate: int, *, name: str, channel: Channel = MEA
     with Hearing(name, channel=channel) as hearing:
         track = Track(name, int(rate), hearing)
         track.add(found.reshape(len(found), -1))
-        return samples_of(name, [track])
+        return samples_of(name, [track]), warnings_of([track])
 
 
 def _decode(name: str, data: bytes, hearing: Hearing) -> Track:

@@ -76,7 +76,8 @@ def _estimate_all(
                 problems.append(result)
                 continue
             key = str(table.utterance[row]), str(table.content[row])
-            writer.writerow([files.safe_cell(cell) for cell in (*key, identity, result)])
+            with files.writing(cache):
+                writer.writerow([files.safe_cell(cell) for cell in (*key, identity, result)])
             found[key] = result
     if problems:
         raise InputError(
@@ -107,11 +108,13 @@ def _read(cache: Path, identity: str) -> dict[Key, float]:
 
     Raises InputError, with the line, for a file that is no cache of estimates.
     """
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
     data = cache.read_bytes() if cache.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if HEADER.encode().startswith(data):
-        cache.write_text(HEADER, encoding="utf-8")
+        with files.writing(cache):
+            cache.write_text(HEADER, encoding="utf-8")
         return {}
     known = _entries(cache, whole, identity)
     if len(whole) < len(data):

@@ -2,7 +2,8 @@
 
 Such audio has a path as a file has, of the Parquet file, the column and the row: `data/test-00000.parquet/audio/17`.
 The column holds the bytes, or a struct with the field `bytes`. A file is read by row groups, and the last ones are
-kept, so rows that are read in order cost one reading, and nothing is unpacked to the disk.
+kept, so rows that are read in order cost one reading, and nothing is unpacked to the disk. A file of a few kilobytes
+can state any number of rows, and name one value in all of them: both are bounded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pipeline.core.errors import InputError
 
 SUFFIX = ".parquet"
 KEPT = 2  # row groups of audio in memory
+MOST_ROWS = 2**22  # of a file
+MOST_BYTES = 2**32  # of the audio of a row group
 ALONE = threading.Lock()  # so that threads that want the same row group read it once
 
 
@@ -30,7 +33,13 @@ def open_file(path: Path) -> Any:
     except ImportError:
         raise InputError(f'{path}: Parquet files need pyarrow; pip install "bonafide[parquet]"') from None
     with telling(path):
-        return parquet.ParquetFile(path, memory_map=True)
+        file = parquet.ParquetFile(path, memory_map=True)
+    if file.metadata.num_rows > MOST_ROWS:
+        raise InputError(
+            f"{path}: expected at most {MOST_ROWS:,} rows, got {file.metadata.num_rows:,}; write it anew in several "
+            "files"
+        )
+    return file
 
 
 @contextlib.contextmanager
@@ -97,8 +106,16 @@ def _group(column: Path, _changed: int, group: int) -> Any:
             f"{column.parent}: expected a column {column.name} with the bytes of audio files, got {kind or 'none'}; "
             f"its columns are {', '.join(file.schema_arrow.names)}"
         )
+    rows, size = [], 0
     with telling(column.parent):
-        found = file.read_row_group(group, columns=[column.name]).column(0).combine_chunks()
+        for row in file.iter_batches(1, row_groups=[group], columns=[column.name], use_threads=False):
+            rows.append(row.column(0))
+            if (size := size + row.nbytes) > MOST_BYTES:
+                raise InputError(
+                    f"{column.parent}: expected row groups of at most {MOST_BYTES:,} bytes of audio, got more in row "
+                    f"group {group}; write it anew with fewer rows in a group"
+                )
+        found = pyarrow.concat_arrays(rows)
     return found.field("bytes") if pyarrow.types.is_struct(kind) else found
 
 

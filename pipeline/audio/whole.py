@@ -38,15 +38,15 @@ def declared(name: str, data: bytes) -> bytes:
 
 def check_end(name: str, data: bytes, kind: str | None) -> None:
     """Raise InputError where the last page of an Ogg file or a box of another container ends after the file."""
-    whole = True
+    stated = 0
     if kind == "ogg":
-        whole = counting.ogg_is_whole(data)
+        stated = counting.ogg_size(data)
     elif kind == "mp4":
-        whole = containers.end_of_boxes(data) <= len(data)
+        stated = containers.end_of_boxes(data)
     elif kind == "matroska":
-        whole = containers.end_of_segment(data) <= len(data)
-    if not whole:
-        raise cut_off(name)
+        stated = containers.end_of_segment(data)
+    if stated > len(data):
+        raise cut_off(name, has=len(data), stated=stated)
 
 
 def counted(data: bytes, kind: str | None, rate: int) -> float | None:
@@ -79,9 +79,12 @@ def of_another_kind(name: str, kind: str | None, *, reason: str = "") -> InputEr
     )
 
 
-def cut_off(name: str) -> InputError:
-    """The error for a file that ends before its header says."""
-    return InputError(f"{name}: the file is shorter than its header says; it is cut off, copy or download it again")
+def cut_off(name: str, *, has: int, stated: int, of: str = "bytes") -> InputError:
+    """The error for a file that ends before its header says. stated: at least so many."""
+    return InputError(
+        f"{name}: the file is shorter than its header says: it has {has} of at least {stated} {of}; it is cut off, "
+        "copy or download it again"
+    )
 
 
 def damaged(name: str, details: str) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -12,9 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn, TextIO
 
 SHOWN = 10
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+MAKE_ROOM = "make room, or allow writing there, and run the same command again"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk, a used-up quota and a file that may not grow
 BROKEN_PIPE = 141  # the exit code of a command that SIGPIPE ended
 # What no name may have and no terminal gets: control characters, line and paragraph separators, marks that turn the
 # direction of text, byte order marks, and halves of characters (surrogates).
@@ -65,18 +69,43 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of the output has ended, so the command did not finish its work
         os._exit(BROKEN_PIPE)
     except OSError as error:  # no permission, no space, no such folder: the system's own words say it
-        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    except (ValueError, RuntimeError) as error:  # Python gives these two for paths no system could open
-        if not str(error).startswith(("embedded null", "Symlink loop")):
+        message = _of_the_system(error)
+    except Exception as error:
+        if (found := _known(error)) is None:
             raise
-        message = f"{error}: expected the path of a file or folder; mend the path or the link"
+        message = found
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         raise SystemExit(INTERRUPTED) from None
     else:
         return
-    print(f"error: {printable(message)}", file=sys.stderr)
+    _say(f"error: {printable(message)}")
     raise SystemExit(2)
+
+
+def _of_the_system(error: OSError) -> str:
+    """The system's own words for an error, the path where it names one, and a remedy where a disk is full."""
+    words = (error.strerror or str(error)) if error.filename else str(error)
+    if error.errno in FULL and MAKE_ROOM not in words:
+        words = f"{words}; {MAKE_ROOM}"
+    return f"{words}: {error.filename}" if error.filename else words
+
+
+def _known(error: Exception) -> str | None:
+    """A message for an error of Python and of libraries that is no fault of the program; None for any other."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return "there is not enough memory: run the same command again with less at once, or on a larger machine"
+    if isinstance(error, ValueError | RuntimeError) and str(error).startswith(("embedded null", "Symlink loop")):
+        return f"{error}: expected the path of a file or folder; mend the path or the link"
+    if f"{type(error).__module__}.{type(error).__name__}" == "sqlite3.OperationalError":  # DVC keeps databases
+        return f"{error}: expected to write a database of DVC; {MAKE_ROOM}"
+    return None
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr, if anything can be written there."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def collect_garbage_seldom() -> None:
@@ -89,13 +118,21 @@ def collect_garbage_seldom() -> None:
 
 
 class PlainStream(io.TextIOWrapper):
-    """A stream for people. Characters that it cannot encode, or that no terminal gets, are written as escapes."""
+    """A stream for people. Characters that it cannot encode, or that no terminal gets, are written as escapes.
+
+    failed: the error of the last write that failed. argparse ignores it when it prints help.
+    """
 
     escaped = ON_STDOUT
+    failed: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write text; returns the number of characters of `text`."""
-        super().write(printable(text, self.escaped))
+        try:
+            super().write(printable(text, self.escaped))
+        except OSError as error:
+            self.failed = error
+            raise
         return len(text)
 
 
@@ -169,10 +206,34 @@ def run_command(main: Callable[[], None]) -> None:
     except SystemExit as ended:
         code = ended.code
     try:
-        exit_on_input_error(sys.stdout.flush)
-    except SystemExit:  # what stands in its buffer can never be written, and Python would try again
-        os._exit(2)
-    sys.stderr.flush()
+        _finish(sys.stdout)
+    except OSError as error:
+        _end_unwritten(error, code)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os._exit(code if isinstance(code, int) else 2)
     if code in (0, None):
         os._exit(0)
     raise SystemExit(code)
+
+
+def _finish(stream: TextIO) -> None:
+    """Write what stands in the buffer of a stream. Raises OSError where this, or a write before, failed."""
+    stream.flush()
+    if isinstance(stream, PlainStream) and stream.failed is not None:
+        raise stream.failed
+
+
+def _end_unwritten(error: OSError, code: str | int | None) -> NoReturn:
+    """End this process, whose stdout did not take all. A command that has failed, with 2 or more, has said why.
+
+    What stands in the buffer can never be written, and at the usual end Python would try again.
+    """
+    if code in (0, 1, None):
+        code = BROKEN_PIPE if isinstance(error, BrokenPipeError) else 2
+        if code == 2:
+            _say(f"error: {printable(_of_the_system(error))}")
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 2)

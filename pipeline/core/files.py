@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.core.errors import InputError
+from pipeline.core.errors import MAKE_ROOM, InputError
 from pipeline.core.object_store import OPTIONS, is_local, reaching, read_files
 
 FORMULA = "=+-@'"  # how a formula begins, and the quote that marks text
@@ -61,12 +61,28 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Add the path and a remedy to an OSError: for a full disk the system does not even name the file."""
+    """Add the path and a remedy to an OSError: for a full disk the system does not even name the file.
+
+    Raises InputError where a file stands in the place of a folder.
+    """
     try:
         yield
+    except (NotADirectoryError, FileExistsError, IsADirectoryError):
+        raise InputError(_blocked(path)) from None
     except OSError as error:
-        mend = "make room, or allow writing there, and run the same command again"
-        raise OSError(error.errno, f"{error.strerror or error}; {mend}", str(path)) from None
+        if MAKE_ROOM in str(error):  # a path within is told
+            raise
+        raise OSError(error.errno, f"{error.strerror or error}; {MAKE_ROOM}", str(path)) from None
+
+
+def _blocked(path: Path) -> str:
+    """What stands in the way of a path that cannot be written."""
+    if path.is_dir():
+        return f"{path}: expected a free place or a file, got a folder; name another place"
+    for above in path.parents:
+        if above.exists() and not above.is_dir():
+            return f"{path}: expected folders above it, got the file {above}; name another place"
+    return f"{path}: expected a free place or a folder, got a file; name another place"
 
 
 def flush_names(folder: Path) -> None:
@@ -81,10 +97,15 @@ def flush_names(folder: Path) -> None:
 def folder_of(url: str) -> Path:
     """The folder at a path in the project, or at a URL such as s3://bucket/features.
 
-    Raises InputError for a URL that fsspec does not know, or that needs a package which is not installed.
+    Raises InputError for a URL that fsspec does not know, or that needs a package which is not installed; and where a
+    file is in the place of a folder.
     """
     if "://" not in url or url.startswith("file://"):
-        return in_project(url.removeprefix("file://"))
+        found_here = in_project(url.removeprefix("file://"))
+        for path in (found_here, *found_here.parents):
+            if path.is_file():
+                raise InputError(f"{found_here}: expected a folder, got the file {path}; name another place")
+        return found_here
     import fsspec  # type: ignore[import-untyped]  # here, because the packages for object stores import slowly
     from upath import UPath
 
@@ -98,11 +119,16 @@ def folder_of(url: str) -> Path:
     try:
         found = UPath(url, **options)
         found.fs  # noqa: B018  # opens the file system, so that errors come here
+        found / "folder"  # some kinds, such as data://, have nothing below them
     except ImportError as error:
         install = 'pip install "bonafide[s3]"' if protocol == "s3" else f"install what fsspec needs for {protocol}://"
         raise InputError(f"{url}: {install}: {error}") from None
     except Exception as error:  # each kind of store has its own errors
         raise InputError(f"{url}: expected a folder, or the URL of one that fsspec can open: {error}") from None
+    if isinstance(found, Path):  # as universal_pathlib takes URLs that it does not know
+        raise InputError(
+            f"{url}: expected a folder, or the URL of one, such as s3://bucket/features; {protocol}:// is none"
+        )
     return cast(Path, found)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
-from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
+from pipeline.core.files import check_place, folder_beside, replace_folder, write_text, writing
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.detect import hub
@@ -52,12 +52,12 @@ def write(run: str, folder: Path) -> dict[str, Any]:
     there = dataclasses.replace(parts, root=beside)
     there.run.mkdir(parents=True)
     for name in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE):
-        shutil.copyfile(parts.run / name, there.run / name)
+        _copy(parts.run / name, there.run / name)
     if parts.embeddings.is_dir():
         _, table = parts.training()
         there.embeddings.mkdir(parents=True)
         for name in EMBEDDED:
-            shutil.copyfile(parts.embeddings / name, there.embeddings / name)
+            _copy(parts.embeddings / name, there.embeddings / name)
         write_text(there.trials, trial_table.to_csv(_labels_alone(table)))
     named = _write_encoder(parts, settings.encoder, beside / ENCODER)
     card = card_of(parts, settings, named) | {"files": _digests(beside)}
@@ -65,6 +65,11 @@ def write(run: str, folder: Path) -> dict[str, Any]:
     write_text(beside / MODEL_CARD_FILE, model_card(card))
     replace_folder(beside, folder, mark=CARD_FILE)
     return card
+
+
+def _copy(source: Path, target: Path) -> None:
+    with writing(target):
+        shutil.copyfile(source, target)
 
 
 def _digests(folder: Path) -> dict[str, str | None]:

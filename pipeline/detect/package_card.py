@@ -8,9 +8,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.analysis import embeddings
 from pipeline.core.errors import InputError, listing
@@ -25,6 +25,7 @@ ENCODER = "encoder"  # the folder of weights that are copied
 EMBEDDED = (embeddings.VECTORS_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
 MOST_BYTES = 16 * 2**20  # of a card; with many sets and attacks it has 100 kB
 MOST_SAMPLES = 16_000 * 600  # of a window, ten minutes
+MOST_AT_ONCE = 2**28  # samples of a batch, 1 GB
 MOST_WEIGHTS = 2_500_000_000  # of a random encoder; the largest XLSR has 2.2 billion
 MOST_LAYERS = 200
 EXPLAINING = ("embeddings/", "trials/")  # files that explanations alone need
@@ -86,6 +87,12 @@ class PackageCard(_PackageSection):
     files: dict[FileName, Digest]
     sets: tuple[_PackedSet, ...] = ()
 
+    @model_validator(mode="after")
+    def _fits_memory(self) -> Self:
+        if self.batch_size * self.features.window.samples > MOST_AT_ONCE:
+            raise ValueError(f"expected batch_size windows of {MOST_AT_ONCE:,} samples at most, got more")
+        return self
+
     @property
     def needed(self) -> list[str]:
         """The files that detection needs."""
@@ -135,10 +142,14 @@ def _check_links(folder: Path) -> None:
     """
     root = folder.resolve()
     roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    every = (Path(base, name) for base, folders, files in os.walk(folder) for name in (*folders, *files))
-    wrong = [
-        path.relative_to(folder).as_posix() for path in every if path.is_symlink() and not _leads_below(path, roots)
-    ]
+    try:
+        every = (Path(base, name) for base, folders, files in os.walk(folder) for name in (*folders, *files))
+        links = [path for path in every if path.is_symlink()]
+    except RecursionError:
+        raise InputError(
+            f"{folder}: expected the folder of a package, got one with folders nested without end"
+        ) from None
+    wrong = [path.relative_to(folder).as_posix() for path in links if not _leads_below(path, roots)]
     if wrong:
         raise InputError(
             f"{folder}: expected files of the package alone, got links that lead out of it or nowhere; copy it with "

@@ -164,7 +164,9 @@ class System:
 
         samples: (n,), or (n, channels), float32, at `rate` Hz. Raises InputError for samples that cannot be scored.
         """
-        head = self._first(IN_MEMORY, decode.of_samples(samples, rate, name=str(IN_MEMORY), channel=self.channel))
+        heard, warnings = decode.of_samples(samples, rate, name=str(IN_MEMORY), channel=self.channel)
+        self._check_scale(IN_MEMORY, warnings)
+        head = self._first(IN_MEMORY, heard, warnings)
         (found,) = self._detections([head], None)
         return found.score
 
@@ -176,14 +178,15 @@ class System:
             return Unreadable(path, str(error))
 
     def _decoded(self, path: Path, *, keep: int | None = None) -> Audio:
-        """A file of which the first samples are kept, or all. Raises InputError for whatever is wrong with any of it.
-
-        The scale of the samples is wrong, too, where it is doubtful and the encoder does not normalize.
-        """
+        """A file of which the first samples are kept, or all. Raises InputError for whatever is wrong with it."""
         audio = _decoded(path, channel=self.channel, keep=keep)
-        if audio.warnings and self.parts.features.get("normalize") == "none":
-            raise InputError(f"{path}: {'; '.join(audio.warnings)} (the encoder of this run does not normalize)")
+        self._check_scale(path, audio.warnings)
         return audio
+
+    def _check_scale(self, path: Path, warnings: Sequence[str]) -> None:
+        """Raise InputError where samples are doubtful and the encoder does not normalize them."""
+        if warnings and self.parts.features.get("normalize") == "none":
+            raise InputError(f"{path}: {'; '.join(warnings)} (the encoder of this run does not normalize)")
 
     def _first(self, path: Path, decoded: Samples, warnings: tuple[str, ...] = ()) -> _Head:
         """The first window. Raises InputError where it is silent."""

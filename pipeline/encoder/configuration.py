@@ -6,6 +6,7 @@ a configuration names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +46,7 @@ KINDS: dict[str, Any] = {
 }
 LOG_MEL = ("wav2vec2-bert", "whisper")  # kinds that take features of samples as they are
 SLACK = 2**22  # bytes that files may be too small; smaller gaps are told by the names of weights
+LEAST_STRIDE = 80  # samples from frame to frame; the encoders that are published have 320
 UNUSED = "masked_spec_embed"  # used only in pretraining, and missing in some checkpoints
 
 
@@ -170,6 +172,9 @@ def _config(path: Path, kind: str, found: dict[str, Any], quiet: dict[str, Any])
             f"{path}: expected a hidden_size that num_attention_heads and num_conv_pos_embedding_groups divide, and as "
             f"many conv_dim as conv_kernel and conv_stride; {MEND}"
         )
+    stride = math.prod(getattr(config, "conv_stride", [LEAST_STRIDE]))
+    if stride < LEAST_STRIDE:  # attention takes time and memory by the square of the frames
+        raise InputError(f"{path}: expected conv_stride of {LEAST_STRIDE} samples or more in all, got {stride}; {MEND}")
     if kind == "wav2vec2-conformer" and config.position_embeddings_type == "relative_key":
         raise InputError(f"{path}: expected position_embeddings_type relative or rotary, got relative_key; {MEND}")
     return config

@@ -150,7 +150,7 @@ def save(model: Wav2Vec2Model, folder: Path, *, card: Card | None = None) -> Non
 
 def write_note(folder: Path, text: str) -> None:
     """Write a note about the contents of the encoder's folder. For a frozen encoder the note is all that it holds."""
-    (folder / NOTE_FILE).write_text(text + "\n")
+    write_text(folder / NOTE_FILE, text + "\n")
 
 
 def _random(shape: RandomEncoder) -> Wav2Vec2Model:

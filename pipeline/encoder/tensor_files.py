@@ -1,14 +1,19 @@
 """Read a file of weights by its content, whatever its suffix, and run nothing that is in it.
 
 Two formats are read: safetensors, and what `torch.save` writes. Of the second kind only tensors and plain containers
-are unpickled. Objects that trainers commonly save beside the weights are not made; a stand-in takes their place.
+are unpickled. Objects that trainers commonly save beside the weights are not made; a stand-in takes their place. A
+small file of that kind can take any time and memory, so it is read in a process of its own before.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
+import resource
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +26,8 @@ from pipeline.core.errors import InputError
 
 DEEPEST = 8  # levels of containers below which tensors are looked for
 LARGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
+SECONDS, BYTES_A_SECOND = 8, 10_000_000  # of the processor, for a file that `torch.save` wrote
+SHARED = 4  # how often the weights of a file may have the same bytes, as parts with several names do
 MEND = "download it again from where it was published"
 # Names that torch gives for what it does not unpickle.
 REFUSED = re.compile(r"GLOBAL ([\w.]+)|unrecognized function (\S+)|got <class '([\w.]+)'>")
@@ -147,6 +154,54 @@ def check_kind(path: Path) -> None:
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
+    _check_zip(path)
+    _check_apart(path)
+    found = _load(path)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(found).values())
+    if held > SHARED * (path.stat().st_size + LARGEST_HEADER):
+        raise InputError(
+            f"{path}: expected weights of about {path.stat().st_size:,} bytes, as the file has, got {held:,}: they "
+            f"share memory; {MEND}"
+        )
+    return found
+
+
+def _check_zip(path: Path) -> None:
+    """Raise InputError for a ZIP file with more in it than it has bytes. torch.save compresses nothing."""
+    if not _head(path).startswith(b"PK"):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            held = sum(entry.file_size for entry in file.infolist())
+    except Exception:  # a damaged file gives errors of many kinds; torch.load says which
+        return
+    if held > path.stat().st_size:
+        raise InputError(
+            f"{path}: expected a checkpoint as torch.save writes it, got a compressed one with {held:,} bytes; {MEND}"
+        )
+
+
+def _check_apart(path: Path) -> None:
+    """Read a file in a process with a limited time. Raises InputError where that ends it, or it crashes."""
+    seconds = SECONDS + path.stat().st_size // BYTES_A_SECOND
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; the child waits for none
+        child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _load(path)
+        finally:
+            os._exit(0)  # what was wrong is said later
+    if os.waitpid(child, 0)[1]:
+        raise InputError(
+            f"{path}: reading it takes more than {seconds} s of processor time, or ends the process; it is damaged, or "
+            f"made to do that; {MEND}"
+        )
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         # Given the path, torch.load goes by its suffix.
         with torch.serialization.safe_globals(ALLOWED), path.open("rb") as file:

@@ -6,7 +6,7 @@
 
 Shards are copied one by one, each held against the checksums of its marker before it is written. The marker comes last,
 so a copy that was cut off goes on with the first shard that is not whole. What comes from elsewhere is not trusted:
-names and shapes are made here, from the receipt and the spec.
+names and shapes are made here, from the receipt and the spec, and the numbers of every shard are checked.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,10 +32,13 @@ from pipeline.core.files import write_bytes, write_text
 from pipeline.core.object_store import is_there, read_files
 from pipeline.core.trial_table import UNKNOWN
 from pipeline.features import receipt_files
+from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES, encode_chunk, encode_shard
+from pipeline.features.specs import Spec
 from pipeline.features.store import Store
 
 SETS = "sets"
 DEEPEST_LAYER = 200
+OF_THE_SPEC = ("encoder", "trials", "utterances", "frames", "channels")  # in a receipt, too
 
 
 def push(
@@ -81,7 +85,8 @@ def pull(name: str, place: Path, *, root: Path, receipts: Path, tables: Path) ->
                 raise InputError(f"{receipt}: expected the receipt of the same features, got others; move it away")
         for one, found in told.items():
             store = Store.open(place / found["store"])
-            if store.spec.folder(one) != found["store"] or store.spec.utterances != found["utterances"]:
+            facts = dataclasses.asdict(store.spec)
+            if store.spec.folder(one) != found["store"] or any(found[key] != facts[key] for key in OF_THE_SPEC):
                 raise InputError(f"{store.path}: expected the store that its name stands for, got another spec")
             copied += _copy(store, root, one, found)
         receipt_files.open_sets(far_receipt, trial_table.read(table if table.is_file() else far_table), root=root)
@@ -166,6 +171,9 @@ def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Seq
         for array, path in places.items()
         if _sha256(found.get(path)) != told[array]
     ]
+    if not wrong:
+        flaws = {path: _flaw(source.spec, array, shard, found[path]) for array, path in places.items()}
+        wrong = [f"{path}: {flaw}" for path, flaw in flaws.items() if flaw]
     if wrong:
         raise InputError(
             f"{len(wrong)} shard files are damaged, and nothing of their shard was taken; push the features there "
@@ -175,6 +183,35 @@ def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Seq
         facts = {key: value for key, value in told.items() if key.rpartition(" ")[2] in lacking}
         target.take(view, shard, {array: found[path] for array, path in places.items()}, facts)
     return bool(lacking)
+
+
+def _flaw(spec: Spec, array: str, shard: int, data: bytes) -> str:
+    """What is wrong with the bytes of a shard file: they are not those of finite numbers as a store writes them."""
+    rows, name = len(spec.rows(shard)), array.rpartition("/")[2]
+    shape: tuple[int, ...]
+    if array == "n_frames":
+        shape, dtype = (spec.shard,), "<i4"
+    elif name.startswith("scale_"):
+        shape, dtype = (spec.channels,), "<f4"
+    else:
+        pooled = name.startswith("pooled_")
+        shape = (rows, 2 if pooled else spec.frames, spec.channels)
+        dtype = "<f4" if pooled else spec.storage
+    size, chunks = math.prod(shape) * np.dtype(dtype).itemsize, rows if len(shape) == 3 else 1
+    index = spec.shard * INDEX_ENTRY_BYTES + CRC_BYTES if len(shape) == 3 else 0
+    if len(data) != size + chunks * CRC_BYTES + index:
+        return f"expected {size + chunks * CRC_BYTES + index} bytes, got {len(data)}"
+    whole = np.frombuffer(data, np.uint8)
+    values = np.ascontiguousarray(whole[: len(data) - index].reshape(chunks, -1)[:, :-CRC_BYTES])
+    block = values.reshape(-1).view(dtype).reshape(shape)
+    encoded = encode_shard(block, shard=spec.shard) if index else encode_chunk(block)
+    if not np.array_equal(encoded, whole):
+        return "expected rows with their checksums and their index, got others"
+    if array == "n_frames":
+        sound = bool(((block[:rows] >= 1) & (block[:rows] <= spec.frames)).all())
+    else:
+        sound = bool(np.isfinite(block).all())
+    return "" if sound else "expected finite numbers, and 1 frame of an utterance or more, got others"
 
 
 def _sha256(data: bytes | None) -> str:

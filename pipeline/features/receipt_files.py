@@ -73,6 +73,8 @@ def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
     found = read_json(path, what="receipt", remedy=AGAIN)
     name = path.parent.name if "-" in path.stem else path.stem  # of a choice, or of the whole set
     receipts = found.get("pool", {name: found})
+    if not isinstance(receipts, dict) or not all(isinstance(receipt, dict) for receipt in receipts.values()):
+        raise InputError(f"{path}: expected a receipt, or those of a pool by set, got another JSON value; {AGAIN}")
     for receipt in receipts.values():
         if missing := [key for key in ("format", *RECEIPT) if key not in receipt]:
             raise InputError(f"{path}: expected a receipt, got JSON without {', '.join(missing)}; {AGAIN}")
@@ -80,7 +82,21 @@ def read_receipts(path: Path) -> dict[str, dict[str, Any]]:
             raise InputError(f"{path}: expected store format {FORMAT}, got {receipt['format']}; {AGAIN}")
         if not re.fullmatch(r"[0-9a-f]{16}/[a-z][a-z0-9_]*-[0-9a-f]{16}\.zarr", str(receipt["store"])):
             raise InputError(f"{path}: expected a store below the root of features, got {receipt['store']!r}; {AGAIN}")
+        _check(path, receipt)
     return dict(receipts)
+
+
+def _check(path: Path, receipt: Mapping[str, Any]) -> None:
+    """Raise InputError where values of a receipt have other types, or a layer or view comes twice."""
+    for key in ("utterances", "frames", "channels"):
+        if type(receipt[key]) is not int or receipt[key] < 1:
+            raise InputError(f"{path}: {key}: expected a whole number above 0, got {str(receipt[key])[:100]}; {AGAIN}")
+    for key in ("layers", "views"):
+        found = receipt[key]
+        if not isinstance(found, list) or len({str(one) for one in found}) < len(found):
+            raise InputError(
+                f"{path}: expected a receipt with lists of views and layers, each once, got another; {AGAIN}"
+            )
 
 
 def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str, Any]]]:
@@ -129,7 +145,7 @@ def selected(
             f"{store.path}: expected the layers {', '.join(missing)}, the features have "
             f"{', '.join(map(str, receipt['layers']))}; add them to extract.layers and run `dvc repro extract`"
         )
-    names = [CLEAN, *(view for view in views if view in receipt["views"])]
+    names = [CLEAN, *(view for view in views if view in receipt["views"] and view != CLEAN)]
     kept = {view: [layer for layer in layers if layer in receipt.get(IMPORTED, {}).get(view, ())] for view in names}
     imported = {view: taps for view, taps in kept.items() if taps}
     found = {

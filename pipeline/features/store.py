@@ -388,7 +388,11 @@ def _write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
 def _marker(path: Path, data: bytes | None) -> dict[str, str]:
     if data is None:
         return {}
-    return parse_json(path, data, what="marker", remedy="delete it and run `dvc repro -f extract`")
+    remedy = "delete it and run `dvc repro -f extract`"
+    found = parse_json(path, data, what="marker", remedy=remedy)
+    if wrong := [name for name, value in found.items() if not isinstance(value, str)]:
+        raise InputError(f"{path}: expected a marker of checksums, got another value of {wrong[0][:200]!r}; {remedy}")
+    return found
 
 
 def _sound(path: Path, data: bytes | None) -> dict[str, str]:

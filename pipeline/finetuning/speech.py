@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.audio import decode, loader, views, windowing
+from pipeline.audio import loader, windowing
 from pipeline.core import ahead
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
@@ -44,13 +44,9 @@ def load_clean(speech: Speech, row: int, *, window: WindowParams) -> Utterance:
 
 def load_view(speech: Speech, row: int, view: str, *, seed: int, epoch: int, window: WindowParams) -> Utterance:
     """The window of a trial in an augmented view; other epochs, other noise. Raises InputError naming the utterance."""
-    utterance = str(speech.trials.utterance[row])
-    try:
-        samples = decode.load(speech.root / str(speech.trials.path[row]), content=str(speech.trials.content[row]))
-    except InputError as error:
-        raise InputError(f"utterance {utterance}: {error}") from None
-    augmented = views.apply(view, samples, utterance=f"{seed} {epoch} {utterance}")
-    return windowing.window(augmented, length=window.samples, pad=window.pad)
+    clip = loader.clip_of(speech.trials, row, audio_root=speech.root)
+    seeded_by = f"{seed} {epoch} {clip.utterance}"
+    return loader.load_window(clip, view=view, window=window, normalized=speech.normalized, seeded_by=seeded_by)
 
 
 def loaded(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]]]:

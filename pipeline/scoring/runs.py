@@ -151,13 +151,9 @@ def backend(folder: Path) -> Any:
     facts = card(folder)
     kind = facts["kind"]
     weights = {name: torch.from_numpy(array) for name, array in _arrays(folder / BACKEND_FILE).items()}
-    make = partial(
-        members.member("backends", facts["backend"]).Backend,
-        layers=len(kind["layers"]),
-        channels=kind["channels"],
-        **facts["backend_parameters"],
-    )
+    made = members.member("backends", facts["backend"]).Backend
     try:
+        make = partial(made, layers=len(kind["layers"]), channels=kind["channels"], **facts["backend_parameters"])
         with torch.device("meta"), _at_most(len(weights)):
             wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
         if wrong := _misfits(wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
