@@ -25,7 +25,7 @@ from pipeline.commands import status
 from pipeline.commands import sweep as command
 from pipeline.core.errors import InputError
 from pipeline.extraction.dask_workers import CODE, Cluster
-from pipeline.sweep import starting
+from pipeline.sweep import starting, unchanged
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
@@ -236,6 +236,53 @@ def test_the_command_says_what_it_did_and_fails_with_2(here: Path, capsys: pytes
     assert capsys.readouterr().out == "All is up to date.\n"
     with pytest.raises(SystemExit, match="2"):
         command.main(["-j", "0"])
+
+
+def test_where_nothing_changed_dvc_is_not_asked(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.txt").write_text("bad")
+    command.main(["-j", "2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "Flow", None)
+        command.main([])
+        Path("elsewhere").mkdir()
+        with contextlib.chdir("elsewhere"):
+            command.main([])
+    assert capsys.readouterr().out.endswith("All is up to date.\nAll is up to date.\n")
+    command.main(["report"])  # with a target DVC is asked
+    for change in (
+        lambda: Path("one.txt").write_text("other"),
+        lambda: Path("two.out").unlink(),
+        lambda: Path("report.txt").write_text("mine"),
+        lambda: Path("dvc.yaml").write_text(FLOW.replace("wc -c", "wc -l")),
+        lambda: Path("dvc.lock").unlink(),
+    ):
+        change()
+        assert not unchanged.is_as_noted(here)
+        command.main(["-j", "2"])
+        assert capsys.readouterr().out != "All is up to date.\n"
+        assert unchanged.is_as_noted(here)
+    Path("more").mkdir()
+    Path("more/dvc.yaml").write_text("stages: {}\n")
+    assert not unchanged.is_as_noted(here)
+
+
+def test_what_changes_while_a_sweep_runs_is_not_noted_as_done(here: Path) -> None:
+    """An input after DVC looked, and an output after DVC was told."""
+    Path("bad.txt").write_text("bad")
+    for changed in ("a.txt", "first.txt", "one.out", "dvc.yaml"):
+        flow = Flow([])
+        found = Sweep(flow, jobs=2, tell=lambda _sweep: None).run()
+        assert not found.failed
+        Path(changed).write_text(Path(changed).read_text() + "\n")
+        flow.note_that_all_is_done()
+        assert not unchanged.is_as_noted(here)
+    sweep()
+    flow = Flow([])
+    assert not Sweep(flow, jobs=2, tell=lambda _sweep: None).run().failed
+    flow.note_that_all_is_done()
+    assert unchanged.is_as_noted(here)
 
 
 @pytest.mark.parametrize(

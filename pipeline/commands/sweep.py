@@ -30,12 +30,13 @@ from pipeline.core import params_file
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, listing
 from pipeline.extraction.dask_workers import Cluster
-from pipeline.sweep import starting
+from pipeline.sweep import starting, unchanged
 from pipeline.sweep.cluster import Workers
 from pipeline.sweep.halving import Halving, HalvingPlan, RungSteps, SweepOver, lines
 from pipeline.sweep.sweep import LOGS, Outcome, Steps, Sweep, is_cell
 from pipeline.sweep.tracked import Flow
 
+ALL_DONE = "All is up to date."
 FIRST_SHARE = 8  # of the epochs of a training, by default the first rung is one part in so many
 
 
@@ -45,6 +46,10 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.scheduler and args.engine == "local":
         parser.error("argument --scheduler: expected --engine dask beside it")
+    root = unchanged.root_of(Path.cwd())
+    if not args.targets and args.halving is None and root and unchanged.is_as_noted(root):
+        print(ALL_DONE)
+        return
     flow = Flow(args.targets)
     os.chdir(flow.root)
     code = starting.code_of(flow.root)
@@ -60,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
                 ).run()
 
         outcome = over(flow, ()) if args.halving is None else _halved(flow, args.halving, over)
+    if args.halving is None and not outcome.failed:
+        flow.note_that_all_is_done()
     _say(outcome)
 
 
@@ -95,7 +102,7 @@ def _halved(flow: Flow, first: int, over: SweepOver) -> Outcome:
 def _say(outcome: Outcome) -> None:
     """What was done. Raises InputError where a stage failed."""
     if not (outcome.ran or outcome.restored or outcome.failed):
-        print("All is up to date.")
+        print(ALL_DONE)
         return
     print(
         f"{len(outcome.ran)} stages ran, {len(outcome.restored)} were restored from DVC's cache, "

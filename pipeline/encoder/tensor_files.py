@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import resource
+import signal
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from pipeline.core.errors import InputError
 DEEPEST = 8  # levels of containers below which tensors are looked for
 LARGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 SECONDS, BYTES_A_SECOND = 8, 10_000_000  # of the processor, for a file that `torch.save` wrote
+WAITING = 15  # how many times as long it may take by the clock
 SHARED = 4  # how often the weights of a file may have the same bytes, as parts with several names do
 MEND = "download it again from where it was published"
 # Names that torch gives for what it does not unpickle.
@@ -185,12 +187,14 @@ def _check_apart(path: Path) -> None:
     """Read a file in a process with a limited time. Raises InputError where that ends it, or it crashes."""
     seconds = SECONDS + path.stat().st_size // BYTES_A_SECOND
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; the child waits for none
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which may leave it waiting
         child = os.fork()
     if not child:
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(WAITING * seconds)
             _load(path)
         finally:
             os._exit(0)  # what was wrong is said later

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InputError
+from pipeline.sweep import unchanged
+from pipeline.sweep.unchanged import Seen, facts_of
 
 LOCK_PATIENCE_S = 600  # another command of DVC may hold the repository's lock so long
 
@@ -44,6 +46,8 @@ class Flow:
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
         logging.getLogger("dvc").setLevel(logging.ERROR)
+        self._seen = Seen(unchanged.root_of(Path.cwd()) or Path.cwd())
+        self._is_whole = not targets
         try:
             self._repo = Repo()
             with self._locked():
@@ -85,13 +89,16 @@ class Flow:
         from dvc.stage.cache import RunCacheNotFoundError
 
         stage = self._stages[name]
+        before = facts_of([Path(stage.path), *self.reads(name), *self.writes(name)])
         with self._locked():
             try:
                 if not stage.cmd or stage.frozen:
+                    self._is_whole = False  # DVC looks at it each time
                     return self._leave_to_dvc(stage)
                 if name in self._to_run:
                     return State.STALE
                 if not _is_stale(stage):
+                    self._seen.take(before)
                     return State.CURRENT
                 stage.remove_outs(ignore_remove=False, force=False)
                 try:
@@ -155,6 +162,11 @@ class Flow:
                 stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
         self.made.clear()
 
+    def note_that_all_is_done(self) -> None:
+        """Leave a note for the next sweep, see `unchanged`, after all stages of the project were looked at."""
+        if self._is_whole:
+            self._seen.note()
+
     @contextlib.contextmanager
     def busy(self, name: str) -> Iterator[None]:
         """Keep other commands of DVC from what a stage reads and writes."""
@@ -175,11 +187,13 @@ class Flow:
 
     def _save(self, stage: Any) -> None:
         """As DVC does after a stage ran; its run cache takes no stage with outputs that DVC does not cache."""
+        before = facts_of([Path(stage.path), *_places(stage.deps)])
         uncached = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
         stage.save(run_cache=not uncached)
         stage.commit()
         self.made.add(stage.addressing)
         self._to_run.discard(stage.addressing)
+        self._seen.take(before | facts_of(_places(stage.outs)))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
