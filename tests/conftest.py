@@ -103,6 +103,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def no_trial_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints that tests make are not read in a process of its own first, as those of strangers are."""
+    monkeypatch.setattr("pipeline.encoder.tensor_files._check_apart", lambda _path: None)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny project whose flow has run, made once for all tests of a process; leave it as it is, or copy it."""

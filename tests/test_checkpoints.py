@@ -28,6 +28,7 @@ from pipeline.encoder.cards import FAIRSEQ_EPS, TRANSFORMERS_EPS
 from stages import encoder as stage
 from tests.golden import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("no_trial_reading")
 ROOT = Path(__file__).parents[1]
 State = dict[str, Tensor]
 SIZES = {  # the width of wav2vec 2.0 base, whose number of heads is known; all else is small

@@ -27,7 +27,10 @@ from pipeline.extraction import forward, identity
 from stages import extract
 from tests.places import SETTINGS
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask"),  # WavLM's own attention
+    pytest.mark.usefixtures("no_trial_reading"),
+]
 SIZES = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 CONVOLUTIONS = {
     "conv_dim": (16,) * 7, "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2),

@@ -20,6 +20,7 @@ from pipeline.encoder import cards, checksums, models, xlsr
 from pipeline.extraction.identity import FEATURES_VERSION
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("no_trial_reading")
 SAMPLES = 3_200
 
 

@@ -31,10 +31,10 @@ def is_as_noted(root: Path) -> bool:
     """Whether all that the note of a project names is as it was. False where there is no note."""
     try:
         noted = json.loads((root / NOTE).read_text(encoding="utf-8"))
-        found = {path: facts(Path(path)) for path in noted["facts"]}
-        return found == noted["facts"] and flow_files(root) == noted["flow"]
+        same = facts_of(map(Path, noted["facts"])) == noted["facts"] and flow_files(root) == noted["flow"]
     except (OSError, ValueError, KeyError, TypeError):  # no note, or one that was cut off
         return False
+    return bool(same)
 
 
 class Seen:
