@@ -68,7 +68,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def warm_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PATH by which Python, DVC and `bonafide` start at once; other commands are those of this environment."""
-    with warm.commands(tmp_path_factory.mktemp("w")) as folder:
+    folder = tmp_path_factory.getbasetemp()
+    with warm.commands((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "w") as folder:
         yield os.pathsep.join((str(folder), str(Path(sys.executable).parent), os.environ["PATH"]))
 
 

@@ -103,7 +103,17 @@ class Tab:
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
-        self.page.goto(report.as_uri())
+        self.address = report.as_uri()
+        self.page.goto(self.address)
+
+    def load_again(self) -> None:
+        """The report as it is when it was just opened."""
+        self.page.mouse.move(0, 0)
+        self.page.set_viewport_size({"width": 1280, "height": 800})
+        self.page.emulate_media(color_scheme="light")
+        self.requests.clear()
+        self.complaints.clear()
+        self.page.goto(self.address)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.page, name)
@@ -138,11 +148,18 @@ class Tab:
         self.page.mouse.move(*self.place(CHART["projections"][0]["x"][point], CHART["projections"][0]["y"][point]))
 
 
-@pytest.fixture
-def tab(browser: Any, report: Path) -> Iterator[Tab]:
+@pytest.fixture(scope="module")
+def opened(browser: Any, report: Path) -> Iterator[Tab]:
     tab = Tab(browser, report)
     yield tab
     tab.context.close()
+
+
+@pytest.fixture
+def tab(opened: Tab) -> Tab:
+    """The report just opened; a tab for all tests, as a new one takes a process."""
+    opened.load_again()
+    return opened
 
 
 def alone(point: int) -> bool:

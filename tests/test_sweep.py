@@ -57,10 +57,10 @@ FLOW = """stages:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_path: str) -> Path:
     """A project of shell commands; the file bad.txt is not there, so that its cell fails."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", warm_path)
     Path("dvc.yaml").write_text(FLOW)
     for name in ("a", "one", "two"):
         Path(f"{name}.txt").write_text(name)

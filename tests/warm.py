@@ -10,6 +10,7 @@ as PYTHONIOENCODING, is that of the server. All other uses of `python` go to the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -55,39 +56,61 @@ sys.exit(code)
 
 @contextlib.contextmanager
 def commands(folder: Path) -> Iterator[Path]:
-    """The folder with these commands, while a server stands behind them. The folder's path must be short."""
-    address = folder / "s"
+    """The folder with these commands, while a server stands behind them. The folder's path must be short.
+
+    Processes that name the same folder share the server, which ends when all have left.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / "users").open("w") as users, (folder / "start").open("w") as start:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(start, fcntl.LOCK_EX)
+        if not (folder / "s").exists():
+            _start(folder)
+        fcntl.flock(start, fcntl.LOCK_UN)
+        yield folder
+
+
+def _start(folder: Path) -> None:
+    """Start the server, wait until it serves, and write the commands."""
     code = "import sys; from tests import warm; warm.serve(sys.argv[1])"
     root = str(Path(__file__).parents[1])
-    with subprocess.Popen([sys.executable, "-c", code, str(address)], cwd=root, stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == b"ready\n"
-            for name in ("python", "dvc", "bonafide"):
-                shim = folder / name
-                shim.write_text(SHIM.format(python=sys.executable, name=name, address=str(address)))
-                shim.chmod(0o755)
-            yield folder
-        finally:
-            server.terminate()
+    server = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=root, stdout=subprocess.PIPE)
+    server.returncode = 0  # nobody waits for it
+    assert server.stdout is not None
+    with server.stdout:
+        assert server.stdout.readline() == b"ready\n"
+    for name in ("python", "dvc", "bonafide"):
+        shim = folder / name
+        shim.write_text(SHIM.format(python=sys.executable, name=name, address=str(folder / "s")))
+        shim.chmod(0o755)
 
 
-def serve(address: str) -> None:
-    """Import the libraries, then fork a process for each request, until terminated."""
+def serve(folder: str) -> None:
+    """Import the libraries, then fork a process for each request, until nobody uses the folder."""
     for name in LIBRARIES:
         importlib.import_module(name)
     os.fsync = lambda _file: None
     _write_locks_sooner()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
+    with socket.socket(socket.AF_UNIX) as listening, open(f"{folder}/users") as users:  # noqa: PTH123
+        listening.bind(f"{folder}/s")
         listening.listen()
+        listening.settimeout(1)
         os.write(1, b"ready\n")
         while True:
-            asking, _ = listening.accept()
+            try:
+                asking, _ = listening.accept()
+            except TimeoutError:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(f"{folder}/s")  # noqa: PTH108
+                    return
+                continue
             with asking:
                 if os.fork() == 0:
                     listening.close()
+                    users.close()
+                    asking.settimeout(None)
                     _answer(asking)
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+from ruamel.yaml.parser import RoundTripParser
 
 from pipeline.core.errors import ON_STDOUT, InputError
 from pipeline.core.params import Keys, Params
@@ -23,7 +24,13 @@ def load(path: Path) -> Params:
     """Read and check a parameter file. Raises InputError with file, line, key, the expected and the actual value."""
     if not path.is_file():
         raise InputError(f"{path}: no parameter file there; run from the project's folder")
-    tree = _tree(path)
+    return _loaded(path, path.read_bytes())
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(path: Path, data: bytes) -> Params:
+    """The parameters in the content of a file, which commands read at several places."""
+    tree = _tree(path, data)
     if wrong := [f"{path}:{line}: {problem}" for line, problem in _unprintable(tree)]:
         raise InputError("\n".join(wrong))
     places = {keys: f"{path}:{line}" for keys, line in _lines(tree)}
@@ -38,12 +45,12 @@ def load(path: Path) -> Params:
     return loaded
 
 
-def _tree(path: Path) -> Any:
+def _tree(path: Path, data: bytes) -> Any:
     """The YAML of a file as ruamel.yaml's containers, which know their lines."""
+    yaml = YAML(typ="rt")
+    yaml.Parser = functools.partial(_Bounded, path=path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        _check_size(path, text)
-        return YAML(typ="rt").load(text)
+        return yaml.load(data.decode("utf-8-sig"))
     except InputError:
         raise
     except MarkedYAMLError as error:
@@ -58,38 +65,46 @@ def _tree(path: Path) -> Any:
         ) from None
 
 
-def _check_size(path: Path, text: str) -> None:
-    """Raise InputError for YAML too large or too deep to be parameters, with aliases written out, and for tags.
+class _Bounded(RoundTripParser):
+    """Raises InputError for YAML too large or too deep to be parameters, with aliases written out, and for tags.
 
-    This looks at one piece of the text after the other, so that nothing is built from a file that is refused.
+    It looks at one piece of the text after the other, so that nothing is built from a file that is refused.
     """
-    sizes: dict[str, int] = {}  # name of an anchor -> pieces in what it names
-    opened: list[tuple[str | None, int]] = []  # the anchors of open lists and sections, and the pieces before each
-    count = 0
-    for event in YAML(typ="rt").parse(text):
-        where = f"{path}:{event.start_mark.line + 1}"
+
+    def __init__(self, loader: Any, path: Path) -> None:
+        super().__init__(loader=loader)
+        self._path = path
+        self._sizes: dict[str, int] = {}  # name of an anchor -> pieces in what it names
+        self._opened: list[tuple[str | None, int]] = []  # anchors of open lists and sections, and the pieces before
+        self._count = 0
+
+    def get_event(self) -> Any:
+        """The next piece of the text."""
+        event = super().get_event()
+        where = f"{self._path}:{event.start_mark.line + 1}"
         anchor = getattr(event, "anchor", None)
         if isinstance(event, AliasEvent):
-            if anchor not in sizes:
+            if anchor not in self._sizes:
                 raise InputError(f"{where}: expected an alias of a section above, got *{anchor}")
-            count += sizes[anchor]
+            self._count += self._sizes[anchor]
         elif isinstance(event, NodeEvent):
             if tag := getattr(event, "tag", None):
                 raise InputError(f"{where}: expected no tag, got {_short(tag)}; remove it")
-            count += 1
+            self._count += 1
             if isinstance(event, CollectionStartEvent):
-                opened.append((anchor, count))
+                self._opened.append((anchor, self._count))
             elif anchor:
-                sizes[anchor] = 1
+                self._sizes[anchor] = 1
         elif isinstance(event, CollectionEndEvent):
-            name, before = opened.pop()
+            name, before = self._opened.pop()
             if name:
-                sizes[name] = count - before + 1
-        if count > MOST_PIECES or len(opened) > DEEPEST:
+                self._sizes[name] = self._count - before + 1
+        if self._count > MOST_PIECES or len(self._opened) > DEEPEST:
             raise InputError(
                 f"{where}: expected parameters of at most {MOST_PIECES} values in {DEEPEST} levels, got more; are they "
                 "aliases of aliases?"
             )
+        return event
 
 
 def _short(value: object) -> str:
