@@ -47,7 +47,7 @@ class Flow:
 
         logging.getLogger("dvc").setLevel(logging.ERROR)
         self._seen = Seen(unchanged.root_of(Path.cwd()) or Path.cwd())
-        self._is_whole = not targets
+        self._is_whole = not targets  # and files alone tell whether anything changed
         try:
             self._repo = Repo()
             with self._locked():
@@ -90,6 +90,7 @@ class Flow:
 
         stage = self._stages[name]
         before = facts_of([Path(stage.path), *self.reads(name), *self.writes(name)])
+        self._is_whole &= all(item.protocol == "local" for item in (*stage.deps, *stage.outs))
         with self._locked():
             try:
                 if not stage.cmd or stage.frozen:
