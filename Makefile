@@ -65,14 +65,14 @@ check: lint
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip  # twice as fast as an old one
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --upgrade pip  # twice as fast as an old one
 
 # Both FAISS packages own the module `faiss`, so the other one is removed first. Python compiles what it imports, once;
 # pip would compile all that it installs, which takes a minute.
 define install
 	@rm -f $(VENV)/installed-*
 	@if $(BIN)/python -m pip show --quiet faiss-$(OTHER) 2>/dev/null; then $(BIN)/python -m pip uninstall --yes faiss-$(OTHER); fi
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[$(1)]"
+	$(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt --editable ".[$(1)]"
 endef
 
 $(VENV)/installed-$(EXTRA): $(VENV)/bin/python $(INPUTS)

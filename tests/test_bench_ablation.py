@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from bench import ablation as bench
 from pipeline.core import params_file
+from tests.places import SETTINGS
 
 
 def test_the_cost_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +27,7 @@ def test_aims_are_met_or_missed() -> None:
 @pytest.mark.parametrize(("quick", "cells"), [(False, 36), (True, 9)])
 def test_the_grid_is_one_that_the_project_takes(tmp_path: Path, quick: bool, cells: int) -> None:
     place, path = bench.Place(tmp_path, quick), tmp_path / "params.yaml"
-    params = YAML(typ="safe").load(bench.ROOT / "params.yaml")
+    params = YAML(typ="safe").load(SETTINGS)
     place.shorten(params)
     place.grow(params)
     YAML(typ="safe").dump(params, path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -143,6 +144,16 @@ def test_a_file_that_takes_any_time_is_refused(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "x.pt").write_bytes(compared_without_end())
     with pytest.raises(InputError, match=r"x\.pt: reading it takes more than 1 s of processor time, or ends"):
         load(tmp_path / "x.pt")
+
+
+def test_a_trial_that_waits_for_ever_is_ended(
+    state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_files, "SECONDS", 1)
+    monkeypatch.setattr(tensor_files, "WAITING", 1)
+    monkeypatch.setattr(tensor_files, "_load", lambda _path: time.sleep(60))
+    with pytest.raises(InputError, match=r"x\.pt: reading it takes more than 1 s of processor time, or ends"):
+        load(write(tmp_path / "x.pt", {"model": state["model"]}))
 
 
 def test_a_file_that_takes_any_memory_is_refused(

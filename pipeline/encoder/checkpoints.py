@@ -34,8 +34,7 @@ class Naming:
     """How weights are named. parts: how the names of the encoder's own weights begin. renamed: to transformers.
 
     besides: more weights, where others may have the name of `first`, too. log_mel: whether the encoder takes log-mel
-    features. The others are weights that show the architecture, where it is read from their
-    shapes.
+    features. The others are weights that show the architecture, where it is read from their shapes.
     """
 
     first: str

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from pipeline.core.object_store import is_there, read_files
 from pipeline.core.trial_table import UNKNOWN
 from pipeline.features import receipt_files
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES, encode_chunk, encode_shard
-from pipeline.features.specs import Spec
+from pipeline.features.specs import Array, Spec
 from pipeline.features.store import Store
 
 SETS = "sets"
@@ -142,7 +142,9 @@ def _check(told: dict[str, dict[str, Any]], *, trials: int, where: Path) -> None
 def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
     """Copy what a store below another root lacks of the views and layers of a receipt; return the number of shards."""
     copied, pooled = 0, receipt_files.has_no_frames(receipt)
-    arrays = {view: source.names(view, receipt["layers"], pooled=pooled) for view in receipt["views"]}
+    names = {view: source.names(view, receipt["layers"], pooled=pooled) for view in receipt["views"]}
+    kinds = {one.name: one for layer in receipt["layers"] for one in source.spec.arrays(layer)}
+    arrays = {view: {name: kinds.get(name.rpartition("/")[2]) for name in found} for view, found in names.items()}
     with Store.locked(root / source.spec.folder(name)):
         target = Store.create(root, name, source.spec)
         units = [(view, shard) for view in receipt["views"] for shard in range(source.spec.shards)]
@@ -153,8 +155,8 @@ def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
     return copied
 
 
-def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Sequence[str]) -> bool:
-    """Copy the arrays of a shard that the target lacks; whether there were some."""
+def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Mapping[str, Array | None]) -> bool:
+    """Copy the arrays of a shard that the target lacks; whether there were some. arrays: None for `n_frames`."""
     told, there = source.marker(view, shard), target.marker(view, shard)
     if missing := [array for array in arrays if array not in told]:
         raise InputError(f"{source.path}: shard {shard} of {missing[0]} is not whole there; make these features anew")
@@ -172,7 +174,7 @@ def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Seq
         if _sha256(found.get(path)) != told[array]
     ]
     if not wrong:
-        flaws = {path: _flaw(source.spec, array, shard, found[path]) for array, path in places.items()}
+        flaws = {path: _flaw(source.spec, arrays[array], shard, found[path]) for array, path in places.items()}
         wrong = [f"{path}: {flaw}" for path, flaw in flaws.items() if flaw]
     if wrong:
         raise InputError(
@@ -185,19 +187,12 @@ def _copy_shard(source: Store, target: Store, view: str, shard: int, arrays: Seq
     return bool(lacking)
 
 
-def _flaw(spec: Spec, array: str, shard: int, data: bytes) -> str:
+def _flaw(spec: Spec, array: Array | None, shard: int, data: bytes) -> str:
     """What is wrong with the bytes of a shard file: they are not those of finite numbers as a store writes them."""
-    rows, name = len(spec.rows(shard)), array.rpartition("/")[2]
-    shape: tuple[int, ...]
-    if array == "n_frames":
-        shape, dtype = (spec.shard,), "<i4"
-    elif name.startswith("scale_"):
-        shape, dtype = (spec.channels,), "<f4"
-    else:
-        pooled = name.startswith("pooled_")
-        shape = (rows, 2 if pooled else spec.frames, spec.channels)
-        dtype = "<f4" if pooled else spec.storage
-    size, chunks = math.prod(shape) * np.dtype(dtype).itemsize, rows if len(shape) == 3 else 1
+    rows = len(spec.rows(shard))
+    shape = (spec.shard,) if array is None else (*(() if array.of_shards else (rows,)), *array.shape[1:])
+    dtype = np.dtype("int32" if array is None else array.dtype).newbyteorder("<")
+    size, chunks = math.prod(shape) * dtype.itemsize, rows if len(shape) == 3 else 1
     index = spec.shard * INDEX_ENTRY_BYTES + CRC_BYTES if len(shape) == 3 else 0
     if len(data) != size + chunks * CRC_BYTES + index:
         return f"expected {size + chunks * CRC_BYTES + index} bytes, got {len(data)}"
@@ -207,7 +202,7 @@ def _flaw(spec: Spec, array: str, shard: int, data: bytes) -> str:
     encoded = encode_shard(block, shard=spec.shard) if index else encode_chunk(block)
     if not np.array_equal(encoded, whole):
         return "expected rows with their checksums and their index, got others"
-    if array == "n_frames":
+    if array is None:
         sound = bool(((block[:rows] >= 1) & (block[:rows] <= spec.frames)).all())
     else:
         sound = bool(np.isfinite(block).all())

@@ -45,8 +45,7 @@ class Seen:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._flow = flow_files(root)
-        self._described = {path: facts(Path(path)) for path in self._flow if not path.endswith(".lock")}
+        self._described = facts_of(Path(path) for path in flow_files(root) if not path.endswith(".lock"))
         self._facts: dict[str, str] = {}
         self._changed = False
 
@@ -59,7 +58,7 @@ class Seen:
         """Write the note, unless something changed since DVC looked."""
         (self._root / NOTE).unlink(missing_ok=True)
         seen, flow = self._facts | self._described, flow_files(self._root)
-        locks = {path: facts(Path(path)) for path in flow if path.endswith(".lock")}  # which the sweep itself writes
+        locks = facts_of(Path(path) for path in flow if path.endswith(".lock"))  # which the sweep itself writes
         if self._changed or {*flow} - {*locks} != {*self._described} or seen != facts_of(map(Path, seen)):
             return
         (self._root / NOTE).parent.mkdir(parents=True, exist_ok=True)
