@@ -2,8 +2,8 @@
 
 import json
 import os
-import time
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
