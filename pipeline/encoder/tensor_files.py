@@ -191,7 +191,8 @@ def _check_apart(path: Path) -> None:
         child = os.fork()
     if not child:
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+            most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds if most < 0 else min(seconds, most), most))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(WAITING * seconds)
