@@ -38,5 +38,5 @@ class ArenaModel:
         return [self.score(audio, sr) for audio, sr in zip(audios, srs, strict=True)]
 
     def unload(self) -> None:
-        """Let the weights go."""
+        """Free the memory of the weights."""
         self._system = None

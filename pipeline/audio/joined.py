@@ -50,7 +50,7 @@ def _other_kind(data: bytes) -> int:
 
 
 def _found(data: bytes, opening: bytes) -> Iterator[int]:
-    """Yield where some bytes stand, except at the start; from behind, which Python searches faster."""
+    """Yield the offsets of some bytes, the last one first, as Python searches faster from the end. 0 is left out."""
     place = data.rfind(opening, 1)
     while place >= 0:
         yield place
@@ -84,7 +84,7 @@ def _aiff_begins(data: bytes) -> list[int]:
 
 
 def _mp3_begins(data: bytes) -> list[int]:
-    """Where frames stand that say how many frames follow: an encoder writes one, in front. A tag before it is its."""
+    """The offsets at which another MP3 file begins: at a frame that says how many follow, or at the tag before it."""
     found, end = [], 0
     for frame in counting.mpeg_frames(data):
         if frame.tag and end:
@@ -94,7 +94,7 @@ def _mp3_begins(data: bytes) -> list[int]:
 
 
 def _ogg_begins(data: bytes) -> list[int]:
-    """The first pages of streams, where the page before is no first page."""
+    """The offsets of pages that open a stream after a page that opens none."""
     found, before = [], True
     for page in counting.ogg_pages(data):
         if page.first and not before:

@@ -52,7 +52,7 @@ class Hearing:
             _ONE_LARGE.release()
 
     def wanted(self, rate: int) -> float:
-        """How many samples of the next part are kept, at its rate; more than enough to resample them as in a whole."""
+        """How many samples of the next part are kept, at its rate: with a margin, so that resampling gives the same."""
         if self.keep is None:
             return math.inf
         left = self.keep - self.before

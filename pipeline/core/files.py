@@ -70,7 +70,7 @@ def writing(path: Path) -> Iterator[None]:
     except (NotADirectoryError, FileExistsError, IsADirectoryError):
         raise InputError(_blocked(path)) from None
     except OSError as error:
-        if MAKE_ROOM in str(error):  # a path within is told
+        if MAKE_ROOM in str(error):  # the message has a path already
             raise
         raise OSError(error.errno, f"{error.strerror or error}; {MAKE_ROOM}", str(path)) from None
 

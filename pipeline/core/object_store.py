@@ -100,7 +100,7 @@ def last_change_below(folder: Path) -> float | None:
         return max(times)
     with reaching(folder):
         found = folder.fs.find(folder.path.rstrip("/") + "/", detail=True)  # type: ignore[attr-defined]
-    told = [facts.get("LastModified") for facts in found.values()]  # as S3 says it; of others nobody knows
+    told = [facts.get("LastModified") for facts in found.values()]  # the key that S3 has; other stores may have none
     return max((when.timestamp() for when in told), default=None) if all(told) else None
 
 

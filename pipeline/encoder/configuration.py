@@ -45,7 +45,7 @@ KINDS: dict[str, Any] = {
     "whisper": WhisperEncoder,
 }
 LOG_MEL = ("wav2vec2-bert", "whisper")  # kinds that take features of samples as they are
-SLACK = 2**22  # bytes that files may be too small; smaller gaps are told by the names of weights
+SLACK = 2**22  # bytes by which files may be too small; where less is missing, the names of the weights show it
 LEAST_STRIDE = 80  # samples from frame to frame; the encoders that are published have 320
 UNUSED = "masked_spec_embed"  # used only in pretraining, and missing in some checkpoints
 

@@ -170,7 +170,7 @@ def leftovers(root: Path, needed: Needed, *, asked: Callable[[Path], bool], days
 
 
 def _is_older(path: Path, days: float) -> bool:
-    """Whether nothing was written to a folder for some days; of what nobody knows, only with 0 days."""
+    """Whether nothing was written to a folder for some days. Where the time is unknown, only 0 days give True."""
     changed = last_change_below(path)
     return not days or (changed is not None and time.time() - changed > days * SECONDS_A_DAY)
 

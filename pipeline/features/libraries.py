@@ -1,7 +1,7 @@
 """The libraries that make features, by major and minor version: a fact beside the numbers, which warns and no more.
 
 Another version may change the last digits of features. It is no part of their fingerprint, so that an upgrade computes
-nothing anew; but features of two versions in one store, or of another version than the one at work, are told.
+nothing anew. A warning says where features of one store were made by two versions, or by another one than is at work.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _minor(text: str) -> str:
 def compare(made: Iterable[set[str]], *, store: Path) -> None:
     """Warn, once in a process, where the features of a store were made by other versions than those at work.
 
-    made: the versions that made shards. Of numbers that are imported, and of older stores, nobody knows them.
+    made: the versions that made shards; they are unknown for imported numbers and in older stores.
     """
     others = sorted(set[str]().union(*made) - {IMPORTED})
     if others and others != [at_work()]:

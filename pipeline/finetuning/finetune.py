@@ -74,7 +74,7 @@ class SpeechLearner(Learner):
         return [(encoder, rates.encoder), *adam.groups(self.system.backend, self.system.loss, rates)]
 
     def losses(self, epoch: int) -> Generator[Tensor]:
-        """For each step of an epoch, in order, add up the gradients; the loss, detached."""
+        """For each step of an epoch, in order, add up the gradients and yield the loss, detached."""
         plan = self.steps(epoch=epoch)
         drawn, labels = self.drawn(epoch)
 

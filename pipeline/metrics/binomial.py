@@ -90,7 +90,7 @@ def of_eer(det: Det, *, bonafide: int, spoof: int, level: float = LEVEL) -> Inte
 
 
 def _of_cost(cost: Cost, det: Det, point: int, *, bonafide: int, spoof: int, level: float) -> Interval:
-    """MOVER at one point: what the limit of either rate adds to the cost, added up as the sides of a right angle."""
+    """MOVER at one point: the root of the squared distances from the cost to its values at the limits of the rates."""
     frr, far = det.frr[point], det.far[point]
     miss = clopper_pearson(round(frr * bonafide), bonafide, level=level)
     alarm = clopper_pearson(round(far * spoof), spoof, level=level)

@@ -60,7 +60,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class _Walk:
-    """One system's sorted trials in blocks: bonafide (B,), spoof (S,) hold each trial's block in the trials' order."""
+    """The sorted trials of one system in blocks. bonafide (B,), spoof (S,): the block of each trial, in their order."""
 
     bonafide: NDArray[np.int64]
     spoof: NDArray[np.int64]
@@ -69,7 +69,7 @@ class _Walk:
 
 @dataclass(frozen=True)
 class _Cells:
-    """The n trials of one class, those of a cell being alike: every system has all of them in one block.
+    """The n trials of one class in cells: every system has all trials of a cell in one block.
 
     share: (1 + C,) of all trials: in any of the small cells, then in each of the C large ones. small: (systems, M) the
     blocks of each trial in a small cell. large: (systems, C) the blocks of each large cell. blocks: each system's K.
@@ -258,7 +258,7 @@ def _draw_trials(walks: Sequence[_Walk]) -> _Draw:
 
 
 def _cells(block: NDArray[np.int64], blocks: list[int]) -> _Cells:
-    """The cells of a class whose trials lie in these blocks (systems, n); their order does not know the systems'."""
+    """The cells of a class whose trials lie in these blocks (systems, n), the same in any order of the systems."""
     number = np.ravel_multi_index(tuple(block), blocks)  # (n,) one for all systems
     _, first, cell, size = np.unique(number, return_index=True, return_inverse=True, return_counts=True)
     large = np.flatnonzero(size >= LARGE)

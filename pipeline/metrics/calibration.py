@@ -140,7 +140,7 @@ def _least(examples: _Examples) -> _Line:
 
 
 def _size(line: _Line, step: tuple[float, float], promised: float, examples: _Examples) -> float:
-    """1, or the first half of a half of a step that keeps enough of its promise: a whole one may lead further away."""
+    """The size of a step, the first of 1, 1/2, 1/4, ... that lowers the loss by a given share of what was promised."""
     loss = _loss(line, examples) * (1 + ROUNDING)
     size = 1.0
     while _loss(_moved(line, step, size), examples) > loss - DECREASE * size * promised:
@@ -149,7 +149,7 @@ def _size(line: _Line, step: tuple[float, float], promised: float, examples: _Ex
 
 
 def _check_scale(slope: float, scores: Floats) -> None:
-    """Raises ValueError where the slope has become too large, or has to."""
+    """Raise ValueError where the slope is too large, or the scores are so close together that it would be."""
     low, high = scores.min(), scores.max()
     if slope > GREATEST or high - low < 1 / GREATEST:
         raise ValueError(

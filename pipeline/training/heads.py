@@ -81,7 +81,7 @@ class HeadLearner(Learner):
         return adam.groups(self.system.backend, self.system.loss, self.params.learning_rate)
 
     def losses(self, epoch: int) -> Generator[Tensor]:
-        """For each step of an epoch, in order, add up the gradients; the loss, detached."""
+        """For each step of an epoch, in order, add up the gradients and yield the loss, detached."""
         views, labels = self.drawn(epoch)
         position = np.array([1 + self.features.views.index(name) for name in self.augment.views] + [0])
         addresses = np.arange(len(views)) + len(views) * position[views]  # of the clean or an augmented view

@@ -89,7 +89,7 @@ class Learner(ABC):
 
     @abstractmethod
     def losses(self, epoch: int) -> Generator[Tensor]:
-        """For each step of an epoch, in order, add up the gradients; the loss, detached. epoch: from 1."""
+        """For each step of an epoch, in order, add up the gradients and yield the loss, detached. epoch: from 1."""
 
     @abstractmethod
     def embed_train(self, rows: NDArray[np.int64]) -> Iterable[Tensor]:
@@ -344,7 +344,7 @@ def learned(system: nn.Module) -> State:
 
 
 def restore(system: nn.Module, state: State) -> None:
-    """Put back what `learned` gave."""
+    """Put the tensors of `learned` back into the system."""
     system.load_state_dict(state, strict=False)
 
 

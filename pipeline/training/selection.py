@@ -91,8 +91,8 @@ def trained_centroids(loss: nn.Module, *, section: str) -> Centroids:
     except ValueError as error:  # the last step of an epoch may be the one that makes them infinite
         raise InputError(f"{error}; lower {section}.learning_rate") from None
     check_centroids(loss, found)
-    centres: Centroids = found
-    return centres
+    centroids: Centroids = found
+    return centroids
 
 
 def dev_scores(embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev: Trials) -> Scores:

@@ -240,7 +240,7 @@ def _random() -> tuple[Tensor, ...]:
 
 
 def _set_random(states: tuple[Tensor, ...]) -> None:
-    """Put back what `_random` gave."""
+    """Set the random generators to a state of `_random`."""
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state)
