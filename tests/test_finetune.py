@@ -323,11 +323,11 @@ def test_a_drawn_view_is_made_of_the_whole_utterance_and_anew_each_epoch(corpus:
     spoken, window = Speech(table, root), settings().extract.window
     samples = decode.load(root / "u4.wav")
     expected = views.apply("rawboost5_0", samples, utterance="3 7 u4")
-    found, valid = speech.load_view(spoken, 4, "rawboost5_0", seed=3, epoch=7, window=window)
+    found, valid = speech.load_drawn(spoken, 4, "rawboost5_0", seed=3, epoch=7, window=window)
     cut, all_valid = windowing.window(expected, length=3_200, pad="zero")
     np.testing.assert_array_equal(found, cut)
     assert valid == all_valid
-    assert not np.array_equal(speech.load_view(spoken, 4, "rawboost5_0", seed=3, epoch=8, window=window)[0], cut)
+    assert not np.array_equal(speech.load_drawn(spoken, 4, "rawboost5_0", seed=3, epoch=8, window=window)[0], cut)
     clean, _ = speech.load_clean(spoken, 4, window=window)
     np.testing.assert_array_equal(clean, windowing.window(samples, length=3_200, pad="zero")[0])
 
@@ -344,7 +344,7 @@ def test_doubtful_samples_are_refused_in_every_view_where_the_encoder_does_not_n
     window = settings().extract.window
     for normalized in (True, False):
         spoken = Speech(table, tmp_path, normalized=normalized)
-        for read in (speech.load_clean, partial(speech.load_view, view="noise_0", seed=1, epoch=1)):
+        for read in (speech.load_clean, partial(speech.load_drawn, view="noise_0", seed=1, epoch=1)):
             if normalized or peak < 1:
                 assert read(spoken, 0, window=window)[1] == 3_200
                 continue
@@ -370,7 +370,7 @@ def test_an_epoch_is_its_steps_by_a_naive_loop(corpus: Corpus) -> None:
                 if view is None:
                     heard.append(speech.load_clean(spoken, row, window=window))
                 else:
-                    heard.append(speech.load_view(spoken, row, view, seed=3, epoch=2, window=window))
+                    heard.append(speech.load_drawn(spoken, row, view, seed=3, epoch=2, window=window))
                     level[i] = max(level[i] - 1, 0) if level[i] >= 0 else level[i]
             whole = sampling.take(naive.labels, rows)
             labels = dataclasses.replace(whole, level=torch.tensor(level))

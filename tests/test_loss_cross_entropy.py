@@ -21,16 +21,20 @@ def test_numbers_derived_by_hand() -> None:
     assert number(value) == pytest.approx((math.log1p(math.exp(-1.5)) + math.log1p(math.exp(-1.5))) / 2, abs=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("bonafide_weight", [None, 1.0, 9.0])
-def test_agrees_with_a_naive_loop(bonafide_weight: float | None) -> None:
-    loss, x, labels = random_case("cross_entropy", bonafide_weight=bonafide_weight)
+def test_agrees_with_a_naive_loop(bonafide_weight: float | None, smoothing: float) -> None:
+    loss, x, labels = random_case("cross_entropy", bonafide_weight=bonafide_weight, label_smoothing=smoothing)
     weight, bias = loss.classify.weight.detach(), loss.classify.bias.detach()
     total = weights = 0.0
     for row, bonafide in zip(x, labels.is_bonafide.tolist(), strict=True):
         logits = [float(row @ w + b) for w, b in zip(weight, bias, strict=True)]
         own, other = (logits[1], logits[0]) if bonafide else (logits[0], logits[1])
-        weighs = (bonafide_weight or 1.0) if bonafide else 1.0
-        total += weighs * math.log1p(math.exp(other - own))
+        weighs, of_other = (bonafide_weight or 1.0), 1.0
+        if not bonafide:
+            weighs, of_other = of_other, weighs
+        of_own, of_the_other = math.log1p(math.exp(other - own)), math.log1p(math.exp(own - other))
+        total += (1 - smoothing) * weighs * of_own + smoothing / 2 * (weighs * of_own + of_other * of_the_other)
         weights += weighs
     assert number(loss(x, labels)) == pytest.approx(total / weights, abs=1e-12)
 

@@ -346,10 +346,10 @@ HUGE = {
 def test_yaml_without_end_is_refused_at_once(tmp_path: Path, name: str) -> None:
     text, message = HUGE[name]
     (tmp_path / "params.yaml").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError) as raised:
         params_file.load(tmp_path / "params.yaml")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert f"{tmp_path}/params.yaml{message}" in str(raised.value)
     assert max(map(len, str(raised.value).split("\n"))) < 400
 

@@ -60,21 +60,35 @@ def clip_of(trials: Trials, row: int, *, audio_root: Path) -> Clip:
     return Clip(str(trials.utterance[row]), audio_root / str(trials.path[row]), str(trials.content[row]))
 
 
-def load_window(clip: Clip, *, view: str, window: WindowParams, normalized: bool = True, seeded_by: str = "") -> Window:
+def load_window(
+    clip: Clip,
+    *,
+    view: str,
+    window: WindowParams,
+    normalized: bool = True,
+    seeded_by: str = "",
+    place: float = 0.0,
+) -> Window:
     """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
 
     normalized: whether the encoder normalizes its input. If not, doubtful samples are refused: `prepare` only warns of
     them where the checkpoint decides that. seeded_by: seeds the draws of the view in place of the utterance's name.
+    place: where the window begins among the places where it can, from 0 to below 1. A silent window there is not taken,
+    but the first one.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """
     try:
-        keep = window.samples if view == CLEAN else None  # others are applied to all of an utterance
+        # Other views are applied to all of an utterance.
+        keep = window.samples if view == CLEAN and not place else None
         heard = decode.read(clip.path, content=clip.content, keep=keep)
         if heard.warnings and not normalized:
             raise InputError(f"{clip.path}: {'; '.join(heard.warnings)} (the encoder does not normalize its input)")
         samples = views.apply(view, heard.samples, utterance=seeded_by or clip.utterance)
-        cut, valid = windowing.window(samples, length=window.samples, pad=window.pad)
+        later = samples[int(place * max(len(samples) - window.samples + 1, 1)) :]
+        cut, valid = windowing.window(later, length=window.samples, pad=window.pad)
+        if place and np.ptp(cut[:valid]) == 0:
+            cut, valid = windowing.window(samples, length=window.samples, pad=window.pad)
         if np.ptp(cut[:valid]) == 0:
             raise InputError(f"{clip.path}: the first {valid} samples at 16 kHz are silent; remove the trial")
         return cut, valid

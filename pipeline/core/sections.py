@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Dropped = Annotated[float, Field(ge=0, lt=1)]  # a share, of which something must be left
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -239,7 +240,10 @@ class FinetuneParams(Section):
     computed during training. accumulate: a step of the optimizer takes accumulate × batch_size utterances, of which
     batch_size are in the device's memory at once. freeze_front_end: do not train the convolutions.
     gradient_checkpointing: compute layers twice to save memory. lora: train low-rank updates, and none of the encoder's
-    own weights; without it all of them are trained.
+    own weights; without it all of them are trained. warm_up: epochs in which learning rates rise. schedule: what they
+    do after that. clip_gradient: the largest norm of all gradients together, which are scaled down to it; null: any.
+    crop: where the window of a longer utterance begins in training. The last four regularize the encoder, see
+    `finetuning.regularization`; they are shares of what is dropped or masked.
     """
 
     on: bool = True
@@ -260,6 +264,20 @@ class FinetuneParams(Section):
     gradient_checkpointing: bool
     precision: Literal["float32", "bfloat16"]
     lora: LoraParams | None = None
+    warm_up: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    clip_gradient: Rate | None = None
+    crop: Literal["start", "random"] = "start"
+    dropout: Dropped = 0.0
+    layer_drop: Dropped = 0.0
+    mask_frames: Dropped = 0.0
+    mask_channels: Dropped = 0.0
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.warm_up >= self.epochs:
+            raise ValueError(f"expected a warm_up of fewer than the {self.epochs} epochs, got {self.warm_up:g}")
+        return self
 
     @model_validator(mode="after")
     def _lora_freezes(self) -> Self:

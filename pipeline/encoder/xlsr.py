@@ -152,6 +152,10 @@ class Encoder(nn.Module):
         most = frames_of(self._architecture, windows.shape[1])  # of Whisper's, those beyond are silence
         return {tap: caught[tap][:, :most] for tap in self.taps}, n_frames
 
+    def signal_frames(self, count: int, length: int) -> Tensor:
+        """The number of frames (B,) that are signal in the batch at work, of B = `count` windows of `length` frames."""
+        return torch.full((count,), length) if self._n_frames is None else self._n_frames
+
     def n_frames(self, valid: Tensor) -> Tensor:
         """The number of frames (B,) that are signal, of windows with `valid` (B,) samples of signal."""
         return frames_of(self._architecture, valid)

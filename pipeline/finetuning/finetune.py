@@ -4,10 +4,10 @@ The published countermeasures are trained so (Tak et al., "Automatic speaker ver
 detection using wav2vec 2.0 and data augmentation", Odyssey 2022, arXiv 2202.12233; Truong et al., QAMO, arXiv
 2509.20679): Adam, a small learning rate for the encoder, RawBoost on the fly, the average of the k best checkpoints.
 
-Nothing in the encoder is random in training: no LayerDrop, SpecAugment or dropout (see `xlsr`). Weights, gradients and
-Adam's moments are float32 (with LoRA, those of the low-rank updates, which are averaged each and then merged); with
-bfloat16 the encoder alone computes under autocast, backend and loss in float32. The
-encoder is trained up to the highest layer that the backend reads; layers above it keep their weights.
+Nothing in the encoder is random in training unless the parameters ask for it (see `regularization`). Weights, gradients
+and Adam's moments are float32 (with LoRA, those of the low-rank updates, which are averaged each and then merged); with
+bfloat16 the encoder alone computes under autocast, backend and loss in float32. The encoder is trained up to the
+highest layer that the backend reads; layers above it keep their weights.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.core.contracts import Labels
+from pipeline.core.contracts import CLEAN, Labels
 from pipeline.core.errors import InputError
 from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
-from pipeline.finetuning import speech
+from pipeline.finetuning import schedule, speech
 from pipeline.finetuning.clock import Clock
 from pipeline.finetuning.plan import Asked
+from pipeline.finetuning.regularization import regularize
 from pipeline.finetuning.speech import Rows, Speech, Utterance
 from pipeline.finetuning.system import EndToEnd, add_lora, blocks, compute_twice, merge_lora, unfreeze
 from pipeline.training import adam, drawing, loop
@@ -73,16 +74,31 @@ class SpeechLearner(Learner):
         encoder = [parameter for parameter in self.system.encoder.parameters() if parameter.requires_grad]
         return [(encoder, rates.encoder), *adam.groups(self.system.backend, self.system.loss, rates)]
 
+    def pace(self, epoch: int, step: int) -> float:
+        """The factor on all learning rates in a step; both count from 1."""
+        return schedule.rate(self.params, done=epoch - 1 + step / len(self.steps(epoch=1)))
+
+    @property
+    def clip(self) -> float | None:
+        """The largest norm of all gradients together; None where they are taken as they are."""
+        return self.params.clip_gradient
+
     def losses(self, epoch: int) -> Generator[Tensor]:
         """For each step of an epoch, in order, add up the gradients and yield the loss, detached."""
         plan = self.steps(epoch=epoch)
         drawn, labels = self.drawn(epoch)
 
         def load(row: int) -> Utterance:
-            if drawn[row] == drawing.CLEAN_VIEW:
-                return speech.load_clean(self.asked.train, row, window=self.asked.window)
-            view = self.augment.views[drawn[row]]
-            return speech.load_view(self.asked.train, row, view, seed=self.seed, epoch=epoch, window=self.asked.window)
+            view = CLEAN if drawn[row] == drawing.CLEAN_VIEW else self.augment.views[drawn[row]]
+            return speech.load_drawn(
+                self.asked.train,
+                row,
+                view,
+                seed=self.seed,
+                epoch=epoch,
+                window=self.asked.window,
+                crop=self.params.crop,
+            )
 
         with contextlib.closing(speech.loaded(itertools.chain.from_iterable(plan), load)) as parts:
             for step in tqdm(plan, desc=f"epoch {epoch}", unit="step", leave=False, disable=None):
@@ -188,6 +204,7 @@ def make_system(model: Any, asked: Asked, device: torch.device) -> EndToEnd:
         unfreeze(encoder, front_end=not params.freeze_front_end)
     if params.gradient_checkpointing:
         compute_twice(model)
+    regularize(encoder, params)
     return EndToEnd(encoder, backend, loss, precision=params.precision).to(device)
 
 

@@ -24,6 +24,11 @@ from pipeline.finetuning.speech import Speech
 from pipeline.training import cells
 from pipeline.training.cells import Cell
 
+# Parameters that came later. Where they change nothing, they are no part of the identity: older encoders are found.
+LATER = (
+    *("warm_up", "schedule", "clip_gradient", "crop", "dropout", "layer_drop", "mask_frames", "mask_channels"),
+    "label_smoothing",
+)
 FINETUNE_VERSION = 2  # raise it when the same parameters, audio and starting weights come to another encoder
 
 
@@ -60,7 +65,10 @@ class Asked:
             "weights_sha256": self.card.weights_sha256,
             "architecture": self.card.architecture,
             "normalize": self.card.normalize,
-            "finetune": self.params.model_dump(exclude={"on"}),
+            "finetune": _without_idle(
+                self.params.model_dump(exclude={"on"}),
+                {name: field.default for name, field in type(self.params).model_fields.items()},
+            ),
             "backend": _in_full(self.cell.backend, self.cell.backend_parameters),
             "loss": _in_full(self.cell.loss, self.cell.loss_parameters),
             "window": self.window.model_dump(),
@@ -80,7 +88,13 @@ def _in_full(build: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The keyword-only parameters of a constructor: as given, and else their defaults."""
     parameters = inspect.signature(build).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty} | given
+    defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+    return _without_idle(defaults | given, defaults)
+
+
+def _without_idle(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Values without those of `LATER` that change nothing."""
+    return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
 
 
 def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from pipeline.features import sampling
 
 AHEAD = 2  # batches that are decoded before they are needed
 
+Crop = Literal["start", "random"]
 Rows = NDArray[np.int64]
 Utterance = tuple[windowing.Samples, int]  # a window (S,), and how many of its samples are signal
 Loaded = TypeVar("Loaded")
@@ -42,11 +43,19 @@ def load_clean(speech: Speech, row: int, *, window: WindowParams) -> Utterance:
     return loader.load_window(clip, view=CLEAN, window=window, normalized=speech.normalized)
 
 
-def load_view(speech: Speech, row: int, view: str, *, seed: int, epoch: int, window: WindowParams) -> Utterance:
-    """The window of a trial in an augmented view; other epochs, other noise. Raises InputError naming the utterance."""
+def load_drawn(
+    speech: Speech, row: int, view: str, *, seed: int, epoch: int, window: WindowParams, crop: Crop = "start"
+) -> Utterance:
+    """The window of a trial in a view, as an epoch draws both; other epochs, other noise and another random place.
+
+    Raises InputError naming the utterance.
+    """
     clip = loader.clip_of(speech.trials, row, audio_root=speech.root)
-    seeded_by = f"{seed} {epoch} {clip.utterance}"
-    return loader.load_window(clip, view=view, window=window, normalized=speech.normalized, seeded_by=seeded_by)
+    seeded_by = f"{seed} {epoch} {clip.utterance}" if view != CLEAN else ""
+    place = float(np.random.default_rng([seed, epoch, row]).random()) if crop == "random" else 0.0
+    return loader.load_window(
+        clip, view=view, window=window, normalized=speech.normalized, seeded_by=seeded_by, place=place
+    )
 
 
 def loaded(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]]]:

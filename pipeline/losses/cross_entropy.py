@@ -31,18 +31,24 @@ class Loss(nn.Module):
         facts: the width of the embeddings, E.
         bonafide_weight: weight of a bona fide utterance; a spoof has weight 1. None is 1 for both. The training set of
             ASVspoof 2019 LA has 8.8 spoofs for each bona fide.
+        label_smoothing: share ε of an utterance, from 0 to below 1, that counts half as bona fide and half as spoof:
+            v_y CE(x, y) becomes (1 − ε) v_y CE(x, y) + ε / 2 · (v_0 CE(x, 0) + v_1 CE(x, 1)) (Szegedy et al., CVPR
+            2016, arXiv 1512.00567, section 7).
 
     Raises:
-        ValueError: a weight that is not positive.
+        ValueError: a weight that is not positive, or a share outside 0 to 1.
     """
 
     quality: ClassVar[bool] = False
 
-    def __init__(self, facts: Facts, *, bonafide_weight: float | None = None) -> None:
+    def __init__(self, facts: Facts, *, bonafide_weight: float | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if bonafide_weight is not None:
             check_positive(bonafide_weight=bonafide_weight)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"expected a label_smoothing from 0 to below 1, got {label_smoothing}")
         self.bonafide_weight = bonafide_weight
+        self.label_smoothing = label_smoothing
         self.classify = nn.Linear(facts.embedding_dim, 2)
 
     def forward(self, embeddings: Tensor, labels: Labels) -> Tensor:
@@ -56,7 +62,7 @@ class Loss(nn.Module):
             logits = self.classify(at_least_float32(embeddings))  # (B, 2)
             target = labels.is_bonafide.long()  # (B,)
             weights = self._class_weights(logits)  # (2,)
-            mean = functional.cross_entropy(logits, target, weight=weights)
+            mean = functional.cross_entropy(logits, target, weight=weights, label_smoothing=self.label_smoothing)
             return _ranks.joint_part(mean, len(target) if weights is None else weights[target].sum())
 
     def centroids(self) -> Centroids:

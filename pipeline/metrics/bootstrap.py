@@ -258,7 +258,7 @@ def _draw_trials(walks: Sequence[_Walk]) -> _Draw:
 
 
 def _cells(block: NDArray[np.int64], blocks: list[int]) -> _Cells:
-    """The cells of a class whose trials lie in these blocks (systems, n), the same in any order of the systems."""
+    """The cells of a class whose trials lie in these blocks (systems, n). The order of the systems plays no part."""
     number = np.ravel_multi_index(tuple(block), blocks)  # (n,) one for all systems
     _, first, cell, size = np.unique(number, return_index=True, return_inverse=True, return_counts=True)
     large = np.flatnonzero(size >= LARGE)

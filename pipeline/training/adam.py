@@ -28,8 +28,13 @@ class Adam:
         ]
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient, and clear the gradients."""
+    def step(self, *, factor: float = 1.0, clip: float | None = None) -> None:
+        """Update every parameter that has a gradient, and clear the gradients.
+
+        factor: on all learning rates. clip: the largest norm of all gradients together, which are scaled down to it.
+        """
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for parameters, _, _ in self._groups for p in parameters], clip)
         for parameters, rate, states in self._groups:
             live = [(p, p.grad, *state) for p, state in zip(parameters, states, strict=True) if p.grad is not None]
             if live:
@@ -37,7 +42,7 @@ class Adam:
                 adam(
                     values, gradients, means, squares, [], steps,
                     foreach=None, fused=None, capturable=False, differentiable=False, amsgrad=False, maximize=False,
-                    beta1=0.9, beta2=0.999, eps=1e-8, lr=rate, weight_decay=self._weight_decay,
+                    beta1=0.9, beta2=0.999, eps=1e-8, lr=rate * factor, weight_decay=self._weight_decay,
                 )  # fmt: skip
             for parameter in parameters:
                 parameter.grad = None

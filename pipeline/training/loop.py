@@ -109,6 +109,16 @@ class Learner(ABC):
     def finish(self) -> None:  # noqa: B027  # most systems are deployed as they are trained
         """Make the system what is deployed, now that it has the averaged weights."""
 
+    def pace(self, epoch: int, step: int) -> float:
+        """The factor on all learning rates in a step; both count from 1."""
+        del epoch, step
+        return 1.0
+
+    @property
+    def clip(self) -> float | None:
+        """The largest norm of all gradients together; None where they are taken as they are."""
+        return None
+
     def drawn(self, epoch: int) -> tuple[NDArray[np.int64], Labels]:
         """Which view stands for each training utterance in an epoch (N,), -1 the clean one, and the labels of these."""
         views = drawing.drawn_views(len(self.train), self.augment, seed=self.seed, epoch=epoch)
@@ -299,8 +309,8 @@ def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> Stops[float]:
     yield epoch, TRAINING, 0
     with contextlib.closing(learner.losses(epoch)) as found:
         for loss in found:
-            optimizer.step()
             losses.append(loss)
+            optimizer.step(factor=learner.pace(epoch, len(losses)), clip=learner.clip)
             if len(losses) % CHECKED == 0:
                 _finite(loss.item(), learner, epoch)
             yield epoch, TRAINING, len(losses)
