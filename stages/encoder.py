@@ -25,6 +25,8 @@ from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, kept, models
 
+CURVES_FILE = "curves.csv"  # beside the checkpoint of a training under way
+
 if TYPE_CHECKING:
     from pipeline.finetuning.plan import Asked
     from pipeline.training.loop import Fitted
@@ -85,7 +87,9 @@ def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> Fitte
     device = device_of(settings.extract.device, key="extract.device")
     unfinished = folder.with_name(folder.name + kept.UNFINISHED)
     write_text(unfinished / kept.ASKED_FILE, json.dumps(asked.facts, indent=2) + "\n")
-    fitted = finetune.finetune(model, asked, device=device, checkpoint=unfinished, say=tqdm.write)
+    curves = unfinished / CURVES_FILE
+    tqdm.write(f"while it runs: dvc plots show -x epoch -y dev_eer {curves}")
+    fitted = finetune.finetune(model, asked, device=device, checkpoint=unfinished, say=tqdm.write, curves=curves)
     beside = folder_beside(folder)
     run = run_card.run_card(fitted, asked)
     run_card.save(beside, model, fitted, run=run, source=asked.card.source, card=asked.card)

@@ -286,6 +286,9 @@ def test_killed_it_goes_on_from_its_checkpoint(
             run(monkeypatch, tmp_path, settings)
     assert [path.name for path in ENCODERS.iterdir()] == [f"{identity}.checkpoint"]
     assert not Path("data/encoder.json").exists()
+    header, line = (ENCODERS / f"{identity}.checkpoint/curves.csv").read_text().splitlines()
+    assert header == "epoch,loss,dev_loss,train_eer,dev_eer"
+    assert line.startswith("1,")
     other = FINETUNE.replace("encoder: 0.001", "encoder: 0.002")  # does not trip over it
     run(monkeypatch, tmp_path, parameters(tmp_path / "params.yaml", other, root=root))
     assert (ENCODERS / f"{identity}.checkpoint").is_dir()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import CLEAN, Labels
 from pipeline.core.errors import InputError
+from pipeline.core.files import write_text
 from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
@@ -41,6 +42,7 @@ from pipeline.finetuning.speech import Rows, Speech, Utterance
 from pipeline.finetuning.system import EndToEnd, add_lora, blocks, compute_twice, merge_lora, unfreeze
 from pipeline.training import adam, drawing, loop
 from pipeline.training.adam import Groups
+from pipeline.training.history import Epoch, to_csv
 from pipeline.training.loop import Fitted, Learner, Say
 
 SECTION = "encoder.finetune"
@@ -48,11 +50,15 @@ SECTION = "encoder.finetune"
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechLearner(Learner):
-    """A system to train end to end on audio. labels: on the CPU. augment: views that are made on the fly."""
+    """A system to train end to end on audio. labels: on the CPU. augment: views that are made on the fly.
+
+    curves: a CSV file that has the curves of the training while it runs.
+    """
 
     params: FinetuneParams
     asked: Asked
     say: Say
+    curves: Path | None = None
 
     @property
     def identity(self) -> str:
@@ -143,25 +149,32 @@ class SpeechLearner(Learner):
             for _, utterances in parts:
                 yield self.system(*speech.batch(utterances, self.device)).float()
 
+    def show(self, curves: Sequence[Epoch]) -> None:
+        """Write the curves up to the epoch that just ended."""
+        if self.curves:
+            write_text(self.curves, to_csv(epoch.facts for epoch in curves))
+
     def finish(self) -> None:
         """Merge low-rank updates, and compute in float32 as extraction does."""
         merge_lora(self.system.encoder.model)
         self.system.precision = "float32"
 
 
-def finetune(model: Any, asked: Asked, *, device: torch.device, checkpoint: Path | None, say: Say) -> Fitted:
+def finetune(
+    model: Any, asked: Asked, *, device: torch.device, checkpoint: Path | None, say: Say, curves: Path | None = None
+) -> Fitted:
     """Train encoder, backend and loss together, select by the dev EER of the deployed score, average the k best.
 
     Args:
         model: the whole encoder, as `models.load` gives it with its card; it is changed, and is the tuned one then.
         checkpoint: folder where the state after an epoch is kept, and found again. say: is given the plan and a line
-            an epoch.
+            an epoch. curves: a CSV file that has the curves while the training runs.
 
     Raises InputError where layers or parameters do not fit, audio cannot be used, or the loss stops being finite.
     """
     layers = model.encoder.layers
     with loop.seeded(asked.params.seed, device):
-        learner = learner_of(make_system(model, asked, device), asked, device=device, say=say)
+        learner = learner_of(make_system(model, asked, device), asked, device=device, say=say, curves=curves)
         say(_plan(learner))
         fitted = loop.train(learner, checkpoint=checkpoint, say=say)
     learner.system.cpu().eval().requires_grad_(False)
@@ -171,7 +184,9 @@ def finetune(model: Any, asked: Asked, *, device: torch.device, checkpoint: Path
     return fitted
 
 
-def learner_of(system: EndToEnd, asked: Asked, *, device: torch.device, say: Say) -> SpeechLearner:
+def learner_of(
+    system: EndToEnd, asked: Asked, *, device: torch.device, say: Say, curves: Path | None = None
+) -> SpeechLearner:
     """The learner that trains a system as it is asked for."""
     params = asked.params
     return SpeechLearner(
@@ -186,6 +201,7 @@ def learner_of(system: EndToEnd, asked: Asked, *, device: torch.device, say: Say
         section=SECTION,
         asked=asked,
         say=say,
+        curves=curves,
     )
 
 

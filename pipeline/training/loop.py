@@ -16,7 +16,7 @@ import dataclasses
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,9 @@ class Learner(ABC):
     def now(self) -> float:
         """A clock in seconds that stands still while other trainings have their turn."""
         return time.perf_counter()
+
+    def show(self, curves: Sequence[Epoch]) -> None:  # noqa: B027  # trainings of seconds show nothing
+        """Show the curves up to the epoch that just ended."""
 
     def finish(self) -> None:  # noqa: B027  # most systems are deployed as they are trained
         """Make the system what is deployed, now that it has the averaged weights."""
@@ -268,6 +271,7 @@ def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say, *, until
             history.add(line, now, learned(learner.system), keep=params.average_best)
             bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{line.dev_eer:.2f} %")
             bar.update()
+            learner.show(history.curves)
             say(
                 f"epoch {epoch}: loss {mean:.4f}, on dev {line.dev_loss:.4f}; EER {line.train_eer:.2f} % of a training "
                 f"sample, {line.dev_eer:.2f} % of dev"
