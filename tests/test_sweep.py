@@ -19,6 +19,8 @@ import dask
 import pytest
 from distributed import Client, Scheduler, SpecCluster, Worker
 from distributed.utils import get_mp_context
+from dvc import output
+from dvc.dependency import param
 from dvc.repo import Repo
 
 from pipeline.commands import status
@@ -111,6 +113,66 @@ def test_the_locks_are_those_of_dvc_repro(here: Path) -> None:
     subprocess.run(["rm", "-rf", ".dvc/cache", "dvc.lock"], check=True)
     assert len(sweep().outcome.ran) == 8
     assert Path("dvc.lock").read_bytes() == expected
+
+
+SHARED = """stages:
+  train:
+    matrix: {cell: [one, two]}
+    cmd: echo ${item.cell} > ${item.cell}.out && echo ${item.cell} >> ran
+    deps: [code]
+    params: [rates, "sizes.${item.cell}"]
+    outs: ["${item.cell}.out"]
+"""
+
+
+@pytest.fixture
+def sharing(here: Path) -> Path:
+    """A project in which two stages depend on one folder and on one parameter, which is a list."""
+    Path("dvc.yaml").write_text(SHARED)
+    Path("params.yaml").write_text("rates: [1, 2]\nsizes: {one: 1, two: 2}\n")
+    Path("code").mkdir()
+    Path("code/a.py").write_text("a")
+    return here
+
+
+def test_what_stages_share_is_read_once_and_the_locks_are_those_of_dvc_repro(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc("repro")
+    assert ran() == ["one", "two"]
+    expected = Path("dvc.lock").read_bytes()
+    for path in (Path("dvc.lock"), *Path().glob("*.out")):
+        path.unlink()
+    shutil.rmtree(".dvc/cache")
+    asked: list[str] = []
+
+    def noting(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        return lambda *given, **options: asked.append(name(*given)) or function(*given, **options)
+
+    monkeypatch.setattr(param, "read_param_file", noting(param.read_param_file, lambda _fs, _path, names: names[0]))
+    monkeypatch.setattr(output, "build", noting(output.build, lambda _odb, path, *_: Path(path).name))
+    sweep()
+    assert (set(ran()), Path("dvc.lock").read_bytes()) == ({"one", "two"}, expected)
+    assert sorted(name for name in asked if ".out" not in name) == ["code", "rates", "sizes.one", "sizes.two"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "stale"),
+    [
+        ("code/a.py", "edited", {"train@one", "train@two"}),
+        ("code/b.py", "new", {"train@one", "train@two"}),
+        ("params.yaml", "rates: [1, 2]\nsizes: {one: 1, two: 22}\n", {"train@two"}),
+        ("params.yaml", "sizes: {one: 1, two: 2}\n", {"train@one", "train@two"}),
+    ],
+)
+def test_a_change_is_seen_after_the_first_look(sharing: Path, path: str, text: str, stale: set[str]) -> None:
+    flow = Flow(())
+    Sweep(flow, jobs=2, tell=lambda _: None).run()
+    assert not any(map(flow.is_stale, flow.steps))
+    Path(path).write_text(text)
+    assert set(filter(flow.is_stale, flow.steps)) == stale
+    Path(path).unlink()
+    assert set(filter(flow.is_stale, flow.steps)) == ({"train@one", "train@two"} if path != "code/b.py" else set())
 
 
 def test_a_target_brings_what_it_needs_and_nothing_else(here: Path) -> None:

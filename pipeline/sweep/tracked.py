@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.core.errors import InputError
 from pipeline.sweep import unchanged
+from pipeline.sweep.remembered import Remembered
 from pipeline.sweep.unchanged import Seen, facts_of
 
 LOCK_PATIENCE_S = 600  # another command of DVC may hold the repository's lock so long
@@ -52,11 +53,14 @@ class Flow:
             self._repo = Repo()
             with self._locked():
                 self._graph = get_active_graph(self._repo.index.graph)
-                chosen = collect_stages(self._repo, targets or ["dvc.yaml"])
-                plan = plan_repro(self._graph, chosen)
+                chosen = self._main_stages() if self._is_whole else []
+                plan = plan_repro(self._graph, chosen or collect_stages(self._repo, targets or ["dvc.yaml"]))
         except DvcException as error:
             raise InputError(_words(error)) from None
         self.root = Path(self._repo.root_dir)
+        remembered = Remembered()
+        for stage in plan:
+            remembered.teach(stage)
         self._stages = {stage.addressing: stage for stage in plan}
         self.steps = list(self._stages)
         self.needs = {
@@ -167,6 +171,11 @@ class Flow:
         """Leave a note for the next sweep, see `unchanged`, after all stages of the project were looked at."""
         if self._is_whole:
             self._seen.note()
+
+    def _main_stages(self) -> list[Any]:
+        """The stages of `dvc.yaml` in this folder, which DVC would read again to find them."""
+        place = str(Path.cwd() / "dvc.yaml")
+        return [stage for stage in self._repo.index.stages if stage.path == place]
 
     @contextlib.contextmanager
     def busy(self, name: str) -> Iterator[None]:
