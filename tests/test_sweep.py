@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ from pipeline.commands import status
 from pipeline.commands import sweep as command
 from pipeline.core.errors import InputError
 from pipeline.extraction.dask_workers import CODE, Cluster
-from pipeline.sweep import starting, unchanged
+from pipeline.sweep import locks, starting, unchanged
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
@@ -154,6 +155,36 @@ def test_what_stages_share_is_read_once_and_the_locks_are_those_of_dvc_repro(
     sweep()
     assert (set(ran()), Path("dvc.lock").read_bytes()) == ({"one", "two"}, expected)
     assert sorted(name for name in asked if ".out" not in name) == ["code", "rates", "sizes.one", "sizes.two"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "usual"),
+    [
+        (lambda text: text, True),
+        (lambda _: "", True),
+        (lambda text: text[: text.index("  train@two:")], True),
+        (lambda text: text[: text.index("  train@one:")] + text[text.index("  train@two:") :], True),
+        (lambda text: text + "  # checked\n", False),
+        (lambda text: text + "datasets: []\n", False),
+        (lambda text: text.replace("rates:", "rates: &here", 1), False),
+        (lambda text: text.replace("  train@one:", "  'train@one':"), False),
+    ],
+)
+def test_entries_are_put_into_a_lock_file_as_dvc_does(sharing: Path, layout: Callable[[str], str], usual: bool) -> None:
+    with Repo() as repo:
+        stages = list(repo.index.stages)
+        for stage in stages:
+            Path(stage.outs[0].fs_path).write_text(stage.name)
+            stage.save()
+        dump = functools.partial(stages[0].dvcfile.dump_stages, update_pipeline=False)
+        dump(stages)
+        Path("dvc.lock").write_text(before := layout(Path("dvc.lock").read_text()))
+        Path("code/a.py").write_text("edited")
+        stages[1].save()
+        dump(stages[1:])
+        found = locks.put(before, [locks.entry_of(stages[1])])
+    assert stages[1].name == "train@two"
+    assert found == (Path("dvc.lock").read_text() if usual else None)
 
 
 @pytest.mark.parametrize(

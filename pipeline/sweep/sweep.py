@@ -134,6 +134,7 @@ class Sweep:
     def run(self) -> Outcome:
         """Run all stages that can run. Whatever ends this, the locks of the stages that ended well are written."""
         (self.flow.root / LOGS).mkdir(parents=True, exist_ok=True)
+        starting.warm_up()
         try:
             while self.waiting or self.running:
                 self._start_what_can()
