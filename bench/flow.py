@@ -92,7 +92,7 @@ def run_all(folder: Path) -> None:
             make(folder, name)
         for stage in stages:
             remembered.teach(stage)
-            stage.save()
+            stage.save(run_cache=False)
             stage.commit()
         for path in {stage.path for stage in stages}:
             mine = [stage for stage in stages if stage.path == path]

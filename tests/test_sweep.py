@@ -448,11 +448,27 @@ def test_trainings_that_read_the_same_are_shared_out_among_the_jobs(
     assert begun == [[names[number] for number in group] for group in groups]
 
 
-def test_no_more_than_eight_trainings_share_a_process() -> None:
-    names = [f"train@b{number}-all-1" for number in range(30)]
-    made = Sweep(Ready(names), jobs=1, tell=lambda _: None)  # type: ignore[arg-type]
-    made.waiting.remove(names[0])
-    assert made._companions(names[0]) == names[1:8]
+def test_no_more_than_eight_trainings_share_a_process_and_the_last_ones_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"train@b{number}-all-1" for number in range(42)]
+    current = set(names[:22:2])  # eleven are up to date; what is left are 31
+    made = Sweep(Ready(names), jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
+    sizes: list[int] = []
+
+    def begin(group: list[str]) -> None:
+        assert not current & set(group)
+        sizes.append(len(group))
+        work = starting.Work(None)  # type: ignore[arg-type]
+        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
+
+    monkeypatch.setattr(made, "_start", begin)
+    monkeypatch.setattr(made, "_is_stale", lambda name: made.waiting.remove(name) or name not in current)
+    while made.waiting or made.running:
+        made._start_what_can()
+        first = next(iter(made.running.values())).work
+        made.running = {name: found for name, found in made.running.items() if found.work is not first}
+    assert sizes == [8, 8, 8, 4, 2, 1]  # the last ones, so that both processes end at about the same time
 
 
 # ---------------------------------------------------------------- on Dask's workers

@@ -112,13 +112,9 @@ def stage_of(command: str) -> str | None:
 
 
 def prepare(modules: set[str]) -> None:
-    """Say what the process is to import from which the stages are forked. Call it before the first `start`."""
+    """Begin the process from which stages are forked. It imports modules meanwhile; the first `start` waits for it."""
     later = {name for module in modules for name in LATER.get(module, ())}
     FORKS.set_forkserver_preload(sorted({__name__, *modules, *later}))
-
-
-def warm_up() -> None:
-    """Have that process import while others look for what is to be run. `start` waits for it."""
     ensure_running()
 
 
