@@ -35,22 +35,29 @@ class Remembered:
 
     def _build(self, build: Callable[..., Any], odb: Any, path: str, fs: Any, kind: str, **options: Any) -> Any:
         """The hash of a file or folder, as `Output._build` of DVC gives it for a dependency."""
-        return self._once(path, kind, lambda: build(odb, path, fs, kind, **options))
+        return self._once(path, f"hash {kind}", lambda: build(odb, path, fs, kind, **options))
 
     def _params(self, item: Any, read: Callable[..., dict[str, Any]], flatten: bool = True) -> dict[str, Any]:
         """The values of parameters, as `ParamsDependency.read_params` of DVC gives them."""
-        from dvc.dependency.param import read_param_file
+        import dpath
+        from dvc.utils.serialize import load_path
 
         if not (item.params and flatten and item.exists):
             return read(flatten=flatten)
+        path = item.fs_path
+
+        def values() -> Any:
+            return load_path(path, item.repo.fs)
 
         def value(name: str) -> dict[str, Any]:
-            found: dict[str, Any] = read_param_file(item.repo.fs, item.fs_path, [name], flatten=True)
-            return found
+            try:
+                return {name: dpath.get(self._once(path, "values", values), name, separator=".")}
+            except KeyError:
+                return {}
 
         found: dict[str, Any] = {}
         for name in item.params:
-            found |= self._once(item.fs_path, name, functools.partial(value, name))
+            found |= self._once(path, f"value {name}", functools.partial(value, name))
         return copy.deepcopy(found)  # what two stages share, DVC's lock file would hold as an alias
 
     def _once(self, path: str, what: str, find: Callable[[], Any]) -> Any:
