@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import logging
 import os
 import re
@@ -158,53 +159,66 @@ def test_what_stages_share_is_read_once_and_the_locks_are_those_of_dvc_repro(
     assert sorted(name for name in asked if ".out" not in name) == ["code", "params.yaml", *templates]
 
 
-@pytest.mark.parametrize(
-    ("layout", "usual"),
-    [
-        (lambda text: text, True),
-        (lambda _: "", True),
-        (lambda text: text[: text.index("  train@two:")], True),
-        (lambda text: text[: text.index("  train@one:")] + text[text.index("  train@two:") :], True),
-        (lambda text: text + "  # checked\n", False),
-        (lambda text: text + "datasets: []\n", False),
-        (lambda text: text.replace("rates:", "rates: &here", 1), False),
-        (lambda text: text.replace("  train@one:", "  'train@one':"), False),
-    ],
-)
-def test_entries_are_put_into_a_lock_file_as_dvc_does(sharing: Path, layout: Callable[[str], str], usual: bool) -> None:
+LAYOUTS: list[tuple[Callable[[str], str], bool]] = [  # of a lock file, and whether DVC would write it so
+    (lambda text: text, True),
+    (lambda _: "", True),
+    (lambda text: text[: text.index("  train@two:")], True),
+    (lambda text: text[: text.index("  train@one:")] + text[text.index("  train@two:") :], True),
+    (lambda text: text + "  # checked\n", False),
+    (lambda text: text + "datasets: []\n", False),
+    (lambda text: text.replace("rates:", "rates: &here", 1), False),
+    (lambda text: text.replace("  train@one:", "  'train@one':"), False),
+]
+
+
+def test_entries_are_put_into_a_lock_file_as_dvc_does(sharing: Path) -> None:
     with Repo() as repo:
         stages = list(repo.index.stages)
-        for stage in stages:
-            Path(stage.outs[0].fs_path).write_text(stage.name)
-            stage.save()
         dump = functools.partial(stages[0].dvcfile.dump_stages, update_pipeline=False)
-        dump(stages)
-        Path("dvc.lock").write_text(before := layout(Path("dvc.lock").read_text()))
-        Path("code/a.py").write_text("edited")
-        stages[1].save()
-        dump(stages[1:])
-        found = locks.put(before, [locks.entry_of(stages[1])])
+        for layout, usual in LAYOUTS:
+            Path("dvc.lock").unlink(missing_ok=True)
+            Path("code/a.py").write_text("a")
+            for stage in stages:
+                Path(stage.outs[0].fs_path).write_text(stage.name)
+                stage.save()
+            dump(stages)
+            Path("dvc.lock").write_text(before := layout(Path("dvc.lock").read_text()))
+            Path("code/a.py").write_text("edited")
+            stages[1].save()
+            dump(stages[1:])
+            found = locks.put(before, [locks.entry_of(stages[1])])
+            assert found == (Path("dvc.lock").read_text() if usual else None), before
     assert stages[1].name == "train@two"
-    assert found == (Path("dvc.lock").read_text() if usual else None)
 
 
-@pytest.mark.parametrize(
-    ("path", "text", "stale"),
-    [
-        ("code/a.py", "edited", {"train@one", "train@two"}),
-        ("code/b.py", "new", {"train@one", "train@two"}),
-        ("params.yaml", "rates: [1, 2]\nsizes: {one: 1, two: 22}\n", {"train@two"}),
-        ("params.yaml", "sizes: {one: 1, two: 2}\n", {"train@one", "train@two"}),
-    ],
-)
-def test_a_change_is_seen_after_the_first_look(sharing: Path, path: str, text: str, stale: set[str]) -> None:
+def test_a_lock_file_that_people_edited_keeps_what_they_wrote(sharing: Path) -> None:
+    sweep()
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace("  train@two", "  # checked\n  train@two"))
+    Path("params.yaml").write_text("rates: [1, 2]\nsizes: {one: 1, two: 22}\n")
+    assert sweep().outcome.ran == ["train@two"]
+    assert "  # checked\n  train@two" in (text := Path("dvc.lock").read_text())
+    assert "sizes.two: 22" in text
+    assert sweep().outcome.current == ["train@one", "train@two"]
+
+
+def test_a_change_is_seen_after_the_first_look(sharing: Path) -> None:
     flow = Flow(())
     Sweep(flow, jobs=2, tell=lambda _: None).run()
-    assert not any(map(flow.is_stale, flow.steps))
-    Path(path).write_text(text)
-    assert set(filter(flow.is_stale, flow.steps)) == stale
-    Path(path).unlink()
-    assert set(filter(flow.is_stale, flow.steps)) == ({"train@one", "train@two"} if path != "code/b.py" else set())
+    both, none = {"train@one", "train@two"}, set[str]()
+    first = {path: Path(path).read_text() for path in ("code/a.py", "params.yaml")}
+    for path, text, stale, without in (
+        ("code/a.py", "edited", both, both),
+        ("code/b.py", "new", both, none),
+        ("params.yaml", "rates: [1, 2]\nsizes: {one: 1, two: 22}\n", {"train@two"}, both),
+        ("params.yaml", "sizes: {one: 1, two: 2}\n", both, both),
+    ):
+        assert not any(map(flow.is_stale, flow.steps))
+        Path(path).write_text(text)
+        assert set(filter(flow.is_stale, flow.steps)) == stale, path
+        Path(path).unlink()
+        assert set(filter(flow.is_stale, flow.steps)) == without, path
+        for name, before in first.items():
+            Path(name).write_text(before)
 
 
 def test_a_target_brings_what_it_needs_and_nothing_else(here: Path) -> None:
@@ -405,6 +419,11 @@ def test_an_edited_module_is_not_run_as_it_was(tmp_path: Path, monkeypatch: pyte
     work = starting.start("python -m stages.one", log, name="one", root=tmp_path, warm=False)
     work.process.join(60)
     assert (work.code(0), log.read_text()) == (0, "new\n")
+
+
+def test_what_stages_import_late_is_there_to_be_imported() -> None:
+    for stage, modules in starting.LATER.items():
+        assert all(map(importlib.util.find_spec, (stage, *modules)))  # a process of forks leaves out what is not
 
 
 class Ready:

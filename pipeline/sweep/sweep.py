@@ -101,10 +101,10 @@ def is_cell(name: str) -> bool:
 class Sweep:
     """A sweep over a flow, with at most `jobs` stages at once.
 
-    Trainings that read the same features run together in one process where `together` is set, in as many groups as
-    there are jobs free. Stages of a cell run side by side. Each other stage, such as extraction, uses all processors by
-    itself, so it runs alone: side by side with others it would also get other threads, and so other last bits, than
-    under `dvc repro`.
+    Trainings that read the same features run together in one process where `together` is set. They are shared out among
+    the jobs, the last ones evenly. Stages of a cell run side by side. Each other stage, such as extraction, uses all
+    processors by itself, so it runs alone: side by side with others it would also get other threads, and so other last
+    bits, than under `dvc repro`.
 
     workers: run the stages of cells in place of this machine; jobs is then the most that run at once on all of them.
     leave: stages that are left as they are; none that needs them waits for them. code: that of the project when the

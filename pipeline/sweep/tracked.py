@@ -1,6 +1,7 @@
 """The stages of the project as DVC tracks them: which of them are out of date, and what DVC is told once they ran.
 
-DVC's own functions look, restore, save and commit, in the order of `dvc repro`. What runs a command is left out here.
+DVC's own functions look, restore, save and commit, in the order of `dvc repro`; what they would read again for each
+stage is `remembered`, and lock files are changed in place (`locks`). What runs a command is left out here.
 The repository is locked only while they work; while a stage runs, its inputs and outputs are, as in `dvc repro`.
 """
 
