@@ -1,7 +1,7 @@
 """Entries of `dvc.lock`, changed without reading all the others.
 
 DVC parses a whole lock file and writes it again, a few thousand lines a second, and a cell of the grid has more than a
-hundred of them. Here the text of the other entries is left as it is. What comes out is what DVC would write.
+hundred of them. Here the text of the other entries is left as it is. DVC would write the same.
 """
 
 from __future__ import annotations
