@@ -17,7 +17,7 @@ speech    `recipes/ablation_speech.yaml`, 108 cells with the fine-tuning of the 
           grid by `dvc repro`, besides their training and above the same command where nothing changed. Analysis, layer
           probe and report are left out there, but not in the sweep.
 many      A grid of 300 cells, all up to date; the outputs are stand-ins of a line each. Aims: 10 s for
-          `dvc status`, 3 s for `bonafide sweep` after another one.
+          `dvc status`, 3 s for `bonafide sweep` after another one. Takes about two minutes, half of them to make it.
 changes   Which stages `dvc repro` runs after a change.
 
 --quick takes few cells and one epoch, to see that all parts run; its times say nothing.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import resource
@@ -27,6 +28,8 @@ from dvc.dvcfile import ProjectFile
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from ruamel.yaml import YAML
+
+from pipeline.sweep.remembered import Remembered
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ["linear", "asp", "mlp", "mhfa", "sls", "per_layer"]
@@ -67,25 +70,29 @@ def make(folder: Path, out: str) -> None:
     file.write_text(out)
 
 
-def inside(stages: list[PipelineStage], maker: PipelineStage) -> list[str]:
-    """The files that stages depend on within the outputs of one that are folders."""
-    outs = tuple(f"{item.def_path}/" for item in maker.outs)
-    found = (dep.def_path for stage in stages for dep in stage.deps if dep.def_path.startswith(outs))
-    return [path for path in dict.fromkeys(found) if Path(path).suffix]
+def inside(stages: list[PipelineStage]) -> dict[str, list[str]]:
+    """Folder -> the files in it that stages depend on, of the folders that stages make."""
+    folders = {item.def_path for stage in stages for item in stage.outs if not Path(item.def_path).suffix}
+    paths = dict.fromkeys(dep.def_path for stage in stages for dep in stage.deps if Path(dep.def_path).suffix)
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        for folder in folders & {str(parent) for parent in Path(path).parents}:
+            found.setdefault(folder, []).append(path)
+    return found
 
 
 def run_all(folder: Path) -> None:
     """Make the outputs of all stages and write the locks, each once."""
     with contextlib.chdir(folder), Repo(folder) as repo, repo.lock:
-        stages = stages_of(repo)
+        stages, remembered = stages_of(repo), Remembered()
         for stage in stages:
             for item in stage.outs:
                 make(folder, item.def_path)
+        for name in itertools.chain.from_iterable(inside(stages).values()):
+            make(folder, name)
         for stage in stages:
-            for name in inside(stages, stage):
-                make(folder, name)
-        for stage in stages:
-            stage.save()
+            remembered.teach(stage)
+            stage.save(run_cache=False)
             stage.commit()
         for path in {stage.path for stage in stages}:
             mine = [stage for stage in stages if stage.path == path]
@@ -97,12 +104,13 @@ def write_makers(folder: Path, makers: Path) -> None:
     makers.mkdir(exist_ok=True)
     with Repo(folder) as repo:
         stages = stages_of(repo)
+    files = inside(stages)
     for stage in stages:
         lines = []
         for out in (item.def_path for item in stage.outs):
             file = Path(out) if Path(out).suffix else Path(out) / INSIDE
             lines.append(f"mkdir -p {file.parent} && echo {out} > {file}")
-        lines += [f"echo {name} > {name}" for name in inside(stages, stage)]
+        lines += [f"echo {name} > {name}" for item in stage.outs for name in files.get(item.def_path, ())]
         words = " ".join(stage.cmd.split()).removeprefix("python ")
         (makers / hashlib.md5(words.encode(), usedforsecurity=False).hexdigest()).write_text("\n".join(lines))
     place = makers.parent / "bin" / "python"

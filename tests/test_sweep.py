@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import logging
 import os
 import re
@@ -19,13 +21,15 @@ import dask
 import pytest
 from distributed import Client, Scheduler, SpecCluster, Worker
 from distributed.utils import get_mp_context
+from dvc import output
 from dvc.repo import Repo
+from dvc.utils import serialize
 
 from pipeline.commands import status
 from pipeline.commands import sweep as command
 from pipeline.core.errors import InputError
 from pipeline.extraction.dask_workers import CODE, Cluster
-from pipeline.sweep import starting, unchanged
+from pipeline.sweep import locks, starting, unchanged
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
@@ -111,6 +115,110 @@ def test_the_locks_are_those_of_dvc_repro(here: Path) -> None:
     subprocess.run(["rm", "-rf", ".dvc/cache", "dvc.lock"], check=True)
     assert len(sweep().outcome.ran) == 8
     assert Path("dvc.lock").read_bytes() == expected
+
+
+SHARED = """stages:
+  train:
+    matrix: {cell: [one, two]}
+    cmd: echo ${item.cell} > ${item.cell}.out && echo ${item.cell} >> ran
+    deps: [code]
+    params: [rates, "sizes.${item.cell}"]
+    outs: ["${item.cell}.out"]
+"""
+
+
+@pytest.fixture
+def sharing(here: Path) -> Path:
+    """A project in which two stages depend on one folder and on one parameter, which is a list."""
+    Path("dvc.yaml").write_text(SHARED)
+    Path("params.yaml").write_text("rates: [1, 2]\nsizes: {one: 1, two: 2}\n")
+    Path("code").mkdir()
+    Path("code/a.py").write_text("a")
+    return here
+
+
+def test_what_stages_share_is_read_once_and_the_locks_are_those_of_dvc_repro(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc("repro")
+    assert ran() == ["one", "two"]
+    expected = Path("dvc.lock").read_bytes()
+    for path in (Path("dvc.lock"), *Path().glob("*.out")):
+        path.unlink()
+    shutil.rmtree(".dvc/cache")
+    asked: list[str] = []
+
+    def noting(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        return lambda *given, **options: asked.append(name(*given)) or function(*given, **options)
+
+    monkeypatch.setattr(serialize, "load_path", noting(serialize.load_path, lambda path, *_: Path(path).name))
+    monkeypatch.setattr(output, "build", noting(output.build, lambda _odb, path, *_: Path(path).name))
+    sweep()
+    assert (set(ran()), Path("dvc.lock").read_bytes()) == ({"one", "two"}, expected)
+    templates = ["params.yaml"]  # DVC reads it once more for what stands in ${}
+    assert sorted(name for name in asked if ".out" not in name) == ["code", "params.yaml", *templates]
+
+
+LAYOUTS: list[tuple[Callable[[str], str], bool]] = [  # of a lock file, and whether DVC would write it so
+    (lambda text: text, True),
+    (lambda _: "", True),
+    (lambda text: text[: text.index("  train@two:")], True),
+    (lambda text: text[: text.index("  train@one:")] + text[text.index("  train@two:") :], True),
+    (lambda text: text + "  # checked\n", False),
+    (lambda text: text + "datasets: []\n", False),
+    (lambda text: text.replace("rates:", "rates: &here", 1), False),
+    (lambda text: text.replace("  train@one:", "  'train@one':"), False),
+]
+
+
+def test_entries_are_put_into_a_lock_file_as_dvc_does(sharing: Path) -> None:
+    with Repo() as repo:
+        stages = list(repo.index.stages)
+        dump = functools.partial(stages[0].dvcfile.dump_stages, update_pipeline=False)
+        for layout, usual in LAYOUTS:
+            Path("dvc.lock").unlink(missing_ok=True)
+            Path("code/a.py").write_text("a")
+            for stage in stages:
+                Path(stage.outs[0].fs_path).write_text(stage.name)
+                stage.save()
+            dump(stages)
+            Path("dvc.lock").write_text(before := layout(Path("dvc.lock").read_text()))
+            Path("code/a.py").write_text("edited")
+            stages[1].save()
+            dump(stages[1:])
+            found = locks.put(before, [locks.entry_of(stages[1])])
+            assert found == (Path("dvc.lock").read_text() if usual else None), before
+    assert stages[1].name == "train@two"
+
+
+def test_a_lock_file_that_people_edited_keeps_what_they_wrote(sharing: Path) -> None:
+    sweep()
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace("  train@two", "  # checked\n  train@two"))
+    Path("params.yaml").write_text("rates: [1, 2]\nsizes: {one: 1, two: 22}\n")
+    assert sweep().outcome.ran == ["train@two"]
+    assert "  # checked\n  train@two" in (text := Path("dvc.lock").read_text())
+    assert "sizes.two: 22" in text
+    assert sweep().outcome.current == ["train@one", "train@two"]
+
+
+def test_a_change_is_seen_after_the_first_look(sharing: Path) -> None:
+    flow = Flow(())
+    Sweep(flow, jobs=2, tell=lambda _: None).run()
+    both, none = {"train@one", "train@two"}, set[str]()
+    first = {path: Path(path).read_text() for path in ("code/a.py", "params.yaml")}
+    for path, text, stale, without in (
+        ("code/a.py", "edited", both, both),
+        ("code/b.py", "new", both, none),
+        ("params.yaml", "rates: [1, 2]\nsizes: {one: 1, two: 22}\n", {"train@two"}, both),
+        ("params.yaml", "sizes: {one: 1, two: 2}\n", both, both),
+    ):
+        assert not any(map(flow.is_stale, flow.steps))
+        Path(path).write_text(text)
+        assert set(filter(flow.is_stale, flow.steps)) == stale, path
+        Path(path).unlink()
+        assert set(filter(flow.is_stale, flow.steps)) == without, path
+        for name, before in first.items():
+            Path(name).write_text(before)
 
 
 def test_a_target_brings_what_it_needs_and_nothing_else(here: Path) -> None:
@@ -313,6 +421,11 @@ def test_an_edited_module_is_not_run_as_it_was(tmp_path: Path, monkeypatch: pyte
     assert (work.code(0), log.read_text()) == (0, "new\n")
 
 
+def test_what_stages_import_late_is_there_to_be_imported() -> None:
+    for stage, modules in starting.LATER.items():
+        assert all(map(importlib.util.find_spec, (stage, *modules)))  # a process of forks leaves out what is not
+
+
 class Ready:
     """A flow of trainings that can all begin at once, of two choices of layers."""
 
@@ -355,11 +468,27 @@ def test_trainings_that_read_the_same_are_shared_out_among_the_jobs(
     assert begun == [[names[number] for number in group] for group in groups]
 
 
-def test_no_more_than_eight_trainings_share_a_process() -> None:
-    names = [f"train@b{number}-all-1" for number in range(30)]
-    made = Sweep(Ready(names), jobs=1, tell=lambda _: None)  # type: ignore[arg-type]
-    made.waiting.remove(names[0])
-    assert made._companions(names[0]) == names[1:8]
+def test_no_more_than_eight_trainings_share_a_process_and_the_last_ones_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"train@b{number}-all-1" for number in range(42)]
+    current = set(names[:22:2])  # eleven are up to date; what is left are 31
+    made = Sweep(Ready(names), jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
+    sizes: list[int] = []
+
+    def begin(group: list[str]) -> None:
+        assert not current & set(group)
+        sizes.append(len(group))
+        work = starting.Work(None)  # type: ignore[arg-type]
+        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
+
+    monkeypatch.setattr(made, "_start", begin)
+    monkeypatch.setattr(made, "_is_stale", lambda name: made.waiting.remove(name) or name not in current)
+    while made.waiting or made.running:
+        made._start_what_can()
+        first = next(iter(made.running.values())).work
+        made.running = {name: found for name, found in made.running.items() if found.work is not first}
+    assert sizes == [8, 8, 8, 4, 2, 1]  # the last ones, so that both processes end at about the same time
 
 
 # ---------------------------------------------------------------- on Dask's workers

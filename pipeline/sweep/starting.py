@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,8 @@ from pipeline.core.errors import PlainErrors, exit_on_input_error, run_command
 FORKS = multiprocessing.get_context("forkserver")
 PREFIX = ["python", "-m"]
 TOGETHER = "stages.train"  # the stage of which one process can run several
+# What these stages import within functions, as it takes long. A sweep evaluates many rows.
+LATER = {"stages.evaluate": ("matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.special")}
 SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
 
 
@@ -109,8 +112,10 @@ def stage_of(command: str) -> str | None:
 
 
 def prepare(modules: set[str]) -> None:
-    """Say what the process is to import from which the stages are forked. Call it before the first `start`."""
-    FORKS.set_forkserver_preload(sorted({__name__, *modules}))
+    """Begin the process from which stages are forked. It imports modules meanwhile; the first `start` waits for it."""
+    later = {name for module in modules for name in LATER.get(module, ())}
+    FORKS.set_forkserver_preload(sorted({__name__, *modules, *later}))
+    ensure_running()
 
 
 def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> Work:

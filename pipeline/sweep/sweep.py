@@ -101,10 +101,10 @@ def is_cell(name: str) -> bool:
 class Sweep:
     """A sweep over a flow, with at most `jobs` stages at once.
 
-    Trainings that read the same features run together in one process where `together` is set, in as many groups as
-    there are jobs free. Stages of a cell run side by side. Each other stage, such as extraction, uses all processors by
-    itself, so it runs alone: side by side with others it would also get other threads, and so other last bits, than
-    under `dvc repro`.
+    Trainings that read the same features run together in one process where `together` is set. They are shared out among
+    the jobs, the last ones evenly. Stages of a cell run side by side. Each other stage, such as extraction, uses all
+    processors by itself, so it runs alone: side by side with others it would also get other threads, and so other last
+    bits, than under `dvc repro`.
 
     workers: run the stages of cells in place of this machine; jobs is then the most that run at once on all of them.
     leave: stages that are left as they are; none that needs them waits for them. code: that of the project when the
@@ -129,7 +129,8 @@ class Sweep:
         self.waiting = [name for name in flow.steps if name not in leave]
         self._done: set[str] = set(leave)
         self._code = code or starting.code_of(flow.root)
-        starting.prepare(self._modules(flow.steps))
+        self._is_prepared = False
+        self._busy = 0  # processes that ran before others were started beside them
 
     def run(self) -> Outcome:
         """Run all stages that can run. Whatever ends this, the locks of the stages that ended well are written."""
@@ -146,6 +147,17 @@ class Sweep:
             self.flow.write_locks()
         return self.outcome
 
+    def _prepare(self) -> None:
+        """Have the process of the forks import what is needed, while others are looked at.
+
+        By now, stages before those of cells are done, or will be run: what fine-tuning and extraction alone import
+        takes longer than all the rest.
+        """
+        if not self._is_prepared:
+            self._is_prepared = True
+            done = self._done - set(self.leave)
+            starting.prepare(self._modules(name for name in self.flow.steps if name not in done))
+
     def _modules(self, names: Iterable[str]) -> set[str]:
         """The modules that stages run."""
         found = {starting.stage_of(self.flow.command(name)) for name in names}
@@ -153,6 +165,7 @@ class Sweep:
 
     def _start_what_can(self) -> None:
         """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
+        self._busy = self._processes()
         for name in sorted(self.waiting, key=lambda name: kind_of(name) not in LATE):
             if self.running and self._free() < 1:
                 return
@@ -167,7 +180,11 @@ class Sweep:
     def _free(self) -> int:
         """How many processes more may run."""
         most = self.jobs if self.workers is None else min(self.jobs, self.workers.threads())
-        return most - len({id(found.work) for found in self.running.values()})
+        return most - self._processes()
+
+    def _processes(self) -> int:
+        """How many processes run."""
+        return len({id(found.work) for found in self.running.values()})
 
     def _has_room_for(self, name: str) -> bool:
         if kind_of(name) in BESIDE:
@@ -176,15 +193,18 @@ class Sweep:
 
     def _begin(self, name: str) -> None:
         """Look at a stage, and start it if it is out of date, with others that read the same."""
+        if kind_of(name) in BESIDE:
+            self._prepare()
         if self._is_stale(name):
             if self.workers and kind_of(name) in BESIDE:
                 self.workers.need()
-            self._start([name, *filter(self._is_stale, self._companions(name))])
+            self._start([name, *self._companions(name)])
 
     def _companions(self, name: str) -> list[str]:
-        """Trainings that can begin and read the same features as this one: its share of them.
+        """Trainings that are out of date and read the same features as this one: its share of them.
 
-        Every other one where two processes are free, as neighbours are of one backend and so take equally long.
+        The share is that of one process of those that are free and those that will be. Where there are two, it is every
+        other training, as neighbours are of one backend and so take equally long. The rest waits.
         """
         same = starting.reads(self.flow.command(name)) if self.together else None
         if same is None or not self._is_warm():
@@ -194,9 +214,12 @@ class Sweep:
             for other in self.waiting
             if self.flow.needs[other] <= self._done and starting.reads(self.flow.command(other)) == same
         ]
-        free = max(1, self._free())  # workers may have gone
-        share = min(TOGETHER, math.ceil((1 + len(ready)) / free))
-        return ready[free - 1 :: free][: share - 1]
+        stale = [other for other in ready if self._is_stale(other)]
+        sharers = max(1, self._free()) + self._busy  # workers may have gone
+        share = min(TOGETHER, math.ceil((1 + len(stale)) / sharers))
+        chosen = stale[sharers - 1 :: sharers][: share - 1]
+        self.waiting = [*(other for other in stale if other not in chosen), *self.waiting]
+        return chosen
 
     def _is_warm(self) -> bool:
         """Whether the code is as it was imported."""
@@ -219,6 +242,7 @@ class Sweep:
 
     def _start(self, names: list[str]) -> None:
         """Start a stage, or several in one process."""
+        self._prepare()
         assignment = Assignment(
             commands=tuple(self.flow.command(name) for name in names),
             logs=tuple(self.flow.root / log_of(name) for name in names),

@@ -1,6 +1,7 @@
 """The stages of the project as DVC tracks them: which of them are out of date, and what DVC is told once they ran.
 
-DVC's own functions look, restore, save and commit, in the order of `dvc repro`. What runs a command is left out here.
+DVC's own functions look, restore, save and commit, in the order of `dvc repro`; what they would read again for each
+stage is `remembered`, and lock files are changed in place (`locks`). What runs a command is left out here.
 The repository is locked only while they work; while a stage runs, its inputs and outputs are, as in `dvc repro`.
 """
 
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InputError
-from pipeline.sweep import unchanged
+from pipeline.core.files import write_text
+from pipeline.sweep import locks, unchanged
+from pipeline.sweep.remembered import Remembered
 from pipeline.sweep.unchanged import Seen, facts_of
 
 LOCK_PATIENCE_S = 600  # another command of DVC may hold the repository's lock so long
@@ -37,7 +40,7 @@ class Flow:
     """The stages that bring the targets up to date, in DVC's order, and what each needs before it.
 
     steps: names of the stages, as in `flow/score/dvc.yaml:score@...`. needs: for each, the stages of `steps` that it
-    depends on. made: the ones that were run or restored, whose locks `write_locks` writes.
+    depends on.
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
@@ -52,18 +55,21 @@ class Flow:
             self._repo = Repo()
             with self._locked():
                 self._graph = get_active_graph(self._repo.index.graph)
-                chosen = collect_stages(self._repo, targets or ["dvc.yaml"])
-                plan = plan_repro(self._graph, chosen)
+                chosen = self._main_stages() if self._is_whole else []
+                plan = plan_repro(self._graph, chosen or collect_stages(self._repo, targets or ["dvc.yaml"]))
         except DvcException as error:
             raise InputError(_words(error)) from None
         self.root = Path(self._repo.root_dir)
+        remembered = Remembered()
+        for stage in plan:
+            remembered.teach(stage)
         self._stages = {stage.addressing: stage for stage in plan}
         self.steps = list(self._stages)
         self.needs = {
             name: {found.addressing for found in self._graph.successors(stage)} & self._stages.keys()
             for name, stage in self._stages.items()
         }
-        self.made: set[str] = set()
+        self._entries: dict[str, str] = {}  # of `dvc.lock`, of the stages that were run or restored
         # Stages with the hashes of new inputs beside those of old outputs: at a second look DVC would restore the old.
         self._to_run: set[str] = set()
 
@@ -156,17 +162,22 @@ class Flow:
         """Write the entries of all stages that were made into `dvc.lock` beside their `dvc.yaml`, in DVC's order."""
         files: dict[str, list[Any]] = {}
         for name in self.steps:
-            if name in self.made:
+            if name in self._entries:
                 files.setdefault(self._stages[name].path, []).append(self._stages[name])
         with self._locked(), self._repo.scm_context(quiet=True):
             for stages in files.values():
-                stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
-        self.made.clear()
+                self._write_lock(stages)
+        self._entries.clear()
 
     def note_that_all_is_done(self) -> None:
         """Leave a note for the next sweep, see `unchanged`, after all stages of the project were looked at."""
         if self._is_whole:
             self._seen.note()
+
+    def _main_stages(self) -> list[Any]:
+        """The stages of `dvc.yaml` in this folder, which DVC would read again to find them."""
+        place = str(Path.cwd() / "dvc.yaml")
+        return [stage for stage in self._repo.index.stages if stage.path == place]
 
     @contextlib.contextmanager
     def busy(self, name: str) -> Iterator[None]:
@@ -192,9 +203,21 @@ class Flow:
         uncached = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
         stage.save(run_cache=not uncached)
         stage.commit()
-        self.made.add(stage.addressing)
+        self._entries[stage.addressing] = locks.entry_of(stage)
         self._to_run.discard(stage.addressing)
         self._seen.take(before | facts_of(_places(stage.outs)))
+
+    def _write_lock(self, stages: list[Any]) -> None:
+        """Write the entries of stages of one `dvc.yaml` that were made."""
+        file = stages[0].dvcfile
+        path = Path(file.path).with_suffix(".lock")
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        changed = locks.put(text, [self._entries[stage.addressing] for stage in stages])
+        if changed is None:
+            file.dump_stages(stages, update_pipeline=False)
+        elif changed != text:
+            write_text(path, changed)
+            self._repo.scm_context.track_file(os.path.relpath(path))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
