@@ -182,9 +182,12 @@ def test_every_recipe_has_a_stage_for_each_row_and_set(recipe: Path, tmp_path: P
     assert not [path for path in dict.fromkeys(used) if not (ROOT / path).exists()]
 
 
-def test_features_alone_are_enough_from_layers_and_select_on(stages: list[PipelineStage]) -> None:
+@pytest.mark.parametrize("pools", [{}, {"both": ["train", "eval"]}])
+def test_features_alone_are_enough_from_layers_and_select_on(tmp_path: Path, pools: dict[str, list[str]]) -> None:
     """What docs/features.md gives to who has pulled features: no stage of it needs what another one would make."""
+    stages = resolved(tmp_path, YAML(typ="safe").load(SETTINGS) | {"pools": pools})
     (targets,) = re.findall(r"^dvc repro --downstream (.+)$", (ROOT / "docs/features.md").read_text(), re.M)
+    targets += " select_pool" if pools else ""
     makes = {out.def_path: stage for stage in stages for out in stage.outs}
     needs = {stage.name: [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")] for stage in stages}
     kinds = {stage.name: stage.name.partition("@")[0] for stage in stages}
@@ -198,7 +201,7 @@ def test_features_alone_are_enough_from_layers_and_select_on(stages: list[Pipeli
     run = {name for name, kind in kinds.items() if kind in targets.split()}
     while more := {name for name in before if name not in run and before[name] & run}:
         run |= more
-    assert {kinds[name] for name in kinds if name not in run} == {"prepare", "encoder", "extract"}
+    assert {kinds[name] for name in kinds if name not in run} - {"pool"} == {"prepare", "encoder", "extract"}
     pulled = ("data/features", "data/trials")
     for name in run:
         for path in needs[name]:

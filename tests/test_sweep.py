@@ -228,6 +228,18 @@ def test_a_target_brings_what_it_needs_and_nothing_else(here: Path) -> None:
         Flow(["nope"])
 
 
+def test_downstream_is_what_a_target_makes_stale_and_nothing_before_it(here: Path) -> None:
+    sweep("train@one", "train@two")
+    ran()
+    Path("a.txt").unlink()  # a stage before, which cannot run here any more
+    Path("first.txt").write_text("pulled")
+    outcome = Sweep(Flow(["train"], downstream=True), jobs=2, tell=lambda _: None).run()
+    assert set(outcome.ran) == {"train@one", "train@two", "evaluate@one", "evaluate@two", "report"}
+    assert Path("one.out").read_text() == "pulledone"
+    with pytest.raises(SystemExit):
+        command.main(["--downstream"])
+
+
 def test_a_stage_waits_for_what_it_needs_and_no_more_than_jobs_run(here: Path) -> None:
     Path("bad.txt").write_text("bad")
     most, seen = 0, []

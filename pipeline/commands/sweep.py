@@ -9,6 +9,8 @@ examples:
   bonafide sweep                 all, with a stage a processor at once
   bonafide sweep -j 1            one after the other
   bonafide sweep report          the report and all that it needs
+  bonafide sweep --downstream layers select
+                                 these stages and all that needs them, as with features that were pulled
   bonafide sweep --halving       only systems that do well on dev are trained to the end
   bonafide sweep --engine dask --scheduler tcp://host:8786
                                  cells on the workers of a cluster (docs/cluster.md)
@@ -46,11 +48,13 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.scheduler and args.engine == "local":
         parser.error("argument --scheduler: expected --engine dask beside it")
+    if args.downstream and not args.targets:
+        parser.error("argument --downstream: expected stages beside it, such as `layers select`")
     root = unchanged.root_of(Path.cwd())
     if not args.targets and args.halving is None and root and unchanged.is_as_noted(root):
         print(ALL_DONE)
         return
-    flow = Flow(args.targets)
+    flow = Flow(args.targets, downstream=args.downstream)
     os.chdir(flow.root)
     code = starting.code_of(flow.root)
     with contextlib.ExitStack() as stack:
@@ -151,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     purpose, _, details = (__doc__ or "").partition("\n\n")
     parser = parser_of("bonafide sweep", purpose, details)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, as `dvc repro` takes them; default: all")
+    parser.add_argument(
+        "--downstream", action="store_true", help="the targets and what needs them, nothing before them"
+    )
     halving = (
         "train all systems of the grid for N epochs, the half with the lower dev EER for twice as many, and so on; the "
         "others are left out (default: an eighth of train.epochs)"

@@ -40,10 +40,10 @@ class Flow:
     """The stages that bring the targets up to date, in DVC's order, and what each needs before it.
 
     steps: names of the stages, as in `flow/score/dvc.yaml:score@...`. needs: for each, the stages of `steps` that it
-    depends on.
+    depends on. downstream: the targets and what needs them, in place of what they need.
     """
 
-    def __init__(self, targets: Sequence[str]) -> None:
+    def __init__(self, targets: Sequence[str], *, downstream: bool = False) -> None:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
@@ -56,7 +56,8 @@ class Flow:
             with self._locked():
                 self._graph = get_active_graph(self._repo.index.graph)
                 chosen = self._main_stages() if self._is_whole else []
-                plan = plan_repro(self._graph, chosen or collect_stages(self._repo, targets or ["dvc.yaml"]))
+                chosen = chosen or collect_stages(self._repo, targets or ["dvc.yaml"])
+                plan = plan_repro(self._graph, chosen, downstream=downstream)
         except DvcException as error:
             raise InputError(_words(error)) from None
         self.root = Path(self._repo.root_dir)
