@@ -147,16 +147,14 @@ class Sweep:
             self.flow.write_locks()
         return self.outcome
 
-    def _prepare(self) -> None:
-        """Have the process of the forks import what is needed, while others are looked at.
+    def _prepare(self, names: Iterable[str]) -> None:
+        """Have the process of the forks import what these stages run, while others are looked at; only the first time.
 
-        By now, stages before those of cells are done, or will be run: what fine-tuning and extraction alone import
-        takes longer than all the rest.
+        What stages that run once would import in vain takes longer than all the rest.
         """
         if not self._is_prepared:
             self._is_prepared = True
-            done = self._done - set(self.leave)
-            starting.prepare(self._modules(name for name in self.flow.steps if name not in done))
+            starting.prepare(self._modules(names))
 
     def _modules(self, names: Iterable[str]) -> set[str]:
         """The modules that stages run."""
@@ -194,7 +192,7 @@ class Sweep:
     def _begin(self, name: str) -> None:
         """Look at a stage, and start it if it is out of date, with others that read the same."""
         if kind_of(name) in BESIDE:
-            self._prepare()
+            self._prepare(other for other in self.flow.steps if kind_of(other) in BESIDE)
         if self._is_stale(name):
             if self.workers and kind_of(name) in BESIDE:
                 self.workers.need()
@@ -242,7 +240,8 @@ class Sweep:
 
     def _start(self, names: list[str]) -> None:
         """Start a stage, or several in one process."""
-        self._prepare()
+        done = self._done - set(self.leave)
+        self._prepare(name for name in self.flow.steps if name not in done)
         assignment = Assignment(
             commands=tuple(self.flow.command(name) for name in names),
             logs=tuple(self.flow.root / log_of(name) for name in names),
