@@ -7,6 +7,7 @@ imported where they are used.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -39,6 +40,16 @@ settings.register_profile("tests", deadline=None, max_examples=50)  # no test fa
 settings.load_profile("tests")
 
 Corpus = tuple[Path, Trials]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What the imports make stays: Python does not search it for garbage again and again."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(700, 10, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
