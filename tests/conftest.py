@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing.spawn
 import os
 import shutil
 import sys
@@ -88,6 +89,15 @@ def warm_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def warm_env(warm_path: str) -> dict[str, str]:
     """The environment with that PATH."""
     return os.environ | {"PATH": warm_path}
+
+
+@pytest.fixture(scope="module")
+def warm_processes(warm_path: str) -> Iterator[None]:
+    """Processes of multiprocessing start as `python` in that PATH does; a server of forks that runs already stays."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(str(Path(warm_path.partition(os.pathsep)[0]) / "python"))
+    yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="session")

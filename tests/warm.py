@@ -2,14 +2,16 @@
 
 `commands(folder)` puts `python`, `dvc` and `bonafide` into a folder, to come first in PATH. Each asks a server, which
 has imported the libraries, to fork. The child takes over arguments, folder, environment and open files. It then runs
-`python -m module`, `python -c code`, `python script.py`, `dvc` or `bonafide` as a new process would. A signal that ends
-it ends the caller, and the end of the caller ends it. Processes that it starts by multiprocessing begin as it does. The
-server imports no module of the project: a child takes those of its folder. What an interpreter reads as it starts,
-such as PYTHONIOENCODING, is that of the server. All other uses of `python` go to the real one.
+`python -m module`, `python -c code`, `python script.py`, `dvc` or `bonafide` as a new process would. It gets
+SIGINT and SIGTERM from the caller. A signal that ends it ends the caller, and the end of the caller ends it. Processes
+that it starts by multiprocessing begin as it does. The server imports no module of the project: a child takes those of
+its folder. What an interpreter reads as it starts, such as PYTHONIOENCODING, is that of the server. All other uses of
+`python` go to the real one.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -24,6 +26,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -31,23 +34,24 @@ from pathlib import Path
 from typing import TextIO
 
 LIBRARIES = (
-    "configobj", "dulwich.porcelain", "dulwich.repo", "dvc.cachemgr", "dvc.cli.parser", "dvc.commands.repro",
-    "dvc.data_cloud", "dvc.repo", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.graph", "dvc.repo.index",
-    "dvc.repo.metrics", "dvc.repo.open_repo", "dvc.repo.params", "dvc.repo.plots", "dvc.repo.reproduce",
-    "dvc.repo.stage", "dvc.repo.status", "dvc.rwlock", "dvc.stage", "dvc.utils.strictyaml", "dvc_data.hashfile.build",
-    "dvc_data.hashfile.status", "dvc_render", "faiss", "flufl.lock", "fsspec.implementations.memory", "h5py", "jinja2",
-    "matplotlib.backends.backend_agg", "matplotlib.figure", "networkx", "numpy", "pydantic.dataclasses",
-    "pydantic.fields", "pydantic.main", "pydantic.type_adapter", "pydantic.types", "requests", "ruamel.yaml",
-    "safetensors.numpy", "scipy.signal", "scmrepo.git", "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr",
-    "torch", "tqdm", "transformers.models.data2vec.modeling_data2vec_audio",
-    "transformers.models.hubert.modeling_hubert", "transformers.models.sew.modeling_sew",
-    "transformers.models.unispeech.modeling_unispeech", "transformers.models.unispeech_sat.modeling_unispeech_sat",
-    "transformers.models.wav2vec2.modeling_wav2vec2", "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert",
+    "configobj", "distributed", "dulwich.porcelain", "dulwich.repo", "dvc.cachemgr", "dvc.cli.parser",
+    "dvc.commands.repro", "dvc.data_cloud", "dvc.repo", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.graph",
+    "dvc.repo.index", "dvc.repo.metrics", "dvc.repo.open_repo", "dvc.repo.params", "dvc.repo.plots",
+    "dvc.repo.reproduce", "dvc.repo.stage", "dvc.repo.status", "dvc.rwlock", "dvc.stage", "dvc.utils.strictyaml",
+    "dvc_data.hashfile.build", "dvc_data.hashfile.status", "dvc_render", "faiss", "flufl.lock",
+    "fsspec.implementations.memory", "h5py", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure",
+    "networkx", "numpy", "pydantic.dataclasses", "pydantic.fields", "pydantic.main", "pydantic.type_adapter",
+    "pydantic.types", "requests", "ruamel.yaml", "safetensors.numpy", "scipy.signal", "scmrepo.git",
+    "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch", "tqdm",
+    "transformers.models.data2vec.modeling_data2vec_audio", "transformers.models.hubert.modeling_hubert",
+    "transformers.models.sew.modeling_sew", "transformers.models.unispeech.modeling_unispeech",
+    "transformers.models.unispeech_sat.modeling_unispeech_sat", "transformers.models.wav2vec2.modeling_wav2vec2",
+    "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert",
     "transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer", "transformers.models.wavlm.modeling_wavlm",
     "transformers.models.whisper.modeling_whisper", "zarr",
 )  # fmt: skip
 SHIM = """#!{python} -IS
-import json, os, socket, struct, sys
+import _signal, json, os, socket, struct, sys
 words = sys.argv[1:]
 if {name!r} != "python":
     words = ["-m", {name!r}, *words]
@@ -62,9 +66,14 @@ with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [struct.pack("<Q", len(request))], files)
     server.sendall(request)
+    for number in (_signal.SIGINT, _signal.SIGTERM):
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, lambda number, _frame: server.send(bytes([number])))
     answer = server.recv(2)
 (code,) = struct.unpack("<h", answer) if answer else (1,)
 if code < 0:
+    if code != -_signal.SIGKILL:
+        _signal.signal(-code, _signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -171,8 +180,11 @@ def _answer(asking: socket.socket) -> None:
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)
-    if ended not in select.select([ended, asking], [], [])[0]:  # the caller ended
-        os.kill(child, signal.SIGKILL)
+    while ended not in select.select([ended, asking], [], [])[0]:
+        number = asking.recv(1)  # a signal for the child, or nothing where the caller ended
+        os.kill(child, number[0] if number else signal.SIGKILL)
+        if not number:
+            break
     _, status = os.waitpid(child, 0)
     asking.sendall(struct.pack("<h", os.waitstatus_to_exitcode(status)))
     os._exit(0)
@@ -214,11 +226,24 @@ def _become(words: list[str], folder: str, environment: dict[str, str], numbers:
         code = _run(words)
     except SystemExit as ended:
         code = ended.code
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
     if code is not None and not isinstance(code, int):
         sys.stderr.write(f"{code}\n")
         code = 1
+    _end(code or 0)
+
+
+def _end(code: int) -> None:
+    """End as an interpreter does: what runs at its exit, then an exit code, or minus the signal that ends it."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code or 0)
+        with contextlib.suppress(ValueError):  # closed
+            stream.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
