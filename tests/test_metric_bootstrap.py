@@ -372,10 +372,7 @@ def test_what_is_plainly_better_has_the_least_p_value() -> None:
 def test_equal_systems_are_seldom_told_apart() -> None:
     worlds = 100
     p_values = np.array(
-        [
-            paired(*pair(better=0, seed=world, trials=800), eer, folds=100, seed=world).p_value
-            for world in range(worlds)
-        ]
+        [paired(*pair(better=0, seed=world, trials=800), eer, folds=100, seed=world).p_value for world in range(worlds)]
     )
     assert np.mean(p_values < 0.05) < 0.05 + 0.07  # the nominal share and three standard errors
     assert np.mean(p_values < 0.5) == pytest.approx(0.5, abs=0.15)
