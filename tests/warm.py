@@ -2,11 +2,11 @@
 
 `commands(folder)` puts `python`, `dvc` and `bonafide` into a folder, to come first in PATH. Each asks a server, which
 has imported the libraries, to fork. The child takes over arguments, folder, environment and open files. It then runs
-`python -m module`, `python -c code`, `python script.py`, `dvc` or `bonafide` as a new process would. It gets
-SIGINT and SIGTERM from the caller. A signal that ends it ends the caller, and the end of the caller ends it. Processes
-that it starts by multiprocessing begin as it does. The server imports no module of the project: a child takes those of
-its folder. What an interpreter reads as it starts, such as PYTHONIOENCODING, is that of the server. All other uses of
-`python` go to the real one.
+`python -m module`, `python -c code`, `python script.py`, `dvc` or `bonafide` as a new process would. It gets SIGINT and
+SIGTERM from the caller. A signal that ends it ends the caller, and the end of the caller ends it. Processes that it
+starts by multiprocessing begin as it does, but not those of these. The server imports no module of the project: a child
+takes those of its folder. What an interpreter reads as it starts, such as PYTHONIOENCODING, is that of the server. All
+other uses of `python` go to the real one.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ def _start(folder: Path) -> None:
 
 def serve(folder: str) -> None:
     """Import the libraries, then fork a process for each request, until nobody uses the folder."""
+    import diskcache.core
     import PIL.Image
     from pydantic.plugin._loader import get_plugins
 
@@ -120,6 +121,7 @@ def serve(folder: str) -> None:
     PIL.Image.preinit()
     get_plugins()  # else each child looks for them among all packages
     os.fsync = fsync
+    diskcache.core.DEFAULT_SETTINGS["sqlite_synchronous"] = 0  # as fsync, for DVC's databases
     _write_locks_sooner()
     multiprocessing.set_executable(f"{folder}/python")
     gc.collect()
@@ -197,6 +199,8 @@ def _run(words: list[str]) -> int:
         runpy.run_path(words[0], run_name="__main__")
         return 0
     kind, what, *arguments = words
+    if what.startswith("from multiprocessing"):
+        multiprocessing.set_executable(sys.executable)  # what this one starts is to have it as parent
     sys.argv = [kind if kind == "-c" else what, *arguments]
     if kind == "-c":
         exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))  # noqa: S102
