@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -93,10 +94,12 @@ def warm_env(warm_path: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def warm_processes(warm_path: str) -> Iterator[None]:
-    """Processes of multiprocessing start as `python` in that PATH does; a server of forks that runs already stays."""
+    """Processes of multiprocessing start as `python` in that PATH does, the server of forks, too, until the end."""
     before = multiprocessing.spawn.get_executable()
+    forkserver._forkserver._stop()
     multiprocessing.set_executable(str(Path(warm_path.partition(os.pathsep)[0]) / "python"))
     yield
+    forkserver._forkserver._stop()
     multiprocessing.set_executable(before)
 
 
