@@ -41,11 +41,12 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pyte
 	--no-loadscope-reorder
 
 # These files start processes, train, or draw thousands of samples.
-SLOW := backend_precision browser cache centroids checkpoints cli_detect cli_embed cli_metrics cli_plot cluster corpus_demo \
-	detect docs dvc encoder_kinds endings evaluate extract faults finetune fit flow fuzz gather gpu_encoder gpu_extraction \
-	gpu_training metric_bootstrap metric_calibration needed package params plots prepare quality ranks rawboost remote \
-	report spaces stage_analyse stage_embed stage_encoder stage_finetuned stage_layers stage_rescore sweep together \
-	xlsr
+SLOW := audio_whole backend_precision browser cache centroids checkpoints cli_detect cli_embed cli_metrics cli_plot \
+	cluster corpus_demo detect docs dvc encoder_kinds endings evaluate extract fairseq faults finetune fit flow \
+	fuzz gather gpu_encoder gpu_extraction gpu_training halving metric_binomial metric_bootstrap \
+	metric_calibration metric_transfer needed package params plots pool prepare quality ranks rawboost remarks \
+	remote report spaces stage_analyse stage_embed stage_encoder stage_finetuned stage_layers stage_rescore \
+	store sweep together xlsr
 
 # Some tests wait, so style and types are checked beside them.
 test: $(VENV)/installed-$(EXTRA)-test
@@ -60,7 +61,11 @@ lint: $(VENV)/installed-$(EXTRA)-test
 tests: $(VENV)/installed-$(EXTRA)-test
 	$(PYTEST)
 
-check: lint
+check: $(VENV)/installed-$(EXTRA)-test
+	$(MAKE) --no-print-directory -j 2 lint quick
+
+.PHONY: quick
+quick: $(VENV)/installed-$(EXTRA)-test
 	$(PYTEST) $(filter-out $(SLOW:%=tests/test_%.py),$(wildcard tests/test_*.py))
 
 $(VENV)/bin/python:

@@ -7,10 +7,13 @@ imported where they are used.
 from __future__ import annotations
 
 import contextlib
+import gc
+import multiprocessing.spawn
 import os
 import shutil
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -39,6 +42,16 @@ settings.register_profile("tests", deadline=None, max_examples=50)  # no test fa
 settings.load_profile("tests")
 
 Corpus = tuple[Path, Trials]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What the imports make stays: Python does not search it for garbage again and again."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(700, 10, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,6 +90,17 @@ def warm_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def warm_env(warm_path: str) -> dict[str, str]:
     """The environment with that PATH."""
     return os.environ | {"PATH": warm_path}
+
+
+@pytest.fixture(scope="module")
+def warm_processes(warm_path: str) -> Iterator[None]:
+    """Processes of multiprocessing start as `python` in that PATH does, the server of forks, too, until the end."""
+    before = multiprocessing.spawn.get_executable()
+    forkserver._forkserver._stop()
+    multiprocessing.set_executable(str(Path(warm_path.partition(os.pathsep)[0]) / "python"))
+    yield
+    forkserver._forkserver._stop()
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="session")

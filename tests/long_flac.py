@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 BLOCK = 65_535  # samples in a frame
 
 
@@ -21,9 +23,19 @@ def _frame(number: int) -> bytes:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    crc, top = 0, 1 << bits - 1
+    crc, table = 0, _remainders(bits, polynomial)
     for byte in data:
-        crc ^= byte << bits - 8
+        crc = (crc << 8 & (1 << bits) - 1) ^ table[crc >> bits - 8 ^ byte]
+    return crc
+
+
+@functools.cache
+def _remainders(bits: int, polynomial: int) -> list[int]:
+    """What each byte alone leaves."""
+    found = []
+    for byte in range(256):
+        crc, top = byte << bits - 8, 1 << bits - 1
         for _ in range(8):
             crc = (crc << 1 ^ polynomial if crc & top else crc << 1) & (1 << bits) - 1
-    return crc
+        found.append(crc)
+    return found

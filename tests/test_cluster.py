@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -464,11 +463,14 @@ def test_tasks_are_sent_a_few_ahead_and_workers_that_come_get_some(
 # ---------------------------------------------------------------- the script of docs/cluster.md
 
 
-def test_the_script_starts_workers_says_where_and_ends_with_them(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+def test_the_script_starts_workers_says_where_and_ends_with_them(
+    corpus: Corpus, tmp_path: Path, card: Card, warm_env: dict[str, str]
+) -> None:
     """In its local form: SLURM and GPUs are not to be had here."""
     with subprocess.Popen(
-        [sys.executable, "docs/start_cluster.py", "local", "--workers", "1", "--port", "0"],
+        ["python", "docs/start_cluster.py", "local", "--workers", "1", "--port", "0"],
         cwd=Path(__file__).parents[1],
+        env=warm_env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -520,7 +522,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_interruption_leaves_no_worker(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+def test_an_interruption_leaves_no_worker(corpus: Corpus, tmp_path: Path, card: Card, warm_env: dict[str, str]) -> None:
     """Even one that hangs. Ctrl-C goes to the whole group; whoever holds the ends of its pipes is waited for."""
     folder, trials = corpus
     script, table, pipe, facts = (tmp_path / name for name in ("script.py", "trials.csv", "pipe", "facts.json"))
@@ -529,8 +531,8 @@ def test_an_interruption_leaves_no_worker(corpus: Corpus, tmp_path: Path, card: 
     facts.write_text(json.dumps([asdict(card), asked("local:1").model_dump(mode="json")]))
     os.mkfifo(pipe)
     with subprocess.Popen(
-        [sys.executable, script, folder, table, pipe, facts],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        ["python", script, folder, table, pipe, facts],
+        env=warm_env | {"PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -16,6 +16,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig,
 from pipeline.core.errors import InputError
 from pipeline.core.sections import EncoderParams
 from pipeline.encoder import fairseq, models, tensor_files, xlsr
+from pipeline.encoder.cards import Card
 from tests.golden import GOLDEN, read_golden
 
 LAYERS = (0, 1, 2, 3)
@@ -65,16 +66,27 @@ def test_padding_is_masked_as_fairseq_masks_it() -> None:
             torch.testing.assert_close(taps[tap][i, :frames], expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def pretrained() -> Card:
+    """The card of the whole model."""
+    return load(GOLDEN / "tiny_fairseq.pt")[1]
+
+
+@pytest.mark.usefixtures("no_trial_reading")
 @pytest.mark.parametrize("prefix", ["ssl_model.model.", "module.ssl_model.model.", "frontend.", ""])
 @pytest.mark.parametrize("below", [None, "state_dict", "model"])
 def test_a_countermeasure_gives_its_encoder(
-    state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, below: str | None
+    state: dict[str, Any],
+    pretrained: Card,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+    below: str | None,
 ) -> None:
     monkeypatch.setitem(fairseq.HEADS, 32, 4)  # a countermeasure does not tell
     weights = {prefix + name: tensor for name, tensor in state["model"].items()}
     weights |= {"LL.weight": torch.ones(2, 2)} if prefix else {}
     _, card = load(write(tmp_path / "best.pth", {below: weights} if below else weights))
-    _, pretrained = load(GOLDEN / "tiny_fairseq.pt")
     assert card.weights_sha256 == pretrained.weights_sha256
     assert card.architecture == pretrained.architecture
 

@@ -81,7 +81,7 @@ def in_threads() -> ThreadPoolExecutor:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Undisturbed]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm_processes: None) -> Iterator[dict[str, Undisturbed]]:
     """A project for each way to store frames."""
     whole = params_file.load
     parsed = cache(lambda path, _text: whole(path))  # half of the time would go there

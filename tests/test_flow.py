@@ -177,6 +177,7 @@ def test_halving_trains_the_better_loss_to_the_same_bits_and_leaves_the_other_to
     assert "stopped early" not in (copy.folder / "data/report/leaderboard.txt").read_text()
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_of_trainings_in_one_process_one_that_fails_fails_alone(project: Project, tmp_path: Path) -> None:
     def command(loss: str, layers: str) -> str:
         files = ("run", "metrics", "curves", "dev-scores", "seconds")

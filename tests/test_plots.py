@@ -107,12 +107,12 @@ def test_many_and_long_names_are_all_there_and_differ(tmp_path: Path, count: int
     plots.draw_dets(tmp_path / "d.svg", many)
     plots.draw_histogram(tmp_path / "h.svg", split, thresholds={"EER": 0.5})
     plots.draw_heatmap(tmp_path / "m.svg", rows=["r1", "r2"], columns=names, percent=percent)
-    if count < 100:
-        plots.draw_transfer(tmp_path / "t.svg", many, thresholds=dict.fromkeys(names, 0.5))
-    for drawing in "dhmt" if count < 100 else "dhm":
+    panels = names[:10]  # a frame each
+    plots.draw_transfer(tmp_path / "t.svg", {one: many[one] for one in panels}, thresholds=dict.fromkeys(panels, 0.5))
+    for drawing in "dhmt":
         said = words(tmp_path / f"{drawing}.svg")
         ends = {match[1] for word in said if (match := re.search(r"(?:A|number )(\d{3})(?=$|  )", word))}
-        assert ends == {one[-3:] for one in names}, drawing
+        assert ends == {one[-3:] for one in (panels if drawing == "t" else names)}, drawing
     assert {f"{value:.2f}" for value in percent.ravel()} <= set(words(tmp_path / "m.svg"))
 
 

@@ -1,25 +1,32 @@
 """DVC, stages and `bonafide` for tests, without the seconds that imports take.
 
 `commands(folder)` puts `python`, `dvc` and `bonafide` into a folder, to come first in PATH. Each asks a server, which
-has imported the libraries, to fork. The child takes over arguments, folder, environment and files. It then runs `python
--m module`, `python -c code`, `dvc` or `bonafide` as a new process would, and a signal that ends it ends the caller. The
-server imports no module of the project: a child takes those of its folder. What an interpreter reads as it starts, such
-as PYTHONIOENCODING, is that of the server. All other uses of `python` go to the real one.
+has imported the libraries, to fork. The child takes over arguments, folder, environment and open files. It then runs
+`python -m module`, `python -c code`, `python script.py`, `dvc` or `bonafide` as a new process would. It gets SIGINT and
+SIGTERM from the caller. A signal that ends it ends the caller, and the end of the caller ends it. Processes that it
+starts by multiprocessing begin as it does, but not those of these. The server imports no module of the project: a child
+takes those of its folder. What an interpreter reads as it starts, such as PYTHONIOENCODING, is that of the server. All
+other uses of `python` go to the real one.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,28 +34,46 @@ from pathlib import Path
 from typing import TextIO
 
 LIBRARIES = (
-    "configobj", "dulwich.porcelain", "dulwich.repo", "dvc.cli.parser", "dvc.commands.repro", "dvc.repo",
-    "dvc.repo.reproduce", "dvc.repo.status", "dvc.stage", "dvc_data.hashfile.build", "dvc_render", "faiss",
-    "flufl.lock", "h5py", "jinja2", "matplotlib.figure", "networkx", "numpy", "pydantic.fields", "pydantic.main",
-    "pydantic.type_adapter", "pydantic.types", "requests", "ruamel.yaml", "safetensors.numpy", "scipy.signal",
-    "scmrepo.git", "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch", "tqdm",
-    "transformers.models.wav2vec2.modeling_wav2vec2", "zarr",
+    "configobj", "distributed", "dulwich.porcelain", "dulwich.repo", "dvc.cachemgr", "dvc.cli.parser",
+    "dvc.commands.repro", "dvc.data_cloud", "dvc.repo", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.graph",
+    "dvc.repo.index", "dvc.repo.metrics", "dvc.repo.open_repo", "dvc.repo.params", "dvc.repo.plots",
+    "dvc.repo.reproduce", "dvc.repo.stage", "dvc.repo.status", "dvc.rwlock", "dvc.stage", "dvc.utils.strictyaml",
+    "dvc_data.hashfile.build", "dvc_data.hashfile.status", "dvc_render", "faiss", "flufl.lock",
+    "fsspec.implementations.memory", "h5py", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure",
+    "networkx", "numpy", "pydantic.dataclasses", "pydantic.fields", "pydantic.main", "pydantic.type_adapter",
+    "pydantic.types", "requests", "ruamel.yaml", "safetensors.numpy", "scipy.signal", "scmrepo.git",
+    "sklearn.linear_model", "sklearn.manifold", "soundfile", "soxr", "torch", "tqdm",
+    "transformers.models.data2vec.modeling_data2vec_audio", "transformers.models.hubert.modeling_hubert",
+    "transformers.models.sew.modeling_sew", "transformers.models.unispeech.modeling_unispeech",
+    "transformers.models.unispeech_sat.modeling_unispeech_sat", "transformers.models.wav2vec2.modeling_wav2vec2",
+    "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert",
+    "transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer", "transformers.models.wavlm.modeling_wavlm",
+    "transformers.models.whisper.modeling_whisper", "zarr",
 )  # fmt: skip
 SHIM = """#!{python} -IS
-import json, os, socket, struct, sys
+import _signal, json, os, socket, struct, sys
 words = sys.argv[1:]
 if {name!r} != "python":
     words = ["-m", {name!r}, *words]
-elif words[:1] not in (["-c"], ["-m"]):
+elif words[:1] == ["-B"]:  # so multiprocessing says it
+    del words[0]
+if not (words[:1] in (["-c"], ["-m"]) or words and words[0].endswith(".py")):
     os.execv({python!r}, [{python!r}, *words])
-request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
+files = [int(file) for file in os.listdir("/proc/self/fd")]
+files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # without that of the folder itself
+request = json.dumps([words, os.getcwd(), dict(os.environ), files]).encode()
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    socket.send_fds(server, [struct.pack("<Q", len(request))], [0, 1, 2])
+    socket.send_fds(server, [struct.pack("<Q", len(request))], files)
     server.sendall(request)
+    for number in (_signal.SIGINT, _signal.SIGTERM):
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, lambda number, _frame: server.send(bytes([number])))
     answer = server.recv(2)
 (code,) = struct.unpack("<h", answer) if answer else (1,)
 if code < 0:
+    if code != -_signal.SIGKILL:
+        _signal.signal(-code, _signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -87,10 +112,20 @@ def _start(folder: Path) -> None:
 
 def serve(folder: str) -> None:
     """Import the libraries, then fork a process for each request, until nobody uses the folder."""
+    import diskcache.core
+    import PIL.Image
+    from pydantic.plugin._loader import get_plugins
+
     for name in LIBRARIES:
         importlib.import_module(name)
-    os.fsync = lambda _file: None
+    PIL.Image.preinit()
+    get_plugins()  # else each child looks for them among all packages
+    os.fsync = fsync
+    diskcache.core.DEFAULT_SETTINGS["sqlite_synchronous"] = 0  # as fsync, for DVC's databases
     _write_locks_sooner()
+    multiprocessing.set_executable(f"{folder}/python")
+    gc.collect()
+    gc.freeze()  # else each child copies the memory that its search for garbage marks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     with socket.socket(socket.AF_UNIX) as listening, open(f"{folder}/users") as users:  # noqa: PTH123
         listening.bind(f"{folder}/s")
@@ -114,6 +149,10 @@ def serve(folder: str) -> None:
                     _answer(asking)
 
 
+def fsync(_file: int) -> None:
+    """No test pulls the plug, so nothing waits for the disk."""
+
+
 def _write_locks_sooner() -> None:
     """Have DVC read and write lock files by libyaml: in Python it takes a quarter of all that DVC does."""
     from dvc.utils.serialize import _yaml
@@ -131,7 +170,7 @@ def _write_locks_sooner() -> None:
 def _answer(asking: socket.socket) -> None:
     """Run what is asked for in a process of its own, and send its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    header, files, _, _ = socket.recv_fds(asking, 8, 3)
+    header, files, _, _ = socket.recv_fds(asking, 8, 250)
     (size,) = struct.unpack("<Q", header)
     request = b""
     while len(request) < size:
@@ -140,6 +179,14 @@ def _answer(asking: socket.socket) -> None:
     if child == 0:
         asking.close()
         _become(*json.loads(request), files)
+    for file in files:
+        os.close(file)
+    ended = os.pidfd_open(child)
+    while ended not in select.select([ended, asking], [], [])[0]:
+        number = asking.recv(1)  # a signal for the child, or nothing where the caller ended
+        os.kill(child, number[0] if number else signal.SIGKILL)
+        if not number:
+            break
     _, status = os.waitpid(child, 0)
     asking.sendall(struct.pack("<h", os.waitstatus_to_exitcode(status)))
     os._exit(0)
@@ -147,7 +194,13 @@ def _answer(asking: socket.socket) -> None:
 
 def _run(words: list[str]) -> int:
     """Run a module or code as Python would with these words; its exit code."""
+    if words[0].endswith(".py"):
+        sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+        runpy.run_path(words[0], run_name="__main__")
+        return 0
     kind, what, *arguments = words
+    if what.startswith("from multiprocessing"):
+        multiprocessing.set_executable(sys.executable)  # what this one starts is to have it as parent
     sys.argv = [kind if kind == "-c" else what, *arguments]
     if kind == "-c":
         exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))  # noqa: S102
@@ -160,12 +213,15 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _become(words: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
-    """Run what is asked for as if this process had been started for it."""
+def _become(words: list[str], folder: str, environment: dict[str, str], numbers: list[int], files: list[int]) -> None:
+    """Run what is asked for as if this process had been started for it. numbers: those of the files at the caller."""
     code: object = 1
     try:
-        for place, file in enumerate(files):
-            os.dup2(file, place)
+        moved = [fcntl.fcntl(file, fcntl.F_DUPFD, 500) for file in files]  # out of the way of the numbers
+        for file in files:
+            os.close(file)
+        for number, file in zip(numbers, moved, strict=True):
+            os.dup2(file, number)
             os.close(file)
         os.chdir(folder)
         os.environ.clear()
@@ -174,11 +230,24 @@ def _become(words: list[str], folder: str, environment: dict[str, str], files: l
         code = _run(words)
     except SystemExit as ended:
         code = ended.code
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
     if code is not None and not isinstance(code, int):
         sys.stderr.write(f"{code}\n")
         code = 1
+    _end(code or 0)
+
+
+def _end(code: int) -> None:
+    """End as an interpreter does: what runs at its exit, then an exit code, or minus the signal that ends it."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code or 0)
+        with contextlib.suppress(ValueError):  # closed
+            stream.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
