@@ -33,11 +33,10 @@ from pipeline.core.object_store import is_there, read_files
 from pipeline.core.trial_table import UNKNOWN
 from pipeline.features import receipt_files
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES, encode_chunk, encode_shard
-from pipeline.features.specs import Array, Spec
+from pipeline.features.specs import DEEPEST_LAYER, Array, Spec
 from pipeline.features.store import Store
 
 SETS = "sets"
-DEEPEST_LAYER = 200
 OF_THE_SPEC = ("encoder", "trials", "utterances", "frames", "channels")  # in a receipt, too
 
 
