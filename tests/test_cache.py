@@ -540,6 +540,7 @@ def test_an_import_adds_what_is_missing_and_leaves_the_rest(project: Project) ->
         store.shard_path(array, 1).unlink()
     other = store.shard_path("noise_0/pooled_05", 0)
     old = other.stat().st_mtime_ns
+    (store.path / "noise_0/layer_05/c/0.0123abcd.part").touch()  # of a writer that was killed
     run("import", "train.h5")
     lost, marker = str(store.shard_path("noise_0/layer_02", 1).relative_to(store.path)), "done/noise_0/00001.json"
     after = tree(store.path)

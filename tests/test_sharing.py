@@ -112,8 +112,11 @@ def test_what_was_cut_off_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run("pull", "train", str(place))
     assert not RECEIPT.exists()
+    part = next(Path("data/cache").glob("*/*.zarr")) / "clean/layer_02/c/0.0123abcd.part"  # of a writer that was killed
+    part.touch()
     run("pull", "train", str(place))
     assert f"{SHARDS - 4} shards copied" in capsys.readouterr().out
+    assert not part.exists()
     run("verify", str(RECEIPT))
 
 

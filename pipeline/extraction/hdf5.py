@@ -176,6 +176,7 @@ def bring_back(file: Path, *, root: Path) -> Store:
             if is_there(path / "zarr.json"):
                 _check_same(file, source, Store.open(path, spec), views)
             store = Store.create(root, name, spec)
+            store.sweep()
             for view in views:
                 _bring_back_view(file, source, store, view)
     return store

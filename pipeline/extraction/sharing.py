@@ -146,6 +146,7 @@ def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
     arrays = {view: {name: kinds.get(name.rpartition("/")[2]) for name in found} for view, found in names.items()}
     with Store.locked(root / source.spec.folder(name)):
         target = Store.create(root, name, source.spec)
+        target.sweep()
         units = [(view, shard) for view in receipt["views"] for shard in range(source.spec.shards)]
         for view in receipt["views"]:
             target.add_arrays(view, receipt["layers"], attributes=source.attributes(view))
