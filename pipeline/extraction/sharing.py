@@ -6,7 +6,9 @@
 
 Shards are copied one by one, each held against the checksums of its marker before it is written. The marker comes last,
 so a copy that was cut off goes on with the first shard that is not whole. What comes from elsewhere is not trusted:
-names and shapes are made here, from the receipt and the spec, and the numbers of every shard are checked.
+names and shapes are made here, from the receipt and the spec, and the numbers of every shard are checked. Who made them
+is taken over from the markers there: a receipt that is pulled has the bytes of the one that was pushed, which others
+may have committed.
 """
 
 from __future__ import annotations
