@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -364,6 +365,31 @@ def test_a_film_without_sound_and_other_containers(tmp_path: Path) -> None:
     unknown = encoded("ipod", "alac", speech(16_000)[None]).replace(b"alac", b"xxxx")
     with pytest.raises(InputError, match="expected audio in one known format, got none"):
         heard(tmp_path / "x.m4a", unknown)
+
+
+def test_a_format_that_changes_is_refused_with_both_lengths(tmp_path: Path) -> None:
+    first, second = (
+        encoded("adts", "aac", speech(rate, s)[None], rate=rate) for rate, s in ((16_000, 1.0), (44_100, 2.0))
+    )
+    alone = [len(heard(tmp_path / "x.aac", data).samples) / 16_000 for data in (first, second)]
+    with pytest.raises(
+        InputError, match=r"one format, got 16000 Hz .* and then 44100 Hz .* of \d\.\d\d s; cut"
+    ) as error:
+        heard(tmp_path / "x.aac", first + second)
+    said = re.search(r"after (\d\.\d\d) s of (\d\.\d\d) s", str(error.value))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(alone[0], abs=0.01)
+    assert float(said[2]) == pytest.approx(sum(alone), abs=0.07)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("flac", "flac"), ("mp3", "mp3")])
+def test_what_follows_frames_of_aac_is_heard(tmp_path: Path, container: str, codec: str) -> None:
+    """FFmpeg passes over it, and says nothing."""
+    first = encoded("adts", "aac", speech(16_000, 1.0)[None])
+    found = heard(tmp_path / "x.aac", first + encoded(container, codec, speech(16_000, 2.0)[None]))
+    assert len(found.samples) / 16_000 == pytest.approx(3.0, abs=0.2)
+    whole = heard(tmp_path / "x.aac", first + b"no sound" * 99)
+    assert np.array_equal(whole.samples, heard(tmp_path / "y.aac", first).samples)
 
 
 @pytest.mark.parametrize("data", [irregular_flac(), encoded("ipod", "aac", speech(16_000)[None])], ids=["flac", "m4a"])

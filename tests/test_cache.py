@@ -135,7 +135,7 @@ def test_gc_deletes_what_no_receipt_needs_and_only_when_told(
     assert "2 stores and encoders that nobody needs" in said
     assert "dev-" in said
     assert "eval-0123456789abcdef.zarr.part" in said
-    assert "train-" not in said
+    assert f"{project.store('train').relative_to(project.folder)}  stays: needed by data/features/train.json\n" in said
     assert tree(project.folder) == before
     run("gc", "--yes", *OLD)
     assert "2 stores and encoders deleted" in capsys.readouterr().out
@@ -209,6 +209,82 @@ def test_days_are_a_number(project: Project, capsys: pytest.CaptureFixture[str],
     with pytest.raises(SystemExit):
         run("gc", f"--older-than={days}")
     assert "expected a number of days, 0 or more, got" in capsys.readouterr().err
+
+
+def test_gc_keeps_what_is_incomplete_unless_days_are_given(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No receipt of any state stands for it yet. Of a view that has arrays and no shard nothing is made, too."""
+    (project.receipts / "dev.json").unlink()
+    store = Store.open(next(project.root.glob("*/dev-*.zarr")))
+    store.add_arrays("noise_1", LAYERS)
+    tuning = under_way(project, "2" * 16, finetuning(seed=7), epochs=4)
+    damaged = project.root / "0123456789abcdef/dev-0123456789abcdef.zarr/zarr.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    folders = store.path, tuning, damaged.parent
+    for folder in folders:
+        age(folder, 300)
+    run("gc", "--yes")
+    said = capsys.readouterr().out
+    assert said.count("  stays: it is incomplete or damaged; --older-than takes it, too\n") == 3
+    assert "\n  noise_1: layers 2, 5, final; 0 of 3 shards\n" in said
+    assert all(folder.is_dir() for folder in folders)
+    run("gc", "--yes", "--older-than", "7")
+    assert not [folder for folder in folders if folder.exists()]
+
+
+def test_gc_leaves_alone_what_it_did_not_make(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Zarr stores of other programs below features.root, and links."""
+    (project.receipts / "dev.json").unlink()
+    store = next(project.root.glob("*/dev-*.zarr"))
+    others = [
+        project.root / name
+        for name in ("maps/europe.zarr", "maps/europe.zarr.part", f"{store.parent.name}/dev.zarr", "x/dev-0123.zarr")
+    ]
+    for path in others:
+        path.mkdir(parents=True)
+        (path / "zarr.json").write_text("{}")
+    far = project.folder / "far"
+    store.rename(far)
+    store.symlink_to(far)
+    before = tree(far)
+    run("gc", "--yes", *OLD)
+    assert f"stays: it is a link to {far}; delete the one or the other yourself" in capsys.readouterr().out
+    assert tree(store) == before == tree(far)
+    assert all((path / "zarr.json").is_file() for path in others)
+    run("ls")
+
+
+def test_gc_goes_on_where_another_one_deletes_the_same(project: Project) -> None:
+    (project.receipts / "dev.json").unlink()
+    dev = next(project.root.glob("*/dev-*.zarr"))
+    found = [dev, dev.with_name(f"{dev.name}.part"), *([dev] * 2)]
+    housekeeping.remove(found)
+    assert not list(dev.parent.glob("dev-*"))
+    shutil.rmtree(dev.parent)
+    housekeeping.remove(found)
+    assert not dev.parent.exists()
+
+
+def test_receipts_of_choices_count(project: Project) -> None:
+    """DVC deletes data/features/dev.json while it extracts the set anew."""
+    chosen = project.folder / "data/selected/dev/2-clean.json"
+    chosen.parent.mkdir(parents=True)
+    (project.receipts / "dev.json").rename(chosen)
+    run("gc", "--yes", *OLD)
+    assert list(project.root.glob("*/dev-*.zarr"))
+
+
+def test_gc_keeps_the_encoder_whose_features_are_needed(project: Project) -> None:
+    """After a change of the parameters and `dvc repro encoder`, as long as there are receipts of its features."""
+    receipt = project.receipts / "dev.json"
+    facts = json.loads(receipt.read_text())
+    facts["encoder"] |= {"weights_sha256": "3" * 64}
+    receipt.write_text(json.dumps(facts))
+    folders = [encoder(project, digit * 16, finetuning(seed=7)) for digit in "34"]
+    run("gc", "--yes", *OLD)
+    assert [folder.exists() for folder in folders] == [True, False]
 
 
 # ---------------------------------------------------------------- encoders
@@ -285,10 +361,10 @@ def test_gc_takes_encoders_that_nobody_needs(project: Project, capsys: pytest.Ca
         age(folder, 30)
     stranger = project.root / "encoders" / "thesis"
     stranger.mkdir()
-    run("gc")
+    run("gc", "--older-than", "7")
     assert "4 stores and encoders that nobody needs; --yes deletes them" in capsys.readouterr().out
     assert all(folder.is_dir() for folder in others)
-    run("gc", "--yes")
+    run("gc", "--yes", "--older-than", "7")
     assert not [folder for folder in others if folder.exists()]
     assert sorted(path.name for path in mine.parent.iterdir()) == [mine.name, "thesis"]
     assert (mine / "model.safetensors").is_file()
@@ -314,19 +390,37 @@ def test_gc_keeps_the_encoder_that_the_parameters_ask_for(
 
 
 def test_gc_keeps_the_store_that_the_parameters_ask_for(project: Project, card: Card) -> None:
-    """With the encoder and trial tables that are here, before there is a receipt."""
+    """With the encoder and trial tables that are here, before there is a receipt; and while `prepare` makes a table."""
     settings = params_file.load(project.folder / "params.yaml")
     (project.folder / "data/encoder.json").write_text(json.dumps(dataclasses.asdict(card)))
-    table = trial_table.read(project.folder / "data/trials/dev.csv")
-    asked = project.root / identity.spec_of(table, card, settings.extract).folder("dev")
     window = settings.extract.window.model_copy(update={"samples": 3_200})
-    other = project.root / identity.spec_of(table, card, settings.extract.model_copy(update={"window": window})).folder(
-        "dev"
-    )
-    for folder in (asked, other):
-        folder.mkdir(parents=True)
+    table = trial_table.read(project.folder / "data/trials/dev.csv")
+    asked = stored(project.root, card, settings.extract).path
+    others = [
+        stored(project.root, card, settings.extract.model_copy(update={"window": window})).path,
+        stored(project.root, dataclasses.replace(card, weights_sha256="f" * 64), settings.extract).path,
+    ]
+    fewer = Store.create(project.root, "dev", identity.spec_of(table.take(np.arange(9)), card, settings.extract)).path
+    Path("data/trials/dev.csv").unlink()
     run("gc", "--yes", *OLD)
-    assert (asked.is_dir(), other.exists()) == (True, False)
+    assert [path.exists() for path in (asked, *others, fewer)] == [True, False, False, True]
+    Path("data/trials/dev.csv").write_text(trial_table.to_csv(table))
+    run("gc", "--yes", *OLD)
+    assert [path.exists() for path in (asked, fewer)] == [True, False]
+
+
+def test_gc_keeps_the_stores_of_the_tuned_encoder_that_the_parameters_ask_for(project: Project, card: Card) -> None:
+    """Also where the card here is of another encoder, as after a change of seed and back again without `dvc repro`."""
+    mine = encoder(project, "1" * 16, finetuning())
+    encoder(project, "2" * 16, finetuning(seed=2), card=True)
+    settings = project.folder / "params.yaml"
+    settings.write_text(settings.read_text().replace("    on: false", "    on: true"))
+    asked, other = (
+        stored(project.root, dataclasses.replace(card, weights_sha256=sha256), params_file.load(settings).extract).path
+        for sha256 in ("1" * 64, "2" * 64)
+    )
+    run("gc", "--yes", *OLD)
+    assert [path.exists() for path in (mine, asked, other)] == [True, True, False]
 
 
 def stored(root: Path, card: Card, settings: Any, *, name: str = "dev") -> Store:
@@ -359,10 +453,10 @@ def test_gc_says_how_complete_a_store_is_and_what_made_it(project: Project, caps
     store.shard_path("noise_0/layer_05", 1).unlink()
     run("gc")
     age(store.path, 30)
-    run("gc")
+    run("gc", "--older-than", "7")
     said = capsys.readouterr().out
     assert store.path.name in said
-    assert said.count("  10 utterances of 5 x 4, encoder e 1\n") == 2  # once of what stays, once of what may go
+    assert said.count("  10 utterances of 5 x 4, encoder e 1\n") == 4  # two stores, twice: what stays, and what may go
     assert said.count("  noise_0: layers 2, 5, final; 2 of 3 shards\n") == 2
 
 
@@ -446,6 +540,7 @@ def test_an_import_adds_what_is_missing_and_leaves_the_rest(project: Project) ->
         store.shard_path(array, 1).unlink()
     other = store.shard_path("noise_0/pooled_05", 0)
     old = other.stat().st_mtime_ns
+    (store.path / "noise_0/layer_05/c/0.0123abcd.part").touch()  # of a writer that was killed
     run("import", "train.h5")
     lost, marker = str(store.shard_path("noise_0/layer_02", 1).relative_to(store.path)), "done/noise_0/00001.json"
     after = tree(store.path)
@@ -531,6 +626,40 @@ def references(file: h5py.File) -> None:
     file.create_dataset("n_frames", data=[file["clean"].ref] * 10, dtype=h5py.ref_dtype)
 
 
+def other_frames(file: h5py.File) -> None:
+    """Another number of frames, to which all means and deviations fit."""
+    file["n_frames"][0] = 5
+    for view in (CLEAN, *VIEWS):
+        for name in ("02", "05", "final"):
+            frames = file[f"{view}/layer_{name}"][0].astype(np.float32)
+            file[f"{view}/pooled_{name}"][0] = np.stack([frames.mean(0), frames.std(0)])
+
+
+def renumbered(file: h5py.File) -> None:
+    for name in ("layer", "pooled"):
+        file.move(f"clean/{name}_05", f"clean/{name}_201")
+
+
+def spec(old: str, new: str) -> Callable[[h5py.File], None]:
+    return lambda file: file.attrs.__setitem__("spec", file.attrs["spec"].replace(old, new))
+
+
+def outside(file: h5py.File) -> None:
+    del file["is_bonafide"]
+    file.create_dataset("is_bonafide", (10,), "bool", external=[("secret.bin", 0, 10)])
+
+
+def regions(file: h5py.File) -> None:
+    found = [file["clean/layer_05"].regionref[0:1]] * 10
+    del file["utterance"]
+    file.create_dataset("utterance", data=found, dtype=h5py.regionref_dtype)
+
+
+def twice(file: h5py.File) -> None:
+    del file["clean/layer_05"]
+    file["clean/layer_05"] = file["clean/layer_02"]
+
+
 def linked(file: h5py.File, name: str, link: object) -> None:
     del file[name]
     file[name] = link
@@ -563,7 +692,25 @@ LINKS = {
     "infinity": (put("noise_0/pooled_02", (9, 1, 3), np.inf), "noise_0/pooled_02: expected finite numbers, .* row 9;"),
     "no frames": (put("n_frames", 3, 0), "n_frames: expected 1 to 5, got 0 in row 3"),
     "too many frames": (put("n_frames", 4, 6), "n_frames: expected 1 to 5, got 6 in row 4"),
-    "other frames": (put("n_frames", 0, 5), "expected the n_frames of shard 0 of .*, got others; move that store away"),
+    "other frames": (other_frames, "expected the n_frames of shard 0 of .*, got others; move that store away"),
+    "frames to which means do not fit": (
+        put("n_frames", slice(1, 3), [3, 2]),
+        r"clean/pooled_02: expected mean and deviation of layer_02 in row 1, of its first 3 frames, got others",
+    ),
+    "mean of another range": (put("noise_0/pooled_05", (9, 0, 3), 1e30), "noise_0/pooled_05: expected mean .* row 9,"),
+    "negative deviation": (put("clean/pooled_final", (6, 1, 0), -0.5), "clean/pooled_final: expected mean .* row 6,"),
+    "one array twice": (twice, "got a link as 'layer_02'"),
+    "one view twice": (lambda f: f.__setitem__("noise_1", f["noise_0"]), "got a link as 'noise_0'"),
+    "other bytes of classes": (outside, "bytes of is_bonafide in the file itself, got a name of other files"),
+    "references to regions": (regions, "expected utterance of text, got references or other objects"),
+    "reference as attribute": (
+        lambda f: f["clean/layer_05"].attrs.__setitem__("r", f["clean"].ref),
+        "expected no attribute r of /clean/layer_05",
+    ),
+    "layer that no encoder has": (renumbered, "expected layers up to 200 in clean, got 201"),
+    "shard without end": (spec('"shard": 4', f'"shard": {2**40}'), "at most 1,048,576 utterances in a shard, got 1,0"),
+    "fact that is no number": (spec('"e": 1', '"e": NaN'), "expected the facts of an encoder in the spec"),
+    "window that is none": (spec('"e": 1', '"window": [1]'), "expected the facts of an encoder in the spec"),
     "attributes": (lambda f: f["clean"].attrs.__setitem__("attributes", '{"a": 1}'), "expected the version of clean"),
     "deep attributes": (lambda f: f["clean"].attrs.__setitem__("attributes", "[" * 9_999), "nests more than 64 deep"),
     "spec of numbers": (lambda f: f.attrs.__setitem__("spec", 7), "that `bonafide cache export` wrote, got another"),

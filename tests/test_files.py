@@ -1,5 +1,6 @@
 """Helpers for files: CSV text, sizes for people, folders that are written beside their place and moved there."""
 
+import errno
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from pipeline.core.files import (
     readable_size,
     replace_folder,
     safe_cell,
+    write_bytes,
     write_text,
 )
 
@@ -183,3 +185,15 @@ def test_where_moving_fails_the_older_folder_stays(tmp_path: Path) -> None:
         replace_folder(beside, place, mark="mark")
     assert (place / "mark").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "run"]
+
+
+def test_half_a_file_does_not_stay_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a").write_text("older")
+    monkeypatch.setattr(os, "fsync", full)
+    for own in ("", "0123"):
+        with pytest.raises(OSError, match="make room"):
+            write_bytes(tmp_path / "a", b"newer", own=own)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "older")]

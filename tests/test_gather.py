@@ -66,7 +66,9 @@ def _make(folder: Path, name: str, *, seed: int, first: int) -> Cache:
     trials = from_rows(rows, source="t")
     spec = Spec({"e": 1}, trial_table.fingerprint(trials), utterances=10, frames=5, channels=4, shard=4)
     frames = rng.normal(size=(3, 10, 3, 5, 4)).astype(np.float16)
-    pooled = rng.normal(size=(3, 10, 3, 2, 4)).astype(np.float32)
+    n_frames = np.arange(10, dtype=np.int32) % 5 + 1
+    valid = [[frames[v, i, :, : n_frames[i]].astype(np.float32) for i in range(10)] for v in range(3)]
+    pooled = np.array([[np.stack([one.mean(1), one.std(1)], axis=1) for one in view] for view in valid], np.float32)
     layers = (2, 5, "final")
     store = Store.create(folder, name, spec)
     for v, view in enumerate((CLEAN, *VIEWS)):
@@ -78,7 +80,7 @@ def _make(folder: Path, name: str, *, seed: int, first: int) -> Cache:
                 shard,
                 {layer: frames[v, part, k] for k, layer in enumerate(layers)},
                 {layer: pooled[v, part, k] for k, layer in enumerate(layers)},
-                np.arange(10, dtype=np.int32)[part] % 5 + 1,
+                n_frames[part],
             )
     views = [CLEAN, *VIEWS]
     facts = {key: value for key, value in dataclasses.asdict(spec).items() if key != "shard"}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -194,13 +195,13 @@ def test_only_here_leaves_other_states_out_of_account(project: Path) -> None:
     assert {numbers[path.name] for path in Path("data/cache").glob("*/dev-*.zarr")} == {1}
 
 
-def forget(path: str, state: str) -> None:
-    """Take what dvc.lock of a state pins out of DVC's cache."""
+def pinned(path: str, state: str) -> Path:
+    """The file in DVC's cache that dvc.lock of a state pins."""
     lock = shell("git", "show", f"{state}:{'dvc.lock' if path == needed.CARD else 'flow/extract/dvc.lock'}")
     ((_, md5),) = needed._pinned(lock, where=state)
     place = Path(".dvc/cache/files/md5") / md5[:2] / md5[2:]
     place.chmod(0o644)
-    place.unlink()
+    return place
 
 
 @pytest.mark.parametrize(("path", "kind"), [(needed.CARD, "encoders"), ("data/features/dev.json", "stores")])
@@ -208,7 +209,7 @@ def test_gc_keeps_all_that_a_receipt_could_stand_for_that_cannot_be_read(
     project: Path, capsys: pytest.CaptureFixture[str], path: str, kind: str
 ) -> None:
     numbers = _numbers()
-    forget(path, "side/branch")
+    pinned(path, "side/branch").unlink()
     shell("git", "tag", "-d", "v3")
     other = Path("data/cache/0123456789abcdef/train-0123456789abcdef.zarr")  # of another set
     other.mkdir(parents=True)
@@ -226,6 +227,64 @@ def test_gc_keeps_all_that_a_receipt_could_stand_for_that_cannot_be_read(
     assert f"nobody can say what it needs: {path} of refs/heads/side/branch: {path}" in capsys.readouterr().out
     gc("--yes", "--older-than", "0", "--only-here")
     assert {int(one.name[0]) for one in Path("data/cache/encoders").glob("*")} == {1}
+
+
+def test_a_damaged_receipt_in_the_cache_of_dvc_counts_as_one_that_is_missing(project: Path) -> None:
+    """Its bytes are not those that dvc.lock pins; it may name another store than the one that is needed."""
+    before = there()["stores"]
+    place = pinned("data/features/dev.json", "side/branch")
+    text = place.read_text()
+    for damaged in (re.sub(r"-[0-9a-f]{16}\.zarr", f"-{'0' * 16}.zarr", text), "[" * 99_999):
+        place.write_text(damaged)
+        gc("--yes", "--older-than", "0")
+        assert there()["stores"] == before
+
+
+def test_receipts_that_git_itself_has_count(project: Path) -> None:
+    """As `git add --force` and `git stash --all` bring them there; no dvc.lock stands for them."""
+    numbers = _numbers()
+    receipt = pinned("data/features/dev.json", "side/branch").read_text()
+    shell("git", "switch", "-q", "-c", "paper")
+    path = Path("data/features/dev.json")
+    mine = path.read_text()
+    path.unlink()  # it may be a link into the cache of DVC
+    path.write_text(receipt)
+    shell("git", "add", "--force", str(path))
+    shell("git", "commit", "-q", "-m", "paper")
+    shell("git", "switch", "-q", "main")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(mine)
+    shell("git", "branch", "-D", "side/branch")
+    gc("--yes")
+    assert {numbers[name] for name in there()["stores"]} == ALL
+    assert {int(name[0]) for name in there()["encoders"]} == ALL - {2}
+    shell("git", "branch", "-D", "paper")
+    gc("--yes")
+    assert {numbers[name] for name in there()["stores"]} == ALL - {2}
+
+
+def test_receipts_in_another_worktree_count_before_they_are_committed(project: Path) -> None:
+    shell("git", "worktree", "add", "-q", "--detach", "../other", "main")
+    receipt = Path("../other/data/features/dev.json")
+    receipt.parent.mkdir(parents=True)
+    shutil.copy(pinned("data/features/dev.json", "side/branch"), receipt)
+    shell("git", "branch", "-D", "side/branch")
+    numbers = _numbers()
+    gc("--yes")
+    assert len(there()["stores"]) == len(ALL)
+    assert {int(name[0]) for name in there()["encoders"]} == ALL - {2}
+    shell("git", "worktree", "remove", "--force", "../other")
+    gc("--yes")
+    assert {numbers[name] for name in there()["stores"]} == ALL - {2}
+
+
+def test_a_repository_that_the_environment_names_counts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".git").rename("../repository")
+    monkeypatch.setenv("GIT_DIR", str(Path("../repository").resolve()))
+    monkeypatch.setenv("GIT_WORK_TREE", str(Path().resolve()))
+    found = Needed()
+    needed.add_elsewhere(found, Path())
+    assert set(found.encoders) == {str(number) * 16 for number in ALL}
 
 
 def test_ls_says_who_needs_what(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,18 @@ def test_missing_audio_is_listed_before_any_is_read(
     assert said.endswith("or drop these trials: on_bad_audio: skip\n")
 
 
+def test_links_that_lead_to_themselves_are_missing_files_and_hinder_no_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "l.wav").symlink_to("l.wav")
+    (folder / "sub").symlink_to("sub")
+    code, said = run(folder, GOOD, capsys)
+    assert code == 0, said
+    code, said = run(folder, [*GOOD, "l,l.wav,spoof,dev", "m,sub/m.wav,spoof,dev"], capsys)
+    assert code == 2
+    assert f"2 of 4 audio files are missing:\n  utterance l: {folder}/l.wav\n  utterance m: {folder}/sub/m" in said
+
+
 @pytest.mark.parametrize(
     ("asked", "there", "difference"),
     [

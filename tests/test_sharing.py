@@ -95,6 +95,23 @@ def test_features_come_back_byte_for_byte(made: Path, place: Path, capsys: pytes
     assert ": 0 shards copied" in capsys.readouterr().out
 
 
+def test_who_made_features_comes_along(project: Path, memory: str) -> None:
+    """Those that were imported there are so here; those that an encoder made there keep its libraries."""
+    receipt = json.loads(RECEIPT.read_text())
+    store = Store.open(project / "data/cache" / receipt["store"])
+    marker = store.marker("clean", 1)
+    store._mark("clean", 1, marker | {"made clean/layer_02": "imported", "made clean/layer_05": "torch 2.9"})
+    RECEIPT.write_text(json.dumps(receipt | {"imported": {"clean": [2]}}))
+    run("push", "train", memory)
+    before = RECEIPT.read_text()
+    shutil.rmtree("data/cache")
+    RECEIPT.unlink()
+    run("pull", "train", memory)
+    assert json.loads(RECEIPT.read_text()) == json.loads(before)
+    made = Store.open(store.path).made(["clean"], [2, 5])
+    assert made == {("clean", 2): {"imported"}, ("clean", 5): {"torch 2.9"}}
+
+
 def test_what_was_cut_off_goes_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,8 +129,11 @@ def test_what_was_cut_off_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run("pull", "train", str(place))
     assert not RECEIPT.exists()
+    part = next(Path("data/cache").glob("*/*.zarr")) / "clean/layer_02/c/0.0123abcd.part"  # of a writer that was killed
+    part.touch()
     run("pull", "train", str(place))
     assert f"{SHARDS - 4} shards copied" in capsys.readouterr().out
+    assert not part.exists()
     run("verify", str(RECEIPT))
 
 

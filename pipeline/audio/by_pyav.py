@@ -42,8 +42,14 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason
             found = _decoded(file, name, hearing)
     except av.error.FFmpegError as error:
         raise whole.damaged(name, f"libsndfile: {reason}; PyAV: {error.strerror}") from None
+    except _ChangeError as change:
+        lengths = f"{change.heard:.2f} s of {whole.counted(data, kind, change.rate) or change.stated:.2f} s"
+        raise InputError(
+            f"{name}: expected audio in one format, got {change} after {lengths}; cut the file there, or write it anew "
+            "in one format"
+        ) from None
     if found is None:
-        raise InputError(f"{name}: expected audio in one known format, got none or several; remove the trial")
+        raise InputError(f"{name}: expected audio in one known format, got none; remove the trial")
     held = containers.bytes_of_media(data) if kind == "mp4" else 0
     if held - found.size > max(UNNAMED * held, whole.OVERHEAD):
         raise InputError(
@@ -59,6 +65,18 @@ def decode(name: str, data: bytes, kind: str | None, hearing: Hearing, *, reason
     if details:
         raise whole.damaged(name, f"libsndfile: {reason}; PyAV: {details}")
     return found.track
+
+
+class _ChangeError(Exception):
+    """The format of a track changes. heard: seconds before. stated: seconds in all, as the container says; 0 unknown.
+
+    rate: in Hz, before the change.
+    """
+
+    def __init__(self, before: tuple[str, int, int], after: tuple[str, int, int], *, heard: float, stated: float):
+        said = (f"{rate} Hz (channels: {channels}, {form})" for form, channels, rate in (before, after))
+        super().__init__(" and then ".join(said))
+        self.rate, self.heard, self.stated = before[2], heard, stated
 
 
 class _Stream(NamedTuple):
@@ -78,7 +96,10 @@ class _Stream(NamedTuple):
 
 
 def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
-    """Decode the first audio track of an open container; None where there is none, or its format changes."""
+    """Decode the first audio track of an open container; None where there is none.
+
+    Raises _ChangeError where its format changes.
+    """
     streams = file.streams.audio
     if not streams or streams[0].codec_context is None:  # no audio, or a codec that FFmpeg does not know
         return None
@@ -103,8 +124,9 @@ def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
             form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
             if track is None:
                 first, track = form, Track(name, frame.sample_rate, hearing)
-            if form != first:
-                return None
+            if first is not None and form != first:
+                stated = _stated(file, stream, track.rate) / track.rate
+                raise _ChangeError(first, form, heard=track.seconds, stated=stated)
             block = frame.to_ndarray()  # (channels, n) if planar, else (1, n * channels)
             block = block.T if frame.format.is_planar else block.reshape(-1, frame.layout.nb_channels)
             if is_flac:

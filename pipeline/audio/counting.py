@@ -346,11 +346,17 @@ def _aac_size(head: bytes) -> int:
 
 def aac_seconds(data: bytes) -> float | None:
     """Seconds of audio in the frames of AAC in ADTS; None where the frames do not reach the end of the file."""
+    place, seconds = aac_frames(data)
+    return seconds if place == len(data) or data[place : place + 3] in (b"TAG", b"APE", b"ID3") else None
+
+
+def aac_frames(data: bytes) -> tuple[int, float]:
+    """Where the frames of AAC in ADTS that follow each other end, and their seconds of audio."""
     place, seconds = after_id3(data), 0.0
     while size := _aac_size(data[place : place + 7]):
         seconds += 1024 * ((data[place + 6] & 3) + 1) / AAC_RATES[data[place + 2] >> 2 & 15]
         place += size
-    return seconds if place == len(data) or data[place : place + 3] in (b"TAG", b"APE", b"ID3") else None
+    return min(place, len(data)), seconds
 
 
 def amr_seconds(data: bytes) -> float | None:

@@ -159,8 +159,14 @@ def _matroska_ends(data: bytes) -> tuple[int, int]:
     return end, end
 
 
+def _aac_ends(data: bytes) -> tuple[int, int]:
+    end, _ = counting.aac_frames(data)
+    return end, end
+
+
 # From where on a part of another kind may begin, and where the last frame, page or segment ends.
 _ENDS: dict[str, Callable[[bytes], tuple[int, int]]] = {
+    "aac": _aac_ends,
     "flac": _flac_ends,
     "matroska": _matroska_ends,
     "mp3": _mp3_ends,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import posixpath
@@ -17,6 +18,7 @@ from pipeline.core.errors import SHOWN
 from pipeline.core.trial_table import Trials
 
 Say = Callable[[str], None]
+NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # also a link that leads to itself
 
 
 def look_up(table: Trials, root: Path, *, say: Say) -> NDArray[np.bool_]:
@@ -37,9 +39,21 @@ def _files(folder: Path) -> set[str]:
     """The names of the files in a folder, or of the rows in a column of a Parquet file; none where there is neither."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
+            return {entry.name for entry in entries if _is_file(entry)}
+    except OSError as error:
+        if error.errno not in NO_FOLDER:
+            raise
         return parquet_rows.names(folder)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file; a link that leads to itself is none, and no other file is worse for it."""
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _is_audio(name: str) -> bool:
@@ -88,7 +102,9 @@ def _names(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The names in a folder by their folded forms, and its audio files by those of their names without the suffix."""
     try:
         names = sorted(path.name for path in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in NO_FOLDER:
+            raise
         names = []
     return {_folded(name): name for name in names}, {_folded(_stem(name)): name for name in names if _is_audio(name)}
 

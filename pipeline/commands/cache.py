@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import Tap
-from pipeline.core.errors import InputError, importing, run_command
+from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import folder_of, read_json, readable_size
 from pipeline.core.params import Params
 from pipeline.encoder import kept
-from pipeline.extraction import needed, sharing
+from pipeline.extraction import identity, needed, sharing
 from pipeline.extraction.hdf5 import bring_back, export
 from pipeline.extraction.housekeeping import (
     STORE_SUFFIX,
@@ -48,12 +48,14 @@ examples:
 push and pull compare the checksum of every shard before they write it. Cut off, the same command goes on.
 
 Needed is what receipts (data/features) and the encoder's card (data/encoder.json) stand for, here and in the other
-branches, tags, stashes and experiments of this repository: gc reads these from dvc.lock in Git and from DVC's cache.
-Where DVC's cache lacks a receipt, everything that it could stand for is kept: `dvc fetch --all-branches --all-tags`
-brings it, --only-here leaves other states out of account. Kept are also what params.yaml asks for now (where the card
-here is of another encoder: all that it may ask for), and what was written to in the last days (--older-than), complete
-or not. Other projects or people with the same features.root are not known here:
-what gc deletes of theirs, they have to make again.
+branches, tags, stashes, worktrees and experiments of this repository: gc reads these from Git, and from DVC's cache by
+the dvc.lock in Git. Where a receipt is missing or damaged there, everything that it could stand for is kept: `dvc fetch
+--all-branches --all-tags` brings it, --only-here leaves other states out of account.
+The stores and encoders that params.yaml asks for now are kept; where the card here is of another encoder, all that it
+may ask for. Kept are also those that were written to in the last days, and those that are incomplete. With --older-than
+the days alone decide. Folders and links that bonafide did not make are left alone.
+Other projects or people with the same features.root are not known here: what gc deletes of theirs, they have to make
+again.
 """
 
 
@@ -99,8 +101,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     clean = commands.add_parser("gc", help="list, or delete, the stores and encoders that nobody needs")
     clean.add_argument("--yes", action="store_true", help="delete them")
     clean.add_argument(
-        "--older-than", type=_days, default=DAYS, metavar="DAYS",
-        help="keep what was written to since; default: %(default)g; 0: keep nothing for that",
+        "--older-than", type=_days, metavar="DAYS",
+        help=f"keep what was written to since, complete or not; 0: keep nothing for that; default: {DAYS:g}, and keep "
+        "all that is incomplete",
     )  # fmt: skip
     for command in (listing, clean):
         command.add_argument(
@@ -199,12 +202,13 @@ def _plain(facts: Mapping[str, Any]) -> str:
 
 def _encoder(facts: Mapping[str, Any]) -> str:
     """The plain facts of an encoder, checksums by their beginning, and the window."""
+    window = facts.get("window")
     plain = [
         f"{name.removesuffix('_sha256')} {str(value)[:12]}"
         for name, value in facts.items()
         if not isinstance(value, Mapping)
     ]
-    return ", ".join([*plain, *([f"window {_plain(facts['window'])}"] if "window" in facts else [])])
+    return ", ".join([*plain, *([f"window {_plain(window)}"] if isinstance(window, Mapping) else [])])
 
 
 def _verify(receipts: Sequence[Path], root: Path) -> None:
@@ -221,19 +225,19 @@ def _verify(receipts: Sequence[Path], root: Path) -> None:
         print(f"{path}: {files} shard files, all as they were written{note}")
 
 
-def _clean(settings: Params, wanted: Needed, *, days: float, delete: bool) -> None:
+def _clean(settings: Params, wanted: Needed, *, days: float | None, delete: bool) -> None:
+    """days: as given; None where none were."""
     if not wanted.stores and not wanted.encoders:
         raise InputError(f"{FEATURES}: expected receipts of features, got none; run from the project's folder")
     root = settings.features.folder
-    stores = _asked_stores(settings)
-    alike = None if _is_of(settings, CARD) else settings  # else the card says exactly which
+    weights = _asked_weights(settings)
 
     def asked(path: Path) -> bool:
         if path.parent == kept.folder_of(root):
             return _asks_for_encoder(settings, path)
-        return f"{path.parent.name}/{path.name}" in stores or (alike is not None and _may_ask_for(alike, path))
+        return _asks_for_store(settings, path, weights)
 
-    found = leftovers(root, wanted, asked=asked, days=days)
+    found = leftovers(root, wanted, asked=asked, days=DAYS if days is None else days, incomplete=days is not None)
     for path, why in found.spared.items():
         print("\n".join([f"{path}  stays: {why}", *_details(path, root, wanted)]))
     for path, size in found.doomed.items():
@@ -257,56 +261,45 @@ def _details(path: Path, root: Path, wanted: Needed) -> list[str]:
         return []
 
 
-def _is_of(settings: Params, card: Path) -> bool:
-    """Whether the card here is that of the encoder that the parameters name, as far as the names say."""
-    if not card.is_file():
-        return False
-    told = read_json(card, what="card of an encoder", remedy="run `dvc repro encoder`")
-    tuned = settings.encoder.finetune is not None
-    source_fits = (
-        str(told.get("source")).startswith(f"{kept.ENCODERS}/")
-        if tuned
-        else told.get("source") == (settings.encoder.source)
-    )
-    return source_fits and settings.encoder.normalize in ("auto", told.get("normalize"))
+def _asked_weights(settings: Params) -> set[str] | None:
+    """The sha256 of the weights of the encoder that the parameters name; None where nobody knows them."""
+    if settings.encoder.finetune is not None:
+        folders = (path for path in kept.folder_of(settings.features.folder).glob("*") if not path.suffix)
+        tuned = (kept.find(path) for path in folders if (path / kept.MARK_FILE).is_file())
+        return {str(one.card.get("weights_sha256")) for one in tuned if one and _asks_for_encoder(settings, one.folder)}
+    if not CARD.is_file():
+        return None
+    told = read_json(CARD, what="card of an encoder", remedy="run `dvc repro encoder`")
+    fits = told.get("source") == settings.encoder.source
+    return {str(told.get("weights_sha256"))} if fits and _normalizes_as(settings, told) else None
 
 
-def _may_ask_for(settings: Params, path: Path) -> bool:
-    """Whether the parameters may ask for a store, where nobody knows the weights of their encoder."""
+def _normalizes_as(settings: Params, facts: Mapping[str, Any]) -> bool:
+    return settings.encoder.normalize in ("auto", facts.get("normalize"))
+
+
+def _asks_for_store(settings: Params, path: Path, weights: set[str] | None) -> bool:
+    """Whether the parameters ask for a store, as far as they, the card and the trial table of its set can say.
+
+    weights: of the encoder; None where nobody knows them, so that those of the store may be.
+    """
     name = path.name.rpartition("-")[0]
     if name not in settings.sets or not path.name.endswith(STORE_SUFFIX):
         return False
     try:
-        facts = Store.open(path).spec.encoder
+        spec = Store.open(path).spec
     except InputError:
         return False
-    precision = settings.extract.precision
+    facts, table, asked = spec.encoder, TRIALS / f"{name}.csv", settings.extract
     return (
-        facts.get("window") == settings.extract.window.model_dump()
-        and settings.encoder.normalize in ("auto", facts.get("normalize"))
-        and facts.get(STORAGE, "float16") == settings.extract.storage
-        and precision in ("auto", facts.get("compute_dtype"))
+        (weights is None or facts.get("weights_sha256") in weights)
+        and facts.get("window") == asked.window.model_dump()
+        and _normalizes_as(settings, facts)
+        and facts.get(STORAGE, "float16") == asked.storage
+        and asked.precision in ("auto", facts.get("compute_dtype"))
+        and facts.get("features_version") == identity.FEATURES_VERSION
+        and (not table.is_file() or trial_table.fingerprint(trial_table.read(table)) == spec.trials)
     )
-
-
-def _asked_stores(settings: Params) -> set[str]:
-    """The stores that the parameters ask for, with the encoder and the trial tables that are here."""
-    if not CARD.is_file():
-        return set()
-    with importing():
-        from pipeline.extraction import identity  # with transformers, which take seconds
-
-    card = identity.read_card(CARD)
-    precision = settings.extract.precision
-    computed = ("float32", "bfloat16") if precision == "auto" else (precision,)
-    return {
-        identity.spec_of(trial_table.read(table), card, settings.extract.model_copy(update={"precision": one})).folder(
-            name
-        )
-        for name in settings.sets
-        if (table := TRIALS / f"{name}.csv").is_file()
-        for one in computed
-    }
 
 
 def _asks_for_encoder(settings: Params, folder: Path) -> bool:
@@ -319,9 +312,7 @@ def _asks_for_encoder(settings: Params, folder: Path) -> bool:
         "finetune": tuning.model_dump(mode="json", exclude={"on"}),
         "window": settings.extract.window.model_dump(mode="json"),
     }
-    if settings.encoder.normalize not in ("auto", facts.get("normalize")):
-        return False
-    return {key: facts.get(key) for key in wanted} == wanted
+    return _normalizes_as(settings, facts) and {key: facts.get(key) for key in wanted} == wanted
 
 
 def _export(given: argparse.Namespace, root: Path) -> None:

@@ -51,11 +51,15 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
     beside = path.with_name(f"{path.name}{own and '.'}{own}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError:
+            beside.unlink(missing_ok=True)  # half a file takes room on a full disk
+            raise
         flush_names(path.parent)
 
 

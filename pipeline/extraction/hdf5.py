@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.audio.views import parse
@@ -28,14 +29,16 @@ from pipeline.extraction.housekeeping import PART_SUFFIX, taps_of, views_of
 from pipeline.extraction.planning import SPARE_BYTES
 from pipeline.features.libraries import IMPORTED
 from pipeline.features.receipt_files import open_receipts
-from pipeline.features.specs import STORAGE, VERSION_KEY, Spec, is_spec, layer_array, pooled_array
+from pipeline.features.shard_bytes import Block
+from pipeline.features.specs import DEEPEST_LAYER, STORAGE, VERSION_KEY, Spec, is_spec, layer_array, pooled_array
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 
 OF_THE_SET = ("is_bonafide", "n_frames", "utterance")  # arrays beside the views
-MOST = 2**40  # of each number of the spec
+MOST, MOST_IN_A_SHARD = 2**40, 2**20  # of each number of the spec, and of the utterances in a shard
 ANEW = "export it anew"
 PATIENCE_S = 9.0  # seconds for one array's index, or one shard; a damaged file may take for ever
+ROUNDING = 1 / 200  # of a channel's largest value: what int8 and float16 leave of it, 1/254 + 1/2048, is less
 SOUND = b"sound"
 ATTRIBUTES = "attributes"  # of a view in the store, as JSON, such as the version of the augmented views
 
@@ -153,8 +156,11 @@ def bring_back(file: Path, *, root: Path) -> Store:
 
     Shards that are complete in the store stay as they are. What comes from the file is marked as imported, and so is
     each receipt of it: nothing says that the encoder of the spec made these numbers. All of the file is read and
-    checked before anything is written. Raises InputError for a file that `export` did not write: one that lacks arrays
-    or has others, that leads to other files, whose numbers are not finite, or that the disk has no room for.
+    checked before anything is written.
+
+    Raises InputError for a file that `export` did not write: one that lacks arrays or has others, or that leads to
+    other files; for numbers that are not finite, and means and deviations that do not belong to their frames; and where
+    the disk has no room.
     """
     import h5py
 
@@ -170,6 +176,7 @@ def bring_back(file: Path, *, root: Path) -> Store:
             if is_there(path / "zarr.json"):
                 _check_same(file, source, Store.open(path, spec), views)
             store = Store.create(root, name, spec)
+            store.sweep()
             for view in views:
                 _bring_back_view(file, source, store, view)
     return store
@@ -217,8 +224,11 @@ def _check_all(file: Path, parent: Any) -> None:
     try:
         with _damage_told(file), h5py.File(file, "r") as source:
             spec, _, views = _checked(file, source, alive=lambda: parent.send_bytes(b""))
-            for array in tqdm(_arrays(views), desc="check", unit="array", disable=None):
-                _check_numbers(file, source, spec, array, alive=lambda: parent.send_bytes(b""))
+            layers = [(view.name, tap) for view in views for tap in view.taps]
+            for view, tap in tqdm(layers, desc="check", unit="layer", disable=None):
+                for shard in range(spec.shards):
+                    _read(file, source, spec, view, tap, shard)
+                    parent.send_bytes(b"")
     except InputError as error:
         parent.send_bytes(str(error).encode(errors="replace"))
     else:
@@ -227,15 +237,15 @@ def _check_all(file: Path, parent: Any) -> None:
     os._exit(0)
 
 
-def _arrays(views: Sequence[_View]) -> list[str]:
-    return [f"{view.name}/{name(tap)}" for view in views for tap in view.taps for name in (layer_array, pooled_array)]
-
-
 def _checked(file: Path, source: Any, *, alive: Callable[[], None] = lambda: None) -> tuple[Spec, str, list[_View]]:
     """The spec of a file, the name of its set, and its views. Raises InputError for what `export` does not write."""
     spec, name = _spec(file, source)
     _check_links(file, source)
+    _check_attributes(file, source, {"format", "set", "spec"})
     _check_array(file, source, "n_frames", (spec.utterances,), "int32")
+    for array, dtype in (("is_bonafide", "bool"), ("utterance", "object")):
+        if array in source:
+            _check_array(file, source, array, (spec.utterances,), dtype)
     n_frames = source["n_frames"][:]
     if (bad := np.flatnonzero((n_frames < 1) | (n_frames > spec.frames))).size:
         got = n_frames[bad[0]]
@@ -268,11 +278,25 @@ def _spec(file: Path, source: Any) -> tuple[Spec, str]:
     if not is_spec(facts) or any(facts[key] > MOST for key in ("utterances", "frames", "channels", "shard")):
         raise InputError(f"{file}: expected an HDF5 file that `bonafide cache export` wrote, got another spec")
     spec = Spec(**facts)
-    if not isinstance(spec.encoder, dict) or spec.encoder.get(STORAGE, "float16") not in ("float16", "int8"):
+    if spec.shard > MOST_IN_A_SHARD:
+        raise InputError(f"{file}: expected at most {MOST_IN_A_SHARD:,} utterances in a shard, got {spec.shard:,}")
+    if not _is_encoder(spec.encoder):
         raise InputError(f"{file}: expected the facts of an encoder in the spec, got others; {ANEW}")
     if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", name) or not re.fullmatch(r"[0-9a-f]{16}", str(spec.trials)):
         raise InputError(f"{file}: expected the name of a set and a fingerprint, got {name!r} and {spec.trials!r}")
     return spec, name
+
+
+def _is_encoder(facts: Any) -> bool:
+    """Whether these may be the facts of an encoder: a storage that there is, and numbers that JSON has."""
+    kinds = {"window": dict, "architecture": dict, "weights_sha256": str, "normalize": str}
+    if not isinstance(facts, dict) or facts.get(STORAGE, "float16") not in ("float16", "int8"):
+        return False
+    try:
+        json.dumps(facts, allow_nan=False)
+    except ValueError:
+        return False
+    return all(isinstance(facts.get(key, kind()), kind) for key, kind in kinds.items())
 
 
 def _views(file: Path, source: Any) -> list[str]:
@@ -286,6 +310,7 @@ def _views(file: Path, source: Any) -> list[str]:
         if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", view):
             raise InputError(f"{file}: expected the name of a view, got {view!r}")
         parse(view)
+        _check_attributes(file, source[view], {ATTRIBUTES})
     if not views:
         raise InputError(f"{file}: expected at least one view, got none; {ANEW}")
     return views
@@ -296,6 +321,8 @@ def _checked_view(file: Path, source: Any, spec: Spec, view: str, alive: Callabl
     _check_links(file, source[view])
     names = list(source[view])
     taps = taps_of(names)
+    if too_deep := [tap for tap in taps if tap != "final" and tap > DEEPEST_LAYER]:
+        raise InputError(f"{file}: expected layers up to {DEEPEST_LAYER} in {view}, got {too_deep[0]}; {ANEW}")
     wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for tap in taps:
         wanted[layer_array(tap)] = (spec.utterances, spec.frames, spec.channels), "float16"
@@ -310,12 +337,19 @@ def _checked_view(file: Path, source: Any, spec: Spec, view: str, alive: Callabl
 
 
 def _check_links(file: Path, group: Any) -> None:
-    """Raise InputError for a name in a group that leads to another place or file."""
+    """Raise InputError for a name in a group that leads to another place or file, or to what has another name, too."""
     import h5py
 
     for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
+        if not hard or h5py.h5o.get_info(group.id, name.encode()).rc != 1:
             raise InputError(f"{file}: expected arrays in the file itself, got a link as {name[:200]!r}; {ANEW}")
+
+
+def _check_attributes(file: Path, item: Any, known: set[str]) -> None:
+    """Raise InputError for attributes that `export` does not write; they may be references to objects."""
+    if others := sorted(set(item.attrs) - known):
+        raise InputError(f"{file}: expected no attribute {', '.join(others)[:200]} of {item.name}; {ANEW}")
 
 
 def _check_array(file: Path, source: Any, array: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -326,6 +360,9 @@ def _check_array(file: Path, source: Any, array: str, shape: tuple[int, ...], dt
     got = (item.shape, item.dtype) if isinstance(item, h5py.Dataset) else "nothing"
     if got != (shape, dtype):
         raise InputError(f"{file}: expected {array} of {shape} {dtype}, got {got}")
+    if dtype == "object" and h5py.check_string_dtype(item.dtype) is None:
+        raise InputError(f"{file}: expected {array} of text, got references or other objects; {ANEW}")
+    _check_attributes(file, item, set())
     made = item.id.get_create_plist()
     if made.get_external_count() or item.is_virtual:
         raise InputError(f"{file}: expected the bytes of {array} in the file itself, got a name of other files; {ANEW}")
@@ -335,15 +372,43 @@ def _check_array(file: Path, source: Any, array: str, shape: tuple[int, ...], dt
         raise InputError(f"{file}: expected {item.nbytes:,} bytes of {array}, got {size:,}; {ANEW}")
 
 
-def _check_numbers(file: Path, source: Any, spec: Spec, array: str, *, alive: Callable[[], None]) -> None:
-    """Raise InputError where features are not finite."""
-    for shard in range(spec.shards):
-        rows = spec.rows(shard)
-        whole = np.isfinite(source[array][rows.start : rows.stop])
+def _read(file: Path, source: Any, spec: Spec, view: str, tap: Tap, shard: int) -> tuple[Block, Block]:
+    """Frames (n, T, D) and means and deviations (n, 2, D) of a shard.
+
+    Raises InputError where they are not finite, or where the latter are not those of the first `n_frames` frames.
+    """
+    rows = spec.rows(shard)
+    frames, pooled, n_frames = (
+        source[array][rows.start : rows.stop]
+        for array in (f"{view}/{layer_array(tap)}", f"{view}/{pooled_array(tap)}", "n_frames")
+    )
+    for name, block in ((layer_array(tap), frames), (pooled_array(tap), pooled)):
+        whole = np.isfinite(block).reshape(len(block), -1).all(axis=1)
         if not whole.all():
-            row = rows.start + int(np.argmin(whole.reshape(len(whole), -1).all(axis=1)))
-            raise InputError(f"{file}: {array}: expected finite numbers, got NaN or infinity in row {row}; {ANEW}")
-        alive()
+            row = rows.start + int(np.argmin(whole))
+            raise InputError(
+                f"{file}: {view}/{name}: expected finite numbers, got NaN or infinity in row {row}; {ANEW}"
+            )
+    near = _are_of(pooled, frames.astype(np.float32), n_frames)
+    if not near.all():
+        row = rows.start + int(np.argmin(near))
+        raise InputError(
+            f"{file}: {view}/{pooled_array(tap)}: expected mean and deviation of {layer_array(tap)} in row {row}, of "
+            f"its first {n_frames[row - rows.start]} frames, got others; {ANEW}"
+        )
+    return frames, pooled
+
+
+def _are_of(pooled: Block, frames: Block, n_frames: Block) -> NDArray[np.bool_]:
+    """Whether means and deviations (n, 2, D) are those of the valid frames, (n, T, D) float32; (n,)."""
+    valid = np.arange(frames.shape[1])[None, :, None] < n_frames[:, None, None]
+    count = n_frames[:, None].astype(np.float32)
+    mean = np.where(valid, frames, 0).sum(axis=1) / count
+    variance = np.where(valid, np.square(frames - mean[:, None]), 0).sum(axis=1) / count
+    most = ROUNDING * np.abs(frames).max(axis=(0, 1)) + 1e-6  # (D,)
+    off = np.abs(pooled - np.stack([mean, np.sqrt(variance)], axis=1))
+    near: NDArray[np.bool_] = (off <= most).all(axis=(1, 2))
+    return near
 
 
 def _check_room(path: Path, spec: Spec, views: Sequence[_View]) -> None:
@@ -395,9 +460,9 @@ def _bring_back_view(file: Path, source: Any, store: Store, view: _View) -> None
         absent = store.missing(name, view.taps, shard)
         if absent:
             with _damage_told(file):
-                features = {tap: source[f"{name}/{layer_array(tap)}"][rows] for tap in absent}
-                pooled = {tap: source[f"{name}/{pooled_array(tap)}"][rows] for tap in absent}
+                blocks = {tap: _read(file, source, spec, name, tap, shard) for tap in absent}
                 n_frames = source["n_frames"][rows]
+            features, pooled = ({tap: pair[k] for tap, pair in blocks.items()} for k in (0, 1))
             store.write(name, shard, features, pooled, n_frames, made=IMPORTED)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.contracts import CLEAN, Tap
-from pipeline.core.object_store import is_local, last_change_below, remove_folder, sizes_below
+from pipeline.core.errors import InputError
+from pipeline.core.object_store import is_local, is_there, last_change_below, remove_folder, sizes_below
 from pipeline.encoder import kept
 from pipeline.extraction.needed import Needed
 from pipeline.features.store import Store
 
 STORE_SUFFIX, PART_SUFFIX = ".zarr", ".part"
+NAMED = re.compile(r"[0-9a-f]{16}/([a-z][a-z0-9_]*)-[0-9a-f]{16}\.zarr")  # a store's path below the root
+PART = re.compile(r"[0-9a-f]{16}/[a-z][a-z0-9_]*-[0-9a-f]{16}(\.[0-9a-f-]+)?\.zarr\.part")  # what is half made
 SECONDS_A_DAY = 86_400
 
 
@@ -35,8 +39,9 @@ class Found:
 
     @property
     def complete(self) -> bool:
-        """Whether every view has all its shards."""
-        return all(count == self.store.spec.shards for count in self.shards.values())
+        """Whether there is a view, and every view has layers and all its shards."""
+        whole = (self.layers[view] and count == self.store.spec.shards for view, count in self.shards.items())
+        return bool(self.shards) and all(whole)
 
 
 def look(root: Path, needed: Needed) -> list[Found]:
@@ -80,7 +85,7 @@ def look_at_encoders(root: Path, needed: Needed) -> list[FoundEncoder]:
     found = []
     for folder in _encoders_below(root):
         size = sum(sizes_below(folder).values())
-        users = tuple(sorted(needed.encoders.get(folder.name, ())))
+        users = tuple(sorted(_users_of_encoder(folder, needed)))
         if folder.suffix == kept.UNFINISHED:
             done = [int(path.stem.rpartition("_")[2]) for path in folder.glob("weights_*.safetensors")]
             found.append(FoundEncoder(folder, kept.facts_of(folder), max(done, default=0), size, users))
@@ -95,23 +100,31 @@ def _encoders_below(root: Path) -> list[Path]:
     return [path for path in sorted(kept.folder_of(root).glob("*")) if named.fullmatch(path.name) and path.is_dir()]
 
 
-def _stores_below(root: Path, endings: tuple[str, ...] = (STORE_SUFFIX,)) -> dict[Path, dict[str, int]]:
-    """The folders of stores below a root, in order, each with its files and their sizes in bytes."""
+def _stores_below(root: Path, *, parts: bool = False) -> dict[Path, dict[str, int]]:
+    """The folders of stores below a root, in order, each with its files and their sizes in bytes.
+
+    parts: those that are half made or half deleted, too. What has another name than a store is somebody else's.
+    """
+
+    def wanted(name: str) -> bool:
+        return bool(NAMED.fullmatch(name) or (parts and PART.fullmatch(name)))
+
     if is_local(root):
-        paths = sorted(path for path in root.glob("*/*") if path.name.endswith(endings) and path.is_dir())
+        paths = sorted(path for path in root.glob("*/*") if wanted(_name(path)) and path.is_dir())
         return {path: sizes_below(path) for path in paths}
     found: dict[Path, dict[str, int]] = {}
     for name, size in sorted(sizes_below(root).items()):
         above, _, rest = name.partition("/")
         folder, _, file = rest.partition("/")
-        if file and folder.endswith(endings):
+        if file and wanted(f"{above}/{folder}"):
             found.setdefault(root / above / folder, {})[file] = size
     return found
 
 
 def views_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The views of a store by the names of its files, the clean one first."""
-    names = {name.split("/")[1] for name in files if re.fullmatch(r"done/[^/]+/.*", name)}
+    """The views of a store by the names of its files, the clean one first; also one of which no shard is made."""
+    found = (re.fullmatch(r"done/([^/]+)/.*|([^/]+)/layer_[^/]+/.*", name) for name in files)
+    names = {one[1] or one[2] for one in found if one}
     return tuple(sorted(names, key=lambda name: (name != CLEAN, name)))
 
 
@@ -135,38 +148,68 @@ def taps_of(arrays: Iterable[str]) -> tuple[Tap, ...]:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What `gc` finds: folders that may go, with their bytes, and those that nobody needs and that stay, with why."""
+    """What `gc` finds: folders that may go, with their bytes, and those that stay, with why."""
 
     doomed: dict[Path, int]
     spared: dict[Path, str]
 
 
-def leftovers(root: Path, needed: Needed, *, asked: Callable[[Path], bool], days: float) -> Leftovers:
+def leftovers(root: Path, needed: Needed, *, asked: Callable[[Path], bool], days: float, incomplete: bool) -> Leftovers:
     """Stores and encoders that no receipt or card needs, and what killed processes were about to make some of.
 
     Args:
         asked: whether the present parameters ask for a folder. days: what was written to since then stays.
+        incomplete: whether what can be completed may go; no receipt anywhere stands for it yet.
     """
     found = Leftovers({}, {})
-    stores = _stores_below(root, (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX))
+    stores = _stores_below(root, parts=True)
     encoders = {path: sizes_below(path) for path in _encoders_below(root)}
     for path, sizes in {**stores, **encoders}.items():
         users, unsure = (
-            (needed.encoders.get(path.name), needed.unsure_of_encoders())
+            (_users_of_encoder(path, needed), needed.unsure_of_encoders())
             if path in encoders
-            else (needed.stores.get(_name(path)), needed.unsure_of_store(_name(path)))
+            else (needed.stores.get(_name(path), set()), needed.unsure_of_store(_name(path)))
         )
         if users:
-            continue
-        if unsure:
-            found.spared[path] = f"may be needed by what cannot be read: {', '.join(sorted(unsure))}"
+            found.spared[path] = f"needed by {_some(users)}"
+        elif unsure:
+            found.spared[path] = f"may be needed by what cannot be read: {_some(unsure)}"
         elif asked(path):
             found.spared[path] = "the parameters ask for it"
         elif not _is_older(path, days):
             found.spared[path] = f"written to in the last {days:g} days"
+        elif not incomplete and not _is_whole(path, needed, sizes):
+            found.spared[path] = "it is incomplete or damaged; --older-than takes it, too"
+        elif is_local(path) and any(one.is_symlink() for one in (path, path.parent)):
+            found.spared[path] = f"it is a link to {path.resolve()}; delete the one or the other yourself"
         else:
             found.doomed[path] = sum(sizes.values())
     return found
+
+
+def _users_of_encoder(path: Path, needed: Needed) -> set[str]:
+    """Who needs a fine-tuned encoder: by a card, or by features that its weights made."""
+    users = set(needed.encoders.get(path.name, ()))
+    if needed.weights and not path.suffix and is_there(path / kept.MARK_FILE):
+        encoder = kept.find(path)
+        users |= needed.weights.get(str(encoder.card.get("weights_sha256")), set()) if encoder else set()
+    return users
+
+
+def _some(users: set[str]) -> str:
+    """The first of those who need something, and how many others there are."""
+    first, *others = sorted(users)
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _is_whole(path: Path, needed: Needed, sizes: dict[str, int]) -> bool:
+    """Whether nothing can be added to a folder: a complete encoder or store, and what is none and never becomes one."""
+    if path.name.endswith(kept.UNFINISHED):
+        return False
+    try:
+        return not NAMED.fullmatch(_name(path)) or look_at(path, needed, sizes=sizes).complete
+    except InputError:  # no store, or one that is damaged, or of another version
+        return not is_there(path / "zarr.json")
 
 
 def _is_older(path: Path, days: float) -> bool:
@@ -176,7 +219,7 @@ def _is_older(path: Path, days: float) -> bool:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Delete stores and encoders.
+    """Delete stores and encoders; one that another process has just deleted is left out.
 
     Raises InputError where an extraction is writing one of them; that one and the rest are kept.
     """
@@ -187,10 +230,11 @@ def remove(paths: Iterable[Path]) -> None:
         with Store.locked(path):
             # Renamed first: a store that is half deleted must not pass for one.
             doomed = path.with_name(path.name.removesuffix(PART_SUFFIX) + PART_SUFFIX)
-            if doomed != path:
+            if doomed != path and path.is_dir():
                 shutil.rmtree(doomed, ignore_errors=True)
                 path.rename(doomed)
-            shutil.rmtree(doomed)
+            if doomed.is_dir():
+                shutil.rmtree(doomed)
         path.with_name(path.name + ".lock").unlink(missing_ok=True)
-        if not any(path.parent.iterdir()):
+        with contextlib.suppress(OSError):  # it has other stores, or another process has deleted it
             path.parent.rmdir()

@@ -6,7 +6,9 @@
 
 Shards are copied one by one, each held against the checksums of its marker before it is written. The marker comes last,
 so a copy that was cut off goes on with the first shard that is not whole. What comes from elsewhere is not trusted:
-names and shapes are made here, from the receipt and the spec, and the numbers of every shard are checked.
+names and shapes are made here, from the receipt and the spec, and the numbers of every shard are checked. Who made them
+is taken over from the markers there: a receipt that is pulled has the bytes of the one that was pushed, which others
+may have committed.
 """
 
 from __future__ import annotations
@@ -33,11 +35,10 @@ from pipeline.core.object_store import is_there, read_files
 from pipeline.core.trial_table import UNKNOWN
 from pipeline.features import receipt_files
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES, encode_chunk, encode_shard
-from pipeline.features.specs import Array, Spec
+from pipeline.features.specs import DEEPEST_LAYER, Array, Spec
 from pipeline.features.store import Store
 
 SETS = "sets"
-DEEPEST_LAYER = 200
 OF_THE_SPEC = ("encoder", "trials", "utterances", "frames", "channels")  # in a receipt, too
 
 
@@ -147,6 +148,7 @@ def _copy(source: Store, root: Path, name: str, receipt: dict[str, Any]) -> int:
     arrays = {view: {name: kinds.get(name.rpartition("/")[2]) for name in found} for view, found in names.items()}
     with Store.locked(root / source.spec.folder(name)):
         target = Store.create(root, name, source.spec)
+        target.sweep()
         units = [(view, shard) for view in receipt["views"] for shard in range(source.spec.shards)]
         for view in receipt["views"]:
             target.add_arrays(view, receipt["layers"], attributes=source.attributes(view))
