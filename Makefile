@@ -31,7 +31,7 @@ GPU_NEEDS := distributed faiss-cpu google-crc32c h5py hypothesis jinja2 matplotl
 GPU_THERE := h5py hypothesis jinja2 matplotlib peft pytest pytest-timeout safetensors scikit-learn tqdm transformers
 PLATFORMS := $(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
 
-.PHONY: check demo gpu gpu-wheels lint test tests
+.PHONY: check demo gpu gpu-wheels lint lowest test tests
 
 demo: $(VENV)/installed-$(EXTRA)
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -64,6 +64,17 @@ lint: $(VENV)/installed-$(EXTRA)-test
 
 tests: $(VENV)/installed-$(EXTRA)-test
 	$(PYTEST)
+
+# On the oldest Python, in an environment of its own. Where torch has no build for the CPU there, it takes 6 GB.
+LOWEST := .venv-lowest
+lowest:
+	python$(lastword $(PYTHONS)) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -qq --constraint constraints.txt uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra test pyproject.toml \
+		--python $(LOWEST)/bin/python --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt --editable .
+	@touch $(LOWEST)/installed-cpu $(LOWEST)/installed-cpu-test  # so that nothing is installed over it
+	$(MAKE) --no-print-directory VENV=$(LOWEST) EXTRA=cpu tests
 
 check: lint
 	$(PYTEST) $(filter-out $(SLOW:%=tests/test_%.py),$(wildcard tests/test_*.py))
