@@ -3,9 +3,14 @@
 # make check  the same without the slow tests, for daily work
 # make gpu    run the tests that need a CUDA device, and measure it, with the torch of PYTHON: bench/RESULTS-gpu.md
 # make gpu-wheels   collect what that lacks on a CUDA machine without a network, for the Python GPU_VERSION
-# EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names another Python 3.11 or 3.12
+# make lowest run the tests with the lowest versions that pyproject.toml admits, in an environment of its own
+# EXTRA=gpu   uses faiss-gpu instead of faiss-cpu; PYTHON=... names the Python: otherwise the newest of PYTHONS that runs
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHONS := 3.14 3.13 3.12 3.11
+# A command is not enough: pyenv has one for each version, and those that are not selected fail; Debian's may lack venv.
+NEWEST = $(shell for version in $(PYTHONS); do python$$version -c "import ensurepip" 2>/dev/null && echo python$$version && break; done)
+# The GPU's tests take python3, because they use its torch.
+PYTHON ?= $(if $(filter gpu%,$(MAKECMDGOALS)),python3,$(or $(NEWEST),python3))
 EXTRA ?= cpu
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 VENV := .venv
@@ -26,7 +31,7 @@ GPU_NEEDS := distributed faiss-cpu google-crc32c h5py hypothesis jinja2 matplotl
 GPU_THERE := h5py hypothesis jinja2 matplotlib peft pytest pytest-timeout safetensors scikit-learn tqdm transformers
 PLATFORMS := $(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
 
-.PHONY: check demo gpu gpu-wheels lint test tests
+.PHONY: check demo gpu gpu-wheels lint lowest quick test tests
 
 demo: $(VENV)/installed-$(EXTRA)
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -61,14 +66,31 @@ lint: $(VENV)/installed-$(EXTRA)-test
 tests: $(VENV)/installed-$(EXTRA)-test
 	$(PYTEST)
 
+# On the oldest Python, in an environment of its own. Where torch has no build for the CPU there, it takes 6 GB.
+LOWEST := .venv-lowest
+lowest:
+	python$(lastword $(PYTHONS)) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -qq --constraint constraints.txt uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra test pyproject.toml \
+		--python $(LOWEST)/bin/python --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt --editable .
+	@touch $(LOWEST)/installed-cpu $(LOWEST)/installed-cpu-test  # so that nothing is installed over it
+	$(MAKE) --no-print-directory VENV=$(LOWEST) EXTRA=cpu tests
+
 check: $(VENV)/installed-$(EXTRA)-test
 	$(MAKE) --no-print-directory -j 2 lint quick
 
-.PHONY: quick
 quick: $(VENV)/installed-$(EXTRA)-test
 	$(PYTEST) $(filter-out $(SLOW:%=tests/test_%.py),$(wildcard tests/test_*.py))
 
+# Says which Python it takes, or which it needs.
 $(VENV)/bin/python:
+	@version=$$($(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])"); \
+	case " $(PYTHONS) " in \
+		*" $$version "*) echo "Python $$version ($(PYTHON)) for $(VENV)" ;; \
+		*) echo "expected Python $(lastword $(PYTHONS)) to $(firstword $(PYTHONS)), got $${version:-none} ($(PYTHON)):" \
+			"install one of them with its module venv, or name it: make PYTHON=..." >&2; exit 1 ;; \
+	esac
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --upgrade pip  # twice as fast as an old one
 

@@ -146,9 +146,12 @@ def test_nothing_in_a_file_is_run(state: dict[str, Any], tmp_path: Path, monkeyp
 
 
 def compared_without_end() -> bytes:
-    """A pickle of 300 bytes: the key of a dict is a tuple of twice the same tuple, and so on."""
-    tuples = b"".join(b"h" + bytes([i]) + b"h" + bytes([i, 0x86]) + b"q" + bytes([i + 1]) for i in range(50))
-    return b"\x80\x02)q\x00" + tuples + b"}h\x32K\x01s."
+    """A pickle of 720 bytes: two keys of a dict are equal tuples, each of twice the same tuple, and so on."""
+    towers = b"".join(
+        b")q" + bytes([first]) + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(first, first + 50))
+        for first in (0, 100)
+    )
+    return b"\x80\x02" + towers + b"}h\x32K\x01sh\x96K\x01s."
 
 
 def test_a_file_that_takes_any_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

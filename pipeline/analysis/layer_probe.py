@@ -202,7 +202,7 @@ def balance(is_bonafide: Classes) -> NDArray[np.float64]:
 def centroid(z: Vectors) -> Vectors:
     """The mean (2D,) of vectors (N, 2D) after each is brought to unit length. A vector of zeros stays zeros."""
     lengths = np.linalg.norm(z, axis=1, keepdims=True)
-    mean: Vectors = (z / np.maximum(lengths, np.finfo(np.float32).tiny)).mean(axis=0)
+    mean: Vectors = (z / np.maximum(lengths, np.finfo(np.float32).tiny)).mean(axis=0, dtype=np.float32)
     return mean
 
 

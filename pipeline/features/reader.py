@@ -292,9 +292,9 @@ class _Ranges:
         if data is None:
             raise InputError(f"{self._store.path / name}: the shard is missing; {REPAIR}")
         row = self._layout.length - CRC_BYTES
-        chunks = np.frombuffer(data, np.uint8)
-        if len(chunks) == count * self._layout.length:
-            chunks = chunks.reshape(count, -1)
+        stored = np.frombuffer(data, np.uint8)
+        if len(stored) == count * self._layout.length:
+            chunks = stored.reshape(count, -1)
             if all(crc32c(chunk[:row]).tobytes() == chunk[row:].tobytes() for chunk in chunks):
                 if sums is not None and (chunks[:, row:] != sums).any():
                     raise InputError(f"{self._store.path / name}: a row of it {OTHER_ROW}; {REPAIR}")

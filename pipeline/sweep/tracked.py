@@ -40,7 +40,7 @@ class Flow:
     """The stages that bring the targets up to date, in DVC's order, and what each needs before it.
 
     steps: names of the stages, as in `flow/score/dvc.yaml:score@...`. needs: for each, the stages of `steps` that it
-    depends on. downstream: the targets and what needs them, in place of what they need.
+    depends on. downstream: of the targets and all stages that need them.
     """
 
     def __init__(self, targets: Sequence[str], *, downstream: bool = False) -> None:
