@@ -61,14 +61,15 @@ if not (words[:1] in (["-c"], ["-m"]) or words and words[0].endswith(".py")):
     os.execv({python!r}, [{python!r}, *words])
 files = [int(file) for file in os.listdir("/proc/self/fd")]
 files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # without that of the folder itself
-request = json.dumps([words, os.getcwd(), dict(os.environ), files]).encode()
+signals = (_signal.SIGINT, _signal.SIGTERM)
+ignored = [number for number in signals if _signal.getsignal(number) == _signal.SIG_IGN]
+request = json.dumps([words, os.getcwd(), dict(os.environ), files, ignored]).encode()
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [struct.pack("<Q", len(request))], files)
     server.sendall(request)
-    for number in (_signal.SIGINT, _signal.SIGTERM):
-        if _signal.getsignal(number) != _signal.SIG_IGN:
-            _signal.signal(number, lambda number, _frame: server.send(bytes([number])))
+    for number in signals:  # also those that are ignored: what runs may change that
+        _signal.signal(number, lambda number, _frame: server.send(bytes([number])))
     answer = server.recv(2)
 (code,) = struct.unpack("<h", answer) if answer else (1,)
 if code < 0:
@@ -178,7 +179,11 @@ def _answer(asking: socket.socket) -> None:
     child = os.fork()
     if child == 0:
         asking.close()
-        _become(*json.loads(request), files)
+        words, place, environment, numbers, ignored = json.loads(request)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        _become(words, place, environment, numbers, files)
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)
