@@ -226,7 +226,7 @@ def test_selection_averages_the_best_where_that_is_no_worse_and_stops_after_pati
         weights.append(made.weight.item())
         return Eer(next(script) / 100, 0.5, 0)
 
-    def step(self: adam.Adam) -> None:
+    def step(self: adam.Adam, **_: object) -> None:
         for parameters, _, _ in self._groups:
             for p in parameters:
                 if p.ndim == 0:

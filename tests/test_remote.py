@@ -590,7 +590,7 @@ def test_stores_in_a_bucket_are_found_and_deleted(on_s3: dict[str, Cache], tmp_p
 
     def doomed(days: float) -> set[Path]:
         wanted = needed.here(tmp_path)
-        return set(stores.leftovers(root, wanted, asked=lambda _: False, days=days).doomed)
+        return set(stores.leftovers(root, wanted, asked=lambda _: False, days=days, incomplete=True).doomed)
 
     assert doomed(0) == {dev.store.path, bare.path}
     assert doomed(1) == set()  # just written

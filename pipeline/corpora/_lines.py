@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -76,14 +77,14 @@ def lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, with or without a byte order mark; they may end in LF, CR LF or CR."""
     if not path.is_file():
         raise InputError(f"{path}: no such protocol or key; check the path")
-    with path.open("rb") as file:
-        for number, line in enumerate(chain.from_iterable(map(_at_cr, file)), start=1):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"{line[error.start]:#x}"
-                raise InputError(f"{path}:{number}: expected UTF-8 text, got byte {byte}; save it as UTF-8") from None
-            yield text.removeprefix("\ufeff") if number == 1 else text
+    file = io.BytesIO(path.read_bytes())  # at once: whoever stops reading leaves no file open
+    for number, line in enumerate(chain.from_iterable(map(_at_cr, file)), start=1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            byte = f"{line[error.start]:#x}"
+            raise InputError(f"{path}:{number}: expected UTF-8 text, got byte {byte}; save it as UTF-8") from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _at_cr(line: bytes) -> list[bytes]:
