@@ -133,7 +133,8 @@ def _check_parquet(data: bytes, _: int) -> None:
     table = arena.trials(Path("dataset"), Path("dataset", "README.md"), "test")
     found = [parquet_rows.read(Path("dataset", path)) for path in table.path.tolist()]
     parquet_rows.names(place / "audio")
-    whole = parquet.read_table(io.BytesIO(data)).to_pydict()
+    # By the same lower layer: that of `read_table` also refuses damage that plays no part.
+    whole = parquet.ParquetFile(io.BytesIO(data)).read(["audio.bytes", "label"]).to_pydict()
     agree("audio", found, [audio["bytes"] for audio in whole["audio"]])
     words = ["bonafide" if bona_fide else "spoof" for bona_fide in table.is_bonafide]
     agree("labels", words, [("bonafide", "spoof")[label] for label in whole["label"]])

@@ -1,6 +1,7 @@
 """Datasets with their audio in Parquet files: read in place, row by row, as files are."""
 
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_small_file_that_is_large_in_memory_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(parquet_rows, "MOST_ROWS", 98)
     with pytest.raises(InputError, match=r"x\.parquet: expected at most 98 rows, got 99"):
         parquet_rows.names(path / "audio")
+
+
+def test_a_row_group_of_fewer_rows_than_its_header_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"audio": [{"bytes": bytes([i])} for i in range(4)]}), path)
+    whole = parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *a, **k: itertools.islice(whole(*a, **k), 3))
+    with pytest.raises(InputError, match=r"x\.parquet: expected 4 rows in row group 0, got 3; copy or download"):
+        parquet_rows.read(path / "audio" / "3")
+    monkeypatch.undo()
+    parquet_rows._group.cache_clear()
+    assert parquet_rows.read(path / "audio" / "3") == b"\3"
 
 
 def test_the_trials_of_the_shards(dataset: Path) -> None:

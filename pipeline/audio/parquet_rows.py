@@ -116,6 +116,11 @@ def _group(column: Path, _changed: int, group: int) -> Any:
                     f"group {group}; write it anew with fewer rows in a group"
                 )
         found = pyarrow.concat_arrays(rows)
+    if len(found) != (stated := file.metadata.row_group(group).num_rows):
+        raise InputError(
+            f"{column.parent}: expected {stated:,} rows in row group {group}, got {len(found):,}; copy or download it "
+            "again"
+        )
     return found.field("bytes") if pyarrow.types.is_struct(kind) else found
 
 
