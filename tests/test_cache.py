@@ -298,7 +298,7 @@ FACTS = {
 def finetuning(**changes: Any) -> dict[str, Any]:
     """What decides a fine-tuning that the project's parameters name."""
     section = YAML(typ="safe").load(SETTINGS)["encoder"]["finetune"] | changes
-    return FACTS | {"finetune": FinetuneParams.model_validate(section, strict=False).model_dump(exclude={"on"})}
+    return FACTS | {"finetune": FinetuneParams.model_validate(section, strict=False).facts}
 
 
 def encoder(project: Project, identity: str, facts: dict[str, Any], *, card: bool = False) -> Path:

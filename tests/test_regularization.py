@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from pipeline.audio import decode, windowing
 from pipeline.core import trial_table
-from pipeline.core.sections import FinetuneParams, WindowParams
+from pipeline.core.sections import LATER, FinetuneParams, WindowParams
 from pipeline.core.trial_table import Row
 from pipeline.encoder import cards
-from pipeline.finetuning import plan, regularization, schedule, speech
+from pipeline.finetuning import regularization, schedule, speech
 from pipeline.finetuning.finetune import SpeechLearner
 from pipeline.finetuning.speech import Speech
 from pipeline.training.adam import Adam
@@ -208,8 +208,8 @@ def test_a_stopped_training_with_all_options_goes_on_to_the_same_bits(corpus: Co
 
 def test_options_that_change_nothing_are_no_part_of_the_identity(corpus: Corpus) -> None:
     _, asked = prepared(corpus)
-    assert not set(plan.LATER) & asked.facts["finetune"].keys()
-    assert NOISY.keys() == set(plan.LATER) - {"label_smoothing"}
+    assert not set(LATER) & asked.facts["finetune"].keys()
+    assert NOISY.keys() == set(LATER)
     assert "label_smoothing" not in asked.facts["loss"]
     known = {asked.identity}
     for name, value in NOISY.items():

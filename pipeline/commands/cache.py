@@ -309,7 +309,7 @@ def _asks_for_encoder(settings: Params, folder: Path) -> bool:
         return False
     facts = kept.facts_of(folder)
     wanted = {
-        "finetune": tuning.model_dump(mode="json", exclude={"on"}),
+        "finetune": tuning.facts,
         "window": settings.extract.window.model_dump(mode="json"),
     }
     return _normalizes_as(settings, facts) and {key: facts.get(key) for key in wanted} == wanted

@@ -233,6 +233,10 @@ class LoraParams(Section):
     ]
 
 
+# Parameters of fine-tuning that came later.
+LATER = ("warm_up", "schedule", "clip_gradient", "crop", "dropout", "layer_drop", "mask_frames", "mask_channels")
+
+
 class FinetuneParams(Section):
     """How the encoder is trained end to end with a backend and a loss, which have their own sections.
 
@@ -272,6 +276,13 @@ class FinetuneParams(Section):
     layer_drop: Dropped = 0.0
     mask_frames: Dropped = 0.0
     mask_channels: Dropped = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides a training, JSON-ready; of `LATER` only what changes something, so older encoders are found."""
+        values = self.model_dump(mode="json", exclude={"on"})
+        fields = type(self).model_fields
+        return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:

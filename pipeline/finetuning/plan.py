@@ -24,11 +24,9 @@ from pipeline.finetuning.speech import Speech
 from pipeline.training import cells
 from pipeline.training.cells import Cell
 
-# Parameters that came later. Where they change nothing, they are no part of the identity: older encoders are found.
-LATER = (
-    *("warm_up", "schedule", "clip_gradient", "crop", "dropout", "layer_drop", "mask_frames", "mask_channels"),
+LATER_OF_LOSSES = (
     "label_smoothing",
-)
+)  # of a loss; no part of the identity where it changes nothing: older encoders are found
 FINETUNE_VERSION = 2  # raise it when the same parameters, audio and starting weights come to another encoder
 
 
@@ -65,10 +63,7 @@ class Asked:
             "weights_sha256": self.card.weights_sha256,
             "architecture": self.card.architecture,
             "normalize": self.card.normalize,
-            "finetune": _without_idle(
-                self.params.model_dump(exclude={"on"}),
-                {name: field.default for name, field in type(self.params).model_fields.items()},
-            ),
+            "finetune": self.params.facts,
             "backend": _in_full(self.cell.backend, self.cell.backend_parameters),
             "loss": _in_full(self.cell.loss, self.cell.loss_parameters),
             "window": self.window.model_dump(),
@@ -89,12 +84,8 @@ def _in_full(build: Any, given: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(build).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
     defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
-    return _without_idle(defaults | given, defaults)
-
-
-def _without_idle(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Values without those of `LATER` that change nothing."""
-    return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
+    values = defaults | given
+    return {name: value for name, value in values.items() if name not in LATER_OF_LOSSES or value != defaults[name]}
 
 
 def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
