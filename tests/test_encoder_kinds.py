@@ -24,8 +24,10 @@ from pipeline.core.sections import EncoderParams, FinetuneParams
 from pipeline.core.trial_table import Row
 from pipeline.encoder import cards, configuration, models, xlsr
 from pipeline.extraction import forward, identity
+from pipeline.finetuning.regularization import regularize
 from stages import extract
 from tests.places import SETTINGS
+from tests.test_finetune import FINETUNE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask"),  # WavLM's own attention
@@ -276,6 +278,31 @@ def test_the_new_kinds_are_not_fine_tuned(tmp_path: Path) -> None:
     asked = EncoderParams(source=str(tmp_path), normalize="none").model_copy(update={"finetune": FinetuneParams})
     with pytest.raises(InputError, match=r"encoder\.finetune: expected an encoder like XLSR, got .*, a sew; freeze it"):
         models.load(asked)
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in KINDS.items() if kind not in ("sew", *LOG_MEL)])
+def test_a_noisy_encoder_of_every_kind_that_is_fine_tuned(tmp_path: Path, name: str) -> None:
+    kind, more = KINDS[name]
+    made(kind, **more).save_pretrained(tmp_path)
+    model, _ = load(tmp_path)
+    plain, noisy = encoder(model, 1, 3), encoder(model, 1, 3)
+    shares = {"dropout": 0.2, "layer_drop": 0.5, "mask_frames": 0.5, "mask_channels": 0.2}
+    regularize(noisy, FINETUNE.model_copy(update=shares))
+    windows = noise(2, 16_000)
+
+    def of(one: xlsr.Encoder) -> Tensor:
+        torch.manual_seed(2)
+        return torch.stack([*one.features(windows, full(2, 16_000))[0].values()])
+
+    expected = of(plain.eval())
+    assert torch.equal(of(noisy.eval()), expected)
+    found = of(noisy.train())
+    assert found.shape == expected.shape
+    assert found.isfinite().all()
+    assert not torch.allclose(found, expected, atol=0.01)
+    assert torch.equal(of(noisy), found)
+    assert torch.equal(of(plain.train()), of(plain))  # nothing draws from another generator
+    found.sum().backward()
 
 
 def in_one_file(path: Path, model: Any) -> Path:

@@ -24,8 +24,8 @@ from pipeline.encoder.cards import TRANSFORMERS_EPS, Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder
 
 NOTE_FILE = "README.txt"  # in the folder of the fine-tuned encoder
-# Turn off all randomness that transformers turns on by default. It stays off in fine-tuning: the configuration that
-# XLSR was pretrained with has no dropout, and published countermeasures mask nothing.
+# Turn off all randomness that transformers turns on by default. In fine-tuning the parameters alone turn some on: the
+# configuration that XLSR was pretrained with has no dropout, and published countermeasures mask nothing.
 _QUIET = {
     "apply_spec_augment": False,
     "layerdrop": 0.0,
@@ -83,6 +83,7 @@ def _loaded(params: EncoderParams) -> pretrained.Loaded:
         loaded = pretrained.load_file(place, **_QUIET)
     else:
         raise InputError(f"encoder.source: expected a file or folder, got {place}, which is neither")
+    loaded.model.config.apply_spec_augment = False  # transformers masks where a kind's configuration lacks this
     loaded.model.eval().requires_grad_(False)
     return loaded
 
