@@ -23,7 +23,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import kept, models
 from pipeline.encoder.cards import Card
-from pipeline.extraction import hdf5, housekeeping, identity, needed, planning
+from pipeline.extraction import hdf5, hdf5_file, housekeeping, identity, needed, planning
 from pipeline.features.specs import Spec, layer_array
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
@@ -755,15 +755,15 @@ def test_an_import_needs_room_on_the_disk(project: Project, monkeypatch: pytest.
 
 def test_a_file_on_which_hdf5_never_ends_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     run("export", "train", "train.h5")
-    monkeypatch.setattr(hdf5, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(hdf5, "_check_links", lambda *_: time.sleep(60))
+    monkeypatch.setattr(hdf5_file, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(hdf5_file, "_check_links", lambda *_: time.sleep(60))
     with pytest.raises(InputError, match=r"train\.h5: expected an HDF5 file .*, got a damaged one; export it anew"):
         run("import", "train.h5")
 
 
 def test_a_file_on_which_hdf5_crashes_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     run("export", "train", "train.h5")
-    monkeypatch.setattr(hdf5, "_check_links", lambda *_: os.kill(os.getpid(), 9))
+    monkeypatch.setattr(hdf5_file, "_check_links", lambda *_: os.kill(os.getpid(), 9))
     with pytest.raises(InputError, match=r"train\.h5: expected an HDF5 file .*, got a damaged one; export it anew"):
         run("import", "train.h5")
 
@@ -787,7 +787,7 @@ def test_the_command_is_found_and_teaches(capsys: pytest.CaptureFixture[str]) ->
 def test_the_spec_is_that_of_the_store(project: Project) -> None:
     run("export", "dev", "dev.h5")
     with h5py.File("dev.h5") as file:
-        spec, name = hdf5._spec(Path("dev.h5"), file)
+        spec, name = hdf5_file.spec_of(Path("dev.h5"), file)
     assert (spec, name) == (Store.open(project.store("dev")).spec, "dev")
     assert isinstance(spec, Spec)
 
