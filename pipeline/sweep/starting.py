@@ -28,7 +28,7 @@ FORKS = multiprocessing.get_context("forkserver")
 PREFIX = ["python", "-m"]
 TOGETHER = "stages.train"  # the stage of which one process can run several
 # What these stages import within functions, as it takes long. A sweep evaluates many rows.
-LATER = {"stages.evaluate": ("matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.special")}
+INNER_IMPORTS = {"stages.evaluate": ("matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.special")}
 SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
 
 
@@ -113,7 +113,7 @@ def stage_of(command: str) -> str | None:
 
 def prepare(modules: set[str]) -> None:
     """Begin the process from which stages are forked. It imports modules meanwhile; the first `start` waits for it."""
-    later = {name for module in modules for name in LATER.get(module, ())}
+    later = {name for module in modules for name in INNER_IMPORTS.get(module, ())}
     FORKS.set_forkserver_preload(sorted({__name__, *modules, *later}))
     ensure_running()
 
