@@ -173,7 +173,7 @@ def test_what_is_drawn_by_the_cell_is_a_resample_too(monkeypatch: pytest.MonkeyP
 
 def test_cells_are_drawn_as_often_as_their_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two systems, six trials of one class: cells of three, of two and of one trial.
-    blocks, draws = np.array([[0, 0, 0, 1, 1, 3], [2, 2, 2, 0, 0, 0]]), 8_000
+    blocks, draws = np.array([[0, 0, 0, 1, 1, 3], [2, 2, 2, 0, 0, 0]]), 20_000
     found = {}
     for large in (1, 2, 3, 4):  # all cells large, ..., none
         monkeypatch.setattr(bootstrap, "LARGE", large)
@@ -372,7 +372,10 @@ def test_what_is_plainly_better_has_the_least_p_value() -> None:
 def test_equal_systems_are_seldom_told_apart() -> None:
     worlds = 100
     p_values = np.array(
-        [paired(*pair(better=0, seed=world, trials=800), eer, folds=100, seed=world).p_value for world in range(worlds)]
+        [
+            paired(*pair(better=0, seed=world, trials=2_000), eer, folds=100, seed=world).p_value
+            for world in range(worlds)
+        ]
     )
     assert np.mean(p_values < 0.05) < 0.05 + 0.07  # the nominal share and three standard errors
     assert np.mean(p_values < 0.5) == pytest.approx(0.5, abs=0.15)

@@ -94,8 +94,7 @@ def test_a_cache_that_was_torn_anywhere_is_continued(corpus: Corpus, tmp_path: P
     cache = tmp_path / "dev.csv"
     estimated(corpus, cache, Loudness())
     whole = cache.read_bytes()
-    starts = [0, *(at + 1 for at, byte in enumerate(whole) if byte == ord("\n"))]
-    for end in (*range(starts[3]), *starts[3:], *range(starts[-2], len(whole))):  # lines between them are alike
+    for end in range(len(whole)):
         cache.write_bytes(whole[:end])
         estimator = Loudness()
         assert estimated(corpus, cache, estimator).quality.tolist() == loudest(corpus)
