@@ -434,7 +434,7 @@ def test_an_edited_module_is_not_run_as_it_was(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_stages_import_late_is_there_to_be_imported() -> None:
-    for stage, modules in starting.LATER.items():
+    for stage, modules in starting.INNER_IMPORTS.items():
         assert all(map(importlib.util.find_spec, (stage, *modules)))  # a process of forks leaves out what is not
 
 

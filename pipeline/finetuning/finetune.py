@@ -68,7 +68,12 @@ class SpeechLearner(Learner):
     @cached_property
     def clock(self) -> Clock:
         """Says how long an epoch takes."""
-        return Clock(each=len(self.steps(epoch=1)), epochs=self.params.epochs, say=self.say)
+        return Clock(each=self.each, epochs=self.params.epochs, say=self.say)
+
+    @cached_property
+    def each(self) -> int:
+        """The number of steps in an epoch, the same in all."""
+        return len(self.steps(epoch=1))
 
     def steps(self, *, epoch: int) -> list[list[Rows]]:
         """The rows of every step of an epoch, in parts that go through the encoder at once."""
@@ -82,7 +87,7 @@ class SpeechLearner(Learner):
 
     def pace(self, epoch: int, step: int) -> float:
         """The factor on all learning rates in a step; both count from 1."""
-        return schedule.rate(self.params, done=epoch - 1 + step / len(self.steps(epoch=1)))
+        return schedule.rate(self.params, done=epoch - 1 + step / self.each)
 
     @property
     def clip(self) -> float | None:
@@ -225,7 +230,7 @@ def make_system(model: Any, asked: Asked, device: torch.device) -> EndToEnd:
 
 
 def _plan(learner: SpeechLearner) -> str:
-    params, each = learner.params, len(learner.steps(epoch=1))
+    params, each = learner.params, learner.each
     counts = {
         name: sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         for name, module in learner.system.named_children()
