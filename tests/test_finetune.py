@@ -1,6 +1,7 @@
 """Fine-tuning: the right weights move, a kill changes no bit, and what is written is what was trained."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -656,6 +658,8 @@ def embedded(result: Tuned, corpus: Corpus) -> np.ndarray:
 
 def test_what_is_about_to_be_done_is_told(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "TIMED", 2)
+    ticks = itertools.count(step=4)  # seconds, from the first look at the clock to the second, two steps later
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     told: list[str] = []
     result = tuned(corpus, tmp_path, say=told.append, freeze_front_end=True, accumulate=1)
     lines = told[0].splitlines()
@@ -663,7 +667,7 @@ def test_what_is_about_to_be_done_is_told(corpus: Corpus, tmp_path: Path, monkey
     total = f"{result.parameters:,}"
     assert lines[1].startswith(f"{total} trainable parameters: ")
     assert lines[2] == "3 steps of 1 × 4 utterances an epoch, up to 3 epochs"
-    assert told[1].startswith("about 0 s an epoch, ") or told[1].startswith("about 1 s an epoch, ")
+    assert told[1] == "about 6 s an epoch, 18 s for all 3, without scoring the dev set"
     assert [line.split(":")[0] for line in told[2:]] == ["epoch 1", "epoch 2", "epoch 3"]
     frozen, free = learner(corpus, freeze_front_end=True), learner(corpus)
     front_end = sum(p.numel() for p in frozen.system.encoder.model.feature_extractor.parameters())
