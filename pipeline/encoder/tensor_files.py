@@ -78,6 +78,7 @@ _IGNORED = (
     *(f"builtins.{name}" for name in ("dict", "list", "int", "float", "str", "bool", "object")),
     *(f"__builtin__.{name}" for name in ("dict", "list", "int", "float", "str", "bool", "object")),
     "fairseq.data.dictionary.Dictionary",
+    "whisper.model.ModelDimensions",
     *(f"fairseq.meters.{name}" for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")),
 )
 # (what is made, the name in the file): the modules of these names are never imported.
