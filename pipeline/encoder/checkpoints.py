@@ -133,7 +133,7 @@ class Inside:
     def weights(self) -> dict[str, Tensor]:
         """The weights by their names in transformers, float32.
 
-        Raises InputError for weights that no encoder has, and for types other than floating point.
+        Raises InputError for weights that no encoder has, adapters, types other than floating point, and NaN.
         """
         if unmerged := sorted(name for name in self.own if ADAPTER in name.lower()):
             raise InputError(
@@ -147,11 +147,19 @@ class Inside:
                 f"of:\n{listing(unknown)}"
             )
         if wrong := [name for name, value in self.own.items() if not _is_plain(value)]:
-            raise InputError(f"{self.path}: expected weights as plain tensors, got others:\n{listing(wrong)}")
+            raise InputError(
+                f"{self.path}: expected weights as plain tensors of the CPU, got others; save these:\n{listing(wrong)}"
+            )
         others = {name: value for name, value in self.own.items() if not value.is_floating_point()}
         if wrong := [f"{name}: {value.dtype}" for name, value in others.items() if not name.endswith(COUNTER)]:
             raise InputError(f"{self.path}: expected weights in floating point, got:\n{listing(wrong)}")
-        return {str(new[name]): value if name in others else value.float() for name, value in self.own.items()}
+        found = {name: value if name in others else value.float() for name, value in self.own.items()}
+        if wrong := [name for name, value in found.items() if not value.isfinite().all()]:
+            raise InputError(
+                f"{self.path}: expected finite weights, got NaN or infinity, as of a training that diverged; take "
+                f"another checkpoint:\n{listing(wrong)}"
+            )
+        return {str(new[name]): value for name, value in found.items()}
 
 
 def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
