@@ -29,7 +29,7 @@ from pipeline.metrics import layouts
 PLAIN = "plain"
 FIVE = "asvspoof5"
 NAMES_OF_FIVE = _formats.FORMATS[FIVE].pattern
-SPEAKER_COLUMNS, CODEC_COLUMNS = ("speaker", "speaker_id"), ("codec",)
+SPEAKER_COLUMNS, CODEC_COLUMNS = ("speaker", "speaker_id", "spk", "tar_spk_anon"), ("codec",)
 
 
 class _KeyLine(NamedTuple):
