@@ -223,6 +223,18 @@ def test_a_missing_file_with_nearly_the_name_of_another_is_told(
     assert f"\n  utterance e: {folder}/e.txt\n  utterance f: {folder}/x/f.wav\ncheck `root`" in said
 
 
+@pytest.mark.parametrize("there", ["LA/flac/d.wav", "../flac/d.wav"])
+def test_the_root_below_which_missing_files_are_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    (folder / there).parent.mkdir(parents=True)
+    (folder / "c.wav").rename(folder / there)
+    code, said = run(folder, [*GOOD, "d,flac/d.wav,spoof,dev"], capsys)
+    assert code == 2
+    root = (folder / there).resolve().parents[1]
+    assert f"\n  utterance d: {folder}/flac/d.wav; with `root: {root}` it is there\ncheck `root`" in said
+
+
 def test_a_set_with_blanks_in_its_names_says_where_they_stand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "copy of b.wav").write_bytes((folder / "b.wav").read_bytes())
     code, said = run(folder, ["a 1,a.wav,bonafide", "b,b.wav,spoof", "b 2 \u4e2d,copy of b.wav,bonafide"], capsys,

@@ -40,6 +40,7 @@ from typing import Any
 from pipeline.audio import parquet_rows
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _folders
 from pipeline.corpora._formats import ALL
 
 COLUMNS = {"path": "path", "audio": "audio", "label": "label", "notes": "notes"}
@@ -70,7 +71,7 @@ def trials(root: Path, protocol: Path, split: str, columns: Mapping[str, str] = 
         there = sorted({path.name.split("-")[0] for path in (root / "data").glob("*.parquet")})
         raise InputError(
             f"{root}/data: expected files {split}-*.parquet, got those of {', '.join(there) or 'no split'}; check "
-            "`root` and `split`"
+            f"`root` and `split`{_folders.deeper(root, 'data/*.parquet')}"
         )
     rows = [row for shard in shards for row in _rows(root, shard, columns)]
     return from_rows(rows, source=f"{root} (split {split})")

@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.audio import decode
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _folders
 
 BEGIN, BONAFIDE = "DATASET_", "VCTK_BONAFIDE"
 SPLITS = ("train", "valid", "test")
@@ -41,7 +41,8 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         raise InputError(f"{protocol}: expected the split {', '.join(SPLITS)} of dfadd, got {split!r}")
     folders = sorted(root.glob(f"{BEGIN}*/{split}"))
     if not folders:
-        raise InputError(f"{root}: expected folders {BEGIN}.../{split}, got none; check `root` of the set")
+        hint = _folders.deeper(root, f"{BEGIN}*/{split}")
+        raise InputError(f"{root}: expected folders {BEGIN}.../{split}, got none; check `root` of the set{hint}")
     return from_rows((row for folder in folders for row in _rows(root, folder)), source=f"{root} (split {split})")
 
 
@@ -49,7 +50,6 @@ def _rows(root: Path, folder: Path) -> Iterator[Row]:
     """The trials of a system in a split."""
     system = folder.parent.name.removeprefix(BEGIN)
     label, attack = (LABELS[0], UNKNOWN) if system == BONAFIDE else (LABELS[1], system)
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in decode.SUFFIXES:
-            place = path.relative_to(root).as_posix()
-            yield Row(str(path), f"{system}/{path.stem}", place, label, path.stem.split("_")[0], attack)
+    for path in _folders.audio_files(folder):
+        place = path.relative_to(root).as_posix()
+        yield Row(str(path), f"{system}/{path.stem}", place, label, path.stem.split("_")[0], attack)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows, read_text
+from pipeline.corpora import _folders
 from pipeline.corpora._formats import ALL
 
 COLUMNS_READ = ("path", "original_file", "language", "is_original_language", "model_name")
@@ -43,7 +44,10 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     del protocol  # each folder has its own list
     metas = sorted((root / "fake").glob("*/*/meta.csv"))
     if not metas:
-        raise InputError(f"{root}: expected files fake/<language>/<system>/meta.csv, got none; check `root` of the set")
+        hint = _folders.deeper(root, "fake/*/*/meta.csv")
+        raise InputError(
+            f"{root}: expected files fake/<language>/<system>/meta.csv, got none; check `root` of the set{hint}"
+        )
     spoofs: list[Row] = []
     originals: dict[str, Row] = {}
     languages: set[str] = set()
