@@ -134,11 +134,12 @@ def test_deepfake_eval_2024(tmp_path: Path) -> None:
 
 
 def test_codecfake(tmp_path: Path) -> None:
-    text = "SSB13650058.wav real 0\nF01_SSB13650058.wav fake 1\nF07_p225.wav fake 7\n"
+    text = "SSB13650058.wav real 0\nF01_SSB13650058.wav fake 1\nF07_p225.wav fake 7\na.wav fake F03\n"
     assert shown(read(codecfake, tmp_path, text, "all")) == [
         ("SSB13650058.wav", "SSB13650058.wav", True, "-", "-"),
         ("F01_SSB13650058.wav", "F01_SSB13650058.wav", False, "-", "F01"),
         ("F07_p225.wav", "F07_p225.wav", False, "-", "F07"),
+        ("a.wav", "a.wav", False, "-", "F03"),
     ]
     with pytest.raises(InputError, match=r"1 lines .*\n  .*key.txt:4: expected `file label number`, got 'a.wav real'"):
         read(codecfake, tmp_path, text + "a.wav real\n", "all")

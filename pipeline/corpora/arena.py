@@ -26,8 +26,8 @@ Other datasets give the names of their columns in the parameters of the set:
 the column of the audio. The label is a word, or a number for which the file itself has the word (`ClassLabel` in the
 library datasets). Other numbers are refused there, because 0 is spoof in some projects.
 
-Source: docs of https://github.com/lab260ru/speech_spoof_bench, and the page of
-https://huggingface.co/datasets/SpeechAntiSpoofingBenchmarks/J-SPAW_LA.
+Source: docs, loader.py and validate.py of https://github.com/lab260ru/speech_spoof_bench; the page of
+https://huggingface.co/datasets/SpeechAntiSpoofingBenchmarks/J-SPAW_LA; prep_dfadd.py of AUDDT, for other columns.
 """
 
 from __future__ import annotations

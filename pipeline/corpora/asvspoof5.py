@@ -22,7 +22,9 @@ train       182,357      18,797   163,560   A01 to A08
 dev         140,950      31,334   109,616   A09 to A16
 eval        680,774     138,688   542,086   A17 to A32
 
-Source: README.txt of the download; Wang et al., ASVspoof 5, arXiv 2502.08857.
+Source: README.txt of the download; README of the evaluation package in https://github.com/asvspoof-challenge/asvspoof5;
+prep_asv5.py of AUDDT, and ASVspoof5.py of AntiDeepfake, which has flac_T, flac_D and flac_E_eval in three folders (each
+is then the `root` of its split); Wang et al., ASVspoof 5, arXiv 2502.08857.
 """
 
 from __future__ import annotations

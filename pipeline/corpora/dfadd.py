@@ -15,8 +15,12 @@ systems share the names of files. The speaker is the part of a file's name befor
 split    utterances   bona fide   spoof
 test          3,755         755   3,000
 
-Source: DFADD.py of AntiDeepfake, and the plan of the Arena's DFADD (github.com/lab260ru/speech_spoof_bench), which has
-the counts; Du et al., DFADD, SLT 2024, arXiv 2409.08731.
+The hub has DFADD in Parquet files, too: `arena` reads these with `columns: {audio: audio, label: label, utterance:
+audio_name}`.
+
+Source: DFADD.py of AntiDeepfake; the plan of the Arena's DFADD (github.com/lab260ru/speech_spoof_bench) and the list of
+Speech DF Arena, which have the counts; prep_dfadd.py of AUDDT, for the Parquet files; Du et al., DFADD, SLT 2024, arXiv
+2409.08731.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ is reported as others are (`on_bad_audio: skip` leaves it out).
 `split` is a language of MLAAD, such as `de`, or `all`. Of a language, bona fide are the originals in that language.
 Utterances are named as their paths below `root`, with blanks where these have some.
 
-Source: MLAAD.py of AntiDeepfake; create_combined_mlaad_meta_all.py and docs/04-datasets.md of spoof_SUPERB; Müller et
-al., MLAAD, IJCNN 2024, arXiv 2401.09512.
+Source: MLAAD.py of AntiDeepfake; create_combined_mlaad_meta_all.py and docs/04-datasets.md of spoof_SUPERB, which takes
+all of M-AILABS as bona fide; prep_mlaad.py of AUDDT, which takes the originals, below a folder `real`; Müller et al.,
+MLAAD, IJCNN 2024, arXiv 2401.09512.
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ are named `<folder>/<file without its suffix>`, as the folders share the names o
 `split` is `ljspeech` or `jsut`, which takes the folders with this word in their names and the bona fide of that corpus,
 or `all`.
 
-Source: WaveFake.py of AntiDeepfake, which has the folders of spoofs; a public reader that takes bona fide from the two
-folders above, and one that found the files that are there twice; Frank and Schönherr, WaveFake, NeurIPS 2021, arXiv
-2111.02813.
+Source: WaveFake.py of AntiDeepfake, which has the folders of spoofs; wavefake_dataset.py of deepfake-whisper-features,
+which takes bona fide from the two folders above, in a folder real_audio; a public reader that found the files that are
+there twice, which DeepFense's script takes twice. AUDDT counts vocoded speech as bona fide. Frank and Schönherr,
+WaveFake, NeurIPS 2021, arXiv 2111.02813.
 """
 
 from __future__ import annotations
