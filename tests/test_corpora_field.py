@@ -141,7 +141,7 @@ def test_codecfake(tmp_path: Path) -> None:
         ("F07_p225.wav", "F07_p225.wav", False, "-", "F07"),
         ("a.wav", "a.wav", False, "-", "F03"),
     ]
-    with pytest.raises(InputError, match=r"1 lines .*\n  .*key.txt:4: expected `file label number`, got 'a.wav real'"):
+    with pytest.raises(InputError, match=r"1 lines .*\n  .*key.txt:5: expected `file label number`, got 'a.wav real'"):
         read(codecfake, tmp_path, text + "a.wav real\n", "all")
 
 
