@@ -288,8 +288,9 @@ def test_dfadd(tmp_path: Path) -> None:
         dfadd.trials(tmp_path, tmp_path / "README.md", "all")
     with pytest.raises(InputError, match=r"expected folders DATASET_\.\.\./valid, got none; check `root` of the set$"):
         dfadd.trials(tmp_path, tmp_path / "README.md", "valid")
-    with pytest.raises(InputError, match=rf"with `root: {tmp_path}` they are there$"):
-        dfadd.trials(tmp_path.parent, tmp_path / "README.md", "test")
+    for root in (tmp_path.parent, tmp_path / "DATASET_GradTTS"):
+        with pytest.raises(InputError, match=rf"with `root: {tmp_path}` they are there$"):
+            dfadd.trials(root, tmp_path / "README.md", "test")
 
 
 def test_mlaad(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from pipeline.audio import decode
@@ -16,7 +17,9 @@ def audio_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in decode.SUFFIXES)
 
 
-def deeper(root: Path, pattern: str) -> str:
-    """A remark for a message, where what a root lacks lies in a folder of it; empty where it does not."""
-    found = next(iter(sorted(root.glob(f"*/{pattern}"))), None)
-    return "" if found is None else f"; with `root: {root / found.relative_to(root).parts[0]}` they are there"
+def other_root(root: Path, pattern: str) -> str:
+    """A remark for a message, where what a root lacks lies below another folder, in it or above it; else empty."""
+    above = (place for place in list(root.absolute().parents)[:2] if any(place.glob(pattern)))
+    below = (root / found.relative_to(root).parts[0] for found in sorted(root.glob(f"*/{pattern}")))
+    place = next(chain(below, above), None)
+    return "" if place is None else f"; with `root: {place}` they are there"

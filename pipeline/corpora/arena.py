@@ -71,7 +71,7 @@ def trials(root: Path, protocol: Path, split: str, columns: Mapping[str, str] = 
         there = sorted({path.name.split("-")[0] for path in (root / "data").glob("*.parquet")})
         raise InputError(
             f"{root}/data: expected files {split}-*.parquet, got those of {', '.join(there) or 'no split'}; check "
-            f"`root` and `split`{_folders.deeper(root, 'data/*.parquet')}"
+            f"`root` and `split`{_folders.other_root(root, 'data/*.parquet')}"
         )
     rows = [row for shard in shards for row in _rows(root, shard, columns)]
     return from_rows(rows, source=f"{root} (split {split})")

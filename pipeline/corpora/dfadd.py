@@ -45,7 +45,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         raise InputError(f"{protocol}: expected the split {', '.join(SPLITS)} of dfadd, got {split!r}")
     folders = sorted(root.glob(f"{BEGIN}*/{split}"))
     if not folders:
-        hint = _folders.deeper(root, f"{BEGIN}*/{split}")
+        hint = _folders.other_root(root, f"{BEGIN}*/{split}")
         raise InputError(f"{root}: expected folders {BEGIN}.../{split}, got none; check `root` of the set{hint}")
     return from_rows((row for folder in folders for row in _rows(root, folder)), source=f"{root} (split {split})")
 

@@ -45,7 +45,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     del protocol  # each folder has its own list
     metas = sorted((root / "fake").glob("*/*/meta.csv"))
     if not metas:
-        hint = _folders.deeper(root, "fake/*/*/meta.csv")
+        hint = _folders.other_root(root, "fake/*/*/meta.csv")
         raise InputError(
             f"{root}: expected files fake/<language>/<system>/meta.csv, got none; check `root` of the set{hint}"
         )

@@ -44,7 +44,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         raise InputError(
             f"{root}: expected folders wav/<recording>/{BONAFIDE}/<language> and "
             f"wav/<recording>/{SPOOF}/<system>/<language>, got none; check `root` of the set"
-            f"{_folders.deeper(root, f'wav/*/{BONAFIDE}')}"
+            f"{_folders.other_root(root, f'wav/*/{BONAFIDE}')}"
         )
     languages = sorted({folder.name for folder in folders})
     if split not in (*languages, ALL):

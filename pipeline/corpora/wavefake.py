@@ -56,7 +56,7 @@ def _rows(root: Path, split: str) -> Iterator[Row]:
             continue
         folders = sorted(path for path in (root / SPOOFS).glob(f"*{corpus}*") if path.is_dir())
         if not folders or not (root / bonafide).is_dir():
-            hint = _folders.deeper(root, f"{SPOOFS}/*{corpus}*")
+            hint = _folders.other_root(root, f"{SPOOFS}/*{corpus}*")
             raise InputError(
                 f"{root}: expected folders {SPOOFS}/*{corpus}* with the spoofs and {bonafide} with the bona fide, got "
                 f"{len(folders)} of the first and {int((root / bonafide).is_dir())} of the second; WaveFake itself has "
