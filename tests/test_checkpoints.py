@@ -178,6 +178,19 @@ def test_whatever_stands_around_an_encoder(
     assert card.normalize_eps == (FAIRSEQ_EPS if naming.startswith("fairseq") else TRANSFORMERS_EPS)
 
 
+def test_a_countermeasure_around_the_model_of_torchaudio(
+    state: State, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    places = {"feature_projection.": "encoder.feature_projection.", "encoder.": "encoder.transformer."}
+    weights = {
+        next((new + name.removeprefix(old) for old, new in places.items() if name.startswith(old)), name): tensor
+        for name, tensor in state.items()
+        if name != "masked_spec_embed"
+    }
+    torch.save({"state_dict": below("ssl.model.", old_spelling(weights), **HEAD)}, tmp_path / "best.pt")
+    assert same(tmp_path / "best.pt", expected["like XLSR"]).normalize_eps == FAIRSEQ_EPS
+
+
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # transformers' WavLM, with padding
 @pytest.mark.parametrize("naming", ["fairseq, old weight norm", "transformers, new weight norm"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,8 @@
 """Find the encoder among the tensors of a checkpoint, name its weights as transformers does, and tell how it is made.
 
-The weights may be fairseq's or transformers', below any prefix, such as `state_dict.module.ssl_model.model.`. What
-stands beside the encoder, such as a countermeasure's back end, is left out. Where no configuration is there, the
-architecture comes from the shapes of the weights.
+The weights may be fairseq's, transformers' or torchaudio's, or OpenAI's of Whisper, below any prefix, such as
+`state_dict.module.ssl_model.model.`. What stands beside the encoder, such as a countermeasure's back end, is left out.
+Where no configuration is there, the architecture comes from the shapes of the weights.
 """
 
 from __future__ import annotations
@@ -73,6 +73,17 @@ TRANSFORMERS = Naming(
     attention="encoder.layers.0.attention.rel_attn_embed.weight",
     renamed=lambda name: name,
 )
+TORCHAUDIO = Naming(
+    first=TRANSFORMERS.first,
+    parts=("feature_extractor.", "encoder.feature_projection.", "encoder.transformer."),
+    besides=("encoder.feature_projection.projection.weight",),
+    convolution=TRANSFORMERS.convolution,
+    layer_norm=TRANSFORMERS.layer_norm,
+    projection="encoder.feature_projection.projection.weight",
+    feedforward="encoder.transformer.layers.0.feed_forward.intermediate_dense.weight",
+    positional="encoder.transformer.pos_conv_embed.conv",
+    renamed=names.of_torchaudio,
+)
 W2V_BERT = Naming(
     first="feature_projection.projection.weight",
     parts=TRANSFORMERS.parts,
@@ -103,7 +114,8 @@ OPENAI = Naming(  # Whisper's encoder by the names of its authors
     feedforward="blocks.0.mlp.0.weight",
     positional="positional_embedding",
 )
-NAMINGS = (FAIRSEQ, TRANSFORMERS, W2V_BERT, WHISPER, OPENAI)  # a conformer fits the second and the third
+# In this order, as transformers' names fit what torchaudio names too, and w2v-BERT's fit a conformer.
+NAMINGS = (FAIRSEQ, TORCHAUDIO, TRANSFORMERS, W2V_BERT, WHISPER, OPENAI)
 BY_KIND = {
     "sew": Naming(TRANSFORMERS.first, (*TRANSFORMERS.parts, "layer_norm."), TRANSFORMERS.renamed),
     "wav2vec2-bert": W2V_BERT,

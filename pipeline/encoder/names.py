@@ -1,6 +1,7 @@
 """The names that others give to the weights of an encoder, in terms of transformers.
 
-Sources: fairseq's `wav2vec2.py` and WavLM's `WavLM.py`; `whisper/model.py` of https://github.com/openai/whisper.
+Sources: fairseq's `wav2vec2.py` and WavLM's `WavLM.py`; `import_huggingface.py` of torchaudio; `whisper/model.py` of
+https://github.com/openai/whisper.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ FAIRSEQ: Table = (
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.", r"encoder.layers.\1.final_layer_norm."),
     (r"encoder\.layer_norm\.", "encoder.layer_norm."),
 )
+TORCHAUDIO: Table = (
+    (r"feature_extractor\.", "feature_extractor."),
+    (r"encoder\.feature_projection\.", "feature_projection."),
+    (r"encoder\.transformer\.", "encoder."),
+)
 OPENAI: Table = (  # of Whisper's encoder
     (r"(conv[12])\.", r"\1."),
     (r"positional_embedding$", "embed_positions.weight"),
@@ -45,6 +51,11 @@ OPENAI: Table = (  # of Whisper's encoder
 def of_fairseq(name: str) -> str | None:
     """A name of fairseq in transformers; None for a name that no encoder has."""
     return _renamed(name, FAIRSEQ)
+
+
+def of_torchaudio(name: str) -> str | None:
+    """A name of torchaudio in transformers; None for a name that no encoder has."""
+    return _renamed(name, TORCHAUDIO)
 
 
 def of_openai(name: str) -> str | None:

@@ -103,7 +103,7 @@ def _inside(path: Path, found: dict[str, Any], kind: str) -> Inside:
 
 def _eps(inside: Inside) -> float:
     """What the code around such weights adds to the variance of a waveform: fairseq's, or transformers'."""
-    return FAIRSEQ_EPS if inside.naming is checkpoints.FAIRSEQ else TRANSFORMERS_EPS
+    return FAIRSEQ_EPS if inside.naming in (checkpoints.FAIRSEQ, checkpoints.TORCHAUDIO) else TRANSFORMERS_EPS
 
 
 def _by_config(kind: str, config: Any, inside: Inside, source: str) -> Wav2Vec2Model:
