@@ -66,6 +66,21 @@ def test_any_other_name_is_an_error_that_says_which_there_are(name: str, samples
             call(name)
 
 
+def test_the_documents_list_every_kind_with_its_variants() -> None:
+    """A row names views such as `mp3_32`; one without alternatives to its number names all of them in the next cell."""
+    text = (Path(__file__).parents[1] / "docs/features.md").read_text()
+    rows = [line.split("|")[1:3] for line in text[text.index("| view |") :].splitlines()[2:] if line.startswith("|")]
+    found: dict[str, list[int]] = {}
+    for cell, numbers in rows:
+        for name in re.findall("`(.*?)`", cell):
+            variants = [int(number) for number in re.findall(r"\d+", numbers.split(":")[-1].split(";")[0])]
+            found[views.parse(name).kind] = variants
+    expected = {kind: list(member("views", kind).VARIANTS) for kind in names("views")}
+    found["rawboost"] = list(range(found["rawboost"][0], found["rawboost"][1] + 1))  # "1 to 8"
+    found["narrowband"] = []  # beside `resample`
+    assert found == expected
+
+
 def test_clean_is_the_samples_themselves(samples: Samples) -> None:
     np.testing.assert_array_equal(views.apply("clean", samples, utterance="u"), samples)
 
