@@ -14,38 +14,40 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline.core.contracts import CLEAN, Labels
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
-from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
-from pipeline.finetuning import schedule, speech
+from pipeline.finetuning import ranks, schedule, speech
 from pipeline.finetuning.clock import Clock
 from pipeline.finetuning.plan import Asked
+from pipeline.finetuning.ranks import Rows
 from pipeline.finetuning.regularization import regularize
-from pipeline.finetuning.speech import Rows, Speech, Utterance
-from pipeline.finetuning.system import EndToEnd, add_lora, blocks, compute_twice, merge_lora, unfreeze
+from pipeline.finetuning.speech import Speech, Utterance
+from pipeline.finetuning.system import EndToEnd, Step, add_lora, blocks, compute_twice, merge_lora, unfreeze
 from pipeline.training import adam, drawing, loop
 from pipeline.training.adam import Groups
 from pipeline.training.history import Epoch, to_csv
 from pipeline.training.loop import Fitted, Learner, Say
 
 SECTION = "encoder.finetune"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,25 +114,61 @@ class SpeechLearner(Learner):
             )
 
         with contextlib.closing(speech.loaded(itertools.chain.from_iterable(plan), load)) as parts:
-            for step in tqdm(plan, desc=f"epoch {epoch}", unit="step", leave=False, disable=None):
+            for step in tqdm(plan, desc=f"epoch {epoch}", unit="step", leave=False, disable=self.silent):
                 yield self.loss(itertools.islice(parts, len(step)), labels, size=sum(map(len, step)))
                 self.clock.tick()
 
     def loss(self, parts: Iterator[tuple[Rows, list[Utterance]]], labels: Labels, *, size: int) -> Tensor:
-        """The loss of a step of `size` utterances, detached; the gradients of its parts, each by its share, add up."""
+        """The loss of a step of `size` utterances, detached; the gradients of its parts, each by its share, add up.
+
+        Of several processes each has its share of every part, and all get the gradients and the loss of the whole.
+        """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        done = 0
         for rows, utterances in parts:
+            done += len(rows)
             of_part = Labels(
-                **{name: column.to(self.device) for name, column in vars(sampling.take(labels, rows)).items()}
+                **{
+                    name: column.to(self.device)
+                    for name, column in vars(sampling.take(labels, ranks.share(rows))).items()
+                }
             )
-            embeddings = self.system(*speech.batch(utterances, self.device))
-            check_embeddings(self.system.backend, embeddings, count=len(rows))
-            value: Tensor = self.system.loss(embeddings, of_part)
-            check_loss(self.system.loss, value)
-            value = value * (len(rows) / size)
-            value.backward()  # type: ignore[no-untyped-call]
+            with self._brought_together(done == size):
+                value: Tensor = self.step(*speech.batch(utterances, self.device), of_part)
+                value = value * (len(rows) / size)
+                value.backward()  # type: ignore[no-untyped-call]
             total += value.detach()
-        return total
+        return ranks.mean(total)
+
+    @cached_property
+    def step(self) -> nn.Module:
+        """Windows and labels to the loss; of several processes, with gradients that are averaged over them."""
+        step = Step(self.system)
+        if ranks.count() == 1:
+            return step
+        some_are_unused = self.params.layer_drop > 0  # another layer on each rank
+        return DistributedDataParallel(step, find_unused_parameters=some_are_unused)
+
+    def _brought_together(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Within, gradients are averaged over the processes if this is the last part of a step, and only add up
+        before."""
+        if last or not isinstance(self.step, DistributedDataParallel):
+            return contextlib.nullcontext()
+        kept: contextlib.AbstractContextManager[None] = self.step.no_sync()
+        return kept
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together."""
+        return ranks.rank()
+
+    def agreed(self, value: T) -> T:
+        """What the first process has, in all."""
+        return ranks.agreed(value)
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have in the first process."""
+        ranks.spread(tensors)
 
     def embed_train(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """Embeddings (B, E) of the clean windows of some training trials, in order."""
@@ -151,8 +189,11 @@ class SpeechLearner(Learner):
         chunks = (rows[start : start + size] for start in range(0, len(rows), size))
         found = speech.loaded(chunks, lambda row: speech.load_clean(spoken, row, window=self.asked.window))
         with contextlib.closing(found) as parts:
-            for _, utterances in parts:
-                yield self.system(*speech.batch(utterances, self.device)).float()
+            for batch, utterances in parts:
+                own = torch.zeros(0, self.system.backend.embedding_dim, device=self.device)
+                if utterances:
+                    own = self.system(*speech.batch(utterances, self.device)).float()
+                yield ranks.gathered(own, len(batch))
 
     def show(self, curves: Sequence[Epoch]) -> None:
         """Write the curves up to the epoch that just ended."""
@@ -178,8 +219,9 @@ def finetune(
     Raises InputError where layers or parameters do not fit, audio cannot be used, or the loss stops being finite.
     """
     layers = model.encoder.layers
-    with loop.seeded(asked.params.seed, device):
+    with loop.seeded(asked.params.seed, device), ranks.joint_statistics():
         learner = learner_of(make_system(model, asked, device), asked, device=device, say=say, curves=curves)
+        _check_shares(learner)
         say(_plan(learner))
         fitted = loop.train(learner, checkpoint=checkpoint, say=say)
     learner.system.cpu().eval().requires_grad_(False)
@@ -227,6 +269,16 @@ def make_system(model: Any, asked: Asked, device: torch.device) -> EndToEnd:
         compute_twice(model)
     regularize(encoder, params)
     return EndToEnd(encoder, backend, loss, precision=params.precision).to(device)
+
+
+def _check_shares(learner: SpeechLearner) -> None:
+    """Raise InputError where a part of a step has fewer utterances than there are processes."""
+    fewest = min(len(rows) for step in learner.steps(epoch=1) for rows in step)  # as in all epochs
+    if fewest < ranks.count():
+        raise InputError(
+            f"{SECTION}.batch_size: expected an utterance for each of {ranks.count()} processes, got batches of "
+            f"{fewest}; raise it, or lower {SECTION}.processes"
+        )
 
 
 def _plan(learner: SpeechLearner) -> str:
