@@ -34,7 +34,7 @@ from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
-from pipeline.finetuning import ranks, schedule, speech
+from pipeline.finetuning import memory, ranks, schedule, speech
 from pipeline.finetuning.clock import Clock
 from pipeline.finetuning.plan import Asked
 from pipeline.finetuning.ranks import Rows
@@ -69,8 +69,8 @@ class SpeechLearner(Learner):
 
     @cached_property
     def clock(self) -> Clock:
-        """Says how long an epoch takes."""
-        return Clock(each=self.each, epochs=self.params.epochs, say=self.say)
+        """Says how long an epoch takes, and on a GPU how much memory."""
+        return Clock(each=self.each, epochs=self.params.epochs, device=self.device, say=self.say)
 
     @cached_property
     def each(self) -> int:
@@ -146,8 +146,10 @@ class SpeechLearner(Learner):
         step = Step(self.system)
         if ranks.count() == 1:
             return step
-        some_are_unused = self.params.layer_drop > 0  # another layer on each rank
-        return DistributedDataParallel(step, find_unused_parameters=some_are_unused)
+        # LayerDrop leaves out layers, in each process others, and Conformers have weights that they never use. With one
+        # more that is never used, there is no warning where all others are.
+        step.register_parameter("unused", nn.Parameter(torch.zeros(1, device=self.device)))
+        return DistributedDataParallel(step, find_unused_parameters=True)
 
     def _brought_together(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Within, gradients are averaged over the processes if this is the last part of a step, and only add up
@@ -219,7 +221,7 @@ def finetune(
     Raises InputError where layers or parameters do not fit, audio cannot be used, or the loss stops being finite.
     """
     layers = model.encoder.layers
-    with loop.seeded(asked.params.seed, device), ranks.joint_statistics():
+    with loop.seeded(asked.params.seed, device), ranks.joint_statistics(), memory.enough(asked.params):
         learner = learner_of(make_system(model, asked, device), asked, device=device, say=say, curves=curves)
         _check_shares(learner)
         say(_plan(learner))
@@ -283,6 +285,7 @@ def _check_shares(learner: SpeechLearner) -> None:
 
 def _plan(learner: SpeechLearner) -> str:
     params, each = learner.params, learner.each
+    shared = f", shared by {ranks.count()} processes" if ranks.count() > 1 else ""
     counts = {
         name: sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         for name, module in learner.system.named_children()
@@ -294,6 +297,7 @@ def _plan(learner: SpeechLearner) -> str:
             f"{sum(counts.values()):,} trainable parameters: "
             + ", ".join(f"{n:,} {name}" for name, n in counts.items()),
             f"{each} steps of {params.accumulate} × {params.batch_size} utterances an epoch, up to {params.epochs} "
-            "epochs",
+            f"epochs{shared}",
+            memory.plan(learner.system, params, learner.device),
         ]
     )
