@@ -22,8 +22,8 @@ from tests.test_finetune import FINETUNE
 from tests.two_tuned import STEPS, State
 
 ROOT = Path(__file__).parents[1]
-OF_THE_LARGEST = 5e-6  # gradient of a step; 1.2e-6 was seen: float32 adds up in another order
-AFTER_TRAINING = 5e-5  # Adam divides gradients by their size, so that rounding of small ones counts; 1e-5 was seen
+OF_THE_LARGEST = 5e-6  # gradients of a step; 1.7e-6 was seen: float32 adds up in another order
+AFTER_TRAINING = 1e-5  # Adam divides gradients by their size, so that rounding of small ones counts; 3.2e-7 was seen
 UNSEEN = "k_proj.bias"  # attention does not depend on it: its gradient is rounding and nothing else
 
 

@@ -33,6 +33,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "batch norm of images": {"backend": "sls", "loss": "oc_softmax"},
     "batch norm of frames": {"backend": "conformer_tcm", "loss": "oc_softmax"},
 }
+NOISY = {**PLAIN, "dropout": 0.2, "layer_drop": 0.5, "mask_frames": 0.3}  # another draw in each process
 WHOLE = {"loss": "samo", "backend": "linear", "epochs": 2, "crop": "random"}
 
 

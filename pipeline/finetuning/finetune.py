@@ -40,7 +40,7 @@ from pipeline.finetuning.plan import Asked
 from pipeline.finetuning.ranks import Rows
 from pipeline.finetuning.regularization import regularize
 from pipeline.finetuning.speech import Speech, Utterance
-from pipeline.finetuning.system import EndToEnd, Step, add_lora, blocks, compute_twice, merge_lora, unfreeze
+from pipeline.finetuning.system import EndToEnd, Objective, add_lora, blocks, compute_twice, merge_lora, unfreeze
 from pipeline.training import adam, drawing, loop
 from pipeline.training.adam import Groups
 from pipeline.training.history import Epoch, to_csv
@@ -143,7 +143,7 @@ class SpeechLearner(Learner):
     @cached_property
     def step(self) -> nn.Module:
         """Windows and labels to the loss; of several processes, with gradients that are averaged over them."""
-        step = Step(self.system)
+        step = Objective(self.system)
         if ranks.count() == 1:
             return step
         # LayerDrop leaves out layers, in each process others, and Conformers have weights that they never use. With one

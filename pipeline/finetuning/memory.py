@@ -1,4 +1,4 @@
-"""The memory that a fine-tuning takes: what is known before it starts, and what a GPU needed once it has run."""
+"""The memory of a fine-tuning: the part that is known before it starts, and the most that a GPU needed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def enough(params: FinetuneParams) -> Iterator[None]:
 
 
 def _remedies(params: FinetuneParams) -> str:
-    """What would take less memory, of that which the parameters do not do yet."""
+    """Changes of the parameters that take less memory."""
     found = []
     if params.batch_size > 2:
         found.append("lower batch_size and raise accumulate by as much, which keeps the utterances of a step")

@@ -45,7 +45,7 @@ class EndToEnd(nn.Module):
         return embeddings
 
 
-class Step(nn.Module):
+class Objective(nn.Module):
     """A system with its loss, as DistributedDataParallel wants it."""
 
     def __init__(self, system: EndToEnd) -> None:
