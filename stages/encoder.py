@@ -26,13 +26,14 @@ from tqdm import tqdm
 from pipeline.core import params_file
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
+from pipeline.core.files import check_place, folder_beside, in_project, replace_folder, write_text
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, kept, models
 from pipeline.finetuning import processes
 
 CURVES_FILE = "curves.csv"  # beside the checkpoint of a training under way
+EVENTS = "data/tensorboard"  # a folder for each identity
 
 if TYPE_CHECKING:
     from pipeline.finetuning.plan import Asked
@@ -110,6 +111,7 @@ def _finetuned(
 def _finetune(model: Any, asked: Asked, folder: Path, device: torch.device) -> Fitted:
     """Fine-tune the encoder and put it in its folder, which appears when it is whole."""
     from pipeline.finetuning import finetune, run_card
+    from pipeline.finetuning.event_files import EventFiles
 
     if not processes.leads():
         return finetune.finetune(model, asked, device=device, checkpoint=None, say=tqdm.write)
@@ -118,7 +120,12 @@ def _finetune(model: Any, asked: Asked, folder: Path, device: torch.device) -> F
     write_text(unfinished / kept.ASKED_FILE, json.dumps(asked.facts, indent=2) + "\n")
     curves = unfinished / CURVES_FILE
     tqdm.write(f"while it runs: dvc plots show -x epoch -y dev_eer {curves}")
-    fitted = finetune.finetune(model, asked, device=device, checkpoint=unfinished, say=tqdm.write, curves=curves)
+    events = EventFiles(in_project(EVENTS) / folder.name) if asked.params.tensorboard else None
+    if events:
+        tqdm.write(f"and: tensorboard --logdir {EVENTS}")
+    fitted = finetune.finetune(
+        model, asked, device=device, checkpoint=unfinished, say=tqdm.write, curves=curves, events=events
+    )
     beside = folder_beside(folder)
     run = run_card.run_card(fitted, asked)
     run_card.save(beside, model, fitted, run=run, source=asked.card.source, card=asked.card)

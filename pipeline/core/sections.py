@@ -250,7 +250,7 @@ class FinetuneParams(Section):
     crop: where the window of a longer utterance begins in training. dropout and the next three regularize the encoder,
     see `finetuning.regularization`; they are shares of what is dropped or masked. processes: how many train together on
     this machine, each on a GPU of its own; they share out each batch, and come to the numbers of one but for the last
-    bits.
+    bits. tensorboard: whether the curves are written for TensorBoard, too.
     """
 
     on: bool = True
@@ -280,11 +280,12 @@ class FinetuneParams(Section):
     mask_frames: Dropped = 0.0
     mask_channels: Dropped = 0.0
     processes: Positive = 1
+    tensorboard: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
         """What decides a training, JSON-ready; of `LATER` only what changes something, so older encoders are found."""
-        values = self.model_dump(mode="json", exclude={"on", "processes"})
+        values = self.model_dump(mode="json", exclude={"on", "processes", "tensorboard"})
         fields = type(self).model_fields
         return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 

@@ -36,6 +36,7 @@ from pipeline.features import sampling
 from pipeline.features.sampling import Augment
 from pipeline.finetuning import memory, ranks, schedule, speech
 from pipeline.finetuning.clock import Clock
+from pipeline.finetuning.event_files import EventFiles
 from pipeline.finetuning.plan import Asked
 from pipeline.finetuning.ranks import Rows
 from pipeline.finetuning.regularization import regularize
@@ -54,13 +55,14 @@ T = TypeVar("T")
 class SpeechLearner(Learner):
     """A system to train end to end on audio. labels: on the CPU. augment: views that are made on the fly.
 
-    curves: a CSV file that has the curves of the training while it runs.
+    curves: a CSV file that has the curves of the training while it runs. events: gets them, too.
     """
 
     params: FinetuneParams
     asked: Asked
     say: Say
     curves: Path | None = None
+    events: EventFiles | None = None
 
     @property
     def identity(self) -> str:
@@ -201,6 +203,8 @@ class SpeechLearner(Learner):
         """Write the curves up to the epoch that just ended."""
         if self.curves:
             write_text(self.curves, to_csv(epoch.facts for epoch in curves))
+        if self.events:
+            self.events.add(curves)
 
     def finish(self) -> None:
         """Merge low-rank updates, and compute in float32 as extraction does."""
@@ -209,20 +213,29 @@ class SpeechLearner(Learner):
 
 
 def finetune(
-    model: Any, asked: Asked, *, device: torch.device, checkpoint: Path | None, say: Say, curves: Path | None = None
+    model: Any,
+    asked: Asked,
+    *,
+    device: torch.device,
+    checkpoint: Path | None,
+    say: Say,
+    curves: Path | None = None,
+    events: EventFiles | None = None,
 ) -> Fitted:
     """Train encoder, backend and loss together, select by the dev EER of the deployed score, average the k best.
 
     Args:
         model: the whole encoder, as `models.load` gives it with its card; it is changed, and is the tuned one then.
         checkpoint: folder where the state after an epoch is kept, and found again. say: is given the plan and a line
-            an epoch. curves: a CSV file that has the curves while the training runs.
+            an epoch. curves: a CSV file that has the curves while the training runs. events: gets them, too.
 
     Raises InputError where layers or parameters do not fit, audio cannot be used, or the loss stops being finite.
     """
     layers = model.encoder.layers
     with loop.seeded(asked.params.seed, device), ranks.joint_statistics(), memory.enough(asked.params):
-        learner = learner_of(make_system(model, asked, device), asked, device=device, say=say, curves=curves)
+        learner = learner_of(
+            make_system(model, asked, device), asked, device=device, say=say, curves=curves, events=events
+        )
         _check_shares(learner)
         say(_plan(learner))
         fitted = loop.train(learner, checkpoint=checkpoint, say=say)
@@ -234,7 +247,13 @@ def finetune(
 
 
 def learner_of(
-    system: EndToEnd, asked: Asked, *, device: torch.device, say: Say, curves: Path | None = None
+    system: EndToEnd,
+    asked: Asked,
+    *,
+    device: torch.device,
+    say: Say,
+    curves: Path | None = None,
+    events: EventFiles | None = None,
 ) -> SpeechLearner:
     """The learner that trains a system as it is asked for."""
     params = asked.params
@@ -251,6 +270,7 @@ def learner_of(
         asked=asked,
         say=say,
         curves=curves,
+        events=events,
     )
 
 
