@@ -153,15 +153,16 @@ def start(words: Sequence[str], processes: int) -> None:
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until all have ended well, or one has not."""
+    """Wait until all have ended well, or one has not; one that has said why counts before those that were killed."""
     while True:
         codes = [child.poll() for child in children]
+        for code in codes:
+            if code and code > 0:
+                raise SystemExit(code)
         for number, code in enumerate(codes):
-            if code is not None and code < 0:
+            if code:
                 name = signal.Signals(-code).name
                 raise InputError(f"process {number + 1} of {len(codes)} was ended by {name}; {AGAIN}")
-            if code:
-                raise SystemExit(code)
         if None not in codes:
             return
         time.sleep(LOOK)
