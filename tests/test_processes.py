@@ -151,6 +151,17 @@ def test_one_process_alone_says_what_went_wrong(
         processes._said_once(work)
 
 
+def test_a_process_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([7, 7, 1])
+    ended: list[int] = []
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(processes, "LOOK", 0)
+    processes._end_with(7)
+    assert ended == [2]
+    assert list(parents) == []
+
+
 def test_fewer_gpus_than_processes_and_fewer_utterances_are_named(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,13 +27,12 @@ from pipeline.core.errors import InputError, exit_on_input_error
 WAITS = datetime.timedelta(minutes=30)  # at most, for another process: it may be writing to a slow disk
 GRACE = 15.0  # seconds in which a process that has nothing to say is ended by who started it
 LOOK = 0.1  # seconds between two looks at the processes
-FOLLOWS = "BONAFIDE_FOLLOWS"  # set where stdin ends with the process that started this one
 AGAIN = "run the same command again: it goes on after the last epoch that was saved"
 
 
 def started() -> bool:
-    """Whether this is one of several processes that torchrun or `start` started."""
-    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun or `start` started this process, among others or alone."""
+    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def leads() -> bool:
@@ -71,8 +70,7 @@ def together(work: Callable[[], None]) -> NoReturn:
     Bad input is said by one of them alone. A process that has lost another one waits to be ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # else it would come between two steps alone
-    if FOLLOWS in os.environ:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     if not leads():
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # the first process says it all
     code: str | int | None = 0
@@ -112,8 +110,10 @@ def _is_loss(error: Exception) -> bool:
     )
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is no more."""
+    while os.getppid() == parent:
+        time.sleep(LOOK)
     os._exit(2)
 
 
@@ -134,7 +134,6 @@ def start(words: Sequence[str], processes: int) -> None:
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is in this process, as it is in that of torchrun
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        FOLLOWS: "stdin",
     }
     common = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | meeting
     children: list[subprocess.Popen[bytes]] = []
@@ -143,7 +142,7 @@ def start(words: Sequence[str], processes: int) -> None:
             child = subprocess.Popen(  # noqa: S603
                 [sys.executable, *words],
                 env=common | {"RANK": str(number), "LOCAL_RANK": str(number)},
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C comes to this process alone
             )
             children.append(child)
@@ -178,5 +177,3 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        assert child.stdin is not None  # noqa: S101  # it is a pipe
-        child.stdin.close()

@@ -38,7 +38,7 @@ def run_card(fitted: Fitted, asked: Asked) -> dict[str, Any]:
         "loss_parameters": asked.cell.loss_parameters,
         "quality_thresholds": list(asked.cuts),
         "views": asked.params.views.model_dump(),
-        "finetune": asked.params.model_dump() | {"processes": ranks.count()},
+        "finetune": asked.params.model_dump(exclude={"tensorboard"}) | {"processes": ranks.count()},
         "finetuned_from": {"source": source.source, "weights_sha256": source.weights_sha256},
         "reads": asked.cell.backend.reads,
         "kind": {"layers": list(asked.params.layers), "channels": source.channels},
