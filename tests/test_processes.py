@@ -176,5 +176,8 @@ def test_fewer_gpus_than_processes_and_fewer_utterances_are_named(
 
 
 def test_the_number_of_processes_is_no_part_of_the_identity() -> None:
-    params = FINETUNE
-    assert params.model_copy(update={"processes": 8}).facts == params.facts
+    assert FINETUNE.model_copy(update={"processes": 4}).facts == FINETUNE.facts
+    values = FINETUNE.model_dump()
+    assert type(FINETUNE)(**values | {"processes": 4}).processes == FINETUNE.batch_size == 4
+    with pytest.raises(ValueError, match="expected at most as many processes as batch_size, 4, got 5"):
+        type(FINETUNE)(**values | {"processes": 5})

@@ -296,6 +296,14 @@ class FinetuneParams(Section):
         return self
 
     @model_validator(mode="after")
+    def _each_process_has_an_utterance(self) -> Self:
+        if self.processes > self.batch_size:
+            raise ValueError(
+                f"expected at most as many processes as batch_size, {self.batch_size}, got {self.processes}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lora_freezes(self) -> Self:
         if self.lora and not self.freeze_front_end:
             raise ValueError("expected freeze_front_end: true with lora, which trains no convolution, got false")

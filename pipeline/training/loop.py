@@ -332,7 +332,7 @@ def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> Stops[float]:
 
     Raises InputError where a loss is not finite.
     """
-    torch.manual_seed((learner.rank << 52) + (learner.seed << 20) + epoch)  # dropout
+    torch.manual_seed((learner.rank << 52) + (learner.seed << 20) + epoch)  # dropout, another in each process
     if isinstance(learner.system.loss, Enrols):
         learner.system.loss.start_epoch(epoch, partial(enrolment, learner))
     learner.system.train()
@@ -363,7 +363,10 @@ def scored(learner: Learner, embeddings: Embeddings | None = None) -> Scores:
 
 @torch.no_grad()
 def enrolment(learner: Learner) -> tuple[Tensor, Tensor]:
-    """Embeddings (M, E) of all bona fide training utterances, clean, in eval mode, and their speakers (M,)."""
+    """Embeddings (M, E) of all bona fide training utterances, clean, in eval mode, and their speakers (M,).
+
+    Of several processes each has all of them, which changes no mean.
+    """
     rows = np.flatnonzero(learner.train.is_bonafide)
     embeddings = torch.cat(list(learner.embed_train(rows)))
     return embeddings, sampling.take(learner.labels, rows).speaker.to(embeddings.device)
