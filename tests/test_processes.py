@@ -179,5 +179,5 @@ def test_the_number_of_processes_is_no_part_of_the_identity() -> None:
     assert FINETUNE.model_copy(update={"processes": 4}).facts == FINETUNE.facts
     values = FINETUNE.model_dump()
     assert type(FINETUNE)(**values | {"processes": 4}).processes == FINETUNE.batch_size == 4
-    with pytest.raises(ValueError, match="expected at most as many processes as batch_size, 4, got 5"):
+    with pytest.raises(ValueError, match="expected processes of at most batch_size, 4, got 5"):
         type(FINETUNE)(**values | {"processes": 5})

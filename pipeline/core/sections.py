@@ -298,9 +298,7 @@ class FinetuneParams(Section):
     @model_validator(mode="after")
     def _each_process_has_an_utterance(self) -> Self:
         if self.processes > self.batch_size:
-            raise ValueError(
-                f"expected at most as many processes as batch_size, {self.batch_size}, got {self.processes}"
-            )
+            raise ValueError(f"expected processes of at most batch_size, {self.batch_size}, got {self.processes}")
         return self
 
     @model_validator(mode="after")
