@@ -42,7 +42,7 @@ def _params() -> dict:
     settings["train"]["learning_rate"] = {"backend": 0.01, "centroids": 0.01, "layers": 0.01}
     settings["layers"] = {"all": [3, 1]}
     settings["grid"] |= {"backend": ["linear", "asp"], "loss": ["qamo", "cross_entropy"], "layers": ["all"]}
-    settings["evaluate"] = {"sets": ["eval"], "finetuned": [], "bootstrap": 50, "asv": {}}
+    settings["evaluate"] = {"sets": ["eval"], "views": [], "finetuned": [], "bootstrap": 50, "asv": {}}
     settings["report"] = {"sort_by": "eval", "note": "Noise, not speech."}
     return settings
 

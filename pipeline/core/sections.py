@@ -137,9 +137,10 @@ class WindowParams(Section):
 class ExtractParams(Section):
     """Which features are cached, and how they are computed.
 
-    views: augmented views beside `clean`, for the training set only. storage: the type of frames in the store.
-    precision: the type in which the encoder computes; auto is bfloat16 where the device has it. batch_size: auto finds
-    the size on a GPU. scheduler: the address of a running Dask scheduler, or local:N for N workers on this machine.
+    views: augmented views beside `clean`, of the training set; those of evaluation sets are evaluate.views. storage:
+    the type of frames in the store. precision: the type in which the encoder computes; auto is bfloat16 where the
+    device has it. batch_size: auto finds the size on a GPU. scheduler: the address of a running Dask scheduler, or
+    local:N for N workers on this machine.
     """
 
     layers: Layers
@@ -246,8 +247,10 @@ class FinetuneParams(Section):
     gradient_checkpointing: compute layers twice to save memory. lora: train low-rank updates, and none of the encoder's
     own weights; without it all of them are trained. warm_up: epochs in which learning rates rise. schedule: what they
     do after that. clip_gradient: the largest norm of all gradients together, which are scaled down to it; null: any.
-    crop: where the window of a longer utterance begins in training. The last four regularize the encoder, see
-    `finetuning.regularization`; they are shares of what is dropped or masked.
+    crop: where the window of a longer utterance begins in training. dropout and the next three regularize the encoder,
+    see `finetuning.regularization`; they are shares of what is dropped or masked. processes: how many train together on
+    this machine, each on a GPU of its own; they share out each batch, and come to the numbers of one but for the last
+    bits. tensorboard: whether the curves are written for TensorBoard, too.
     """
 
     on: bool = True
@@ -276,11 +279,13 @@ class FinetuneParams(Section):
     layer_drop: Dropped = 0.0
     mask_frames: Dropped = 0.0
     mask_channels: Dropped = 0.0
+    processes: Positive = 1
+    tensorboard: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
         """What decides a training, JSON-ready; of `LATER` only what changes something, so older encoders are found."""
-        values = self.model_dump(mode="json", exclude={"on"})
+        values = self.model_dump(mode="json", exclude={"on", "processes", "tensorboard"})
         fields = type(self).model_fields
         return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 
@@ -288,6 +293,12 @@ class FinetuneParams(Section):
     def _warm_up_ends(self) -> Self:
         if self.warm_up >= self.epochs:
             raise ValueError(f"expected a warm_up of fewer than the {self.epochs} epochs, got {self.warm_up:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_process_has_an_utterance(self) -> Self:
+        if self.processes > self.batch_size:
+            raise ValueError(f"expected processes of at most batch_size, {self.batch_size}, got {self.processes}")
         return self
 
     @model_validator(mode="after")
@@ -376,12 +387,14 @@ class AsvParams(Section):
 class EvaluateParams(Section):
     """The sets on which every run is scored, and how.
 
-    finetuned: [] or one name. With a name, the run of the fine-tuning is scored and analysed, too, under that name.
+    views: every set is cached and scored in these views, too, which degrade it. finetuned: [] or one name. With a name,
+    the run of the fine-tuning is scored and analysed, too, under that name.
     bootstrap: the number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the
     speaker verification system by set.
     """
 
     sets: Names
+    views: Views
     finetuned: Annotated[Choices, Field(max_length=1)]
     bootstrap: NotNegative
     asv: dict[Name, AsvParams]
