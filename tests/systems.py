@@ -109,7 +109,7 @@ def _train(run: str) -> None:
     )  # fmt: skip
     _run(
         score, set="eval", run=f"data/runs/{run}", trials="data/trials/eval.csv",
-        features="data/features/eval.json", scores=f"data/scores/{run}/eval.txt",
+        features="data/features/eval.json", scores=f"data/scores/{run}/eval.txt", views=f"data/scores/{run}/eval",
     )  # fmt: skip
     _evaluate(run, threshold=json.loads(Path(training).read_text())["dev_threshold"])
     _run(
