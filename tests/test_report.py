@@ -21,6 +21,7 @@ from pipeline.metrics import evaluation
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES
+from pipeline.metrics.verdicts import VerdictRule
 from pipeline.report import build, curves, leaderboard, leaderboard_files, measures
 from pipeline.report.page import charts, layer_curve, page
 from pipeline.training.dropped import Dropped
@@ -206,7 +207,10 @@ MEASURED = {
     "min_tdcf_2019": 0.375, "min_tdcf_2019_interval": [0.25, 0.5], "min_tdcf_2021": 0.5, "cllr": 1.5, "min_cllr": 0.125,
     "eer_interval_by_speaker": [2.0, 8.0],
     "calibrated": {"slope": 2.0, "offset": -1.0, "act_dcf": 0.625, "cllr": 0.875},
-    "at_threshold": {"threshold": 0.25, "accuracy": 90.0, "balanced_accuracy": 80.0, "frr": 5.0, "far": 52.0},
+    "at_threshold": {"threshold": 0.25, "accuracy": 90.0, "balanced_accuracy": 80.0, "frr": 5.0, "far": 52.0,
+                     "aurc": 7.5},
+    "verdicts": {"error_rate": 0.05, "bonafide_from": 0.125, "spoof_up_to": 0.375, "bonafide_called_spoof": 4.0,
+                 "spoof_called_bonafide": 6.0, "cannot_tell": 30.0},
     "codecs": {"C<1>": {"eer": 4.5, "bonafide": 7, "spoof": 3}}, "vocoders": {"V1": {"eer": 5.5, "spoof": 6}},
 }  # fmt: skip
 
@@ -243,10 +247,16 @@ def test_every_metric_of_evaluate_is_in_the_csv_files(inputs: Path) -> None:
         ("all", "", "far_at_dev"): ("52.0", "", ""),
         ("all", "", "accuracy_at_dev"): ("90.0", "", ""),
         ("all", "", "balanced_accuracy_at_dev"): ("80.0", "", ""),
+        ("all", "", "aurc_at_dev"): ("7.5", "", ""),
+        ("all", "", "bonafide_called_spoof"): ("4.0", "", ""),
+        ("all", "", "spoof_called_bonafide"): ("6.0", "", ""),
+        ("all", "", "cannot_tell"): ("30.0", "", ""),
         ("all", "", "threshold"): ("0.5", "", ""),
         ("all", "", "threshold_dev"): ("0.25", "", ""),
         ("all", "", "calibration_slope"): ("2.0", "", ""),
         ("all", "", "calibration_offset"): ("-1.0", "", ""),
+        ("all", "", "bonafide_from"): ("0.125", "", ""),
+        ("all", "", "spoof_up_to"): ("0.375", "", ""),
         ("attack", "A<1>", "eer"): ("0.3", "", ""),
         ("attack", "A2", "eer"): ("1.2", "", ""),
         ("codec", "C<1>", "eer"): ("4.5", "", ""),
@@ -266,7 +276,7 @@ def test_evaluate_measures_nothing_that_the_report_does_not_know() -> None:
                 codec="c", vocoder="v") for i in range(240)]  # fmt: skip
     found = evaluation.evaluate(
         from_rows(rows, source="t"), rng.normal(size=240), asv=ASVSPOOF5_RATES, threshold=0.0, folds=20,
-        calibration=Calibration(1.0, 0.0),
+        calibration=Calibration(1.0, 0.0), rule=VerdictRule(0.05, 0.0, 0.0, 120, 120),
     )  # fmt: skip
     known = {measure.place[0] for measure in measures.MEASURES} | {measure.interval for measure in measures.MEASURES}
     known |= {*measures.GROUPS.values(), "bonafide", "spoof"}
@@ -296,7 +306,7 @@ def test_the_page_holds_every_metric_and_marks_its_best(inputs: Path) -> None:
     assert row is not None
     assert re.findall(r"<td>(.*?)</td>", row[1]) == [
         "3.25", "0.5000", "0.2500", "5.00", "52.00", "0.7500", "0.6250", "1.5000", "0.8750", "0.1250", "2.0000",
-        "-1.0000",
+        "-1.0000", "7.50", "4.00", "6.00", "30.00",
     ]  # fmt: skip
     scores = html[html.index('id="scores"') :]
     assert scores.count("<title>dev threshold</title>") == len(ORDER) * len(SETS)

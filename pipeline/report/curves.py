@@ -1,4 +1,4 @@
-"""Curves of one run on one set: thinned DET curves, score histograms, and their CSV files.
+"""Curves of one run on one set: thinned DET and risk-coverage curves, score histograms, and their CSV files.
 
 A thinned curve keeps some of the points, with exact values, so that `dvc plots` and the page draw the same curve.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.core import files
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import UNKNOWN
+from pipeline.metrics.abstention import RiskCoverage
 from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
 
@@ -83,6 +84,16 @@ def thinned(det: Det) -> Det:
     return taken(det, thin(det, keep=[official_eer(det).point]))
 
 
+def thinned_risk(curve: RiskCoverage) -> RiskCoverage:
+    """At most `POINTS` points of a risk-coverage curve, at about equal distances of coverage, with its ends."""
+    size = curve.coverage.size
+    if size <= POINTS:
+        return curve
+    even = np.searchsorted(curve.coverage, np.linspace(curve.coverage[0], 1.0, POINTS))
+    kept = np.unique(np.minimum(even, size - 1))
+    return RiskCoverage(curve.coverage[kept], curve.risk[kept], curve.aurc)
+
+
 def histogram(
     scores: NDArray[np.float64],
     is_bonafide: NDArray[np.bool_],
@@ -145,6 +156,11 @@ def write_histogram(path: Path, shares: Histogram) -> None:
     _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof} | attacks)
 
 
+def write_risk(path: Path, curve: RiskCoverage) -> None:
+    """Write a risk-coverage curve as CSV with the columns coverage and risk, shares in 0..1."""
+    _write_csv(path, {"coverage": curve.coverage, "risk": curve.risk})
+
+
 def write_dets(path: Path, dets: Mapping[str, Det]) -> None:
     """Write the DET points of several systems as CSV: system, far, frr (shares in 0..1), threshold."""
     rows = (
@@ -173,6 +189,11 @@ def read_histogram(path: Path) -> Histogram:
     """Read both classes in a file of `write_histogram`. Raises InputError, with file and line, for another file."""
     centre, bonafide, spoof = _read_csv(path, ("score", "bonafide", "spoof"), stage="flow/evaluate/dvc.yaml")
     return Histogram(centre, bonafide, spoof)
+
+
+def read_risk(path: Path) -> NDArray[np.float64]:
+    """Read a file of `write_risk`, as (P, 2). Raises InputError, with file and line, for another file."""
+    return np.stack(_read_csv(path, ("coverage", "risk"), stage="flow/evaluate/dvc.yaml"), axis=1)
 
 
 def read_training(path: Path) -> TrainingCurve:
