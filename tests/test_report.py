@@ -18,6 +18,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
 from pipeline.core.trial_table import Row, from_rows
 from pipeline.metrics import evaluation
+from pipeline.metrics.abstention import risk_coverage
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES
@@ -284,6 +285,22 @@ def test_evaluate_measures_nothing_that_the_report_does_not_know() -> None:
     assert {("calibrated", key) for key in found["calibrated"]} <= {each.place for each in measures.MEASURES}
     assert {("at_threshold", key) for key in found["at_threshold"]} <= {each.place for each in measures.MEASURES}
     assert set(measures.read_all(found)) == {each.key for each in measures.MEASURES}
+
+
+def test_the_page_draws_risk_over_coverage_where_it_was_measured(inputs: Path) -> None:
+    assert "Risk and coverage" not in (run(inputs) / "index.html").read_text()
+    found = risk_coverage(np.linspace(0.1, 2, 20), -np.linspace(-1.05, 2, 20), 0.0)
+    curves.write_risk(inputs / "plots/a/risk/eval.csv", found)
+    np.testing.assert_array_equal(
+        curves.read_risk(inputs / "plots/a/risk/eval.csv"), np.stack((found.coverage, found.risk), axis=1)
+    )
+    html = (run(inputs) / "index.html").read_text()
+    section = html[html.index('<h2 id="risk">') : html.index('<h2 id="det">')]
+    assert section.count("<figure>") == 1  # of eval alone
+    board = gathered(inputs, RUNS, SETS, "eval")
+    chart = page.risk_chart(board, page.Curves({}, {}, {}, {("a", "eval"): np.array([[0.01, 1], [0.5, 0.2]])}), "eval")
+    assert chart is not None
+    assert [(line.name, line.points.tolist()) for line in chart.lines] == [("a", [[50.0, 20.0]])]
 
 
 def test_the_page_holds_every_metric_and_marks_its_best(inputs: Path) -> None:

@@ -19,9 +19,9 @@ TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
 class Inputs:
     """The folders that the report reads.
 
-    metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram}/<set>.csv. trainings: <run>.csv of runs that
-    were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may be
-    missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
+    metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram,risk}/<set>.csv. trainings: <run>.csv of runs
+    that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may
+    be missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
     """
 
     metrics: Path
@@ -88,7 +88,12 @@ def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
     }
     paths = {run: inputs.trainings / f"{run}.csv" for run in shown}
     trainings = {run: curves.read_training(path) for run, path in paths.items() if path.is_file()}
-    return page.Curves(dets, histograms, trainings)
+    risks = {
+        (run, name): curves.read_risk(path)
+        for run, name in pairs
+        if (path := inputs.plots / run / f"risk/{name}.csv").is_file()
+    }
+    return page.Curves(dets, histograms, trainings, risks)
 
 
 def _spaces(
