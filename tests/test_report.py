@@ -23,8 +23,8 @@ from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES
 from pipeline.metrics.verdicts import VerdictRule
-from pipeline.report import build, curves, leaderboard, leaderboard_files, measures
-from pipeline.report.page import charts, layer_curve, page
+from pipeline.report import build, curves, leaderboard, leaderboard_files, measures, shifts
+from pipeline.report.page import charts, embedding_space, layer_curve, page
 from pipeline.training.dropped import Dropped
 from tests import analysed
 
@@ -285,6 +285,33 @@ def test_evaluate_measures_nothing_that_the_report_does_not_know() -> None:
     assert {("calibrated", key) for key in found["calibrated"]} <= {each.place for each in measures.MEASURES}
     assert {("at_threshold", key) for key in found["at_threshold"]} <= {each.place for each in measures.MEASURES}
     assert set(measures.read_all(found)) == {each.key for each in measures.MEASURES}
+
+
+def test_a_set_that_lies_elsewhere_than_dev_is_marked_with_its_number(inputs: Path) -> None:
+    def found(auc: float | None, *, bonafide: int = 40) -> dict[str, str]:
+        facts = analysed.analysis("b")
+        facts["shift"]["eval"]["auc"] = auc
+        facts["distances"]["eval"]["bonafide"]["n"] = bonafide
+        analysed.write(inputs / "analysis", "b", facts=facts)
+        return shifts.found(embedding_space.gather(inputs / "analysis", ["b"]), SETS)
+
+    # Dev has 0.5. Unknown; a tenth above it; more, but of two bona fide.
+    assert found(None) == found(0.6) == found(0.85, bonafide=2) == shifts.found([], SETS) == {}
+    (said,) = found(0.85).values()
+    assert said.startswith("eval: its bona fide lie farther")
+    assert "an AUC of 0.85; those of dev with 0.50, and 0.5 is no difference (embeddings of b)" in said
+    made = run(inputs, shown=("b",))
+    text, page_of = (made / "leaderboard.txt").read_text(), Page((made / "index.html").read_text())
+    assert re.search(r"\(dev\) +dev +eval § +seconds", text)
+    assert f"§ {said}\n" in text
+    assert f"§ {said}." in page_of.text
+    assert [cell for cell in page_of.rows[0] if "§" in cell] == ["eval§ unlike dev1,234 bona fide6 spoof"]
+
+
+def test_the_standard_error_of_an_auc_by_a_table() -> None:
+    # Hanley and McNeil 1982: an area of 0.893 with 51 abnormal and 58 normal images has a standard error of 0.032.
+    assert shifts.standard_error(0.893, 58, 51) == pytest.approx(0.032, abs=6e-4)
+    assert shifts.standard_error(1.0, 10, 10) == 0
 
 
 def test_the_page_draws_risk_over_coverage_where_it_was_measured(inputs: Path) -> None:

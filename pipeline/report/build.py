@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core import files
-from pipeline.report import curves, leaderboard, leaderboard_files
+from pipeline.report import curves, leaderboard, leaderboard_files, shifts
 from pipeline.report.page import embedding_space, layer_curve, page
 from pipeline.training.dropped import Dropped
 
@@ -60,23 +60,29 @@ def build(
         inputs.metrics, runs=runs, sets=sets, sort_by=sort_by,
         seconds=inputs.seconds, rescored=rescored, finetuned=finetuned, encoder_seed=encoder_seed, stopped=stopped,
     )  # fmt: skip
+    spaces = _spaces(board, inputs, analysed)
+    board = replace(board, shifts=shifts.found(spaces, board.sets))
     html = page.render(
         board,
         _curves(board, inputs),
         origin=replace(origin or page.Origin(), files=TABLES),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
-        spaces=_spaces(board, inputs, analysed),
+        spaces=spaces,
         audio_root=_way(out),
         note=note,
     )
     text = leaderboard_files.to_text(board)
-    files.write_text(out / "leaderboard.csv", leaderboard_files.to_csv(board))
-    files.write_text(out / "leaderboard.txt", text)
-    files.write_text(out / "metrics.csv", leaderboard_files.metrics_to_csv(board))
-    files.write_text(out / "runs.csv", leaderboard_files.runs_to_csv(board))
-    files.write_text(out / "index.html", html)
+    written = {"leaderboard.txt": text, "index.html": html} | dict(zip(TABLES, _tables(board), strict=True))
+    for name, content in written.items():
+        files.write_text(out / name, content)
     files.write_text(summary, leaderboard_files.to_json(board))
     return text
+
+
+def _tables(board: leaderboard.Leaderboard) -> tuple[str, str, str]:
+    """The contents of `TABLES`."""
+    whole, metrics, runs = leaderboard_files.to_csv, leaderboard_files.metrics_to_csv, leaderboard_files.runs_to_csv
+    return whole(board), metrics(board), runs(board)
 
 
 def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
