@@ -540,7 +540,7 @@ def test_the_walkthrough_goes_where_scores_cannot_be_calibrated(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(assembly, "_calibration", lambda *_scores: None)
+    monkeypatch.setattr(assembly, "calibrated_by", lambda *_scores: None)
     shutil.rmtree(f"data/embeddings/{FRAMES}")
     Path(f"data/embeddings/{FRAMES}").mkdir()  # an empty folder is not a run that was analysed
     walked = runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))

@@ -89,16 +89,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_distinct(found_files)
     with importing():
         from pipeline import detect  # here, because torch imports slowly and --help does not need it
-    from pipeline.detect import assembly
+    from pipeline.detect import assembly, recalibration
 
     parts = assembly.find(given.run)
+    if given.calibration:
+        parts = recalibration.applied(parts, given.calibration)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel)
     for doubt in parts.doubts[:DOUBTS_SHOWN]:
         print(f"warning: {system.parts.name}: {printable(doubt)}", file=sys.stderr)
     for doubt in parts.rule.lacking if parts.rule else ():
-        print(f"warning: {system.parts.name}: of dev, {doubt}", file=sys.stderr)
+        print(f"warning: {system.parts.name}: {doubt}", file=sys.stderr)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:
@@ -149,6 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="X",
         help="decide at X in place of the threshold of dev; for a negative X write --threshold=-1e-3",
     )
+    add("--calibration", type=Path, metavar="FILE", help="of `bonafide calibrate`, in place of what dev gave")
     add(
         "--channel",
         type=_channel,

@@ -137,7 +137,7 @@ def _of_project(name: str, settings: Params) -> Parts:
         batch_size=settings.extract.first_batch,
         device=settings.extract.device,
         threshold=float(facts["dev_threshold"]),
-        calibration=_calibration(bonafide, spoof),
+        calibration=calibrated_by(bonafide, spoof),
         rule=verdicts.fit(bonafide, spoof, error_rate=settings.evaluate.error_rate),
         doubts=tuple(_doubts(DATA / "metrics" / name, settings.evaluate.sets)),
     )
@@ -173,7 +173,7 @@ def _dev_scores(path: Path) -> tuple[Scores, Scores]:
     return found.score[dev.is_bonafide], found.score[~dev.is_bonafide]
 
 
-def _calibration(bonafide: Scores, spoof: Scores) -> Calibration | None:
+def calibrated_by(bonafide: Scores, spoof: Scores) -> Calibration | None:
     """The calibration by scores; None where they cannot be calibrated."""
     try:
         return calibration.fit(bonafide, spoof)

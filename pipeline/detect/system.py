@@ -162,10 +162,14 @@ class System:
 
     def score(self, path: str | Path) -> float:
         """The score of the first window of a file. Raises InputError for a file that cannot be scored."""
-        (found,) = self._found([path], None)
+        (found,) = self.scores([path])
         if isinstance(found, Unreadable):
             raise InputError(found.why)
-        return found.score
+        return found
+
+    def scores(self, paths: Iterable[str | Path]) -> Iterator[float | Unreadable]:
+        """The score of the first window of every file, in order, as `detect` goes through them."""
+        return (found if isinstance(found, Unreadable) else found.score for found in self._found(paths, None))
 
     def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
         """What the system says of the first window of every file, in order, a batch of files at a time.
