@@ -295,11 +295,12 @@ def test_a_set_that_lies_elsewhere_than_dev_is_marked_with_its_number(inputs: Pa
         analysed.write(inputs / "analysis", "b", facts=facts)
         return shifts.found(embedding_space.gather(inputs / "analysis", ["b"]), SETS)
 
-    # Dev has 0.5. Unknown; a tenth above it; more, but of two bona fide.
-    assert found(None) == found(0.6) == found(0.85, bonafide=2) == shifts.found([], SETS) == {}
+    # Dev has 0.5. Unknown; a tenth away from it; more, but of two bona fide.
+    assert found(None) == found(0.6) == found(0.4) == found(0.85, bonafide=2) == shifts.found([], SETS) == {}
+    assert found(0.15)["eval"].startswith("eval: its bona fide lie nearer to the centroids than those of dev (AUC 0.15")
     (said,) = found(0.85).values()
-    assert said.startswith("eval: its bona fide lie farther")
-    assert "an AUC of 0.85; those of dev with 0.50, and 0.5 is no difference (embeddings of b)" in said
+    assert said.startswith("eval: its bona fide lie farther from the centroids than those of dev (AUC 0.85 against ")
+    assert "training, dev 0.50, 0.5 is no difference; embeddings of b);" in said
     made = run(inputs, shown=("b",))
     text, page_of = (made / "leaderboard.txt").read_text(), Page((made / "index.html").read_text())
     assert re.search(r"\(dev\) +dev +eval § +seconds", text)

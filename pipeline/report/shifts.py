@@ -1,8 +1,9 @@
-"""Sets with bona fide speech that lies farther from the centroids than that of dev: marks on the leaderboard.
+"""Sets with bona fide speech that lies elsewhere than that of dev: marks on the leaderboard.
 
 `analyse` gives for each set the AUC by which the distance to the nearest centroid separates its bona fide from those of
-training: 0.5 is not at all. Dev has one, too, as training never saw it. A set is marked where its AUC lies above that
-of dev by more than `MOST`, and by more than chance: more than 1.96 standard errors of the difference.
+training: 0.5 is not at all, above it they are farther. Dev has one, too, as training never saw it. A set is marked
+where its AUC differs from that of dev by more than `MOST`, and by more than chance: more than 1.96 standard errors of
+the difference. What changes nothing about this distance is not seen.
 Source of the standard error: Hanley and McNeil, "The meaning and use of the area under a receiver operating
 characteristic curve", Radiology 1982.
 """
@@ -34,12 +35,12 @@ def _sentence(space: AnalysedRun, name: str) -> str:
         return ""
     train, own, dev = (spread.n for spread in counts if spread)
     error = math.hypot(standard_error(auc, train, own), standard_error(of_dev, train, dev))
-    if auc - of_dev <= max(MOST, QUANTILE * error):
+    if abs(auc - of_dev) <= max(MOST, QUANTILE * error):
         return ""
     return (
-        f"{name}: its bona fide lie farther from the centroids than those of training with an AUC of {auc:.2f}; those "
-        f"of dev with {of_dev:.2f}, and 0.5 is no difference (embeddings of {space.run}). Thresholds, probabilities "
-        "and verdicts of dev may not hold there"
+        f"{name}: its bona fide lie {'farther from' if auc > of_dev else 'nearer to'} the centroids than those of dev "
+        f"(AUC {auc:.2f} against training, dev {of_dev:.2f}, 0.5 is no difference; embeddings of {space.run}); "
+        "thresholds, probabilities and verdicts of dev may not hold there"
     )
 
 
