@@ -64,8 +64,8 @@ def test_a_long_curve_is_thinned_to_true_points_with_both_ends() -> None:
     rng = np.random.default_rng(1)
     whole = risk_coverage(rng.normal(1, 1, 2_000), rng.normal(0, 1, 3_000), 0.5)
     found = curves.thinned_risk(whole)
-    assert len(found.coverage) == curves.POINTS
+    assert len(found.coverage) == curves.RISK_POINTS
     assert (found.coverage[0], found.coverage[-1], found.aurc) == (whole.coverage[0], 1.0, whole.aurc)
-    assert np.diff(found.coverage).max() < 1.5 / curves.POINTS
+    assert np.diff(found.coverage).max() < 1.5 / curves.RISK_POINTS
     points = set(zip(whole.coverage.tolist(), whole.risk.tolist(), strict=True))
     assert set(zip(found.coverage.tolist(), found.risk.tolist(), strict=True)) <= points

@@ -22,6 +22,7 @@ from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
 
 POINTS = 500  # of a DET curve; a plot can show no more
+RISK_POINTS = 200  # of a risk-coverage curve
 BINS = 60  # of a histogram
 DET_TICKS = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 WIDEST_LOW, USUAL_HIGH, BEYOND_EER = 0.05, 0.4, 0.05  # rates by which a DET plot chooses its range
@@ -85,11 +86,11 @@ def thinned(det: Det) -> Det:
 
 
 def thinned_risk(curve: RiskCoverage) -> RiskCoverage:
-    """At most `POINTS` points of a risk-coverage curve, at about equal distances of coverage, with its ends."""
+    """At most `RISK_POINTS` points of a risk-coverage curve, about evenly spread over coverage, with its ends."""
     size = curve.coverage.size
-    if size <= POINTS:
+    if size <= RISK_POINTS:
         return curve
-    even = np.searchsorted(curve.coverage, np.linspace(curve.coverage[0], 1.0, POINTS))
+    even = np.searchsorted(curve.coverage, np.linspace(curve.coverage[0], 1.0, RISK_POINTS))
     kept = np.unique(np.minimum(even, size - 1))
     return RiskCoverage(curve.coverage[kept], curve.risk[kept], curve.aurc)
 
