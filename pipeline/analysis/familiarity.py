@@ -10,21 +10,30 @@ Source: Sun et al., "Out-of-distribution detection with deep nearest neighbors",
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.embeddings import Embeddings
+from pipeline.analysis.exact_search import Ids, Vectors
 
 NEIGHBOURS = 5
-SAMPLE = 1_000  # training utterances, evenly chosen, that are compared with all others
+SAMPLE = 1_000  # utterances, evenly chosen, that stand for a set
+
+# Finds the k nearest training embeddings of queries (M, E): distances and ids (M, k), as `Embeddings.search` does.
+Search = Callable[[Vectors, int], tuple[Vectors, Ids]]
 
 
-def own_distances(known: Embeddings) -> NDArray[np.float64]:
-    """The distances (M,) of training utterances to the others, ascending. There are at least two, one of each class."""
-    count = len(known)
-    rows = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).round().astype(np.int64))
-    k = min(NEIGHBOURS, count - 1)
-    away, ids = known.search(np.asarray(known.vectors[rows]), k + 1)
+def sample(count: int) -> NDArray[np.int64]:
+    """Up to `SAMPLE` of `count` rows, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).round().astype(np.int64))
+
+
+def own_distances(vectors: Vectors, search: Search) -> NDArray[np.float64]:
+    """The distances (M,) of a sample of the training embeddings (N, E) to the others, ascending. N is at least 2."""
+    count = len(vectors)
+    rows, k = sample(count), min(NEIGHBOURS, count - 1)
+    away, ids = search(np.asarray(vectors[rows]), k + 1)
     others = np.sort(np.where(ids == rows[:, None], np.inf, away), axis=1)[:, :k]
     return np.sort(others.mean(axis=1, dtype=np.float64))
 

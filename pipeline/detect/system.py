@@ -156,7 +156,7 @@ class System:
         """What the distance to the training set needs; None where its embeddings are not there or not usable."""
         try:
             embeddings, trials = self.training
-            return _Known(embeddings, trials, familiarity.own_distances(embeddings))
+            return _Known(embeddings, trials, familiarity.own_distances(embeddings.vectors, embeddings.search))
         except InputError:
             return None
 
