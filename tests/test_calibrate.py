@@ -133,7 +133,7 @@ def test_nothing_is_replaced_and_another_run_is_refused(listed: Path) -> None:
          r"mine\.csv: 1 of 4 files could not be scored.*\n  audio/none\.wav: no such file"),
         ([("eval/0.flac", "bonafide"), ("eval/1.flac", "spoof"), ("eval/2.flac", "bonafide")],
          "expected at least 2 bona fide and 2 spoof files, .* got 2 and 1"),
-        ([("eval/0.flac", "bonafide"), ("eval/2.flac", "bonafide")], "bonafide"),
+        ([("eval/0.flac", "bonafide"), ("eval/2.flac", "bonafide")], "got only bonafide"),
         ([("eval/0.flac", "1"), ("eval/2.flac", "0")], r"mine\.csv:2: .*bonafide or spoof, got '1'"),
     ],
 )  # fmt: skip

@@ -156,6 +156,20 @@ def test_a_rule_that_no_trials_give_is_refused(wrong: dict[str, float | None]) -
         VerdictRule(**right | wrong)
 
 
+@pytest.mark.parametrize(
+    ("percent", "told"),
+    [  # Of 19 trials the promise may be off up to 17.65 %; Clopper and Pearson's limits of 1,000 trials by tables
+        (20.5, True),  # begin at 18.04 %
+        (19.5, False),  # 17.09 %
+    ],
+)
+def test_a_broken_promise_by_tables(percent: float, told: bool) -> None:
+    rule = verdicts.fit(np.arange(19.0), np.arange(19.0), error_rate=0.05)
+    metrics = {"bonafide": 1000, "spoof": 1000}
+    metrics["verdicts"] = {"bonafide_called_spoof": percent, "spoof_called_bonafide": 0.0}
+    assert bool(transfer.verdict_warnings(metrics, rule)) is told
+
+
 def test_a_set_that_breaks_the_promise_is_told_and_one_like_dev_seldom() -> None:
     rng = np.random.default_rng(7)
 
