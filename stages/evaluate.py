@@ -71,6 +71,8 @@ def _evaluate(name: str, given: argparse.Namespace, settings: Params, dev: _Dev)
     metrics = evaluation.evaluate(
         table, scores, asv=asv, threshold=dev.threshold, calibration=dev.calibration, rule=dev.rule, folds=folds
     )
+    if views := join.read_views(given.scores / name, table):
+        metrics["views"] = evaluation.by_view(table, views, folds=folds)
     if told := _warnings(table, scores, metrics, dev):
         metrics["warnings"] = told
     bonafide, spoof = scores[table.is_bonafide], scores[~table.is_bonafide]
@@ -100,7 +102,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="has the section `evaluate`")
-    add("--scores", type=Path, required=True, metavar="FOLDER", help="score files, <set>.txt, one score a trial")
+    add("--scores", type=Path, required=True, metavar="FOLDER", help="score files, <set>.txt and <set>/<view>.txt")
     add("--trials", type=Path, required=True, metavar="FOLDER", help="trial tables, <set>.csv, as `prepare` wrote them")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of dev, with its key, from `train`")
     add("--training", type=Path, required=True, metavar="FILE", help="metrics of `train`, named as the row")

@@ -1,7 +1,7 @@
 """Run the encoder over one set, store the features of its layers, and write the receipt that DVC tracks.
 
-The set that train.set names is also stored in the augmented views of extract.views. All other sets are stored clean
-only.
+The set that train.set names is also stored in the augmented views of extract.views, and the sets of evaluate.sets in
+the views of evaluate.views. All other sets are stored clean only.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.features import receipt_files
 
 
 def asked_of(settings: Params, name: str) -> ExtractParams:
-    """The section `extract` for a set: without augmented views where training does not use the set.
+    """The section `extract` for a set, with the views that are cached of this set.
 
     Raises InputError, with the line, for a name that is no augmented view.
     """
-    try:
-        planning.views_of(settings.extract)
-    except InputError as error:
-        raise InputError(f"{settings.where('extract', 'views')}: {error}") from None
-    trained_on = name in settings.members(settings.train.set)
-    return settings.extract if trained_on else settings.extract.model_copy(update={"views": ()})
+    for section in ("extract", "evaluate"):
+        try:
+            planning.views_of(getattr(settings, section).views)
+        except InputError as error:
+            raise InputError(f"{settings.where(section, 'views')}: {error}") from None
+    return settings.extract.model_copy(update={"views": settings.cached_views(name)})
 
 
 def main() -> None:

@@ -51,9 +51,10 @@ def main() -> None:
     for name in settings.evaluate.sets:
         table = trial_table.read(args.trials / f"{name}.csv")
         receipt = receipt_files.of_choice(args.features, name, receipt_files.FINETUNED)
-        found = scorer.score_set(args.run, receipt, table, root=settings.features.folder)
+        views = settings.scored_views(name)
+        found = scorer.score_set(args.run, receipt, table, root=settings.features.folder, views=views)
         layout = scorefile.holding(scorefile.layout_of(settings.sets[name].corpus), table)
-        scorefile.write(args.scores / f"{name}.txt", table, found, layout=layout)
+        scorefile.write_views(args.scores / f"{name}.txt", args.scores / name, table, found, layout=layout)
     print(f"{args.run.name}: dev EER {metrics['dev_eer']:.2f} % -> {args.run}")
 
 

@@ -1,6 +1,7 @@
 """Write receipts of just the layers and views that runs read: one for each choice of layers and views in the grid.
 
 So one more cached layer or view, which changes the receipt of the set, leaves all runs alone that do not read it.
+Runs score an evaluation set in all views of evaluate.views, so its receipts have these, too.
 The receipts of analysed runs, the fine-tuned one included, lie in a folder of their own, too.
 """
 
@@ -31,16 +32,17 @@ def main() -> None:
     add("--analysed", type=Path, required=True, metavar="FOLDER", help="to write those of the analysed runs into")
     args = parser.parse_args()
     settings = params_file.load(args.params)
+    name = args.features.stem
     opened = receipt_files.open_receipts(args.features, root=settings.features.folder)
-    for folder, choices in ((args.selected, _choices(settings)), (args.analysed, _analysed(settings))):
+    for folder, choices in ((args.selected, _scored(settings, name)), (args.analysed, _analysed(settings, name))):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, layers, views in choices:
+        for choice, layers, views in choices:
             found = {
                 one: receipt_files.selected(store, receipt, layers=layers, views=views)
                 for one, (store, receipt) in opened.items()
             }
-            whole = found.get(args.features.stem) or {"pool": found}
-            write_text(folder / f"{name}.json", json.dumps(whole, indent=2) + "\n")
+            whole = found.get(name) or {"pool": found}
+            write_text(folder / f"{choice}.json", json.dumps(whole, indent=2) + "\n")
     print(f"{args.features} -> {args.selected}, {args.analysed}")
 
 
@@ -51,12 +53,18 @@ def _choices(settings: Params) -> Iterator[Choice]:
             yield f"{layers}-{views}", settings.layers[layers], settings.views[views].draw
 
 
-def _analysed(settings: Params) -> Iterator[Choice]:
-    """Those of them that `analyse` names, and the layers of the fine-tuned run."""
+def _scored(settings: Params, name: str) -> Iterator[Choice]:
+    """The choices of the grid for a set. Runs score an evaluation set in further views."""
+    for choice, layers, views in _choices(settings):
+        yield choice, layers, tuple(dict.fromkeys((*views, *settings.scored_views(name))))
+
+
+def _analysed(settings: Params, name: str) -> Iterator[Choice]:
+    """The choices of the grid that `analyse` names, without those views, and that of the fine-tuned run."""
     named = {f"{layers}-{views}" for layers in settings.analyse.layers for views in settings.analyse.views}
     yield from (choice for choice in _choices(settings) if choice[0] in named)
     if settings.evaluate.finetuned and settings.encoder.finetune:
-        yield receipt_files.FINETUNED, settings.encoder.finetune.layers, ()
+        yield receipt_files.FINETUNED, settings.encoder.finetune.layers, settings.scored_views(name)
 
 
 if __name__ == "__main__":

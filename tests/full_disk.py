@@ -72,7 +72,7 @@ STEPS = (
     f"stages.train {AXES} {TABLES} --features data/features {RUN} --metrics data/metrics/{POOLED}.json "
     f"--curves data/curves/{POOLED}.csv --dev-scores data/dev_scores/{POOLED}.txt --seconds data/seconds/{POOLED}.json",
     f"stages.score --set eval --trials data/trials/eval.csv --features data/features/eval.json {RUN} "
-    f"--scores data/scores/{POOLED}/eval.txt",
+    f"--scores data/scores/{POOLED}/eval.txt --views data/scores/{POOLED}/eval",
     EVALUATE.replace("{}", POOLED),
     f"stages.embed {RUN} {TABLES} --features data/features {EMBEDDED}",
     f"stages.rescore --scoring knn {RUN} --training data/metrics/{POOLED}.json {TABLES} {EMBEDDED} "

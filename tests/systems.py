@@ -43,7 +43,7 @@ def _params() -> dict:
     settings["train"]["learning_rate"] = {"backend": 0.01, "centroids": 0.01, "layers": 0.01}
     settings["layers"] = {"all": [3, 1]}
     settings["grid"] |= {"backend": ["linear", "asp"], "loss": ["qamo", "cross_entropy"], "layers": ["all"]}
-    settings["evaluate"] = {"sets": ["eval"], "finetuned": [], "bootstrap": 50, "asv": {}}
+    settings["evaluate"] = {"sets": ["eval"], "views": [], "finetuned": [], "bootstrap": 50, "asv": {}}
     settings["evaluate"]["error_rate"] = 0.25  # of which the six trials of a class in dev can promise something
     settings["report"] = {"sort_by": "eval", "note": "Noise, not speech."}
     return settings
@@ -111,7 +111,7 @@ def _train(run: str) -> None:
     )  # fmt: skip
     _run(
         score, set="eval", run=f"data/runs/{run}", trials="data/trials/eval.csv",
-        features="data/features/eval.json", scores=f"data/scores/{run}/eval.txt",
+        features="data/features/eval.json", scores=f"data/scores/{run}/eval.txt", views=f"data/scores/{run}/eval",
     )  # fmt: skip
     _evaluate(run, threshold=json.loads(Path(training).read_text())["dev_threshold"])
     _run(

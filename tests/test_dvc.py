@@ -143,8 +143,9 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
     own = {stage.name: {name for dep in stage.params for name in dep.params} for stage in stages}
     cell = {"backends.asp", "layers.all", "losses.qamo", "train", "views.clean"}
     assert own["train@asp-qamo-all-clean-1"] == cell
-    assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set"}
-    chosen = {"analyse.layers", "analyse.views", "encoder.finetune.layers", "evaluate.finetuned"}
+    scored = {"evaluate.sets", "evaluate.views"}
+    assert own["extract@dev"] == {"encoder", "extract", "features.root", "pools", "sets.dev.root", "train.set", *scored}
+    chosen = {"analyse.layers", "analyse.views", "encoder.finetune.layers", "evaluate.finetuned", *scored}
     assert own["select@eval"] == {"grid.layers", "grid.views", "layers", "views", *chosen}
     assert own["prepare@eval"] == {"sets.eval", "encoder.normalize"}
     assert own["report"] == {"analyse", "encoder", "evaluate", "grid", "pools", "report", "sets", "train.set"}

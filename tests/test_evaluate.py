@@ -55,7 +55,7 @@ def write_params(path: Path, **evaluate: object) -> None:
     """The default parameters with another section `evaluate`, and a set of ASVspoof 5."""
     settings = YAML(typ="safe").load(SETTINGS)
     settings["sets"]["five"] = settings["sets"]["eval"] | {"corpus": "asvspoof5"}
-    settings["evaluate"] = {"sets": ["eval"], "finetuned": [], "bootstrap": 50, "asv": {}} | evaluate
+    settings["evaluate"] = {"sets": ["eval"], "views": [], "finetuned": [], "bootstrap": 50, "asv": {}} | evaluate
     YAML(typ="safe").dump(settings, path)
 
 
@@ -136,6 +136,27 @@ def test_the_metrics_equal_direct_computation(
     assert found["verdicts"]["error_rate"] == 0.05
     assert np.float32(found["verdicts"]["spoof_up_to"]) == np.float32(dev[-15])  # ⌊0.05 · 301⌋ of 300
     assert found["eer_interval"][0] < found["eer"] < found["eer_interval"][1]
+
+
+def test_scores_in_other_views_have_an_eer_with_its_interval(
+    tmp_path: Path, table: Trials, scores: NDArray[np.float32]
+) -> None:
+    noisy = scores + np.random.default_rng(2).normal(size=len(table)).astype(np.float32)
+    path = tmp_path / "scores/eval.txt"
+    folder = tmp_path / "scores/eval"
+    write_text(folder / "gone_0.txt", "a view of before")
+    scorefile.write_views(path, folder, table, {"clean": scores, "noise_0": noisy, "trim": scores}, layout="2021")
+    assert {file.name for file in folder.iterdir()} == {"noise_0.txt", "trim.txt"}
+    found = json.loads(run(tmp_path, table, scores)[0].read_text())
+    alone = official_eer(det_points(noisy[table.is_bonafide], noisy[~table.is_bonafide]))
+    assert list(found["views"]) == ["noise_0", "trim"]
+    assert found["views"]["noise_0"]["eer"] == round(100 * alone.eer, 5)
+    low, high = found["views"]["noise_0"]["eer_interval"]
+    assert low < 100 * alone.eer < high
+    assert found["views"]["trim"] == {key: found[key] for key in ("eer", "eer_interval")}
+    scorefile.write(folder / "noise_0.txt", table.take(np.arange(5)), noisy[:5], layout="2021")
+    with pytest.raises(InputError, match=r"noise_0\.txt: 1295 of 1300 trials have no score"):
+        run(tmp_path, table, scores)
 
 
 def test_the_costs_before_and_after_calibration_on_dev(

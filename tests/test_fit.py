@@ -745,6 +745,13 @@ def test_embeddings_outlast_the_memory_of_their_features(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(np.concatenate(kept), array_of(data).reshape(150, -1))
 
 
+def test_a_set_is_scored_in_the_view_that_is_asked_for() -> None:
+    data = separable(150, seed=0, views=("noise_0", "trim"))
+    rows = array_of(data).reshape(3, 150, -1)
+    for view in range(3):
+        np.testing.assert_array_equal(np.concatenate(list(scorer.embed(Flat(), data, view=view))), rows[view])
+
+
 class Flat(nn.Module):
     """A backend whose embeddings are the memory of the features."""
 

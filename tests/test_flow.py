@@ -85,7 +85,7 @@ def _small(folder: Path) -> dict:
     settings["train"] |= {"epochs": 2}
     settings["layers"] = {"all": [1, 2], "last": [2]}
     settings["grid"] |= {"backend": ["linear"], "loss": ["aoc", "qamo"], "layers": ["all"], "seed": [1]}
-    settings["evaluate"] = {"sets": ["dev"], "finetuned": [], "bootstrap": 100, "asv": {}}
+    settings["evaluate"] = {"sets": ["dev"], "views": [], "finetuned": [], "bootstrap": 100, "asv": {}}
     settings["analyse"] |= {"backend": []}
     settings["report"] = {"sort_by": "dev"}
     return settings
@@ -481,6 +481,7 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     settings["evaluate"]["sets"] = ["dev"]
     settings["analyse"]["backend"] = []
     settings["extract"]["views"] = ["rawboost4_0"]
+    settings["evaluate"]["views"] = ["noise_0"]
     settings["views"]["boosted"] = {"draw": ["rawboost4_0"], "probability": 0.4}
     settings["grid"] |= {"loss": ["aoc"], "layers": ["all"], "views": ["boosted"]}
     project.set_params(settings)
@@ -491,8 +492,11 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     }
     assert {name: receipt["views"] for name, receipt in receipts.items()} == {
         "more": ["clean", "rawboost4_0"],
-        "dev": ["clean"],
+        "dev": ["clean", "noise_0"],
     }
+    metrics = json.loads((project.folder / "data/metrics/linear-aoc-all-boosted-1/dev.json").read_text())
+    assert list(metrics["views"]) == ["noise_0"]
+    assert "noise_0" in (project.folder / "data/report/metrics.csv").read_text()
     card = json.loads((project.folder / "data/runs/linear-aoc-all-boosted-1/run.json").read_text())
     assert card["views"] == {"draw": ["rawboost4_0"], "probability": 0.4}
     assert project.repro() == []

@@ -395,6 +395,34 @@ def test_of_two_seeds_the_csv_holds_the_mean_the_deviation_and_an_interval_of_bo
     assert float(row["dev_eer_sd"]) == pytest.approx(2**0.5)
 
 
+def test_eers_in_other_views_are_in_a_table_of_their_own_and_in_the_csv_files(inputs: Path) -> None:
+    """Of two seeds their mean; a system that was scored clean alone has no row there."""
+    measured = {"asp-qamo-1": (12.5, 11.0, 14.0), "asp-qamo-2": (13.5, 12.0, 15.0), "b": (30.0, 28.0, 33.0)}
+    for name, (eer, low, high) in measured.items():
+        path = inputs / "metrics" / name / "eval.json"
+        own = {"views": {"mp3_32": {"eer": eer, "eer_interval": [low, high]}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    html = (run(inputs) / "index.html").read_text()
+    shown = html[html.index('id="views"') :]
+    shown = shown[: shown.index("<h2")]
+    assert re.findall(r"<h3>(.*?)</h3>", shown) == ["eval"]
+    assert re.findall(r'<th scope="col"><span>(.*?)<', shown) == ["clean", "mp3_32"]
+    rows = {
+        re.sub("<.*?>", "", row[0]).strip(): row[1]
+        for row in re.findall(r"<tr data-row=\"\d+\">(.*?</th>)(.*?)</tr>", shown)
+    }
+    assert list(rows) == [system for system in ORDER if system in ("asp-qamo", "b")]
+    assert rows["b"].endswith('<td class="h30">30.00<small>28.00 to 33.00</small></td>')
+    assert '<td class="h13"><strong>13.00</strong>' in rows["asp-qamo"]
+    wide = {row["system"]: row["eer_in_view/eval/mp3_32"] for row in rows_of(inputs / "out/leaderboard.csv")}
+    assert wide == {"asp-qamo": "13.0", "b": "30.0", "a": "", "linear-<b>": ""}
+    lines = [row for row in rows_of(inputs / "out/metrics.csv") if row["by"] == "view"]
+    assert [
+        (row["run"], row["group"], row["value"], row["low"], row["high"]) for row in lines if row["run"] == "b"
+    ] == [("b", "mp3_32", "30.0", "28.0", "33.0")]
+    assert len(lines) == 3
+
+
 def test_every_run_has_a_line_of_its_own(inputs: Path) -> None:
     rows = rows_of(run(inputs) / "runs.csv")
     assert [row["run"] for row in rows] == ["asp-qamo-1", "asp-qamo-2", "a", "b", "linear-<b>"]

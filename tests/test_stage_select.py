@@ -73,6 +73,20 @@ def test_a_choice_has_its_own_layers_views_and_digest(project: Project, monkeypa
     assert len({one["digest"] for one in found.values()}) == 4
 
 
+def test_an_evaluation_set_has_the_views_in_which_runs_score_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, also where training draws such a view; analysed runs read the clean one and what training draws."""
+    change(project, "evaluate", sets=["dev"], views=["noise_0"])
+    change(project, "report", sort_by="dev")
+    found = {name: json.loads(data)["views"] for name, data in run("dev", monkeypatch).items()}
+    scored = [CLEAN, "noise_0"]
+    assert found == {"all-clean": scored, "all-noisy": scored, "turned-clean": scored, "turned-noisy": scored}
+    change(project, "analyse", views=["clean"])
+    run("dev", monkeypatch)
+    assert json.loads((ANALYSED / "dev/turned-clean.json").read_text())["views"] == [CLEAN]
+
+
 def test_a_run_reads_by_it_what_it_reads_by_the_whole_receipt(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

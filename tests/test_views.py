@@ -16,7 +16,17 @@ from pipeline.core.members import member, names
 from pipeline.features import sampling
 from pipeline.views import rawboost
 
-AUGMENTED = ["rawboost4_0", "rawboost8_12", "noise_0", "narrowband"]
+AUGMENTED = ["rawboost4_0", "rawboost8_12", "noise_0", "narrowband", "mp3_32", "aac32", "opus12", "amr7400", "alaw"]
+AUGMENTED += [
+    "mulaw",
+    "resample6",
+    "clipping10",
+    "quieter12",
+    "packet_loss10_0",
+    "reverb600_0",
+    "babble10_0",
+    "music5_1",
+]
 
 
 @pytest.fixture
@@ -32,6 +42,8 @@ def samples() -> Samples:
         ("rawboost8_99", View("rawboost", 8, 99)),
         ("noise_7", View("noise", 0, 7)),
         ("narrowband", View("narrowband")),
+        ("mp3_32", View("mp3", 32)),
+        ("packet_loss5_99", View("packet_loss", 5, 99)),
     ],
 )
 def test_names(name: str, view: View) -> None:
@@ -41,14 +53,32 @@ def test_names(name: str, view: View) -> None:
 
 WRONG = ["", "Clean", "clean_0", "done", "noise", "noise_-1", "narrowband_0", "rawboost", "rawboost4", "rawboost4_00"]
 WRONG += ["rawboost0_0", "rawboost9_0", "rawboost4_100", "rawboost4_0 ", "rawboost4_0\n", "rawboost4_²"]
+WRONG += ["mp3", "mp332", "mp3_32_0", "mp3_33", "mp", "aac_32", "trim_0", "reverb300", "packet_loss5_00", "alaws"]
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_any_other_name_is_an_error_that_says_which_there_are(name: str, samples: Samples) -> None:
-    message = f"expected a view (clean, narrowband, noise_0 to noise_99, rawboost1_0 to rawboost8_99), got {name!r}"
+    kinds = ["clean, aac(16|32|64), alaw, ", "mp3_(16|32|64|128), mulaw, ", "narrowband, noise_(0 to 99), "]
+    kinds += ["rawboost(1|2|3|4|5|6|7|8)_(0 to 99), ", f"trim), got {name!r}"]
+    message = r"expected a view \(" + ".*".join(map(re.escape, kinds))
     for call in (views.parse, lambda name: views.apply(name, samples, utterance="u")):
-        with pytest.raises(InputError, match=re.escape(message)):
+        with pytest.raises(InputError, match=message):
             call(name)
+
+
+def test_the_documents_list_every_kind_with_its_variants() -> None:
+    """A row names views such as `mp3_32`; one without alternatives to its number names all of them in the next cell."""
+    text = (Path(__file__).parents[1] / "docs/features.md").read_text()
+    rows = [line.split("|")[1:3] for line in text[text.index("| view |") :].splitlines()[2:] if line.startswith("|")]
+    found: dict[str, list[int]] = {}
+    for cell, numbers in rows:
+        for name in re.findall("`(.*?)`", cell):
+            variants = [int(number) for number in re.findall(r"\d+", numbers.split(":")[-1].split(";")[0])]
+            found[views.parse(name).kind] = variants
+    expected = {kind: list(member("views", kind).VARIANTS) for kind in names("views")}
+    found["rawboost"] = list(range(found["rawboost"][0], found["rawboost"][1] + 1))  # "1 to 8"
+    found["narrowband"] = []  # beside `resample`
+    assert found == expected
 
 
 def test_clean_is_the_samples_themselves(samples: Samples) -> None:

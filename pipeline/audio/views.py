@@ -4,12 +4,14 @@
     rawboost4_0       pipeline/views/rawboost.py, variant 4 (RawBoost's algorithm), copy 0
     noise_0           pipeline/views/noise.py, which has no variants, copy 0; other copies are other draws
     narrowband        pipeline/views/narrowband.py, which draws nothing: one copy, without a number
+    mp3_32            pipeline/views/mp3.py, variant 32 (kbit/s); a name that ends in a digit is parted from the variant
 
 A kind of view is one file of `pipeline/views/` with
 
     VARIANTS: tuple[int, ...]     the numbers that follow its name; () where there is one variant
     RANDOM: bool                  whether it draws; then `_0` to `_99` name its copies
-    def apply(samples, *, variant, rng): ...   (n,) float32 at 16 kHz -> (n,) float32
+    EXTRA: str                    the module that it needs, where an extra of the same name brings it
+    def apply(samples, *, variant, rng): ...   (n,) float32 at 16 kHz -> (m,) float32, m = n but where it cuts off
 
 A view is applied to the whole utterance, and the window is cut from the result: so do the published training scripts
 (SSL_Anti-spoofing, QAMO: load, RawBoost, then pad or cut). Every draw comes from a generator seeded by the utterance
@@ -19,8 +21,7 @@ and the view's name, so that order, worker count and restarts change nothing.
 from __future__ import annotations
 
 import hashlib
-import re
-from types import ModuleType
+import importlib.util
 from typing import NamedTuple
 
 import numpy as np
@@ -34,8 +35,6 @@ VIEWS_VERSION = 1  # raise it when a view of the same audio gives other samples
 AXIS = "views"
 COPIES = 100  # of a view that draws
 
-_PATTERN = re.compile(r"([a-z]+(?:_[a-z]+)*)([0-9]*)(?:_(0|[1-9][0-9]?))?")
-
 
 class View(NamedTuple):
     """A name taken apart; variant is 0 where the kind has one variant, copy is 0 where all would be equal."""
@@ -46,34 +45,43 @@ class View(NamedTuple):
 
 
 def parse(name: str) -> View:
-    """The view of a name. Raises InputError for a name that no view has."""
-    match = _PATTERN.fullmatch(name)
+    """The view of a name. Raises InputError for a name that no view has, and where its extra is not installed."""
     if name == CLEAN:
         return View(CLEAN)
-    if match and match[1] in names(AXIS):
-        kind, variant, copy = match.groups()
-        module = member(AXIS, kind)
-        if variant in _variants(module) and (copy is not None) == module.RANDOM:
-            return View(kind, int(variant or 0), int(copy or 0))
-    raise InputError(f"expected a view ({', '.join([CLEAN, *map(_range, names(AXIS))])}), got {name!r}")
+    for kind in names(AXIS):
+        if name.startswith(kind) and (view := _of_kind(kind, name)):
+            extra = getattr(member(AXIS, kind), "EXTRA", None)
+            if extra and not importlib.util.find_spec(extra):
+                raise InputError(f'the view {name} needs what is not installed: pip install "bonafide[{extra}]"')
+            return view
+    raise InputError(f"expected a view ({', '.join([CLEAN, *map(_every, names(AXIS))])}), got {name!r}")
 
 
-def _variants(module: ModuleType) -> list[str]:
-    """The variants of a kind, as its names spell them."""
-    return [str(variant) for variant in module.VARIANTS] or [""]
-
-
-def _range(kind: str) -> str:
-    """The names of a kind, as `first to last`."""
+def _of_kind(kind: str, name: str) -> View | None:
+    """The view of this kind that has the name; None where there is none."""
     module = member(AXIS, kind)
-    variants = _variants(module)
-    first, last = variants[0], variants[-1]
-    ends = [f"{first}_0", f"{last}_{COPIES - 1}"] if module.RANDOM else dict.fromkeys([first, last])
-    return " to ".join(f"{kind}{end}" for end in ends)
+    copies = {f"_{copy}": copy for copy in range(COPIES)} if module.RANDOM else {"": 0}
+    for variant in module.VARIANTS or (0,):
+        stem = _stem(kind) + str(variant) * bool(module.VARIANTS)
+        if name.startswith(stem) and name[len(stem) :] in copies:
+            return View(kind, variant, copies[name[len(stem) :]])
+    return None
+
+
+def _stem(kind: str) -> str:
+    """What stands before the variant in the names of a kind."""
+    return f"{kind}_" if kind[-1].isdigit() else kind
+
+
+def _every(kind: str) -> str:
+    """All names of a kind, as `noise_(0 to 99)` or `mp3_(16|32|64)`."""
+    module = member(AXIS, kind)
+    variants = f"({'|'.join(map(str, module.VARIANTS))})" if module.VARIANTS else ""
+    return _stem(kind) + variants + (f"_(0 to {COPIES - 1})" if module.RANDOM else "")
 
 
 def apply(name: str, samples: Samples, *, utterance: str) -> Samples:
-    """A view of an utterance, (n,) float32 at 16 kHz -> (n,) float32; the same for the same names and samples.
+    """A view of an utterance, (n,) float32 at 16 kHz -> (m,) float32; the same for the same names and samples.
 
     Raises InputError for a name of no view.
     """

@@ -143,6 +143,14 @@ class Params(Section):
                 found[f"{trained[run]}-{scoring}"] = found[trained[run]] | {"scoring": scoring}
         return found
 
+    def cached_views(self, name: str) -> tuple[str, ...]:
+        """The views of a set that are cached beside the clean one: of training sets and of evaluation sets."""
+        return (self.extract.views if name in self.members(self.train.set) else ()) + self.scored_views(name)
+
+    def scored_views(self, name: str) -> tuple[str, ...]:
+        """The views beside the clean one in which runs score a set."""
+        return self.evaluate.views if name in self.evaluate.sets else ()
+
     def _not_in_the_grid(self) -> list[str]:
         chosen = {axis: getattr(self.analyse, axis) for axis in ("backend", "loss", "layers", "views", "seed")}
         if not all(chosen.values()):  # nothing is analysed

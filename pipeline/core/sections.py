@@ -137,9 +137,10 @@ class WindowParams(Section):
 class ExtractParams(Section):
     """Which features are cached, and how they are computed.
 
-    views: augmented views beside `clean`, for the training set only. storage: the type of frames in the store.
-    precision: the type in which the encoder computes; auto is bfloat16 where the device has it. batch_size: auto finds
-    the size on a GPU. scheduler: the address of a running Dask scheduler, or local:N for N workers on this machine.
+    views: augmented views beside `clean`, of the training set; those of evaluation sets are evaluate.views. storage:
+    the type of frames in the store. precision: the type in which the encoder computes; auto is bfloat16 where the
+    device has it. batch_size: auto finds the size on a GPU. scheduler: the address of a running Dask scheduler, or
+    local:N for N workers on this machine.
     """
 
     layers: Layers
@@ -376,13 +377,15 @@ class AsvParams(Section):
 class EvaluateParams(Section):
     """The sets on which every run is scored, and how.
 
-    finetuned: [] or one name. With a name, the run of the fine-tuning is scored and analysed, too, under that name.
+    views: every set is cached and scored in these views, too, which degrade it. finetuned: [] or one name. With a name,
+    the run of the fine-tuning is scored and analysed, too, under that name.
     bootstrap: the number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the
     speaker verification system by set. error_rate: the share of each class, in 0..1, that may get the verdict of the
     other one.
     """
 
     sets: Names
+    views: Views
     finetuned: Annotated[Choices, Field(max_length=1)]
     bootstrap: NotNegative
     asv: dict[Name, AsvParams]

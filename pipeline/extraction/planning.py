@@ -38,15 +38,15 @@ SPARE_BYTES = 64 * 2**20  # to leave free on the disk for markers, receipts and 
 Say = Callable[[str], None]
 
 
-def views_of(params: ExtractParams) -> tuple[str, ...]:
+def views_of(names: Sequence[str]) -> tuple[str, ...]:
     """The views to store: `clean` and those of the parameters.
 
     Raises InputError for a name in the parameters that is no augmented view.
     """
-    for name in params.views:
+    for name in names:
         if views.parse(name).kind == CLEAN:
             raise InputError(f"expected views beside {CLEAN}, which is always cached, got {name!r}; remove it")
-    return (CLEAN, *params.views)
+    return (CLEAN, *names)
 
 
 def plan(target: Store, names: Sequence[str], layers: Sequence[Tap]) -> list[Unit]:
@@ -127,7 +127,7 @@ def extract(
     is too small, and a worker that died. When all other units are complete, it raises InputError for the units whose
     audio or features cannot be used.
     """
-    layers, names = params.layers, views_of(params)
+    layers, names = params.layers, views_of(params.views)
     spec = spec_of(trials, card, params)
     with Store.locked(root / spec.folder(set_name)):
         target = Store.create(root, set_name, spec)

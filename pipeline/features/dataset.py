@@ -111,7 +111,7 @@ def _check_there(receipt: Path, what: str, wanted: Sequence[Any], there: Sequenc
     if missing := [str(name) for name in wanted if name not in there]:
         raise InputError(
             f"{receipt}: expected the {what} {', '.join(missing)}, the features have {', '.join(map(str, there))}; "
-            f"add them to extract.{what} and run `dvc repro extract`"
+            f"add them to extract.{what}{' or evaluate.views' * (what == 'views')} and run `dvc repro extract`"
         )
 
 

@@ -129,6 +129,18 @@ def by_speaker(trials: Trials, scores: Scores) -> Metrics:
     return _within("speakers", _known(trials.speaker), trials, scores)
 
 
+def by_view(trials: Trials, scores: Mapping[str, Scores], *, folds: int, seed: int = SEED) -> Metrics:
+    """Each view of the trials: eer, and eer_interval where folds > 0, in %, of its scores (N,)."""
+    found: Metrics = {}
+    for view, own in scores.items():
+        det = det_points(own[trials.is_bonafide], own[~trials.is_bonafide])
+        found[view] = {"eer": _percent(official_eer(det).eer)}
+        if folds:
+            interval = _of_eer(own, trials.is_bonafide, folds=folds, seed=seed)
+            found[view]["eer_interval"] = _ends(interval, percent=True)
+    return found
+
+
 def by_attack_and_codec(trials: Trials, scores: Scores) -> tuple[list[str], list[str], NDArray[np.float64]]:
     """EERs in percent of each attack through each codec against the bona fide of that codec: attacks, codecs, (A, C).
 

@@ -97,6 +97,14 @@ def _parts(name: str) -> tuple[str, str]:
     return folder + slash, file.removesuffix(suffix)
 
 
+def read_views(folder: Path, trials: Trials) -> dict[str, NDArray[np.float64]]:
+    """Read the scores (N,) of a set by view, as `scorefile.write_views` puts them into a folder, which may be missing.
+
+    Raises as `read`.
+    """
+    return {file.stem: read(file, trials) for file in sorted(folder.glob("*.txt"))}
+
+
 def read(path: Path, trials: Trials) -> NDArray[np.float64]:
     """Read the score file of exactly these trials, of any layout, into their order: (N,) float64.
 

@@ -9,7 +9,7 @@ flips a sign, never fills a hole, and never guesses that two different names mea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import files, trial_table
+from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import UNPRINTABLE, InputError, listing
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials
 from pipeline.metrics import layouts
@@ -86,6 +87,21 @@ def write(path: Path, trials: Trials, scores: NDArray[np.floating[Any]], *, layo
         )
     # str() of a NumPy scalar is the shortest text that reads back as the same number of its own type.
     files.write_text(path, "".join(_lines(trials, [str(score) for score in scores], layout)))
+
+
+def write_views(
+    path: Path, folder: Path, trials: Trials, scores: Mapping[str, NDArray[np.floating[Any]]], *, layout: Layout
+) -> None:
+    """Write the scores (N,) of a set by view: the clean ones to `path`, the others to <view>.txt in `folder`.
+
+    The folder holds no other score file then, and none where there is the clean view alone. Raises as `write`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for view, found in scores.items():
+        write(path if view == CLEAN else folder / f"{view}.txt", trials, found, layout=layout)
+    for other in folder.glob("*.txt"):
+        if other.stem not in scores:
+            other.unlink()
 
 
 def _lines(trials: Trials, scores: Sequence[str], layout: Layout) -> Iterator[str]:

@@ -47,8 +47,8 @@ class Attack:
 class Result:
     """One run on one set: the EER and its 95 % interval in percent, its threshold, trial counts, attacks by name.
 
-    codecs, vocoders: by name. measures: all that `evaluate` measured, by key of `MEASURES`, each with its interval.
-    warnings: of `evaluate`, for people.
+    codecs, vocoders: by name. views: the EER in percent, and its interval, by view. measures: all that `evaluate`
+    measured, by key of `MEASURES`, each with its interval. warnings: of `evaluate`, for people.
     """
 
     eer: float
@@ -59,6 +59,7 @@ class Result:
     attacks: dict[str, Attack]
     codecs: dict[str, Attack] = field(default_factory=dict)
     vocoders: dict[str, Attack] = field(default_factory=dict)
+    views: Mapping[str, tuple[float, Interval | None]] = field(default_factory=dict)
     measures: Mapping[str, tuple[float, Interval | None]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -226,6 +227,19 @@ class Leaderboard:
     def group(self, name: str, kind: str, group: str) -> dict[str, float]:
         """The mean EER in percent of each system on an attack, codec or vocoder of a set."""
         return self._groups[name, kind][group]
+
+    def views(self, name: str) -> tuple[str, ...]:
+        """The views in which some system was scored on a set, beside the clean one."""
+        found = (result.views for (_, on), result in self.results.items() if on == name)
+        return tuple(dict.fromkeys(view for views in found for view in views))
+
+    def in_view(self, system: str, name: str, view: str) -> Value | None:
+        """The EER of a system on a set in a view, None where it was not scored in it."""
+        found = [self.results[run, name].views.get(view) for run in self.runs[system]]
+        known = [pair for pair in found if pair is not None]
+        if len(known) < len(found):
+            return None
+        return over_seeds([eer for eer, _ in known], [interval for _, interval in known])
 
     def parameters(self, system: str) -> int:
         """The number of learned parameters of backend and loss, and of the encoder where it was trained with them."""

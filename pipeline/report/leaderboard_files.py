@@ -22,7 +22,7 @@ from pipeline.report.leaderboard import (
     TrainedFacts,
     Value,
 )
-from pipeline.report.measures import EER, GROUPS, finite, read_all, read_interval
+from pipeline.report.measures import EER, GROUPS, Interval, finite, read_all, read_interval
 from pipeline.report.stopped import sentence
 from pipeline.training.dropped import Dropped
 
@@ -52,6 +52,7 @@ def read_result(path: Path) -> Result:
             attacks=_groups(found["attacks"]),
             codecs=_groups(found.get("codecs", {})),
             vocoders=_groups(found.get("vocoders", {})),
+            views={str(view): _eer_in(own) for view, own in found.get("views", {}).items()},
             measures=read_all(found),
             warnings=tuple(str(line) for line in found.get("warnings", ())),
         )
@@ -61,6 +62,10 @@ def read_result(path: Path) -> Result:
 
 def _groups(found: Mapping[str, Any]) -> dict[str, Attack]:
     return {str(name): Attack(eer=finite(group["eer"]), spoof=int(group["spoof"])) for name, group in found.items()}
+
+
+def _eer_in(own: Mapping[str, Any]) -> tuple[float, Interval | None]:
+    return finite(own["eer"]), read_interval(own.get("eer_interval"))
 
 
 def read_training(path: Path, seconds: Path) -> TrainedFacts:
@@ -193,7 +198,7 @@ def to_csv(board: Leaderboard) -> str:
 
     Columns: rank, system, runs, chosen (by dev: chosen, tied or nothing), dev_eer, dev_eer_sd; for each set eer/<set>
     with _sd, _low, _high (95 %) and _mark; seconds, parameters; eer/<set>/<attack>; <measure>/<set>, see
-    `pipeline.report.measures`; and eer_by_codec/<set>/<codec>, eer_by_vocoder/<set>/<vocoder>.
+    `pipeline.report.measures`; eer_by_codec/<set>/<codec>, eer_by_vocoder/<set>/<vocoder>; eer_in_view/<set>/<view>.
     """
     attacks, others = (
         [(name, kind, group) for name in board.sets for kind in kinds for group in board.first(name).groups(kind)]
@@ -205,6 +210,8 @@ def to_csv(board: Leaderboard) -> str:
     header += ["seconds", "parameters", *(f"eer/{name}/{attack}" for name, _, attack in attacks)]
     header += [f"{key}/{name}" for key, name in measures]
     header += [f"eer_by_{kind}/{name}/{group}" for name, kind, group in others]
+    views = [(name, view) for name in board.sets for view in board.views(name)]
+    header += [f"eer_in_view/{name}/{view}" for name, view in views]
     columns = [board.group(*group) for group in (*attacks, *others)]
     by_attack, by_other = columns[: len(attacks)], columns[len(attacks) :]
     rows = []
@@ -217,15 +224,17 @@ def to_csv(board: Leaderboard) -> str:
         row += [board.seconds(system), board.parameters(system), *(column[system] for column in by_attack)]
         values = [board.value(system, name, key) for key, name in measures]
         row += [None if value is None else value.mean for value in values]
-        rows.append(row + [column[system] for column in by_other])
+        row += [column[system] for column in by_other]
+        heard = [board.in_view(system, name, view) for name, view in views]
+        rows.append(row + [None if value is None else value.mean for value in heard])
     return csv_text([header, *rows])
 
 
 def metrics_to_csv(board: Leaderboard) -> str:
     """Every metric of every run as CSV, one in a line, as `evaluate` wrote it.
 
-    Columns: system, run, set, by (all trials, attack, codec, vocoder), group, metric, value, low, high (95 %). The EERs
-    of groups are in percent; `pipeline.report.measures` has the units of the others.
+    Columns: system, run, set, by (all trials, attack, codec, vocoder, view), group, metric, value, low, high (95 %).
+    The EERs of groups are in percent; `pipeline.report.measures` has the units of the others.
     """
     rows: list[list[Any]] = [["system", "run", "set", "by", "group", "metric", "value", "low", "high"]]
     for system in board.systems:
@@ -243,6 +252,8 @@ def _lines(board: Leaderboard, result: Result) -> Iterator[list[Any]]:
     for kind in GROUPS:
         for group, own in result.groups(kind).items():
             yield [kind, group, EER, own.eer, None, None]
+    for view, (eer, interval) in result.views.items():
+        yield ["view", view, EER, eer, *(interval or (None, None))]
 
 
 def runs_to_csv(board: Leaderboard) -> str:

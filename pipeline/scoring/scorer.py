@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.core.contracts import CLEAN
 from pipeline.core.devices import CPU
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
@@ -29,16 +30,19 @@ BATCH = 64  # utterances a forward pass
 
 @torch.inference_mode()
 def embed(
-    backend: nn.Module, data: Dataset, *, stream: Callable[..., Generator[Batch]] = streaming.stream
+    backend: nn.Module, data: Dataset, *, stream: Callable[..., Generator[Batch]] = streaming.stream, view: int = 0
 ) -> Iterator[NDArray[np.float32]]:
     """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode.
 
-    stream: gives the batches, as `streaming.stream` does. Computed in float32 wherever the backend is, whatever
-    precision it was trained in: training selects by the same numbers that are deployed.
+    stream: gives the batches, as `streaming.stream` does. view: 0 is the clean one, v the v-th of `data.views`.
+
+    Computed in float32 wherever the backend is, whatever precision it was trained in: training selects by the same
+    numbers that are deployed.
     """
     backend.eval()
     device = next((parameter.device for parameter in backend.parameters()), CPU)
-    rows = (np.arange(start, min(start + BATCH, len(data))) for start in range(0, len(data), BATCH))
+    first, end = view * len(data), (view + 1) * len(data)  # addresses, see `pipeline.features.sources`
+    rows = (np.arange(start, min(start + BATCH, end)) for start in range(first, end, BATCH))
     with contextlib.closing(stream(data.source, rows, device=device)) as batches:
         for features, n_frames in batches:
             yield backend(features, n_frames).float().cpu().numpy().copy()  # a view of features would not last
@@ -85,23 +89,31 @@ def score_each(
     return np.concatenate(scores)
 
 
-def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset) -> NDArray[np.float32]:
-    """Scores (N,) of a whole set."""
-    return score_each(embed(backend, data), index, names=data.trials.utterance.tolist())
+def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset, *, view: int = 0) -> NDArray[np.float32]:
+    """Scores (N,) of a whole set. view: as for `embed`."""
+    return score_each(embed(backend, data, view=view), index, names=data.trials.utterance.tolist())
 
 
-def open_set(run: Path, receipt: Path, trials: Trials, *, root: Path) -> Dataset:
-    """The features of a set, as a run reads them. root: of the feature stores.
+def open_set(run: Path, receipt: Path, trials: Trials, *, root: Path, views: Sequence[str] = ()) -> Dataset:
+    """The features of a set, as a run reads them, with some of its views. root: of the feature stores.
 
     Raises InputError as `dataset.open_set`, and where the run was trained on features of another kind.
     """
     card = runs.card(run)
-    data = dataset.open_set(receipt, trials, root=root, reads=card["reads"], layers=card["kind"]["layers"])
+    layers = card["kind"]["layers"]
+    data = dataset.open_set(receipt, trials, root=root, reads=card["reads"], layers=layers, views=views)
     if data.kind != card["kind"]:
         raise InputError(f"{run}: trained on features of {card['kind']}, got {data.kind}; {dataset.SAME_KIND}")
     return data
 
 
-def score_set(run: Path, receipt: Path, trials: Trials, *, root: Path) -> NDArray[np.float32]:
-    """Scores (N,) of a set by a run, as its features are cached. Raises InputError as `open_set` and `score`."""
-    return score_all(runs.backend(run), runs.index(run), open_set(run, receipt, trials, root=root))
+def score_set(
+    run: Path, receipt: Path, trials: Trials, *, root: Path, views: Sequence[str] = ()
+) -> dict[str, NDArray[np.float32]]:
+    """Scores (N,) of a set by a run, as its features are cached, by view: `clean`, and those that are asked for.
+
+    Raises InputError as `open_set` and `score`.
+    """
+    data = open_set(run, receipt, trials, root=root, views=views)
+    backend, index = runs.backend(run), runs.index(run)
+    return {name: score_all(backend, index, data, view=view) for view, name in enumerate((CLEAN, *data.views))}

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
-from pipeline.views._shared import Signal, additive
+from pipeline.views._shared import Signal, additive, convolve, unclipped
 
 # Notch filters: uniform draws, from low to high
 BANDS = 5  # stopped bands of one filter
@@ -69,19 +69,8 @@ def fir(x: Signal, taps: Signal) -> Signal:
 
     So does the published code: for odd L that is one sample more than the delay, and the output leads by one.
     """
-    tail, start = len(taps) - 1, (len(taps) + 1) // 2
-    hop = BLOCK - tail
-    blocks = np.pad(x, (0, -len(x) % hop)).reshape(-1, hop)
-    filtered = np.fft.irfft(np.fft.rfft(blocks, BLOCK) * np.fft.rfft(taps, BLOCK), BLOCK)  # (blocks, BLOCK)
-    out = np.zeros((len(blocks) + 1, hop))
-    out[:-1] = filtered[:, :hop]
-    out[1:, :tail] += filtered[:, hop:]
-    return out.ravel()[start : start + len(x)]
-
-
-def unclipped(x: Signal) -> Signal:
-    """x divided by its peak where that is above 1."""
-    return x / max(1.0, float(np.abs(x).max()))
+    start = (len(taps) + 1) // 2
+    return convolve(x, taps, block=BLOCK)[start : start + len(x)]
 
 
 # The three noises, of given parameters

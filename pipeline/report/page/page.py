@@ -131,6 +131,7 @@ def _table_parts(board: Leaderboard, axes: Mapping[str, Mapping[str, str]]) -> d
     }
     return {
         "whole": tables.WHOLE,
+        "view_rows": {name: tables.view_rows(board, name, styles) for name in sets if board.views(name)},
         "sets": sets,
         "measures": measures,
         "decisions": tables.decisions(board),

@@ -91,6 +91,32 @@ def group_rows(board: Leaderboard, name: str, kind: str, styles: Styles) -> Rows
     return _rows(rows)
 
 
+def view_rows(board: Leaderboard, name: str, styles: Styles) -> Rows:
+    """A row for each system: its EER on a set, clean and in each view, with its interval. The tint grows with the EER.
+
+    Systems are left out that were scored clean alone, as those by the embedding index are.
+    """
+    found = {
+        system: [board.eer(system, name), *(board.in_view(system, name, view) for view in board.views(name))]
+        for system in board.systems
+    }
+    known = {system: [value for value in values if value] for system, values in found.items() if None not in values}
+    best = [min(value.mean for value in column) for column in zip(*known.values(), strict=True)]
+    rows = []
+    for number, system in enumerate(board.systems):
+        if values := known.get(system):
+            cells = "".join(_tinted(value, is_best=value.mean == low) for value, low in zip(values, best, strict=True))
+            rows.append(f'<tr data-row="{number}">{_name(board, system, styles)}{cells}</tr>\n')
+    return _rows(rows)
+
+
+def _tinted(value: Value, *, is_best: bool) -> str:
+    """A cell with an EER and its interval."""
+    text = f"<strong>{value.mean:.2f}</strong>" if is_best else f"{value.mean:.2f}"
+    ends = f"<small>{value.interval[0]:.2f} to {value.interval[1]:.2f}</small>" if value.interval else ""
+    return f'<td class="h{min(round(value.mean), DARKEST)}">{text}{ends}</td>'
+
+
 def decision_rows(board: Leaderboard, name: str, styles: Styles) -> Rows:
     """A row for each system: what the threshold and the calibration of dev do on a set."""
     rows = []
