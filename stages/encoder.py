@@ -4,6 +4,9 @@ The card holds source, architecture and sha256 over the weights. A fine-tuned en
 features, with the backend and centroids that it was trained with, and found again by the identity of its training: the
 same parameters, audio and starting weights are trained once. Killed, fine-tuning goes on after the last epoch that it
 saved. The card is then the receipt of the encoder, which DVC tracks.
+
+Fine-tuning on several GPUs: set encoder.finetune.processes, or start the stage on one machine or several by
+torchrun --nproc-per-node N -m stages.encoder, whose number then counts.
 """
 
 from __future__ import annotations
@@ -12,20 +15,25 @@ import argparse
 import dataclasses
 import json
 import shutil
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
 from pipeline.core import params_file
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.files import check_place, folder_beside, replace_folder, write_text
+from pipeline.core.files import check_place, folder_beside, in_project, replace_folder, write_text
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, kept, models
+from pipeline.finetuning import processes
 
 CURVES_FILE = "curves.csv"  # beside the checkpoint of a training under way
+EVENTS = "data/tensorboard"  # a folder for each identity
 
 if TYPE_CHECKING:
     from pipeline.finetuning.plan import Asked
@@ -40,12 +48,23 @@ def main() -> None:
     parser.add_argument("--card", type=Path, required=True, help="the identity card to write (JSON)")
     parser.add_argument("--seconds", type=Path, help="folder for <identity>.json: how long fine-tuning took, if it did")
     args = parser.parse_args()
+    if processes.started():
+        processes.together(partial(_make, args))
+    _make(args)
+
+
+def _make(args: argparse.Namespace) -> None:
     settings = params_file.load(args.params)
     model, source = models.load(settings.encoder)
     if settings.encoder.finetune is None:
         card = dataclasses.asdict(source)
     else:
-        card = kept.receipt_of(_finetuned(settings, model, source, args.trials, args.seconds))
+        found = _finetuned(settings, model, source, args.trials, args.seconds)
+        if found is None:
+            return
+        card = kept.receipt_of(found)
+    if not processes.leads():
+        return
     write_text(args.card, json.dumps(card, indent=2) + "\n")
     shape = card["architecture"]
     print(
@@ -56,21 +75,31 @@ def main() -> None:
 
 def _finetuned(
     settings: Params, model: Any, source: cards.Card, trials: Path, seconds: Path | None
-) -> kept.KeptEncoder:
-    """The fine-tuned encoder of the parameters, trained now where it is not kept.
+) -> kept.KeptEncoder | None:
+    """The fine-tuned encoder of the parameters, trained now where it is not kept; None where other processes did all.
 
     Raises InputError where it is kept and damaged.
     """
-    from pipeline.finetuning import plan  # takes a second to import, which a frozen encoder need not wait for
+    from pipeline.finetuning import plan, ranks  # takes a second to import, which a frozen encoder need not wait for
 
     asked = plan.asked_of(settings, source, trials=trials)
     folder = kept.folder_of(settings.features.folder) / asked.identity
-    found = kept.find(folder)
+    processes.join(settings.extract.device)
+    found = ranks.agreed(kept.find(folder))
     if found is not None:
-        found.check()
-        print(f"{folder}: fine-tuned before")
+        if processes.leads():
+            found.check()
+            print(f"{folder}: fine-tuned before")
         return found
-    fitted = _finetune(settings, model, asked, folder)
+    device = device_of(settings.extract.device, key="extract.device")
+    if asked.params.processes > 1 and not processes.started():
+        if device.type == "cuda":
+            processes.check_gpus(asked.params.processes)
+        processes.start(["-m", "stages.encoder", *sys.argv[1:]], asked.params.processes)
+        return None
+    fitted = _finetune(model, asked, folder, device)
+    if not processes.leads():
+        return None
     found = kept.find(folder)
     assert found is not None  # noqa: S101  # just written
     if seconds:
@@ -79,17 +108,24 @@ def _finetuned(
     return found
 
 
-def _finetune(settings: Params, model: Any, asked: Asked, folder: Path) -> Fitted:
+def _finetune(model: Any, asked: Asked, folder: Path, device: torch.device) -> Fitted:
     """Fine-tune the encoder and put it in its folder, which appears when it is whole."""
     from pipeline.finetuning import finetune, run_card
+    from pipeline.finetuning.event_files import EventFiles
 
+    if not processes.leads():
+        return finetune.finetune(model, asked, device=device, checkpoint=None, say=tqdm.write)
     check_place(folder, mark=kept.MARK_FILE)
-    device = device_of(settings.extract.device, key="extract.device")
     unfinished = folder.with_name(folder.name + kept.UNFINISHED)
     write_text(unfinished / kept.ASKED_FILE, json.dumps(asked.facts, indent=2) + "\n")
     curves = unfinished / CURVES_FILE
     tqdm.write(f"while it runs: dvc plots show -x epoch -y dev_eer {curves}")
-    fitted = finetune.finetune(model, asked, device=device, checkpoint=unfinished, say=tqdm.write, curves=curves)
+    events = EventFiles(in_project(EVENTS) / folder.name) if asked.params.tensorboard else None
+    if events:
+        tqdm.write(f"and: tensorboard --logdir {EVENTS}")
+    fitted = finetune.finetune(
+        model, asked, device=device, checkpoint=unfinished, say=tqdm.write, curves=curves, events=events
+    )
     beside = folder_beside(folder)
     run = run_card.run_card(fitted, asked)
     run_card.save(beside, model, fitted, run=run, source=asked.card.source, card=asked.card)

@@ -667,6 +667,7 @@ def test_what_is_about_to_be_done_is_told(corpus: Corpus, tmp_path: Path, monkey
     total = f"{result.parameters:,}"
     assert lines[1].startswith(f"{total} trainable parameters: ")
     assert lines[2] == "3 steps of 1 × 4 utterances an epoch, up to 3 epochs"
+    assert lines[3].endswith("for weights, gradients and Adam's moments; activations come on top")
     assert told[1] == "about 6 s an epoch, 18 s for all 3, without scoring the dev set"
     assert [line.split(":")[0] for line in told[2:]] == ["epoch 1", "epoch 2", "epoch 3"]
     frozen, free = learner(corpus, freeze_front_end=True), learner(corpus)

@@ -16,7 +16,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.sections import FeaturesParams
 from pipeline.encoder import cards, kept, models
-from pipeline.finetuning import finetune, plan
+from pipeline.finetuning import finetune, plan, processes
 from pipeline.training import loop
 from stages import encoder
 from tests.conftest import TINY, Corpus
@@ -360,6 +360,23 @@ def test_where_features_lie_on_an_object_store_encoders_are_kept_in_the_project(
     there = FeaturesParams(root="memory://bucket/features").folder
     assert kept.folder_of(there) == ENCODERS
     assert kept.folder_of(Path("/disk/features")) == Path("/disk/features/encoders")
+
+
+def test_several_processes_do_all_and_none_is_started_for_an_encoder_that_is_there(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tables(tmp_path, corpus)
+    several = FINETUNE.replace("epochs: 2", "epochs: 1\n    processes: 2")
+    settings = parameters(tmp_path / "params.yaml", several, root=root)
+    started: list[Any] = []
+    monkeypatch.setattr(processes, "start", lambda *given: started.append(given))
+    run(monkeypatch, tmp_path, settings)
+    paths = ["--trials", "data/trials", "--card", "data/encoder.json"]
+    assert started == [(["-m", "stages.encoder", "--params", str(settings), *paths], 2)]
+    assert not Path("data/encoder.json").exists()
+    run(monkeypatch, tmp_path, parameters(settings, several.replace("processes: 2", "processes: 1"), root=root))
+    run(monkeypatch, tmp_path, parameters(settings, several, root=root))
+    assert len(started) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -247,8 +247,10 @@ class FinetuneParams(Section):
     gradient_checkpointing: compute layers twice to save memory. lora: train low-rank updates, and none of the encoder's
     own weights; without it all of them are trained. warm_up: epochs in which learning rates rise. schedule: what they
     do after that. clip_gradient: the largest norm of all gradients together, which are scaled down to it; null: any.
-    crop: where the window of a longer utterance begins in training. The last four regularize the encoder, see
-    `finetuning.regularization`; they are shares of what is dropped or masked.
+    crop: where the window of a longer utterance begins in training. dropout and the next three regularize the encoder,
+    see `finetuning.regularization`; they are shares of what is dropped or masked. processes: how many train together on
+    this machine, each on a GPU of its own; they share out each batch, and come to the numbers of one but for the last
+    bits. tensorboard: whether the curves are written for TensorBoard, too.
     """
 
     on: bool = True
@@ -277,11 +279,13 @@ class FinetuneParams(Section):
     layer_drop: Dropped = 0.0
     mask_frames: Dropped = 0.0
     mask_channels: Dropped = 0.0
+    processes: Positive = 1
+    tensorboard: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
         """What decides a training, JSON-ready; of `LATER` only what changes something, so older encoders are found."""
-        values = self.model_dump(mode="json", exclude={"on"})
+        values = self.model_dump(mode="json", exclude={"on", "processes", "tensorboard"})
         fields = type(self).model_fields
         return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 
@@ -289,6 +293,12 @@ class FinetuneParams(Section):
     def _warm_up_ends(self) -> Self:
         if self.warm_up >= self.epochs:
             raise ValueError(f"expected a warm_up of fewer than the {self.epochs} epochs, got {self.warm_up:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_process_has_an_utterance(self) -> Self:
+        if self.processes > self.batch_size:
+            raise ValueError(f"expected processes of at most batch_size, {self.batch_size}, got {self.processes}")
         return self
 
     @model_validator(mode="after")

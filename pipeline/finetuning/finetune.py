@@ -14,51 +14,55 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline.core.contracts import CLEAN, Labels
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
-from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
-from pipeline.finetuning import schedule, speech
+from pipeline.finetuning import memory, ranks, schedule, speech
 from pipeline.finetuning.clock import Clock
+from pipeline.finetuning.event_files import EventFiles
 from pipeline.finetuning.plan import Asked
+from pipeline.finetuning.ranks import Rows
 from pipeline.finetuning.regularization import regularize
-from pipeline.finetuning.speech import Rows, Speech, Utterance
-from pipeline.finetuning.system import EndToEnd, add_lora, blocks, compute_twice, merge_lora, unfreeze
+from pipeline.finetuning.speech import Speech, Utterance
+from pipeline.finetuning.system import EndToEnd, Objective, add_lora, blocks, compute_twice, merge_lora, unfreeze
 from pipeline.training import adam, drawing, loop
 from pipeline.training.adam import Groups
 from pipeline.training.history import Epoch, to_csv
 from pipeline.training.loop import Fitted, Learner, Say
 
 SECTION = "encoder.finetune"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechLearner(Learner):
     """A system to train end to end on audio. labels: on the CPU. augment: views that are made on the fly.
 
-    curves: a CSV file that has the curves of the training while it runs.
+    curves: a CSV file that has the curves of the training while it runs. events: gets them, too.
     """
 
     params: FinetuneParams
     asked: Asked
     say: Say
     curves: Path | None = None
+    events: EventFiles | None = None
 
     @property
     def identity(self) -> str:
@@ -67,8 +71,8 @@ class SpeechLearner(Learner):
 
     @cached_property
     def clock(self) -> Clock:
-        """Says how long an epoch takes."""
-        return Clock(each=self.each, epochs=self.params.epochs, say=self.say)
+        """Says how long an epoch takes, and on a GPU how much memory."""
+        return Clock(each=self.each, epochs=self.params.epochs, device=self.device, say=self.say)
 
     @cached_property
     def each(self) -> int:
@@ -112,25 +116,63 @@ class SpeechLearner(Learner):
             )
 
         with contextlib.closing(speech.loaded(itertools.chain.from_iterable(plan), load)) as parts:
-            for step in tqdm(plan, desc=f"epoch {epoch}", unit="step", leave=False, disable=None):
+            for step in tqdm(plan, desc=f"epoch {epoch}", unit="step", leave=False, disable=self.silent):
                 yield self.loss(itertools.islice(parts, len(step)), labels, size=sum(map(len, step)))
                 self.clock.tick()
 
     def loss(self, parts: Iterator[tuple[Rows, list[Utterance]]], labels: Labels, *, size: int) -> Tensor:
-        """The loss of a step of `size` utterances, detached; the gradients of its parts, each by its share, add up."""
+        """The loss of a step of `size` utterances, detached; the gradients of its parts, each by its share, add up.
+
+        Of several processes each has its share of every part, and all get the gradients and the loss of the whole.
+        """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        done = 0
         for rows, utterances in parts:
+            done += len(rows)
             of_part = Labels(
-                **{name: column.to(self.device) for name, column in vars(sampling.take(labels, rows)).items()}
+                **{
+                    name: column.to(self.device)
+                    for name, column in vars(sampling.take(labels, ranks.share(rows))).items()
+                }
             )
-            embeddings = self.system(*speech.batch(utterances, self.device))
-            check_embeddings(self.system.backend, embeddings, count=len(rows))
-            value: Tensor = self.system.loss(embeddings, of_part)
-            check_loss(self.system.loss, value)
-            value = value * (len(rows) / size)
-            value.backward()  # type: ignore[no-untyped-call]
+            with self._brought_together(done == size):
+                value: Tensor = self.step(*speech.batch(utterances, self.device), of_part)
+                value = value * (len(rows) / size)
+                value.backward()  # type: ignore[no-untyped-call]
             total += value.detach()
-        return total
+        return ranks.mean(total)
+
+    @cached_property
+    def step(self) -> nn.Module:
+        """Windows and labels to the loss; of several processes, with gradients that are averaged over them."""
+        step = Objective(self.system)
+        if ranks.count() == 1:
+            return step
+        # LayerDrop leaves out layers, in each process others, and Conformers have weights that they never use. With one
+        # more that is never used, there is no warning where all others are.
+        step.register_parameter("unused", nn.Parameter(torch.zeros(1, device=self.device)))
+        return DistributedDataParallel(step, find_unused_parameters=True)
+
+    def _brought_together(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Within, gradients are averaged over the processes if this is the last part of a step, and only add up
+        before."""
+        if last or not isinstance(self.step, DistributedDataParallel):
+            return contextlib.nullcontext()
+        kept: contextlib.AbstractContextManager[None] = self.step.no_sync()
+        return kept
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together."""
+        return ranks.rank()
+
+    def agreed(self, value: T) -> T:
+        """What the first process has, in all."""
+        return ranks.agreed(value)
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have in the first process."""
+        ranks.spread(tensors)
 
     def embed_train(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """Embeddings (B, E) of the clean windows of some training trials, in order."""
@@ -151,13 +193,18 @@ class SpeechLearner(Learner):
         chunks = (rows[start : start + size] for start in range(0, len(rows), size))
         found = speech.loaded(chunks, lambda row: speech.load_clean(spoken, row, window=self.asked.window))
         with contextlib.closing(found) as parts:
-            for _, utterances in parts:
-                yield self.system(*speech.batch(utterances, self.device)).float()
+            for batch, utterances in parts:
+                own = torch.zeros(0, self.system.backend.embedding_dim, device=self.device)
+                if utterances:
+                    own = self.system(*speech.batch(utterances, self.device)).float()
+                yield ranks.gathered(own, len(batch))
 
     def show(self, curves: Sequence[Epoch]) -> None:
         """Write the curves up to the epoch that just ended."""
         if self.curves:
             write_text(self.curves, to_csv(epoch.facts for epoch in curves))
+        if self.events:
+            self.events.add(curves)
 
     def finish(self) -> None:
         """Merge low-rank updates, and compute in float32 as extraction does."""
@@ -166,20 +213,30 @@ class SpeechLearner(Learner):
 
 
 def finetune(
-    model: Any, asked: Asked, *, device: torch.device, checkpoint: Path | None, say: Say, curves: Path | None = None
+    model: Any,
+    asked: Asked,
+    *,
+    device: torch.device,
+    checkpoint: Path | None,
+    say: Say,
+    curves: Path | None = None,
+    events: EventFiles | None = None,
 ) -> Fitted:
     """Train encoder, backend and loss together, select by the dev EER of the deployed score, average the k best.
 
     Args:
         model: the whole encoder, as `models.load` gives it with its card; it is changed, and is the tuned one then.
         checkpoint: folder where the state after an epoch is kept, and found again. say: is given the plan and a line
-            an epoch. curves: a CSV file that has the curves while the training runs.
+            an epoch. curves: a CSV file that has the curves while the training runs. events: gets them, too.
 
     Raises InputError where layers or parameters do not fit, audio cannot be used, or the loss stops being finite.
     """
     layers = model.encoder.layers
-    with loop.seeded(asked.params.seed, device):
-        learner = learner_of(make_system(model, asked, device), asked, device=device, say=say, curves=curves)
+    with loop.seeded(asked.params.seed, device), ranks.joint_statistics(), memory.enough(asked.params):
+        learner = learner_of(
+            make_system(model, asked, device), asked, device=device, say=say, curves=curves, events=events
+        )
+        _check_shares(learner)
         say(_plan(learner))
         fitted = loop.train(learner, checkpoint=checkpoint, say=say)
     learner.system.cpu().eval().requires_grad_(False)
@@ -190,7 +247,13 @@ def finetune(
 
 
 def learner_of(
-    system: EndToEnd, asked: Asked, *, device: torch.device, say: Say, curves: Path | None = None
+    system: EndToEnd,
+    asked: Asked,
+    *,
+    device: torch.device,
+    say: Say,
+    curves: Path | None = None,
+    events: EventFiles | None = None,
 ) -> SpeechLearner:
     """The learner that trains a system as it is asked for."""
     params = asked.params
@@ -207,6 +270,7 @@ def learner_of(
         asked=asked,
         say=say,
         curves=curves,
+        events=events,
     )
 
 
@@ -229,8 +293,19 @@ def make_system(model: Any, asked: Asked, device: torch.device) -> EndToEnd:
     return EndToEnd(encoder, backend, loss, precision=params.precision).to(device)
 
 
+def _check_shares(learner: SpeechLearner) -> None:
+    """Raise InputError where a part of a step has fewer utterances than there are processes."""
+    fewest = min(len(rows) for step in learner.steps(epoch=1) for rows in step)  # as in all epochs
+    if fewest < ranks.count():
+        raise InputError(
+            f"{SECTION}.batch_size: expected an utterance for each of {ranks.count()} processes, got batches of "
+            f"{fewest}; raise it, or lower {SECTION}.processes"
+        )
+
+
 def _plan(learner: SpeechLearner) -> str:
     params, each = learner.params, learner.each
+    shared = f", shared by {ranks.count()} processes" if ranks.count() > 1 else ""
     counts = {
         name: sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         for name, module in learner.system.named_children()
@@ -242,6 +317,7 @@ def _plan(learner: SpeechLearner) -> str:
             f"{sum(counts.values()):,} trainable parameters: "
             + ", ".join(f"{n:,} {name}" for name, n in counts.items()),
             f"{each} steps of {params.accumulate} × {params.batch_size} utterances an epoch, up to {params.epochs} "
-            "epochs",
+            f"epochs{shared}",
+            memory.plan(learner.system, params, learner.device),
         ]
     )

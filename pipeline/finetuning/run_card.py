@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.encoder import models
 from pipeline.encoder.cards import Card
 from pipeline.encoder.kept import RUN_FOLDER
+from pipeline.finetuning import ranks
 from pipeline.finetuning.plan import Asked
 from pipeline.scoring import runs
 from pipeline.training.loop import Fitted
@@ -37,7 +38,7 @@ def run_card(fitted: Fitted, asked: Asked) -> dict[str, Any]:
         "loss_parameters": asked.cell.loss_parameters,
         "quality_thresholds": list(asked.cuts),
         "views": asked.params.views.model_dump(),
-        "finetune": asked.params.model_dump(),
+        "finetune": asked.params.model_dump(exclude={"tensorboard"}) | {"processes": ranks.count()},
         "finetuned_from": {"source": source.source, "weights_sha256": source.weights_sha256},
         "reads": asked.cell.backend.reads,
         "kind": {"layers": list(asked.params.layers), "channels": source.channels},

@@ -19,11 +19,12 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.sections import FinetuneParams, WindowParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
+from pipeline.finetuning import ranks
+from pipeline.finetuning.ranks import Rows
 
 AHEAD = 2  # batches that are decoded before they are needed
 
 Crop = Literal["start", "random"]
-Rows = NDArray[np.int64]
 Utterance = tuple[windowing.Samples, int]  # a window (S,), and how many of its samples are signal
 Loaded = TypeVar("Loaded")
 
@@ -61,18 +62,20 @@ def load_drawn(
 def loaded(batches: Iterable[Rows], load: Callable[[int], Loaded]) -> Generator[tuple[Rows, list[Loaded]]]:
     """Batches of rows, in order, with what `load` makes of each row; threads load the next batches meanwhile.
 
-    Raises InputError with all utterances of a batch that cannot be used.
+    Of several processes each loads its share of every batch. Raises InputError with all utterances of it that cannot
+    be used.
     """
 
     def whole(rows: Rows) -> tuple[Rows, list[Loaded]]:
         found, problems = [], []
-        for row in rows.tolist():
+        own = ranks.share(rows)
+        for row in own.tolist():
             try:
                 found.append(load(row))
             except InputError as error:
                 problems.append(str(error))
         if problems:
-            count = f"{len(problems)} of {len(rows)}"
+            count = f"{len(problems)} of {len(own)}"
             raise InputError(f"{count} utterances of a batch cannot be used:\n{listing(problems)}")
         return rows, found
 

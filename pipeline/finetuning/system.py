@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.core.contracts import Labels
 from pipeline.core.errors import InputError
+from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.sections import LoraParams
 from pipeline.encoder import xlsr
 
@@ -41,6 +43,22 @@ class EndToEnd(nn.Module):
             features = frames if self.training else frames.half().float()
         embeddings: Tensor = self.backend(features, n_frames)
         return embeddings
+
+
+class Objective(nn.Module):
+    """A system with its loss, as DistributedDataParallel wants it."""
+
+    def __init__(self, system: EndToEnd) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, windows: Tensor, valid: Tensor, labels: Labels) -> Tensor:
+        """The loss of windows (B, S), of each of which the first `valid` (B,) samples are signal."""
+        embeddings = self.system(windows, valid)
+        check_embeddings(self.system.backend, embeddings, count=len(windows))
+        value: Tensor = self.system.loss(embeddings, labels)
+        check_loss(self.system.loss, value)
+        return value
 
 
 def pool(frames: Tensor, n_frames: Tensor) -> Tensor:

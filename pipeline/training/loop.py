@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ CHECKED = 100  # steps after which a loss that is not finite is noticed: asking 
 TRAINING, MEASURING = 0, 1  # the passes of an epoch, in order
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,23 @@ class Learner(ABC):
 
         epoch: the one that ends with this pass, which all trainings that take turns make; None: a pass of its own.
         """
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together; the first, 0, keeps the history and decides."""
+        return 0
+
+    def agreed(self, value: T) -> T:
+        """What the first process has, in all that train together."""
+        return value
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027  # most trainings have one process
+        """Give tensors the values that they have in the first process."""
+
+    @property
+    def silent(self) -> bool | None:
+        """For a progress bar: nothing is shown by all processes but the first, nor where there is no terminal."""
+        return True if self.rank else None
 
     def now(self) -> float:
         """A clock in seconds that stands still while other trainings have their turn."""
@@ -222,14 +240,21 @@ def _select(learner: Learner, history: History, place: CheckpointFolder | None) 
     """Put into the system the mean of the good epochs, or the best epoch as it was where dev has a higher EER of the
     mean."""
     good = good_epochs(history, learner.params.average_best, learner.dev)
-    names = learned_names(learner.system)
-    restore(learner.system, average([_state(history, place, epoch) for epoch in good], names))
+    _take(learner, history, place, good)
     _enrol(learner)
-    mean = 100 * dev_eer(scored(learner), learner.dev).eer
+    mean = learner.agreed(100 * dev_eer(scored(learner), learner.dev).eer)
     chosen = Selection(good, mean, history.curves[good[0] - 1])
     if chosen.takes_best:
-        restore(learner.system, average([_state(history, place, good[0])], names))
+        _take(learner, history, place, good[:1])
     return chosen
+
+
+def _take(learner: Learner, history: History, place: CheckpointFolder | None, epochs: Sequence[int]) -> None:
+    """Put the mean of the weights after some epochs into the system."""
+    names = learned_names(learner.system)
+    if learner.rank == 0:
+        restore(learner.system, average([_state(history, place, epoch) for epoch in epochs], names))
+    learner.spread(_tensors(learner.system))
 
 
 def _enrol(learner: Learner) -> None:
@@ -258,17 +283,19 @@ def _epochs(learner: Learner, place: CheckpointFolder | None, say: Say, *, until
     params = learner.params
     optimizer = Adam(learner.groups(), weight_decay=params.weight_decay)
     history = _resumed(learner, optimizer, place) if place else History()
+    history.curves, history.path = learner.agreed((history.curves, history.path))
     if history.curves:
+        learner.spread([*_tensors(learner.system), *optimizer.state().values()])
         say(f"{len(history.curves)} epochs are done; going on with the next")
     start = learner.now() - (history.curves[-1].seconds if history.curves else 0)
     written = time.perf_counter()
-    with tqdm(total=params.epochs, initial=len(history.curves), unit="epoch", disable=None) as bar:
+    with tqdm(total=params.epochs, initial=len(history.curves), unit="epoch", disable=learner.silent) as bar:
         while not history.done(params) and (until is None or len(history.curves) < until):
             epoch = len(history.curves) + 1
             mean = yield from train_epoch(learner, optimizer, epoch)
             line = yield from _measured(learner, epoch, mean, start=start)
             now = trained_centroids(learner.system.loss, section=learner.section)
-            history.add(line, now, learned(learner.system), keep=params.average_best)
+            history.add(line, now, {} if learner.rank else learned(learner.system), keep=params.average_best)
             bar.set_postfix(loss=f"{mean:.3f}", dev_eer=f"{line.dev_eer:.2f} %")
             bar.update()
             learner.show(history.curves)
@@ -297,7 +324,7 @@ def _measured(learner: Learner, epoch: int, loss: float, *, start: float) -> Sto
     seen = (part.cpu().numpy() for part in learner.embed_train(sample))
     with torch.inference_mode():
         known = train_eer(seen, trained_centroids(learner.system.loss, section=learner.section), learner.train, sample)
-    return Epoch(epoch, loss, error, learner.now() - start, on_dev, 100 * known)
+    return learner.agreed(Epoch(epoch, loss, error, learner.now() - start, on_dev, 100 * known))
 
 
 def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> Stops[float]:
@@ -305,7 +332,7 @@ def train_epoch(learner: Learner, optimizer: Adam, epoch: int) -> Stops[float]:
 
     Raises InputError where a loss is not finite.
     """
-    torch.manual_seed((learner.seed << 20) + epoch)  # dropout
+    torch.manual_seed((learner.rank << 52) + (learner.seed << 20) + epoch)  # dropout, another in each process
     if isinstance(learner.system.loss, Enrols):
         learner.system.loss.start_epoch(epoch, partial(enrolment, learner))
     learner.system.train()
@@ -336,7 +363,10 @@ def scored(learner: Learner, embeddings: Embeddings | None = None) -> Scores:
 
 @torch.no_grad()
 def enrolment(learner: Learner) -> tuple[Tensor, Tensor]:
-    """Embeddings (M, E) of all bona fide training utterances, clean, in eval mode, and their speakers (M,)."""
+    """Embeddings (M, E) of all bona fide training utterances, clean, in eval mode, and their speakers (M,).
+
+    Of several processes each has all of them, which changes no mean.
+    """
     rows = np.flatnonzero(learner.train.is_bonafide)
     embeddings = torch.cat(list(learner.embed_train(rows)))
     return embeddings, sampling.take(learner.labels, rows).speaker.to(embeddings.device)
@@ -349,6 +379,12 @@ def learned_names(system: nn.Module) -> list[str]:
     """The names of all tensors that training changes: not those of frozen weights."""
     frozen = {name for name, parameter in system.named_parameters() if not parameter.requires_grad}
     return [name for name in system.state_dict() if name not in frozen]
+
+
+def _tensors(system: nn.Module) -> list[Tensor]:
+    """The tensors that training changes, in the order of their names."""
+    state = system.state_dict()
+    return [state[name] for name in learned_names(system)]
 
 
 def learned(system: nn.Module) -> State:
