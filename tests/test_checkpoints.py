@@ -178,6 +178,19 @@ def test_whatever_stands_around_an_encoder(
     assert card.normalize_eps == (FAIRSEQ_EPS if naming.startswith("fairseq") else TRANSFORMERS_EPS)
 
 
+def test_a_countermeasure_around_the_model_of_torchaudio(
+    state: State, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    places = {"feature_projection.": "encoder.feature_projection.", "encoder.": "encoder.transformer."}
+    weights = {
+        next((new + name.removeprefix(old) for old, new in places.items() if name.startswith(old)), name): tensor
+        for name, tensor in state.items()
+        if name != "masked_spec_embed"
+    }
+    torch.save({"state_dict": below("ssl.model.", old_spelling(weights), **HEAD)}, tmp_path / "best.pt")
+    assert same(tmp_path / "best.pt", expected["like XLSR"]).normalize_eps == FAIRSEQ_EPS
+
+
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # transformers' WavLM, with padding
 @pytest.mark.parametrize("naming", ["fairseq, old weight norm", "transformers, new weight norm"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,9 +322,10 @@ def test_no_object_of_an_unknown_kind_is_made(tmp_path: Path, protocol: int, mon
         (lambda s: {n: t.int() for n, t in s.items()}, "expected weights in floating point"),
         (
             lambda s: s | {"mask_emb": s["mask_emb"].to_sparse()},
-            "expected weights as plain tensors, got others:\n  mask_emb",
+            "expected weights as plain tensors of the CPU, got others; save these:\n  mask_emb",
         ),
         (lambda s: s | {"mask_emb": torch.empty(768, device="meta")}, "expected weights as plain tensors"),
+        (lambda s: s | {"mask_emb": s["mask_emb"] / 0}, "expected finite weights, .*:\n  mask_emb"),
         (lambda _: {"fc.weight": torch.ones(2)}, "the file has 1 weights, such as fc.weight"),
         (lambda _: {}, "expected weights, or `model`"),
     ],
@@ -321,6 +335,42 @@ def test_what_is_wrong_is_named(state: State, tmp_path: Path, content: Callable[
     with pytest.raises(InputError, match=message) as error:
         load(tmp_path / "x.pt")
     assert str(tmp_path / "x.pt") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_hidden_layers": 1},
+            r"has 16 weights of the encoder that its config.json leaves .*:\n  encoder.layers.1.",
+        ),
+        ({"feat_extract_norm": "group"}, r"has 12 .*leaves out.*:\n  feature_extractor.conv_layers.1.layer_norm.bias"),
+        ({"num_hidden_layers": 3}, r"lacks 16 weights of the encoder: encoder.layers.2"),
+        ({"intermediate_size": 25}, r"has 6 weights of other shapes .*\n  encoder.\S+ expected \(25,\), got \(24,\)"),
+    ],
+)
+def test_weights_and_configuration_agree(
+    made: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Weights that the configuration has no place for would be left out, and the features be of another encoder."""
+    made["like XLSR"].save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | changes))
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        load(tmp_path)
+
+
+def test_one_of_several_files_and_an_archive_of_code_are_named(tmp_path: Path, state: State) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(InputError, match=rf"got one of 2 files; give their folder, {tmp_path}$"):
+        load(tmp_path / "model-00001-of-00002.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"x.pt: expected a checkpoint of tensors, got a TorchScript archive"):
+        load(tmp_path / "x.pt")
+    save_file(state, tmp_path / "model-00001-of-00001.safetensors")
+    load(tmp_path / "model-00001-of-00001.safetensors")
 
 
 def test_containers_within_themselves_end() -> None:

@@ -397,6 +397,30 @@ def test_workers_that_all_went_and_do_not_come_back_are_told(tmp_path: Path, car
         next(cluster._ended(client, job, iter([Task((Unit(0, CLEAN, (1,)),), ())])))
 
 
+def test_a_scheduler_that_does_not_answer_is_gone_where_its_client_connects_again() -> None:
+    """Dask itself would try that for 30 seconds. One that is only busy is asked once more."""
+
+    class Slow:
+        """A client whose scheduler answers the third question."""
+
+        status, asked = "running", 0
+
+        def nthreads(self, *, callback_timeout: float) -> dict[str, int]:
+            assert callback_timeout <= 5
+            self.asked += 1
+            if self.asked < 3:
+                raise TimeoutError
+            return {"a": 2, "b": 1}
+
+    there = Cluster("tcp://there:8786", "--scheduler")
+    assert there.threads_of(Slow()) == 3
+    lost = Slow()
+    lost.status = "connecting"
+    with pytest.raises(InputError, match=r"^--scheduler: tcp://there:8786 is gone; what is complete is kept"):
+        there.threads_of(lost)
+    assert lost.asked == 1
+
+
 @pytest.mark.parametrize("when", ["computing", "between"])
 def test_a_scheduler_that_goes_is_told_and_what_is_complete_is_kept(
     corpus: Corpus,

@@ -134,13 +134,14 @@ def test_deepfake_eval_2024(tmp_path: Path) -> None:
 
 
 def test_codecfake(tmp_path: Path) -> None:
-    text = "SSB13650058.wav real 0\nF01_SSB13650058.wav fake 1\nF07_p225.wav fake 7\n"
+    text = "SSB13650058.wav real 0\nF01_SSB13650058.wav fake 1\nF07_p225.wav fake 7\na.wav fake F03\n"
     assert shown(read(codecfake, tmp_path, text, "all")) == [
         ("SSB13650058.wav", "SSB13650058.wav", True, "-", "-"),
         ("F01_SSB13650058.wav", "F01_SSB13650058.wav", False, "-", "F01"),
         ("F07_p225.wav", "F07_p225.wav", False, "-", "F07"),
+        ("a.wav", "a.wav", False, "-", "F03"),
     ]
-    with pytest.raises(InputError, match=r"1 lines .*\n  .*key.txt:4: expected `file label number`, got 'a.wav real'"):
+    with pytest.raises(InputError, match=r"1 lines .*\n  .*key.txt:5: expected `file label number`, got 'a.wav real'"):
         read(codecfake, tmp_path, text + "a.wav real\n", "all")
 
 
@@ -177,7 +178,7 @@ def make(folder: Path, *names: str) -> None:
 def test_wavefake(tmp_path: Path) -> None:
     tts = "common_voices_prompts_from_conformer_fastspeech2_pwg_ljspeech"
     spoofs = ("ljspeech_melgan/LJ001-0001_gen.wav", f"{tts}/gen_0.wav", "jsut_parallel_wavegan/BASIC5000_0001_gen.wav")
-    make(tmp_path / "generated_audio", *spoofs, f"{tts}/generated/gen_0.wav", "readme.txt")
+    make(tmp_path / "generated_audio", *spoofs, f"{tts}/generated/gen_0.wav", "readme.txt", f"{tts}/._gen_0.wav")
     with pytest.raises(
         InputError, match=r"expected folders generated_audio/\*ljspeech\*.*, got 2 .* and 0 of the second"
     ):
@@ -202,7 +203,14 @@ def test_wavefake(tmp_path: Path) -> None:
 
 def test_replaydf(tmp_path: Path) -> None:
     names = ["1a/benign/de/x.wav", "1a/spoof/bark/de/x.wav", "2b/benign/en/y.wav", "2b/spoof/xtts/en/y.wav"]
-    make(tmp_path / "wav", *names, "1a/meta.csv", "1a/benign/de/notes.txt", "1a/benign/readme.txt")
+    make(
+        tmp_path / "wav",
+        *names,
+        "1a/meta.csv",
+        "1a/benign/de/notes.txt",
+        "1a/benign/readme.txt",
+        "1a/benign/de/._x.wav",
+    )
     table = replaydf.trials(tmp_path, tmp_path / "README.md", "all")
     places = [f"wav/{names[i]}" for i in (0, 2, 1, 3)]
     assert table.utterance.tolist() == table.path.tolist() == places
@@ -269,6 +277,7 @@ def test_dfadd(tmp_path: Path) -> None:
         "VCTK_BONAFIDE/train/p228_001.wav",
         "GradTTS/test/p227_001_GradTTS.flac",
         "GradTTS/test/notes.txt",
+        "GradTTS/test/._p227_001_GradTTS.flac",
     ):
         make(tmp_path, f"DATASET_{name}")
     assert shown(dfadd.trials(tmp_path, tmp_path / "README.md", "test")) == [
@@ -277,8 +286,11 @@ def test_dfadd(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match="expected the split train, valid, test of dfadd, got 'all'"):
         dfadd.trials(tmp_path, tmp_path / "README.md", "all")
-    with pytest.raises(InputError, match=r"expected folders DATASET_\.\.\./valid, got none"):
+    with pytest.raises(InputError, match=r"expected folders DATASET_\.\.\./valid, got none; check `root` of the set$"):
         dfadd.trials(tmp_path, tmp_path / "README.md", "valid")
+    for root in (tmp_path.parent, tmp_path / "DATASET_GradTTS"):
+        with pytest.raises(InputError, match=rf"with `root: {tmp_path}` they are there$"):
+            dfadd.trials(root, tmp_path / "README.md", "test")
 
 
 def test_mlaad(tmp_path: Path) -> None:

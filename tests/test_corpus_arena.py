@@ -83,7 +83,6 @@ def test_a_row_group_of_fewer_rows_than_its_header_says_is_refused(
     with pytest.raises(InputError, match=r"x\.parquet: expected 4 rows in row group 0, got 3; copy or download"):
         parquet_rows.read(path / "audio" / "3")
     monkeypatch.undo()
-    parquet_rows._group.cache_clear()
     assert parquet_rows.read(path / "audio" / "3") == b"\3"
 
 
@@ -122,7 +121,7 @@ def test_the_audio_is_that_of_the_rows(dataset: Path, monkeypatch: pytest.Monkey
     opened: list[Path] = []
     open_file = parquet_rows.open_file
     monkeypatch.setattr(parquet_rows, "open_file", lambda path: opened.append(path) or open_file(path))
-    parquet_rows._group.cache_clear()
+    monkeypatch.setattr(parquet_rows, "GROUPS", parquet_rows.RowGroups())
     assert [decode.read(dataset / path).content for path in table.path] == table.content.tolist()
     assert len(opened) == 3 + 1  # once for each row group
     samples = decode.load(dataset / str(table.path[6]), content=str(table.content[6]))
@@ -133,6 +132,35 @@ def test_the_audio_is_that_of_the_rows(dataset: Path, monkeypatch: pytest.Monkey
             decode.load(dataset / f"data/test-00000-of-00002.parquet/audio/{row}")
     with pytest.raises(InputError, match=r"expected a column notes with the bytes of audio files, got string; its col"):
         decode.load(dataset / "data/test-00000-of-00002.parquet/notes/0")
+
+
+@pytest.mark.parametrize("most", [1_000_000, 5_000])
+def test_in_a_mixed_order_more_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """20 groups of 10 rows of 100 bytes: each is read once in order, and about twice in no order, where they fit."""
+    values = [np.random.default_rng(i).bytes(100) for i in range(200)]
+    parquet.write_table(pyarrow.table({"audio": values}), tmp_path / "x.parquet", row_group_size=10)
+    groups = parquet_rows.RowGroups()
+    monkeypatch.setattr(parquet_rows, "GROUPS", groups)
+    monkeypatch.setattr(parquet_rows, "HELD", most)
+    opened: list[Path] = []
+    open_file = parquet_rows.open_file
+    monkeypatch.setattr(parquet_rows, "open_file", lambda path: opened.append(path) or open_file(path))
+
+    def read(order: list[int]) -> int:
+        opened.clear()
+        assert all(parquet_rows.read(tmp_path / f"x.parquet/audio/{row}") == values[row] for row in order)
+        return len(opened)
+
+    assert read([*range(200)]) == 20 + 1
+    assert read([*range(200)]) == 20  # a second time in order
+    assert len(groups.groups) == 2
+    shuffled = np.random.default_rng(0).permutation(200).tolist()
+    if most == 1_000_000:
+        assert read(shuffled) <= 2 * 20
+        assert read(shuffled) == 0
+    else:
+        assert read(shuffled) > 100
+        assert 2 <= len(groups.groups) <= 4  # of 1,000 bytes and their places each
 
 
 def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -335,6 +337,78 @@ def test_one_file_of_weights_is_the_folder(tmp_path: Path, kind: str, sizes: dic
     taps, wanted = (encoder(model, 0, 1, 3)(samples, valid)[0] for model in (found, expected))
     for k in (0, 1, 3):
         torch.testing.assert_close(taps[k], wanted[k], rtol=0, atol=0)
+
+
+TO_OPENAI = (
+    ("self_attn.q_proj", "attn.query"), ("self_attn.k_proj", "attn.key"), ("self_attn.v_proj", "attn.value"),
+    ("self_attn.out_proj", "attn.out"), ("self_attn_layer_norm", "attn_ln"), ("final_layer_norm", "mlp_ln"),
+    ("fc1", "mlp.0"), ("fc2", "mlp.2"), ("layers.", "blocks."), ("layer_norm", "ln_post"),
+    ("embed_positions.weight", "positional_embedding"),
+)  # fmt: skip
+
+
+def as_openai(name: str) -> str:
+    for ours, theirs in TO_OPENAI:
+        name = name.replace(ours, theirs)
+    return name
+
+
+class ModelDimensions:
+    """Stands for the class of the package whisper, which some save beside the weights."""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_whisper_by_the_names_of_its_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """Their own files, with a decoder; and countermeasures around the encoder, with the dimensions as an object."""
+    original = made("whisper", **WHISPER | {"hidden_size": 128, "num_attention_heads": 2})
+    original.save_pretrained(tmp_path / "folder")
+    weights = {f"encoder.{as_openai(name)}": tensor for name, tensor in original.state_dict().items()}
+    decoder = {"blocks.0.attn.query.weight": torch.ones(2, 2), "positional_embedding": torch.ones(2, 2)}
+    content: dict[str, Any] = {"dims": {"n_mels": BINS}}
+    if whole:
+        weights |= {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+    else:
+        monkeypatch.setattr(ModelDimensions, "__module__", "whisper.model")
+        for name in ("whisper", "whisper.model"):
+            monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(ModelDimensions=ModelDimensions))
+        weights = {f"whisper_model.{name}": tensor for name, tensor in weights.items()} | {
+            "lcnn.conv1.weight": torch.ones(2, 2, 3)
+        }
+        content = {"dims": ModelDimensions()}
+    torch.save(content | {"model_state_dict": weights}, tmp_path / "tiny.pt")
+    (found, card), (expected, of_folder) = load(tmp_path / "tiny.pt"), load(tmp_path / "folder")
+    assert card == dataclasses.replace(of_folder, source=card.source)  # the sha256 of the weights among others
+    if whole:
+        samples, valid = noise(2), torch.tensor([SAMPLES, 2_000])
+        taps, wanted = (encoder(model, 0, 3, "final")(samples, valid)[0] for model in (found, expected))
+        for k in (0, 3, "final"):
+            torch.testing.assert_close(taps[k], wanted[k], rtol=0, atol=0)
+
+
+def test_encoders_of_two_kinds_in_one_file_are_named(tmp_path: Path) -> None:
+    pair = (("wav2vec2-bert", W2V_BERT), ("wav2vec2", LIKE_XLSR))
+    weights = {f"{kind}.{n}": tensor for kind, sizes in pair for n, tensor in made(kind, **sizes).state_dict().items()}
+    torch.save(weights, tmp_path / "both.pt")
+    with pytest.raises(
+        InputError, match=r"both.pt: expected one encoder, got 2, below 'wav2vec2-bert.', 'wav2vec2.'; "
+    ):
+        load(tmp_path / "both.pt")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "alone"])
+def test_an_adapter_that_is_not_merged_is_refused(tmp_path: Path, kind: str) -> None:
+    """Where the base's weights keep their names, transformers itself would leave the adapter out without a word."""
+    model = made("wav2vec2", **LIKE_XLSR)
+    model.save_pretrained(tmp_path)
+    name = "encoder.layers.0.attention.q_proj.lora_A"
+    weights = {name: torch.ones(2, 32)} | ({} if kind == "alone" else model.state_dict())
+    torch.save(weights, tmp_path / "adapter.bin")
+    if kind == "folder":
+        (tmp_path / "model.safetensors").unlink()
+        (tmp_path / "adapter.bin").rename(tmp_path / "pytorch_model.bin")
+    said = "it is an adapter (LoRA) alone" if kind == "alone" else f"got 1 of an adapter among them; .*\n  {name}"
+    with pytest.raises(InputError, match=said.replace("(LoRA)", r"\(LoRA\)")):
+        load(tmp_path if kind == "folder" else tmp_path / "adapter.bin")
 
 
 def test_what_one_file_does_not_show_is_asked_for(tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ READ: dict[str, tuple[str, bool, str]] = {
     "Arena": ("2021", False, lines("{n} {s}")),
     "label": ("label", True, lines("{n} {c} {s}")),
     "label, other words": ("label", True, lines("{n} {w} {s}", w=("real", "Fake"))),
+    "Codecfake": ("label_last", True, lines("{n} {s} {w}", w=("real", "fake"))),
+    "AASIST of ASVspoof 5": ("speaker_label_last", True, lines("S1 {n} {s} {c}")),
+    "AntiDeepfake": ("csv", True, lines('{n},"[{m}, {s}]",{w}', "ID,Score,Label\n", w=("1", "0"))),
+    "ASVspoof 5, track 2": ("asvspoof5", False, lines("S1\t{n}\t{s}\t-\t-", "spk\tfilename\tcm-score\tasv-score\tx\n")),
     "speaker": ("speaker", True, lines("S1 {n} - {a} {c} {s}", a=("-", "A1"))),
     "ASVspoof 5": ("asvspoof5", False, lines("{n}\t{s}", "filename\tcm-score\n")),
     "CSV": ("csv", False, lines("{s},x,{n}", "Score,other,Utterance\n")),
@@ -138,6 +142,20 @@ def test_what_is_ambiguous_is_refused_with_the_columns_that_read_it(
     assert (found["layout"], found["eer"], found["min_dcf"]) == (None, EER, MIN_DCF)
 
 
+def test_no_class_is_proposed_for_the_name_of_an_utterance(report: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(InputError, match=r"but 'bonafide' is no score; write it in one of these layouts$"):
+        report(lines("{s} {c}"))
+
+
+def test_pairs_are_those_of_antideepfake_alone(report: Callable[..., dict[str, Any]]) -> None:
+    """The class of `ID,Score,Label` says nothing where scores are single, and one that is no pair is named."""
+    single = report(lines("{n},{s},{w}", "ID,Score,Label\n", w=("0", "1")))
+    assert single["eer"] == EER
+    text = READ["AntiDeepfake"][2].replace("[2.0, -2.0]", "[2.0, x]")
+    with pytest.raises(InputError, match=r":4: utterance n3: expected a finite score, got '\[2.0, x\]'"):
+        report(text)
+
+
 def test_of_two_scores_the_user_says_which_is_the_one(report: Callable[..., dict[str, Any]]) -> None:
     text = lines("{n} {m} {s}")
     with pytest.raises(
@@ -148,7 +166,7 @@ def test_of_two_scores_the_user_says_which_is_the_one(report: Callable[..., dict
 
 
 def test_a_class_of_the_file_is_held_against_the_key(report: Callable[..., dict[str, Any]]) -> None:
-    for name in ("label", "DeepFense", "TSV with classes", "speaker"):
+    for name in ("label", "DeepFense", "AntiDeepfake", "Codecfake", "TSV with classes", "speaker"):
         text = READ[name][2]
         wrong = KEY.replace("n3 A1 spoof", "n3 A1 bonafide").replace("n4 A1 bonafide", "n4 A1 spoof")
         with pytest.raises(InputError, match=r"(?s)2 scores contradict the key.*utterance n3: the file says \S+ spoof"):

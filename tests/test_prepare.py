@@ -197,7 +197,8 @@ def test_links_that_lead_to_themselves_are_missing_files_and_hinder_no_others(
     assert code == 0, said
     code, said = run(folder, [*GOOD, "l,l.wav,spoof,dev", "m,sub/m.wav,spoof,dev"], capsys)
     assert code == 2
-    assert f"2 of 4 audio files are missing:\n  utterance l: {folder}/l.wav\n  utterance m: {folder}/sub/m" in said
+    told = f"utterance l: {folder}/l.wav; it is a link to l.wav, which is not there\n  utterance m: {folder}/sub/m"
+    assert f"2 of 4 audio files are missing:\n  {told}" in said
 
 
 @pytest.mark.parametrize(
@@ -221,6 +222,18 @@ def test_a_missing_file_with_nearly_the_name_of_another_is_told(
     assert code == 2
     assert f"\n  utterance d: {folder}/{asked}; there is {there!r}, with {difference}\n" in said
     assert f"\n  utterance e: {folder}/e.txt\n  utterance f: {folder}/x/f.wav\ncheck `root`" in said
+
+
+@pytest.mark.parametrize(("root", "there"), [("", "LA"), ("LA/flac", "LA"), ("LA/flac/x", "LA")])
+def test_the_root_below_which_missing_files_are_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], root: str, there: str
+) -> None:
+    (folder / there / "flac/x").mkdir(parents=True)
+    (folder / "c.wav").rename(folder / there / "flac/d.wav")
+    change_set(folder, f"root: {folder / root}")
+    code, said = run(folder, [*GOOD, "d,flac/d.wav,spoof,dev"], capsys)
+    assert code == 2
+    assert f"\n  utterance d: {folder / root}/flac/d.wav; with `root: {folder / there}` it is there\ncheck" in said
 
 
 def test_a_set_with_blanks_in_its_names_says_where_they_stand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

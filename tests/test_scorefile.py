@@ -124,7 +124,7 @@ def test_a_layout_is_known_by_its_first_line(file: Callable[[str], Path], text: 
 
 
 @pytest.mark.parametrize(
-    "line", ["a", "a high", "a,x,1", "a 1 2", "a A1 1 spoof", "a spoof A1 1", "utterance points", "speaker\tscore"]
+    "line", ["a", "a high", "a,x,1", "a 1 2", "a A1 x spoof", "a spoof A1 1", "utterance points", "speaker\tscore"]
 )
 def test_an_unknown_layout_is_shown_beside_the_known_ones(file: Callable[[str], Path], line: str) -> None:
     path = file(f"\n{line}\n")
@@ -141,7 +141,7 @@ def test_an_unknown_layout_is_shown_beside_the_known_ones(file: Callable[[str], 
     [
         ("csv", "utterance,file,score\na,b,1\n", "this one has utterance, file and score"),
         ("csv", "a,x\n", "got 'a,x'"),
-        ("asvspoof5", "filename cm-score\na 1\n", "  asvspoof5  filename<TAB>cm-score\ngot 'filename cm-score'"),
+        ("asvspoof5", "filename cm-score\na 1\n", "  filename<TAB>cm-score\ngot 'filename cm-score'"),
         ("asvspoof5", "file\tscore\na\t1\n", "got 'file\\tscore'"),
         ("tsv", "file,score\na,1\n", "got 'file,score'"),
         (None, "utterance,points\na,1\n", "this one has utterance and none"),

@@ -18,6 +18,7 @@ from pipeline.core.errors import SHOWN
 from pipeline.core.trial_table import Trials
 
 Say = Callable[[str], None]
+MOST_ABOVE, MOST_BELOW = 3, 100  # folders above the root, and in it, in which a missing file is looked for
 NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # also a link that leads to itself
 
 
@@ -65,8 +66,21 @@ def missing(table: Trials, root: Path, there: NDArray[np.bool_]) -> list[str]:
     _names.cache_clear()  # of an earlier look
     lines = [f"utterance {table.utterance[row]}: {root / str(table.path[row])}" for row in np.flatnonzero(~there)]
     for i, row in enumerate(np.flatnonzero(~there)[:SHOWN]):
-        lines[i] += nearly(root, str(table.path[row]))
+        lines[i] += nearly(root, str(table.path[row])) or _elsewhere(root, str(table.path[row]))
     return lines
+
+
+def _elsewhere(root: Path, path: str) -> str:
+    """A remark on a folder above `root`, or in it, below which a path is there; or on a link to nowhere; or none."""
+    try:
+        if (root / path).is_symlink():
+            return f"; it is a link to {(root / path).readlink()}, which is not there"
+        below = [place for place in sorted(root.iterdir())[:MOST_BELOW] if place.is_dir()] if root.is_dir() else []
+        places = [*below, *list(root.absolute().parents)[:MOST_ABOVE]]
+        found = next((place for place in places if (place / path).is_file()), None)
+    except OSError:  # no such folder, or none that may be read
+        return ""
+    return "" if found is None else f"; with `root: {found}` it is there"
 
 
 def nearly(root: Path, path: str) -> str:

@@ -2,8 +2,9 @@
 
 Such audio has a path as a file has, of the Parquet file, the column and the row: `data/test-00000.parquet/audio/17`.
 The column holds the bytes, or a struct with the field `bytes`. A file is read by row groups, and the last ones are
-kept, so rows that are read in order cost one reading, and nothing is unpacked to the disk. A file of a few kilobytes
-can state any number of rows, and name one value in all of them: both are bounded.
+kept, so rows that are read in order cost one reading, and nothing is unpacked to the disk. Where the order is mixed,
+more row groups are kept, up to a gigabyte; beyond that a row costs the reading of its whole group. A file of a few
+kilobytes can state any number of rows, and name one value in all of them: both are bounded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 from pipeline.core.errors import InputError
 
 SUFFIX = ".parquet"
-KEPT = 2  # row groups of audio in memory
+KEPT = 2  # row groups of audio in memory, where rows are read in order
+HELD = 2**30  # bytes of row groups in memory, at most, where they are not
 MOST_ROWS = 2**22  # of a file
 MOST_BYTES = 2**32  # of the audio of a row group
 ALONE = threading.Lock()  # so that threads that want the same row group read it once
@@ -76,7 +78,7 @@ def read(path: Path) -> bytes | None:
         if row >= starts[-1]:
             return None
         group = bisect.bisect_right(starts, row) - 1
-        found = _group(column, changed, group)[row - starts[group]].as_py()
+        found = GROUPS.row(column, changed, group, row - starts[group]).as_py()
     if not found:
         raise InputError(f"{path}: the row holds no bytes of audio, but perhaps the name of a file; embed the audio")
     return bytes(found)
@@ -94,9 +96,42 @@ def _starts(file: Path, _changed: int) -> tuple[int, ...]:
     return tuple(itertools.accumulate(sizes, initial=0))
 
 
-@functools.lru_cache(maxsize=KEPT)
-def _group(column: Path, _changed: int, group: int) -> Any:
-    """The bytes of the rows of a row group, as a pyarrow array. _changed: as for `_starts`."""
+class RowGroups:
+    """The row groups in memory; the one that was not read for longest goes first.
+
+    A group that is wanted again, though rows of it were left when it went, shows that rows are read in no order. Then
+    one group more is kept. So with G groups that fit into the memory, at most G readings are in vain.
+    """
+
+    def __init__(self) -> None:
+        self.most = KEPT
+        self.groups: dict[tuple[Path, int, int], Any] = {}  # the arrays of bytes, the last that was read at the end
+        self.unread: dict[tuple[Path, int, int], int] = {}  # how many readings of rows a group still has before it
+
+    def row(self, column: Path, changed: int, group: int, row: int) -> Any:
+        """A row of a row group, counted within it. changed: as for `_starts`."""
+        key = (column, changed, group)
+        if (found := self.groups.pop(key, None)) is None:
+            self.most += self.unread.get(key, 0) > 0
+            found = _group(column, group)
+            self.unread[key] = len(found)
+            self._make_room(found.nbytes)
+        self.groups[key] = found
+        self.unread[key] -= 1
+        return found[row]
+
+    def _make_room(self, size: int) -> None:
+        """Drop groups where one more of this size, in bytes, does not fit."""
+        held = sum(array.nbytes for array in self.groups.values())
+        while len(self.groups) >= self.most or (len(self.groups) >= KEPT and held + size > HELD):
+            held -= self.groups.pop(next(iter(self.groups))).nbytes
+
+
+GROUPS = RowGroups()
+
+
+def _group(column: Path, group: int) -> Any:
+    """The bytes of the rows of a row group, as a pyarrow array."""
     import pyarrow
 
     file = open_file(column.parent)

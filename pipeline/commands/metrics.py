@@ -25,13 +25,15 @@ FOLDS = 1000
 OWN_FOLDERS = (("data", "scores"), ("data", "dev_scores"))  # of a project
 EXAMPLES = """\
 layouts of SCORES (--format); auto finds the layout by the first line:
-  2019        lines of utterance, attack, class, score
-  2021        lines of utterance, score
-  label       lines of utterance, class, score
-  speaker     lines of speaker, utterance, a dash, attack, class, score
-  asvspoof5   lines of utterance<TAB>score, after the first line filename<TAB>cm-score
-  csv         the same parted by commas; or, after a first line that names the columns, any number of them
-  tsv         after such a first line, cells parted by tabs or blanks
+  2019                lines of utterance, attack, class, score
+  2021                lines of utterance, score
+  label               lines of utterance, class, score
+  label_last          lines of utterance, score, class
+  speaker             lines of speaker, utterance, a dash, attack, class, score
+  speaker_label_last  lines of speaker, utterance, score, class
+  asvspoof5           lines of utterance<TAB>score, after the first line filename<TAB>cm-score
+  csv                 the same parted by commas; or, after a first line that names the columns, any number of them
+  tsv                 after such a first line, cells parted by tabs or blanks
 Classes are words (bonafide, spoof, real, fake, ...) and make --key unnecessary. What a class written as a number or a
 second score means differs between projects: such a file is refused, with the --columns that reads it.
 

@@ -5,6 +5,7 @@ asvspoof2019_la   LA_0079 LA_T_1138215 - - bonafide [MOS]
 asvspoof2021_la   LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval
 asvspoof2021_df   LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim progress traditional_vocoder - - - -
 asvspoof5         E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -
+asvspoof5         E_0000000000<TAB>spoof                    below the line filename<TAB>cm-label
 partialspoof      LA_0079 CON_T_0000029 - CON spoof           a file that begins with a whole spoof is of 2019
 in_the_wild       0.wav,Alec Guinness,spoof[,MOS]           the header file,speaker,label stands in some files only
 for_norm          fake/file1848.wav_16k.wav_norm.wav_mono.wav_silence,spoof                  header file,label
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 
 TABLE, MANIFEST = "table", "manifest"
 MANIFEST_COLUMNS = ("path", "label")
+KEY_OF_FIVE = ("filename", "cm-label")  # the first line of the key in the evaluation package of ASVspoof 5
 PHASES = ("eval", "progress", "hidden")  # the words of the ASVspoof 2021 keys
 ALL = "all"
 

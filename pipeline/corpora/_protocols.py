@@ -8,6 +8,7 @@ stand in `_formats`.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from pipeline.core.errors import InputError, listing
 from pipeline.core.trial_table import CLASS_OF, COLUMNS, Row, Trials, from_rows
 from pipeline.corpora import _lines
-from pipeline.corpora._formats import ALL, FORMATS, MANIFEST, MANIFEST_COLUMNS, PHASES, TABLE, Format
+from pipeline.corpora._formats import ALL, FORMATS, KEY_OF_FIVE, MANIFEST, MANIFEST_COLUMNS, PHASES, TABLE, Format
 from pipeline.corpora._lines import SHOWN
 
 SPLIT_OF = {"T": "train", "D": "dev", "E": "eval"}  # the letter in the names of ASVspoof utterances
@@ -29,7 +30,9 @@ def recognise(path: Path) -> str | None:
 
     It looks at the first two lines only. Raises InputError where there is no file, or no UTF-8 text.
     """
-    head = list(islice((line for line in _lines.lines(path) if not line.isspace()), 2))
+    head = _head(path)
+    if _is_key_of_five(head):
+        return "asvspoof5"
     for corpus, form in FORMATS.items():
         cells = [_commas(line) if form.comma else line.split() for line in head]
         body = cells[1:] if cells and form.is_header(cells[0]) else cells
@@ -39,6 +42,18 @@ def recognise(path: Path) -> str | None:
     if tuple(columns) == COLUMNS:
         return TABLE
     return MANIFEST if {*MANIFEST_COLUMNS, "split"} <= set(columns) else None
+
+
+def _head(path: Path) -> list[str]:
+    """The first two lines that are not blank."""
+    return list(islice((line for line in _lines.lines(path) if not line.isspace()), 2))
+
+
+def _is_key_of_five(head: Sequence[str]) -> bool:
+    """Whether a file with these first lines is the key of the evaluation package of ASVspoof 5."""
+    if len(head) < 2 or tuple(head[0].split()) != KEY_OF_FIVE:
+        return False
+    return re.fullmatch(FORMATS["asvspoof5"].pattern, head[1].split()[0]) is not None
 
 
 def _commas(line: str) -> list[str]:
@@ -60,7 +75,8 @@ def default_split(path: Path, corpus: str) -> str:
     splits = FORMATS[corpus].splits
     if set(splits) != set(SPLIT_OF.values()):
         return splits[0]
-    _, (_, utterance, *_) = next(lines(path, corpus))
+    head = _head(path)
+    utterance = head[1].split()[0] if _is_key_of_five(head) else next(lines(path, corpus))[1][1]
     return SPLIT_OF[utterance.rpartition("_")[0][-1:]]
 
 

@@ -10,8 +10,9 @@
 Protocol: `file label`, parted by white space, such as `ADD2023_T1.2R2_E_00000003.wav genuine`; the labels are genuine
 and fake. An utterance is named as its file. The only split is `all`. Nothing is known of speakers and systems.
 
-Source: ADD2023.py of AntiDeepfake; another public reader, which has train and dev as above and reads no labels of the
-test parts; http://addchallenge.cn/add2023; Yi et al., ADD 2023, arXiv 2305.13774.
+Source: ADD2023.py of AntiDeepfake; a script that reads label.txt of testR1 for SLS; another public reader, which has
+train and dev as above and reads no labels of the test parts; http://addchallenge.cn/add2023; Yi et al., ADD 2023, arXiv
+2305.13774.
 """
 
 from __future__ import annotations

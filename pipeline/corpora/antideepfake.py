@@ -7,8 +7,10 @@ begins with `$ROOT/`, which is `root`:
     ASV19LAdemo-LA_E_7583177,fake,2.22,16000,$ROOT//toy_example/eval/LA_E_7583177.wav,A10,LA_0045,test,1,PCM_S,16,EN
 
 The splits are the words of `Proportion`: train, valid, test, and - where a corpus has none. `all` takes every line.
+Some scripts leave the path empty where they found no audio; such lines are refused.
 
-Source: protocols/README.md, toy_example.py and toy_example_test.csv of https://github.com/nii-yamagishilab/AntiDeepfake.
+Source: protocols/README.md, all scripts and the three toy_example_*.csv of that folder, and dataio/dataio.py, which
+reads them, in https://github.com/nii-yamagishilab/AntiDeepfake.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ Other datasets give the names of their columns in the parameters of the set:
 the column of the audio. The label is a word, or a number for which the file itself has the word (`ClassLabel` in the
 library datasets). Other numbers are refused there, because 0 is spoof in some projects.
 
-Source: docs of https://github.com/lab260ru/speech_spoof_bench, and the page of
-https://huggingface.co/datasets/SpeechAntiSpoofingBenchmarks/J-SPAW_LA.
+Source: docs, loader.py and validate.py of https://github.com/lab260ru/speech_spoof_bench; the page of
+https://huggingface.co/datasets/SpeechAntiSpoofingBenchmarks/J-SPAW_LA; prep_dfadd.py of AUDDT, for other columns.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from typing import Any
 from pipeline.audio import parquet_rows
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _folders
 from pipeline.corpora._formats import ALL
 
 COLUMNS = {"path": "path", "audio": "audio", "label": "label", "notes": "notes"}
@@ -70,7 +71,7 @@ def trials(root: Path, protocol: Path, split: str, columns: Mapping[str, str] = 
         there = sorted({path.name.split("-")[0] for path in (root / "data").glob("*.parquet")})
         raise InputError(
             f"{root}/data: expected files {split}-*.parquet, got those of {', '.join(there) or 'no split'}; check "
-            "`root` and `split`"
+            f"`root` and `split`{_folders.other_root(root, 'data/*.parquet')}"
         )
     rows = [row for shard in shards for row in _rows(root, shard, columns)]
     return from_rows(rows, source=f"{root} (split {split})")

@@ -19,7 +19,8 @@ train        25,380       2,580   22,800   A01 to A06
 dev          24,844       2,548   22,296   A01 to A06
 eval         71,237       7,355   63,882   A07 to A19
 
-Source: README.LA.txt of the download. Wang et al., ASVspoof 2019, Computer Speech & Language 64 (2020).
+Source: README.LA.txt of the download; ASVspoof2019-LA.py of AntiDeepfake, datasets.py of spoof_SUPERB and prep_asv19.py
+of AUDDT, which read the same cells; Wang et al., ASVspoof 2019, Computer Speech & Language 64 (2020).
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ progress       59,325                         the leaderboard while the challeng
 hidden         18,576                         silence at the ends is cut off
 all           611,829      22,617   589,212   another task than the one that is published
 
-Source: https://github.com/asvspoof-challenge/2021, README of eval-package; Liu et al., ASVspoof 2021, arXiv 2210.02437.
+Source: https://github.com/asvspoof-challenge/2021, README of eval-package; ASVspoof2021-DF.py of AntiDeepfake and
+datasets.py of spoof_SUPERB, both of which take every phase; Liu et al., ASVspoof 2021, arXiv 2210.02437.
 """
 
 from __future__ import annotations

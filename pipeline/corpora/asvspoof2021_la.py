@@ -18,7 +18,9 @@ progress                the leaderboard while the challenge ran
 hidden                  silence at the ends is cut off
 all           181,566   no published number, and another task: pooling the phases can raise the EER tenfold
 
-Source: https://github.com/asvspoof-challenge/2021, README of eval-package; Liu et al., ASVspoof 2021, arXiv 2210.02437.
+Source: https://github.com/asvspoof-challenge/2021, README of eval-package; ASVspoof2021-LA.py of AntiDeepfake,
+prep_asv21-la.py of AUDDT and datasets.py of spoof_SUPERB, all three of which take every phase; Liu et al., ASVspoof
+2021, arXiv 2210.02437.
 """
 
 from __future__ import annotations

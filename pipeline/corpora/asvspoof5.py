@@ -22,7 +22,9 @@ train       182,357      18,797   163,560   A01 to A08
 dev         140,950      31,334   109,616   A09 to A16
 eval        680,774     138,688   542,086   A17 to A32
 
-Source: README.txt of the download; Wang et al., ASVspoof 5, arXiv 2502.08857.
+Source: README.txt of the download; README of the evaluation package in https://github.com/asvspoof-challenge/asvspoof5;
+prep_asv5.py of AUDDT, and ASVspoof5.py of AntiDeepfake, which has flac_T, flac_D and flac_E_eval in three folders (each
+is then the `root` of its split); Wang et al., ASVspoof 5, arXiv 2502.08857.
 """
 
 from __future__ import annotations
@@ -31,11 +33,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core.trial_table import UNKNOWN, Row, Trials, from_rows
-from pipeline.corpora import _lines, _protocols
+from pipeline.corpora import _formats, _lines, _protocols
 
 CORPUS = "asvspoof5"
 UNCODED = "none"  # the word of ASVspoof 2021 LA
-KEY = ("filename", "cm-label")
 FOLDERS = {"train": "flac_T", "dev": "flac_D", "eval": "flac_E_eval"}
 
 
@@ -46,7 +47,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     """
     del root  # paths stay relative to it; `prepare` looks at the audio
 
-    if next(_lines.lines(protocol), "").split() == [*KEY] and split in FOLDERS:
+    if next(_lines.lines(protocol), "").split() == [*_formats.KEY_OF_FIVE] and split in FOLDERS:
         return from_rows(_of_key(protocol, split), source=f"{protocol} (split {split})")
 
     def row(where: str, cells: Sequence[str]) -> Row:
@@ -60,6 +61,6 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
 
 def _of_key(protocol: Path, split: str) -> Iterator[Row]:
     """The trials of a key of the evaluation package."""
-    for where, (utterance, word) in _lines.named_cells(protocol, KEY, "\t"):
+    for where, (utterance, word) in _lines.named_cells(protocol, _formats.KEY_OF_FIVE, "\t"):
         _protocols.check_split(where, utterance, split)
         yield Row(where, utterance, f"{FOLDERS[split]}/{utterance}.flac", _protocols.label_of(word))

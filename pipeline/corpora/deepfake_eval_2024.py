@@ -3,7 +3,7 @@
 `root` is the folder of the official download (https://huggingface.co/datasets/nuriachandra/Deepfake-Eval-2024):
 
     audio-metadata-publish.csv        the protocol of whole recordings
-    audio-data/...                    MP3, M4A, MP4 and WAV; some need the extra `av`
+    audio-data/...                    MP3, M4A, MP4 (four of them named .dat) and WAV; some need the extra `av`
     segmented/                        not in the download: made by spoof_superb.data.prep.segment_deepfake_eval
         protocol.txt                  the protocol of segments
         wav/<recording>_seg1.wav      4 s each

@@ -15,8 +15,12 @@ systems share the names of files. The speaker is the part of a file's name befor
 split    utterances   bona fide   spoof
 test          3,755         755   3,000
 
-Source: DFADD.py of AntiDeepfake, and the plan of the Arena's DFADD (github.com/lab260ru/speech_spoof_bench), which has
-the counts; Du et al., DFADD, SLT 2024, arXiv 2409.08731.
+The hub has DFADD in Parquet files, too: `arena` reads these with `columns: {audio: audio, label: label, utterance:
+audio_name}`.
+
+Source: DFADD.py of AntiDeepfake; the plan of the Arena's DFADD (github.com/lab260ru/speech_spoof_bench) and the list of
+Speech DF Arena, which have the counts; prep_dfadd.py of AUDDT, for the Parquet files; Du et al., DFADD, SLT 2024, arXiv
+2409.08731.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.audio import decode
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _folders
 
 BEGIN, BONAFIDE = "DATASET_", "VCTK_BONAFIDE"
 SPLITS = ("train", "valid", "test")
@@ -41,7 +45,8 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         raise InputError(f"{protocol}: expected the split {', '.join(SPLITS)} of dfadd, got {split!r}")
     folders = sorted(root.glob(f"{BEGIN}*/{split}"))
     if not folders:
-        raise InputError(f"{root}: expected folders {BEGIN}.../{split}, got none; check `root` of the set")
+        hint = _folders.other_root(root, f"{BEGIN}*/{split}")
+        raise InputError(f"{root}: expected folders {BEGIN}.../{split}, got none; check `root` of the set{hint}")
     return from_rows((row for folder in folders for row in _rows(root, folder)), source=f"{root} (split {split})")
 
 
@@ -49,7 +54,6 @@ def _rows(root: Path, folder: Path) -> Iterator[Row]:
     """The trials of a system in a split."""
     system = folder.parent.name.removeprefix(BEGIN)
     label, attack = (LABELS[0], UNKNOWN) if system == BONAFIDE else (LABELS[1], system)
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in decode.SUFFIXES:
-            place = path.relative_to(root).as_posix()
-            yield Row(str(path), f"{system}/{path.stem}", place, label, path.stem.split("_")[0], attack)
+    for path in _folders.audio_files(folder):
+        place = path.relative_to(root).as_posix()
+        yield Row(str(path), f"{system}/{path.stem}", place, label, path.stem.split("_")[0], attack)

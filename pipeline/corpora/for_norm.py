@@ -20,7 +20,9 @@ own. Nothing is known of speakers and systems.
 split    utterances   bona fide   spoof
 eval          4,634       2,264   2,370
 
-Source: file lists of the download; Reimao and Tzerpos, FoR: A Dataset for Synthetic Speech Detection, SpeD 2019.
+Source: file lists of the download; FakeOrReal.py of AntiDeepfake and prep_for.py of AUDDT, which walk the same folders.
+The list of Speech DF Arena has 2,264 spoofs only. Reimao and Tzerpos, FoR: A Dataset for Synthetic Speech Detection,
+SpeD 2019.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ known of the systems behind the spoofs.
 split    utterances   bona fide    spoof
 eval         31,779      19,963   11,816
 
-Source: the file itself; Müller et al., Does Audio Deepfake Detection Generalize?, Interspeech 2022, arXiv 2203.16263.
+Source: the file itself; In-the-Wild.py of AntiDeepfake and in_the_wild_dataset.py of deepfake-whisper-features, both of
+which name utterances without the suffix; Müller et al., Does Audio Deepfake Detection Generalize?, Interspeech 2022,
+arXiv 2203.16263.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ is reported as others are (`on_bad_audio: skip` leaves it out).
 `split` is a language of MLAAD, such as `de`, or `all`. Of a language, bona fide are the originals in that language.
 Utterances are named as their paths below `root`, with blanks where these have some.
 
-Source: MLAAD.py of AntiDeepfake; create_combined_mlaad_meta_all.py and docs/04-datasets.md of spoof_SUPERB; Müller et
-al., MLAAD, IJCNN 2024, arXiv 2401.09512.
+Source: MLAAD.py of AntiDeepfake; create_combined_mlaad_meta_all.py and docs/04-datasets.md of spoof_SUPERB, which takes
+all of M-AILABS as bona fide; prep_mlaad.py of AUDDT, which takes the originals, below a folder `real`; Müller et al.,
+MLAAD, IJCNN 2024, arXiv 2401.09512.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows, read_text
+from pipeline.corpora import _folders
 from pipeline.corpora._formats import ALL
 
 COLUMNS_READ = ("path", "original_file", "language", "is_original_language", "model_name")
@@ -43,7 +45,10 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
     del protocol  # each folder has its own list
     metas = sorted((root / "fake").glob("*/*/meta.csv"))
     if not metas:
-        raise InputError(f"{root}: expected files fake/<language>/<system>/meta.csv, got none; check `root` of the set")
+        hint = _folders.other_root(root, "fake/*/*/meta.csv")
+        raise InputError(
+            f"{root}: expected files fake/<language>/<system>/meta.csv, got none; check `root` of the set{hint}"
+        )
     spoofs: list[Row] = []
     originals: dict[str, Row] = {}
     languages: set[str] = set()

@@ -21,8 +21,9 @@ up to these, and `CON_0` none. So metrics by attack show what a system does with
 with a spoofed segment is an error. Such a file is a dict of utterances, for each an array of the characters 1 (bona
 fide) and 0 (spoof), pickled in the NPY format. It is read without making any of its objects.
 
-Source: https://github.com/nii-yamagishilab/PartialSpoof, where 03multireso/model.py reads the segment labels, and a
-public reader that has them as characters; Zhang et al., The PartialSpoof Database, arXiv 2204.05177.
+Source: https://github.com/nii-yamagishilab/PartialSpoof, where 03multireso/model.py reads the segment labels;
+generate_partialspoof.py of DeepFense, which has the folders and the labels as characters; another public reader of
+these; Zhang et al., The PartialSpoof Database, arXiv 2204.05177.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.audio import decode
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _folders
 from pipeline.corpora._formats import ALL
 
 BONAFIDE, SPOOF = "benign", "spoof"
@@ -44,6 +44,7 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
         raise InputError(
             f"{root}: expected folders wav/<recording>/{BONAFIDE}/<language> and "
             f"wav/<recording>/{SPOOF}/<system>/<language>, got none; check `root` of the set"
+            f"{_folders.other_root(root, f'wav/*/{BONAFIDE}')}"
         )
     languages = sorted({folder.name for folder in folders})
     if split not in (*languages, ALL):
@@ -61,7 +62,6 @@ def _rows(root: Path, folder: Path) -> Iterator[Row]:
     """The trials of a folder of one language."""
     recording, kind, *system, _ = folder.relative_to(root / "wav").parts
     label, attack = (LABELS[0], UNKNOWN) if kind == BONAFIDE else (LABELS[1], system[0])
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in decode.SUFFIXES:
-            place = path.relative_to(root).as_posix()
-            yield Row(str(path), place, place, label, attack=attack, codec=recording)
+    for path in _folders.audio_files(folder):
+        place = path.relative_to(root).as_posix()
+        yield Row(str(path), place, place, label, attack=attack, codec=recording)

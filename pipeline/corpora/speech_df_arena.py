@@ -8,10 +8,11 @@ labels are words. An utterance is named as in the file, whole, as the toolkit's 
     In_Wild/0.wav
     for-norm/testing/fake/...
 
-With `root: /` the paths are taken as they are, and other paths are below the root. The only split is `all`.
+With `root: /` the paths are taken as they are, and other paths are below the root. Absolute paths without this folder,
+as in its list of DFADD, need `root: /`, or to be made relative first. The only split is `all`.
 
-Source: protocol_files of https://github.com/Speech-Arena/speech_df_arena; the head of its list of In-the-Wild; arXiv
-2509.02859.
+Source: README, utils/datamodule.py and utils/metrics.py of https://github.com/Speech-Arena/speech_df_arena, and its
+lists of In-the-Wild, FoR, SONAR and DFADD; arXiv 2509.02859.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@
 Protocol: CSV with the header `file,speaker,attack`, the file below `flac/<split>/`. An utterance is named as its file,
 with its folders and suffix, as in published score files.
 
-Source: SpoofCeleb.py of AntiDeepfake, the reader of spoof_SUPERB (spoof_superb/scoring/datasets.py), and the list
-DeepFense/SpoofCeleb; Jung et al., SpoofCeleb, arXiv 2409.17285.
+Source: SpoofCeleb.py of AntiDeepfake, datasets.py of spoof_SUPERB, generate_spoofceleb.py of DeepFense, and
+prep_spoofceleb.py of AUDDT, which agree on the labels; Jung et al., SpoofCeleb, arXiv 2409.17285.
 """
 
 from __future__ import annotations

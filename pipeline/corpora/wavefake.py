@@ -19,9 +19,10 @@ are named `<folder>/<file without its suffix>`, as the folders share the names o
 `split` is `ljspeech` or `jsut`, which takes the folders with this word in their names and the bona fide of that corpus,
 or `all`.
 
-Source: WaveFake.py of AntiDeepfake, which has the folders of spoofs; a public reader that takes bona fide from the two
-folders above, and one that found the files that are there twice; Frank and Schönherr, WaveFake, NeurIPS 2021, arXiv
-2111.02813.
+Source: WaveFake.py of AntiDeepfake, which has the folders of spoofs; wavefake_dataset.py of deepfake-whisper-features,
+which takes bona fide from the two folders above, in a folder real_audio; a public reader that found the files that are
+there twice, which DeepFense's script takes twice. AUDDT counts vocoded speech as bona fide. Frank and Schönherr,
+WaveFake, NeurIPS 2021, arXiv 2111.02813.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.audio import decode
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Row, Trials, from_rows
+from pipeline.corpora import _folders
 from pipeline.corpora._formats import ALL
 
 SPOOFS = "generated_audio"
@@ -55,10 +56,11 @@ def _rows(root: Path, split: str) -> Iterator[Row]:
             continue
         folders = sorted(path for path in (root / SPOOFS).glob(f"*{corpus}*") if path.is_dir())
         if not folders or not (root / bonafide).is_dir():
+            hint = _folders.other_root(root, f"{SPOOFS}/*{corpus}*")
             raise InputError(
                 f"{root}: expected folders {SPOOFS}/*{corpus}* with the spoofs and {bonafide} with the bona fide, got "
                 f"{len(folders)} of the first and {int((root / bonafide).is_dir())} of the second; WaveFake itself has "
-                "no bona fide: put the other download beside it, and check `root` of the set"
+                f"no bona fide: put the other download beside it, and check `root` of the set{hint}"
             )
         for folder in folders:
             yield from _of_folder(root, folder, folder.name, corpus, folder.name)
@@ -68,6 +70,5 @@ def _rows(root: Path, split: str) -> Iterator[Row]:
 def _of_folder(root: Path, folder: Path, name: str, speaker: str, attack: str) -> Iterator[Row]:
     """The audio files of a folder. name: stands before the names of its files."""
     label = LABELS[0] if attack == UNKNOWN else LABELS[1]
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in decode.SUFFIXES:
-            yield Row(str(path), f"{name}/{path.stem}", path.relative_to(root).as_posix(), label, speaker, attack)
+    for path in _folders.audio_files(folder):
+        yield Row(str(path), f"{name}/{path.stem}", path.relative_to(root).as_posix(), label, speaker, attack)

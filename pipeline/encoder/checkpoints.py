@@ -1,8 +1,8 @@
 """Find the encoder among the tensors of a checkpoint, name its weights as transformers does, and tell how it is made.
 
-The weights may be fairseq's or transformers', below any prefix, such as `state_dict.module.ssl_model.model.`. What
-stands beside the encoder, such as a countermeasure's back end, is left out. Where no configuration is there, the
-architecture comes from the shapes of the weights.
+The weights may be fairseq's, transformers' or torchaudio's, or OpenAI's of Whisper, below any prefix, such as
+`state_dict.module.ssl_model.model.`. What stands beside the encoder, such as a countermeasure's back end, is left out.
+Where no configuration is there, the architecture comes from the shapes of the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import InputError, listing
-from pipeline.encoder import fairseq, tensor_files
+from pipeline.encoder import fairseq, names, tensor_files
 
 KERNELS, STRIDES = (
     (10, 3, 3, 3, 3, 2, 2),
@@ -25,6 +25,7 @@ KERNELS, STRIDES = (
 # What torch.compile and the wrappers of distributed training put into names.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
 COUNTER = "num_batches_tracked"  # of a batch norm, the only weight of an encoder that is a whole number
+ADAPTER = "lora_"  # in the names of low-rank adapters (LoRA)
 WRAPPINGS = ("model", "state_dict", "model_state_dict")  # where several encoders lie, the first of these is taken
 SPELLINGS = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", ".parametrizations.weight.original1"))
 
@@ -59,7 +60,7 @@ FAIRSEQ = Naming(
     feedforward="encoder.layers.0.fc1.weight",
     positional="encoder.pos_conv.0",
     attention="encoder.layers.0.self_attn.relative_attention_bias.weight",
-    renamed=fairseq.renamed,
+    renamed=names.of_fairseq,
 )
 TRANSFORMERS = Naming(
     first="feature_extractor.conv_layers.0.conv.weight",
@@ -71,6 +72,17 @@ TRANSFORMERS = Naming(
     positional="encoder.pos_conv_embed.conv",
     attention="encoder.layers.0.attention.rel_attn_embed.weight",
     renamed=lambda name: name,
+)
+TORCHAUDIO = Naming(
+    first=TRANSFORMERS.first,
+    parts=("feature_extractor.", "encoder.feature_projection.", "encoder.transformer."),
+    besides=("encoder.feature_projection.projection.weight",),
+    convolution=TRANSFORMERS.convolution,
+    layer_norm=TRANSFORMERS.layer_norm,
+    projection="encoder.feature_projection.projection.weight",
+    feedforward="encoder.transformer.layers.0.feed_forward.intermediate_dense.weight",
+    positional="encoder.transformer.pos_conv_embed.conv",
+    renamed=names.of_torchaudio,
 )
 W2V_BERT = Naming(
     first="feature_projection.projection.weight",
@@ -92,6 +104,18 @@ WHISPER = Naming(
     feedforward="layers.0.fc1.weight",
     positional="embed_positions.weight",
 )
+OPENAI = Naming(  # Whisper's encoder by the names of its authors
+    first=WHISPER.first,
+    parts=("conv1.", "conv2.", "positional_embedding", "blocks.", "ln_post."),
+    renamed=names.of_openai,
+    besides=("conv2.weight", "positional_embedding", "blocks.0.mlp.0.weight"),
+    log_mel=True,
+    projection=WHISPER.projection,
+    feedforward="blocks.0.mlp.0.weight",
+    positional="positional_embedding",
+)
+# In this order, as transformers' names fit what torchaudio names too, and w2v-BERT's fit a conformer.
+NAMINGS = (FAIRSEQ, TORCHAUDIO, TRANSFORMERS, W2V_BERT, WHISPER, OPENAI)
 BY_KIND = {
     "sew": Naming(TRANSFORMERS.first, (*TRANSFORMERS.parts, "layer_norm."), TRANSFORMERS.renamed),
     "wav2vec2-bert": W2V_BERT,
@@ -121,20 +145,33 @@ class Inside:
     def weights(self) -> dict[str, Tensor]:
         """The weights by their names in transformers, float32.
 
-        Raises InputError for weights that no encoder has, and for types other than floating point.
+        Raises InputError for weights that no encoder has, adapters, types other than floating point, and NaN.
         """
-        names = {name: self.naming.renamed(name) for name in self.own}
-        if unknown := sorted(name for name, new in names.items() if new is None):
+        if unmerged := sorted(name for name in self.own if ADAPTER in name.lower()):
             raise InputError(
-                f"{self.path}: expected an encoder of wav2vec 2.0 below {self.prefix!r}, got {len(unknown)} weights "
-                f"that it has none of:\n{listing(unknown)}"
+                f"{self.path}: expected the weights of an encoder, got {len(unmerged)} of an adapter among them; merge "
+                f"it into the weights (peft: merge_and_unload) and save the model again:\n{listing(unmerged)}"
+            )
+        new = {name: self.naming.renamed(name) for name in self.own}
+        if unknown := sorted(name for name in new if new[name] is None):
+            raise InputError(
+                f"{self.path}: expected an encoder below {self.prefix!r}, got {len(unknown)} weights that it has none "
+                f"of:\n{listing(unknown)}"
             )
         if wrong := [name for name, value in self.own.items() if not _is_plain(value)]:
-            raise InputError(f"{self.path}: expected weights as plain tensors, got others:\n{listing(wrong)}")
+            raise InputError(
+                f"{self.path}: expected weights as plain tensors of the CPU, got others; save these:\n{listing(wrong)}"
+            )
         others = {name: value for name, value in self.own.items() if not value.is_floating_point()}
         if wrong := [f"{name}: {value.dtype}" for name, value in others.items() if not name.endswith(COUNTER)]:
             raise InputError(f"{self.path}: expected weights in floating point, got:\n{listing(wrong)}")
-        return {str(names[name]): value if name in others else value.float() for name, value in self.own.items()}
+        found = {name: value if name in others else value.float() for name, value in self.own.items()}
+        if wrong := [name for name, value in found.items() if not value.isfinite().all()]:
+            raise InputError(
+                f"{self.path}: expected finite weights, got NaN or infinity, as of a training that diverged; take "
+                f"another checkpoint:\n{listing(wrong)}"
+            )
+        return {str(new[name]): value for name, value in found.items()}
 
 
 def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
@@ -143,15 +180,15 @@ def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
     Raises InputError where there is none, or where there are several that differ.
     """
     state = _state(path, found)
-    namings = (BY_KIND[kind],) if kind in BY_KIND else (FAIRSEQ, TRANSFORMERS)
+    namings = (BY_KIND[kind],) if kind in BY_KIND else NAMINGS
     candidates = _candidates(state, namings)
-    if not candidates and kind not in BY_KIND:
-        candidates = _candidates(state, (W2V_BERT, WHISPER))
     if not candidates:
+        wanted = dict.fromkeys(repr(naming.first) for naming in namings)
+        adapter = any(ADAPTER in name.lower() for name in state)
+        hint = "; it is an adapter (LoRA) alone: merge it into its model, and save that" if adapter else ""
         raise InputError(
-            f"{path}: expected an encoder, got no weight {' or '.join(repr(naming.first) for naming in namings)} "
-            f"under any prefix; the file has {len(state)} weights, such as "
-            f"{', '.join(list(state)[:3])[:300]}"
+            f"{path}: expected an encoder, got no weight {' or '.join(wanted)} under any prefix; the file has "
+            f"{len(state)} weights, such as {', '.join(list(state)[:3])[:300]}{hint}"
         )
     every = [
         Inside(path, *one, _own(state, *one), fairseq.said(found), fairseq.normalizes(found)) for one in candidates
@@ -160,9 +197,13 @@ def inside(path: Path, found: Mapping[str, Any], *, kind: str = "") -> Inside:
 
 
 def _candidates(state: Mapping[str, Tensor], namings: tuple[Naming, ...]) -> list[tuple[str, Naming]]:
-    """The prefixes below which an encoder may lie, each with its naming."""
+    """The prefixes below which an encoder may lie, each with the first naming that fits."""
     ends = [(name.removesuffix(one.first), one) for one in namings for name in state if name.endswith(one.first)]
-    return [(prefix, one) for prefix, one in ends if all(f"{prefix}{name}" in state for name in one.besides)]
+    found: dict[str, Naming] = {}
+    for prefix, one in ends:
+        if all(f"{prefix}{name}" in state for name in one.besides):
+            found.setdefault(prefix, one)
+    return list(found.items())
 
 
 def config_of(encoder: Inside) -> dict[str, Any]:
@@ -172,7 +213,7 @@ def config_of(encoder: Inside) -> dict[str, Any]:
     """
     naming, path, own, said = encoder.naming, encoder.path, encoder.own, encoder.said
     if naming.log_mel:
-        return _of_whisper(encoder) if naming is WHISPER else _of_w2v_bert(encoder)
+        return _of_w2v_bert(encoder) if naming is W2V_BERT else _of_whisper(encoder)
     if OF_SEW in own:
         raise InputError(f"{path}: the weights of a sew do not show its architecture; {CONFIG_BESIDE}")
     convolutions = [_weight(encoder, f"{naming.convolution.format(i)}.weight", 3) for i in range(len(KERNELS))]
@@ -232,7 +273,10 @@ def _one(path: Path, every: list[Inside], *, wrappings: list[str]) -> Inside:
         if 0 < len(within) < len(every):
             return _one(path, within, wrappings=[])
     prefixes = sorted(one.prefix for one in every)
-    raise InputError(f"{path}: expected one encoder, got {len(every)}, below {', '.join(map(repr, prefixes))}")
+    raise InputError(
+        f"{path}: expected one encoder, got {len(every)}, below {', '.join(map(repr, prefixes))}; torch.save the "
+        "weights of the one that is meant"
+    )
 
 
 def _as(one: Inside, other: Inside) -> list[Tensor]:
@@ -258,7 +302,8 @@ def _weight(encoder: Inside, name: str, dimensions: int) -> Tensor:
     return own[name]
 
 
-def _layers(encoder: Inside, below: str = "encoder.layers.") -> int:
+def _layers(encoder: Inside) -> int:
+    below = encoder.naming.feedforward.partition("0.")[0]  # what stands before the number of a layer
     layers = {name.removeprefix(below).split(".")[0] for name in encoder.own if name.startswith(below)}
     if layers != {str(number) for number in range(len(layers))}:
         told = ", ".join(sorted(layers))[:200]
@@ -314,7 +359,8 @@ def _of_w2v_bert(encoder: Inside) -> dict[str, Any]:
 
 def _of_whisper(encoder: Inside) -> dict[str, Any]:
     """The architecture of Whisper's encoder."""
-    width = len(_weight(encoder, WHISPER.projection, 3))
+    naming = encoder.naming
+    width = len(_weight(encoder, naming.projection, 3))
     if width % WHISPER_HEAD:
         raise InputError(
             f"{encoder.path}: expected a Whisper of {WHISPER_HEAD} channels a head, got one of width {width}; "
@@ -322,10 +368,10 @@ def _of_whisper(encoder: Inside) -> dict[str, Any]:
         )
     return {
         "model_type": "whisper",
-        "encoder_layers": _layers(encoder, "layers."),
+        "encoder_layers": _layers(encoder),
         "d_model": width,
         "encoder_attention_heads": width // WHISPER_HEAD,
-        "encoder_ffn_dim": len(_weight(encoder, WHISPER.feedforward, 2)),
-        "num_mel_bins": _weight(encoder, WHISPER.first, 3).shape[1],
-        "max_source_positions": len(_weight(encoder, WHISPER.positional, 2)),
+        "encoder_ffn_dim": len(_weight(encoder, naming.feedforward, 2)),
+        "num_mel_bins": _weight(encoder, naming.first, 3).shape[1],
+        "max_source_positions": len(_weight(encoder, naming.positional, 2)),
     }

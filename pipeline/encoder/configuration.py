@@ -139,7 +139,12 @@ def read_beside(path: Path | None, file: Path, quiet: dict[str, Any]) -> tuple[s
 
 def is_of(config: Any, inside: Inside) -> bool:
     """Whether a configuration can be that of an encoder, by its width."""
-    norms = ("encoder.layer_norm.weight", "layer_norm.weight", "encoder.layers.0.final_layer_norm.weight")
+    norms = (
+        "encoder.layer_norm.weight",
+        "layer_norm.weight",
+        "encoder.layers.0.final_layer_norm.weight",
+        "ln_post.weight",
+    )
     norm = next((inside.own[name] for name in norms if name in inside.own), None)
     return norm is not None and tuple(norm.shape) == (config.hidden_size,)
 

@@ -9,6 +9,7 @@ countermeasure, the architecture comes from the weights.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from pipeline.encoder import checkpoints, configuration, folders, processors, so
 from pipeline.encoder.cards import FAIRSEQ_EPS, TRANSFORMERS_EPS
 from pipeline.encoder.checkpoints import Inside
 from pipeline.encoder.configuration import KINDS, UNUSED
+
+NOT_USED = (UNUSED, checkpoints.COUNTER, "inv_freq")  # what folders may hold besides; the last is computed
+SHARD = re.compile(r"-\d+-of-(\d+)\.")  # in the name of one of several files of weights
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,17 @@ def load(source: str, *, revision: str | None, **quiet: Any) -> Loaded:
 def load_file(path: Path, **quiet: Any) -> Loaded:
     """The model in one file of weights. A `config.json` or a processor's beside it counts where the file says nothing.
 
-    Raises InputError where the file is damaged or another kind of file, or holds no encoder or several.
+    Raises InputError where the file is damaged, another kind of file or one of several, or has no encoder or several.
     """
     logging.disable_progress_bar()
 
     def find(name: str) -> Path | None:
         return beside if (beside := path.with_name(name)).is_file() else None
 
+    if (shard := SHARD.search(path.name)) and int(shard[1]) > 1:
+        raise InputError(
+            f"{path}: expected all weights, got one of {int(shard[1])} files; give their folder, {path.parent}"
+        )
     found = tensor_files.read(path)
     kind, config = configuration.read_beside(find(folders.CONFIG), path, quiet)
     inside = _inside(path, found, kind)
@@ -95,7 +103,7 @@ def _inside(path: Path, found: dict[str, Any], kind: str) -> Inside:
 
 def _eps(inside: Inside) -> float:
     """What the code around such weights adds to the variance of a waveform: fairseq's, or transformers'."""
-    return FAIRSEQ_EPS if inside.naming is checkpoints.FAIRSEQ else TRANSFORMERS_EPS
+    return FAIRSEQ_EPS if inside.naming in (checkpoints.FAIRSEQ, checkpoints.TORCHAUDIO) else TRANSFORMERS_EPS
 
 
 def _by_config(kind: str, config: Any, inside: Inside, source: str) -> Wav2Vec2Model:
@@ -104,16 +112,38 @@ def _by_config(kind: str, config: Any, inside: Inside, source: str) -> Wav2Vec2M
     try:
         with _quietly():
             model, report = KINDS[kind].from_pretrained(
-                None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+                None,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are an error below, with their names
             )
     except Exception as error:  # whatever transformers raises for weights that do not fit
         raise sources.unfit(source, error) from None
-    if missing := sorted(key for key in report["missing_keys"] if key != UNUSED):  # filled with random numbers
+    _check_report(report, source)
+    encoder: Wav2Vec2Model = model  # the other kinds have the same interface
+    return encoder
+
+
+def _check_report(report: Mapping[str, Any], source: str) -> None:
+    """Raise InputError where the weights are not those that the configuration asks for, by transformers' report."""
+    mend = "put the config.json of these weights there"
+    if other := sorted(report["mismatched_keys"]):  # filled with random numbers, as missing ones are
+        told = [f"{key}: expected {tuple(wanted)}, got {tuple(got)}" for key, got, wanted in other]
+        raise InputError(
+            f"encoder.source: {source!r} has {len(other)} weights of other shapes than its config.json says; {mend}:\n"
+            f"{listing(told)}"
+        )
+    if missing := sorted(key for key in report["missing_keys"] if key != UNUSED):
         raise InputError(
             f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
         )
-    encoder: Wav2Vec2Model = model  # the other kinds have the same interface
-    return encoder
+    if more := sorted(key for key in report["unexpected_keys"] if not key.endswith(NOT_USED)):
+        raise InputError(
+            f"encoder.source: {source!r} has {len(more)} weights of the encoder that its config.json leaves out; "
+            f"{mend}. Layers above the highest tap are never computed:\n{listing(more)}"
+        )
 
 
 def _by_shapes(inside: Inside, quiet: Mapping[str, Any]) -> Wav2Vec2Model:

@@ -78,6 +78,7 @@ _IGNORED = (
     *(f"builtins.{name}" for name in ("dict", "list", "int", "float", "str", "bool", "object")),
     *(f"__builtin__.{name}" for name in ("dict", "list", "int", "float", "str", "bool", "object")),
     "fairseq.data.dictionary.Dictionary",
+    "whisper.model.ModelDimensions",
     *(f"fairseq.meters.{name}" for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")),
 )
 # (what is made, the name in the file): the modules of these names are never imported.
@@ -214,7 +215,8 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file gives errors of many kinds
         raise _unread(path, error) from None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a checkpoint, a dict of tensors, got a {type(found).__name__}")
+        kind = type(found).__name__
+        raise InputError(f"{path}: expected a checkpoint, a dict of tensors, got a {kind}; torch.save the dict alone")
     return found
 
 
@@ -225,6 +227,11 @@ def _unread(path: Path, error: Exception) -> InputError:
         return InputError(
             f"{path}: expected a checkpoint of tensors and plain values, got one with {others}; it is not loaded, as "
             "unpickling that could run anything. Take its state_dict out where you trust it, and torch.save that"
+        )
+    if "TorchScript" in str(error):
+        return InputError(
+            f"{path}: expected a checkpoint of tensors, got a TorchScript archive, which holds code; where you trust "
+            "it, save the weights alone: torch.save(torch.jit.load(...).state_dict(), ...)"
         )
     # torch's own message for a pickle advises to load it with code.
     why = "damaged, or another kind of file" if isinstance(error, pickle.UnpicklingError) else first_line(error)

@@ -118,8 +118,8 @@ def _ended(client: Any, job: ExtractionJob, tasks: Iterator[Task]) -> Iterator[t
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     sent: dict[str, Task] = {}
     while True:
+        room = AHEAD * _cluster(job.params).threads_of(client) - len(sent)
         try:
-            room = AHEAD * sum(client.nthreads().values()) - len(sent)
             for task in itertools.islice(tasks, max(room, 0 if sent else 1)):
                 future = client.submit(_make, job, task, folder, pure=False)
                 sent[future.key] = task

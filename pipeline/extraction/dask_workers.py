@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.core.errors import InputError
 
 HERE = "local:"
+ANSWER_S = 3  # seconds after which a scheduler that has not answered is looked at
 CONNECT_S = 30  # seconds to wait for a scheduler, and for a worker
 
 
@@ -79,6 +80,17 @@ class Cluster:
                 f"project's folder (`dask worker {self.scheduler} --nthreads 1`), and run the same command again: what "
                 "is complete is kept"
             ) from None
+
+    def threads_of(self, client: Any) -> int:
+        """The threads of all workers. Raises InputError where the scheduler is gone, after `ANSWER_S` seconds."""
+        while True:
+            try:
+                return sum(client.nthreads(callback_timeout=ANSWER_S).values())
+            except TimeoutError:
+                if client.status != "running":  # it tries to connect again, for longer
+                    raise self.gone() from None
+            except Exception as error:  # the kind depends on the moment at which the connection broke
+                raise self.gone() from error
 
     def gone(self) -> InputError:
         """The error for a scheduler that ended."""

@@ -1,16 +1,21 @@
 """Layouts of score files: the places of utterance, score and class in a line, found by the first line of a file.
 
-    2019        utterance attack label score                    ASVspoof 2019; spoof_SUPERB, with a dash for the attack
-    2021        utterance score                                 ASVspoof 2021, the Arena, and most others
-    label       utterance label score
-    speaker     speaker utterance - attack label score          a line of an ASVspoof 2019 protocol and the score
-    asvspoof5   filename<TAB>cm-score                           ASVspoof 5; these two names are its first line
-    csv         utterance,score                                 with a first line that names its columns, or without
-    tsv         utterance<TAB>score                             with such a first line
+    2019                utterance attack label score            ASVspoof 2019; spoof_SUPERB, with a dash for the attack
+    2021                utterance score                         ASVspoof 2021, the Arena, and most others
+    label               utterance label score
+    label_last          utterance score label                   Codecfake
+    speaker             speaker utterance - attack label score  a line of an ASVspoof 2019 protocol and the score
+    speaker_label_last  speaker utterance score label           the AASIST baseline of ASVspoof 5
+    asvspoof5           filename<TAB>cm-score                   ASVspoof 5; these two names are its first line
+    csv                 utterance,score                         with a first line that names its columns, or without
+    tsv                 utterance<TAB>score                     with such a first line
 
 A class is a word. As a number it says nothing, because 0 is bona fide in some projects and spoof in others. Nor does a
 second column of scores say which of the two is higher for bona fide. So such lines are refused, with the `--columns`
 that would read them.
+
+Two projects say what their numbers mean, and are known by their first line: DeepFense, and AntiDeepfake, whose score is
+a pair: `ID,Score,Label`, then `name,"[-3.7, 3.8]",1`, of spoof and of bona fide. Its score here is the difference.
 
 Names of spoof_SUPERB may hold blanks, and nothing quotes them. In lines of `2019` with a dash for the attack, the name
 is all that stands before the dash.
@@ -19,6 +24,7 @@ is all that stands before the dash.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,12 +32,16 @@ from typing import Literal, NamedTuple
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN
 
-Layout = Literal["2019", "2021", "label", "speaker", "asvspoof5", "csv", "tsv"]
+Layout = Literal[
+    "2019", "2021", "label", "label_last", "speaker", "speaker_label_last", "asvspoof5", "csv", "tsv"
+]  # fmt: skip
 LINES: dict[Layout, str] = {  # the layouts without a first line that names their columns
     "2019": "utterance attack label score",
     "2021": "utterance score",
     "label": "utterance label score",
+    "label_last": "utterance score label",
     "speaker": "speaker utterance - attack label score",
+    "speaker_label_last": "speaker utterance score label",
 }
 DASHED = ("utterance", UNKNOWN, "label", "score")  # a line of spoof_SUPERB
 LAYOUTS: dict[Layout, str] = LINES | {
@@ -45,13 +55,16 @@ SEPARATORS: dict[Layout, tuple[str | None, ...]] = {"asvspoof5": ("\t",), "csv":
 UTTERANCE_COLUMNS = (
     "utterance", "utterance_id", "utt", "utt_id", "uttid", "filename", "file_name", "file", "file_id", "flac_file",
     "wav_file", "audio_file", "audio", "audio_id", "id_audio", "id", "name", "trial", "trial_id",
+    "trial_anon",
 )  # fmt: skip
 PATH_COLUMNS = ("path", "file_path", "filepath", "audio_path", "wav_path")  # name the utterance where nothing else does
 SCORE_COLUMNS = ("score", "scores", "cm-score", "cm_score", "score_bonafide", "bonafide_score")
 LABEL_COLUMNS = ("label", "labels", "key", "cm-label", "cm_label", "class")
-ATTACK_COLUMNS = ("attack", "attack_label", "attack_id", "attack_type")
-DEEPFENSE = ("id_audio", "label", "score_spoof", "score_bonafide")  # alone says what a number means: 1 is bona fide
-DIGITS = {"1": LABELS[0], "0": LABELS[1]}
+ATTACK_COLUMNS = ("attack", "attack_label", "attack_id", "attack_type", "attack_anon")
+DEEPFENSE = ("id_audio", "label", "score_spoof", "score_bonafide")
+ANTIDEEPFAKE = ("id", "score", "label")  # with pairs for scores
+PAIR = re.compile(r"\[\s*([^\s,\[\]]+)\s*,\s*([^\s,\[\]]+)\s*\]")  # scores of spoof and of bona fide
+DIGITS = {"1": LABELS[0], "0": LABELS[1]}  # as DeepFense and AntiDeepfake have them
 LONGEST_HEADER = 100_000  # characters
 LOOKED_AT = 1_000  # lines, for the advice of a refusal
 SHOWN = 200  # characters of a line in a message
@@ -61,7 +74,8 @@ class Columns(NamedTuple):
     """Where the cells stand in the lines of a file, from 0; attack and label are None where the file lacks them.
 
     layout: None where the user names the columns. separator: None is white space. header: whether the first line names
-    the columns. width: the number of cells of a line. classes: the class (`LABELS`) of each word of the label.
+    the columns. width: the number of cells of a line. classes: the class (`LABELS`) of each word of the label. pairs:
+    whether scores are pairs.
     """
 
     layout: Layout | None
@@ -73,6 +87,7 @@ class Columns(NamedTuple):
     attack: int | None = None
     label: int | None = None
     classes: Mapping[str, str] = CLASS_OF
+    pairs: bool = False
 
     @property
     def shape(self) -> str:
@@ -158,8 +173,24 @@ def header_names(line: str, separator: str | None) -> list[str]:
     return [] if separator != "," and any(map(is_number, names)) else names
 
 
-def find(line: str, layout: Layout | None) -> Columns | None:
-    """The columns of a file with this first line, of the layout or of any; None where it is no such line."""
+def find(lines: Sequence[str], layout: Layout | None) -> Columns | None:
+    """The columns of a file with these lines, of the layout or of any; None where the first is no such line."""
+    found = _find(lines[0], layout)
+    if found and found.header and tuple(header_names(lines[0], found.separator)) == ANTIDEEPFAKE:
+        row = next((split(line, found.separator) for line in lines[1:LOOKED_AT] if line.strip()), [])
+        if len(row) == found.width and PAIR.fullmatch(row[found.score]):
+            return found._replace(pairs=True, classes=DIGITS)
+    return found
+
+
+def of_pair(cell: str) -> str:
+    """The score of bona fide less that of spoof, of a pair; any other cell as it is."""
+    pair = PAIR.fullmatch(cell)
+    return str(float(pair[2]) - float(pair[1])) if pair and is_number(pair[1]) and is_number(pair[2]) else cell
+
+
+def _find(line: str, layout: Layout | None) -> Columns | None:
+    """The columns of a file with this first line."""
     if layout in LINES:  # a line that does not fit is named with the others
         return _by_place(layout, None)
     for separator in SEPARATORS[layout] if layout else (",", "\t", None):
@@ -239,7 +270,7 @@ def refusal(path: Path, number: int, lines: Sequence[str], layout: Layout | None
     """The error for a file of no known layout, or not of the given one. lines: the first, from its first on."""
     line = lines[0].rstrip()
     shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-    table = "\n".join(f"  {name:9}  {shape}" for name, shape in LAYOUTS.items() if layout in (None, name))
+    table = "\n".join(f"  {name:18}  {shape}" for name, shape in LAYOUTS.items() if layout in (None, name))
     separator = "\t" if "\t" in line else "," if "," in line else None
     sample = [split(text, separator) for text in lines[:LOOKED_AT] if len(text) <= LONGEST_HEADER and text.strip()]
     return InputError(
@@ -277,7 +308,8 @@ def _advice(sample: Sequence[Sequence[str]]) -> str:
     columns = list(zip(*body, strict=True))
     numeric = [i for i, column in enumerate(columns) if all(map(is_number, column))]
     scores = [i for i in numeric if not set(columns[i]) <= {"0", "1"}] or numeric[-1:]
-    names = [i for i in range(len(columns)) if i not in scores]
+    classes = [i for i, column in enumerate(columns) if {cell.lower() for cell in column} <= CLASS_OF.keys()]
+    names = [i for i in range(len(columns)) if i not in (*scores, *classes)]
     if not scores or not names:
         return "; write it in one of these layouts"
     name = max(names, key=lambda i: (len(set(columns[i])), i not in numeric, sum(map(len, columns[i]))))

@@ -1,13 +1,12 @@
 """Keys that no adapter in `pipeline/corpora/` reads: lists of names and classes, and keys of ASVspoof tracks.
 
     plain              utterance label                                      parted by white space or a comma
-    plain              a first line that names the columns, such as utterance,label or filename<TAB>cm-label
+    plain              a first line that names the columns, such as utterance,label
     plain              speaker utterance attack label                       ASVspoof 2019 without its unused column
     plain              speaker utterance - attack label                     lines of ASVspoof 2019 for other corpora
     asvspoof2019_pa    speaker utterance environment attack label
     asvspoof2021_pa    speaker utterance R3 M3 d4 r1 m1 s4 c4 label trim phase
     asvspoof5          speaker utterance gender - attack label              its phase 1
-    asvspoof5          filename<TAB>cm-label                                its evaluation package
 
 The words of a class are those of `trial_table.CLASS_OF`. A number is refused, because 0 is bona fide in some projects
 and spoof in others.
@@ -29,7 +28,7 @@ from pipeline.metrics import layouts
 PLAIN = "plain"
 FIVE = "asvspoof5"
 NAMES_OF_FIVE = _formats.FORMATS[FIVE].pattern
-SPEAKER_COLUMNS, CODEC_COLUMNS = ("speaker", "speaker_id"), ("codec",)
+SPEAKER_COLUMNS, CODEC_COLUMNS = ("speaker", "speaker_id", "spk", "tar_spk_anon"), ("codec",)
 
 
 class _KeyLine(NamedTuple):
@@ -95,9 +94,7 @@ def read(path: Path, split: str | None) -> PlainKey | None:
     rows = layouts.rows(path, lines, first + found.header, found.separator)
     source = f"{path} (phase {split})" if split else str(path)
     trials = trial_table.from_rows(_trials(path, rows, found, split), source=source)
-    of_five = found.header and set(layouts.header_names(lines[first], found.separator)) == {"filename", "cm-label"}
-    five = of_five and all(re.fullmatch(NAMES_OF_FIVE, name) for name in trials.utterance.tolist())
-    return PlainKey(FIVE if five else found.corpus, split, trials)
+    return PlainKey(found.corpus, split, trials)
 
 
 def _by_names(line: str) -> _KeyColumns | None:

@@ -159,7 +159,7 @@ def parse(path: Path, layout: Layout | None = None, *, chosen: Chosen | None = N
     if chosen:
         columns: Columns | None = layouts.by_choice(path, first + 1, lines[first:], chosen)
     else:
-        columns = layouts.find(lines[first], layout)
+        columns = layouts.find(lines[first:], layout)
     if columns is None:
         raise layouts.refusal(path, first + 1, lines[first:], layout)
     rows = layouts.rows(
@@ -181,6 +181,8 @@ def _checked(path: Path, columns: Columns, rows: Iterator[tuple[int, list[str]]]
         for column, cell in zip(cells_of, cells, strict=True):
             column.append(cell)
     utterance, text = cells_of[columns.utterance], cells_of[columns.score]
+    if columns.pairs:
+        text = [layouts.of_pair(cell) for cell in text]
     if columns.separator == ",":
         utterance = [files.plain_cell(name) if name[:1] == "'" else name for name in utterance]
     attack, label = _classes(columns, cells_of)

@@ -117,10 +117,7 @@ class Workers:
         """
         now = time.monotonic()
         if self._client is not None and now - self._asked > LOOK_S:
-            try:
-                self._threads = sum(self._client.nthreads().values())
-            except Exception as error:  # the kind depends on the moment at which the connection broke
-                raise self.cluster.gone() from error
+            self._threads = self.cluster.threads_of(self._client)
             self._asked = now
             self._seen = now if self._threads else self._seen
         return self._threads
@@ -150,7 +147,7 @@ class Workers:
         )
         try:
             future = self._client.submit(run, request, pure=False)
-        except Exception as error:  # as above
+        except Exception as error:  # the kind depends on the moment at which the connection broke
             raise self.cluster.gone() from error
         return Sent(request, future, self)
 
