@@ -16,23 +16,26 @@ from pipeline.core import files, params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.params import Params
 from pipeline.core.trial_table import Trials
-from pipeline.metrics import calibration, evaluation, join, scorefile, transfer
+from pipeline.metrics import calibration, evaluation, join, scorefile, transfer, verdicts
+from pipeline.metrics.abstention import RiskCoverage, risk_coverage
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import Det, det_points
 from pipeline.metrics.eer import official_eer
 from pipeline.metrics.evaluation import Metrics
 from pipeline.metrics.tdcf import AsvRates
+from pipeline.metrics.verdicts import VerdictRule
 from pipeline.report import curves, plots
 
 
 @dataclass(frozen=True)
 class _Dev:
-    """The dev set: its trials and their scores (N,), the threshold chosen on them, and the calibration by them."""
+    """The dev set: its trials and their scores (N,), the threshold chosen on them, the calibration and rule by them."""
 
     trials: Trials
     scores: NDArray[np.float64]
     threshold: float
     calibration: Calibration
+    rule: VerdictRule
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class _Found:
     metrics: Metrics
     det: Det
     histogram: curves.Histogram
+    risk: RiskCoverage
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = params_file.load(given.params)
     remedy = "run `dvc repro -f train`"
     training = files.read_json(given.training, what="training's metrics", keys=["dev_threshold"], remedy=remedy)
-    dev = _read_dev(given.dev_scores, threshold=float(training["dev_threshold"]))
+    rate, threshold = settings.evaluate.error_rate, float(training["dev_threshold"])
+    dev = _read_dev(given.dev_scores, threshold=threshold, error_rate=rate)
     found = {name: _evaluate(name, given, settings, dev) for name in settings.evaluate.sets}
     for name, result in found.items():
         _plot(given.plots, name, given.training.stem, result, dev_threshold=dev.threshold)
@@ -64,16 +69,18 @@ def _evaluate(name: str, given: argparse.Namespace, settings: Params, dev: _Dev)
     table = trial_table.read(given.trials / f"{name}.csv")
     scores = join.read(given.scores / f"{name}.txt", table)
     metrics = evaluation.evaluate(
-        table, scores, asv=asv, threshold=dev.threshold, calibration=dev.calibration, folds=folds
+        table, scores, asv=asv, threshold=dev.threshold, calibration=dev.calibration, rule=dev.rule, folds=folds
     )
     if views := join.read_views(given.scores / name, table):
         metrics["views"] = evaluation.by_view(table, views, folds=folds)
     if told := _warnings(table, scores, metrics, dev):
         metrics["warnings"] = told
+    bonafide, spoof = scores[table.is_bonafide], scores[~table.is_bonafide]
     return _Found(
         metrics=metrics,
-        det=det_points(scores[table.is_bonafide], scores[~table.is_bonafide]),
+        det=det_points(bonafide, spoof),
         histogram=curves.histogram(scores, table.is_bonafide, attack=table.attack),
+        risk=risk_coverage(bonafide, spoof, dev.threshold),
     )
 
 
@@ -82,6 +89,7 @@ def _warnings(table: Trials, scores: NDArray[np.float64], metrics: Metrics, dev:
     if not evaluation.is_inverted(table, scores, metrics):  # else nothing of dev's fits
         accepted = dev.trials.is_bonafide
         found += transfer.transfer_warnings(metrics, dev.scores[accepted], dev.scores[~accepted])
+        found += transfer.verdict_warnings(metrics, dev.rule)
     return found + evaluation.calibration_warnings(dev.calibration, dev.trials, table)
 
 
@@ -105,7 +113,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="to write <set>.json: `pipeline.metrics.evaluation`",
     )
-    add("--plots", type=Path, required=True, metavar="FOLDER", help="to write {det,histogram}/<set>.{csv,png}")
+    add(
+        "--plots",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="to write {det,histogram}/<set>.{csv,png} and risk/<set>.csv",
+    )
     return parser.parse_args(argv)
 
 
@@ -116,8 +130,8 @@ def _asv(settings: Params, name: str) -> AsvRates | None:
     return evaluation.corpus_asv(settings.sets[name].corpus)
 
 
-def _read_dev(path: Path, *, threshold: float) -> _Dev:
-    """The dev set of a score file that carries its key, with the calibration by its scores.
+def _read_dev(path: Path, *, threshold: float, error_rate: float) -> _Dev:
+    """The dev set of a score file that carries its key, with the calibration and the rule of verdicts by its scores.
 
     Raises InputError, naming the file, where it is missing, carries no key, or has scores that cannot be calibrated.
     """
@@ -125,11 +139,13 @@ def _read_dev(path: Path, *, threshold: float) -> _Dev:
         raise InputError(f"{path}: no score file there; run `dvc repro -f train`")
     found = scorefile.parse(path)
     dev = scorefile.own_key(found)
+    bonafide, spoof = found.score[dev.is_bonafide], found.score[~dev.is_bonafide]
     try:
-        fitted = calibration.fit(found.score[dev.is_bonafide], found.score[~dev.is_bonafide])
+        fitted = calibration.fit(bonafide, spoof)
+        rule = verdicts.fit(bonafide, spoof, error_rate=error_rate)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return _Dev(dev, found.score, threshold, fitted)
+    return _Dev(dev, found.score, threshold, fitted, rule)
 
 
 def _plot(folder: Path, name: str, row: str, found: _Found, *, dev_threshold: float) -> None:
@@ -137,6 +153,7 @@ def _plot(folder: Path, name: str, row: str, found: _Found, *, dev_threshold: fl
     curves.write_det(folder / f"det/{name}.csv", shown)
     plots.draw_dets(folder / f"det/{name}.png", {row: shown})
     curves.write_histogram(folder / f"histogram/{name}.csv", found.histogram)
+    curves.write_risk(folder / f"risk/{name}.csv", curves.thinned_risk(found.risk))
     thresholds = {"EER threshold": official_eer(found.det).threshold, "dev threshold": dev_threshold}
     plots.draw_histogram(folder / f"histogram/{name}.png", found.histogram, thresholds=thresholds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,24 @@ def test_the_training_set_is_not_shifted_from_itself_and_another_is() -> None:
         return mean / np.linalg.norm(mean)
 
     assert found["dev"]["bonafide_to_train"] == pytest.approx(1 - middle(train) @ middle(later), abs=1e-5)
+
+
+def test_a_set_like_training_and_a_stranger_one_by_their_percentiles() -> None:
+    train, like, far = drawn(60), drawn(60, seed=1), drawn(60, seed=2)
+    far = replace(far, vectors=far.vectors + 10)
+    made = centroids([[1, 1, 1, 1]], normalize=False)
+    found = report_of({"train": train, "dev": like, "eval": far}, made)["shift"]
+    vectors = train.vectors.astype(np.float64)
+
+    def mean_of_five(one: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+        return float(np.sort(np.linalg.norm(others - one, axis=1))[:5].mean())
+
+    own = np.array([mean_of_five(vectors[i], np.delete(vectors, i, axis=0)) for i in range(60)])
+    wanted = [100 * np.mean(own <= mean_of_five(one, vectors)) for one in like.vectors.astype(np.float64)]
+    assert found["dev"]["median_percentile"] == pytest.approx(np.median(wanted), abs=1e-3)
+    assert found["dev"]["beyond_95"] == pytest.approx(100 * np.mean(np.array(wanted) > 95), abs=1e-3)
+    assert (found["eval"]["median_percentile"], found["eval"]["beyond_95"]) == (100, 100)
+    assert found["train"]["median_percentile"] is found["train"]["beyond_95"] is None
 
 
 # ---------------------------------------------------------------- hardest

@@ -43,10 +43,10 @@ def test_the_table_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     head, names, *rows = capsys.readouterr().out.splitlines()
     found = list(detect.load(POOLED).detect(["audio/eval/0.flac", "audio/eval/1.flac"]))
     assert head == f"{POOLED}: bona fide above {detect.load(POOLED).threshold:.5g}"
-    assert names == "    score  P(bona fide)  decision  centroid  file"
+    assert names == "    score  P(bona fide)  decision  verdict      far, %  centroid  file"
     assert [row.split() for row in rows] == [
-        [f"{one.score:.4f}", f"{one.probability:.3f}", "bonafide" if one.is_bonafide else "spoof", str(one.centroid),
-         str(one.path)] for one in found
+        [f"{one.score:.4f}", f"{one.probability:.3f}", "bonafide" if one.is_bonafide else "spoof", one.verdict,
+         f"{one.distance_percentile:.1f}", str(one.centroid), str(one.path)] for one in found
     ]  # fmt: skip
     assert [row.split()[2] for row in rows] == ["bonafide", "spoof"]
     assert rows[0].index("audio/") == rows[1].index("audio/") == names.index("file")
@@ -79,7 +79,9 @@ def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) 
     scores = list(systems.scores(POOLED))
     np.testing.assert_allclose([one["score"] for one in told], [scores[i] for i in order], atol=1e-5)
     for one in told:
-        assert list(one) == ["file", "score", "decision", "probability", "centroid", "neighbours"]
+        assert list(one) == [
+            *("file", "score", "decision", "probability", "verdict", "distance_percentile", "centroid", "neighbours")
+        ]
         assert [list(near) for near in one["neighbours"]] == [["utterance", "label", "attack", "distance"]] * 5
 
 
@@ -118,7 +120,7 @@ def test_bad_files_are_told_on_stderr_and_in_the_output(
             assert [list(one)[1] for one in told] == ["score", "error", "error", "score"]
             assert told[1] == {"file": str(bad), "error": first.removeprefix("error: ")}
         else:
-            assert rows[1].split() == ["-", "-", "error", "-", str(bad)]
+            assert rows[1].split() == ["-", "-", "error", "-", "-", "-", str(bad)]
             assert rows[3].endswith("audio/eval/1.flac")
 
 

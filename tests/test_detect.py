@@ -165,6 +165,38 @@ def test_the_probability_is_that_of_the_calibration_on_dev(here: Path) -> None:
         assert found.probability == pytest.approx(ratio / (1 + ratio), rel=1e-9)
 
 
+def test_the_verdict_is_that_of_the_rule_on_dev(here: Path) -> None:
+    dev = scorefile.parse(Path(f"data/dev_scores/{POOLED}.txt"))
+    bonafide = np.array(dev.label) == "bonafide"
+    lowest, highest = dev.score[bonafide].min(), dev.score[~bonafide].max()  # ⌊0.25 · 7⌋ = 1 of the six of a class
+    system = detect.load(POOLED)
+    rule = system.parts.rule
+    assert rule is not None
+    assert (rule.error_rate, rule.bonafide_from, rule.spoof_up_to) == (0.25, lowest, highest)
+    for found in detections(system, systems.audio("eval")):
+        low, high = found.score < lowest, found.score > highest
+        assert found.verdict == ("cannot_tell" if low == high else "spoof" if low else "bonafide")
+
+
+def test_the_distance_is_a_percentile_of_the_training_sets_own(here: Path) -> None:
+    system = detect.load(POOLED)
+    known, _ = system.training
+    vectors = np.asarray(known.vectors, np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def mean_of_five(one: np.ndarray, others: np.ndarray) -> float:
+        return float(np.sort(np.linalg.norm(others - one, axis=1))[:5].mean())
+
+    own = [mean_of_five(vectors[i], np.delete(vectors, i, axis=0)) for i in range(len(vectors))]
+    windows = systems.audio("eval")
+    held = embeddings.read(Path(f"data/embeddings/{POOLED}/eval")).vectors.astype(np.float64)
+    held /= np.linalg.norm(held, axis=1, keepdims=True)
+    wanted = [100 * np.mean([other <= mean_of_five(one, vectors) for other in own]) for one in held]
+    assert len(set(wanted)) > 3
+    assert [found.distance_percentile for found in detections(system, windows)] == pytest.approx(wanted, abs=0.1)
+    assert detections(system, [Path("audio/train/7.flac")])[0].distance_percentile == 0  # its own nearest, at 0
+
+
 def test_scores_that_cannot_be_calibrated_have_no_probability(copied: Path) -> None:
     path = Path(f"data/dev_scores/{POOLED}.txt")
     lines = [line.split() for line in path.read_text().splitlines()]
@@ -217,7 +249,8 @@ def test_without_an_analysis_there_is_nothing_to_explain_with(copied: Path) -> N
     message = r"data/embeddings/.*/train: no embeddings of the training set.*`analyse`.*dvc repro flow/analyse"
     with pytest.raises(InputError, match=message):
         next(system.detect(["audio/eval/0.flac"], explain=True))
-    assert detections(system, [Path("audio/eval/0.flac")])
+    (found,) = detections(system, [Path("audio/eval/0.flac")])
+    assert (found.distance_percentile, found.neighbours) == (None, ())
 
 
 def test_embeddings_of_other_weights_explain_nothing(copied: Path) -> None:
@@ -225,6 +258,7 @@ def test_embeddings_of_other_weights_explain_nothing(copied: Path) -> None:
     card.write_text(json.dumps(json.loads(card.read_text()) | {"weights": "0" * 16}))
     with pytest.raises(InputError, match="expected the embeddings of"):
         next(detect.load(POOLED).detect(["audio/eval/0.flac"], explain=True))
+    assert detections(detect.load(POOLED), [Path("audio/eval/0.flac")])[0].distance_percentile is None
 
 
 # ---------------------------------------------------------------- many files, and bad ones
@@ -506,7 +540,7 @@ def test_the_walkthrough_goes_where_scores_cannot_be_calibrated(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(assembly, "_calibration", lambda _path: None)
+    monkeypatch.setattr(assembly, "calibrated_by", lambda *_scores: None)
     shutil.rmtree(f"data/embeddings/{FRAMES}")
     Path(f"data/embeddings/{FRAMES}").mkdir()  # an empty folder is not a run that was analysed
     walked = runpy.run_path(str(systems.ROOT / "docs/walkthrough.py"))

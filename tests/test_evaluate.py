@@ -118,7 +118,8 @@ def test_the_metrics_equal_direct_computation(
     assert text.endswith("}\n")
     assert list(found) == [
         *("eer", "eer_interpolated", "threshold", "bonafide", "spoof", "min_dcf", "act_dcf", "cllr", "min_cllr"),
-        *("calibrated", "at_threshold", "eer_interval", "min_dcf_interval", "attacks", "vocoders", "codecs"),
+        *("calibrated", "at_threshold", "verdicts", "eer_interval", "min_dcf_interval", "attacks", "vocoders"),
+        "codecs",
     ]
     assert found["eer"] == round(100 * pooled.eer, 5)
     assert np.float32(found["threshold"]) == np.float32(pooled.threshold)
@@ -131,6 +132,9 @@ def test_the_metrics_equal_direct_computation(
     spoof = scores[~table.is_bonafide]
     assert found["at_threshold"]["threshold"] == 0.25  # the dev threshold of the training
     assert found["at_threshold"]["far"] == round(100 * float((spoof > 0.25).mean()), 5)
+    dev = np.sort(dev_scores()[~dev_table().is_bonafide].astype(np.float64))
+    assert found["verdicts"]["error_rate"] == 0.05
+    assert np.float32(found["verdicts"]["spoof_up_to"]) == np.float32(dev[-15])  # ⌊0.05 · 301⌋ of 300
     assert found["eer_interval"][0] < found["eer"] < found["eer_interval"][1]
 
 
@@ -180,6 +184,8 @@ def test_the_calibration_is_of_dev_and_moves_no_eer(
     write_dev(tmp_path, 10 * dev_scores() + 3)  # on another scale than the set
     found, usual = json.loads(run(tmp_path, table, scores)[0].read_text()), json.loads(made[0].read_text())
     other, line = found.pop("calibrated"), usual.pop("calibrated")
+    moved, limits = found.pop("verdicts"), usual.pop("verdicts")
+    assert moved["spoof_up_to"] == pytest.approx(10 * limits["spoof_up_to"] + 3, rel=1e-5)
     (line_of_set,) = found.pop("warnings")
     assert line_of_set.startswith(f"calibrated on dev, the scores have a Cllr of {other['cllr']:.3f} bits")
     assert found == usual
@@ -298,7 +304,7 @@ def test_pictures_are_pictures_and_the_same_scores_give_the_same_bytes(
     metrics, plots = run(tmp_path / "again", table, scores)
     assert metrics.read_bytes() == made[0].read_bytes()
     names = sorted(path.relative_to(plots).as_posix() for path in plots.rglob("*.*"))
-    assert names == ["det/eval.csv", "det/eval.png", "histogram/eval.csv", "histogram/eval.png"]
+    assert names == ["det/eval.csv", "det/eval.png", "histogram/eval.csv", "histogram/eval.png", "risk/eval.csv"]
     for name in names:
         assert (plots / name).read_bytes() == (made[1] / name).read_bytes()
         assert name.endswith(".csv") or (plots / name).read_bytes().startswith(b"\x89PNG")
@@ -344,6 +350,8 @@ def test_what_does_not_fit_the_set_is_told_and_stands_in_the_metrics(
         "does not fit this set",
         f"calibrated on dev, the scores have a Cllr of {cllr:.3f} bits; above 1 their probabilities are worse than "
         "none",
+        f"{found['verdicts']['spoof_called_bonafide']:.1f} % of the spoof have the verdict bonafide, of at most 5 % "
+        "that the rule promises for trials like those of dev: these are others, and no promise holds",
     ]
     told = capsys.readouterr().err.splitlines()
     assert told == [f"warning: {tmp_path / 'scores/eval.txt'}: {line}" for line in found["warnings"]]

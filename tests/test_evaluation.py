@@ -14,6 +14,7 @@ from pipeline.metrics.bootstrap import intervals, paired
 from pipeline.metrics.calibration import Calibration, fit
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import AsvRates
+from pipeline.metrics.verdicts import VerdictRule
 
 ASV = AsvRates(p_fa=0.02, p_miss=0.03, p_fa_spoof=0.6)
 ATTACKS, VOCODERS, CODECS = ("A2", "A1", "-"), ("neural", "-"), ("mp3", "-", "ogg", "m4a")
@@ -86,7 +87,26 @@ def test_decisions_at_a_given_threshold(table: Trials, scores: NDArray[np.float6
     far = 100 * (scores[~table.is_bonafide] > 0.7).mean()
     expected = {"threshold": 0.7, "frr": frr, "far": far}
     expected |= {"accuracy": 100 * right.mean(), "balanced_accuracy": 100 - (frr + far) / 2}
+    order = np.argsort(-np.abs(scores - 0.7))
+    expected["aurc"] = 100 * np.mean(np.cumsum(~right[order]) / np.arange(1, len(scores) + 1))
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_verdicts_by_counting(table: Trials, scores: NDArray[np.float64]) -> None:
+    rule = VerdictRule(0.05, bonafide_from=0.2, spoof_up_to=0.9, bonafide=40, spoof=40)
+    found = evaluation.evaluate(table, scores, rule=rule, folds=0)["verdicts"]
+    said = np.array([rule.verdict(score) for score in scores.tolist()])
+    called = {name: 100 * np.mean(said[table.attack == name] == "bonafide") for name in sorted({*table.attack} - {"-"})}
+    assert len(called) > 1
+    assert found.pop("attacks") == pytest.approx(called, abs=1e-5)
+    expected = {"error_rate": 0.05, "bonafide_from": 0.2, "spoof_up_to": 0.9}
+    expected |= {"bonafide_called_spoof": 100 * np.mean(said[table.is_bonafide] == "spoof")}
+    expected |= {"spoof_called_bonafide": 100 * np.mean(said[~table.is_bonafide] == "bonafide")}
+    assert found == pytest.approx(expected | {"cannot_tell": 100 * np.mean(said == "cannot_tell")}, abs=1e-5)
+    never = VerdictRule(0.05, bonafide_from=None, spoof_up_to=None, bonafide=1, spoof=1)
+    found = evaluation.evaluate(table, scores, rule=never, folds=0)["verdicts"]
+    assert {"bonafide_from", "spoof_up_to"} & set(found) == set()
+    assert (found["cannot_tell"], set(found["attacks"].values())) == (100, {0.0})
 
 
 def test_costs_after_calibration_stand_beside_those_before(table: Trials, scores: NDArray[np.float64]) -> None:
@@ -121,7 +141,7 @@ def test_a_fitted_calibration_moves_costs_and_no_eer(table: Trials, scores: NDAr
 def test_what_was_not_given_is_not_told(table: Trials, scores: NDArray[np.float64]) -> None:
     found = evaluation.evaluate(table, scores, folds=0)
     assert not [name for name in found if "tdcf" in name or "interval" in name]
-    assert not {"at_threshold", "calibrated"} & set(found)
+    assert not {"at_threshold", "calibrated", "verdicts"} & set(found)
 
 
 def test_trials_that_the_calibration_has_seen_are_told() -> None:

@@ -276,6 +276,7 @@ def test_threshold_and_calibration_of_the_card_are_those_of_the_project(made: Pa
     there = assembly.find(made)
     assert (there.name, there.train_set, there.threshold) == (here.name, here.train_set, here.threshold)
     assert there.calibration == here.calibration is not None
+    assert there.rule == here.rule is not None
     assert (there.features, there.batch_size, there.device) == (here.features, here.batch_size, "auto")
 
 
@@ -286,6 +287,13 @@ def test_scores_that_cannot_be_calibrated_stay_so(copied: Path, tmp_path: Path) 
     assert package.write(POOLED, tmp_path / "package")["calibration"] is None
     assert assembly.find(tmp_path / "package").calibration is None
     assert "**Calibration** none" in (tmp_path / "package/model_card.md").read_text()
+
+
+def test_an_older_package_has_no_verdicts(spoilt: Path, project: Path) -> None:
+    card = json.loads((spoilt / "package.json").read_text())
+    del card["verdicts"]
+    (spoilt / "package.json").write_text(json.dumps(card))
+    assert [one.verdict for one in found(spoilt, project)] == [None] * 12
 
 
 def test_the_model_card_tells_the_numbers(made: Path, project: Path) -> None:
@@ -394,6 +402,7 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
         ({"threshold": "high"}, "not the card of a package"),
         ({"threshold": float("nan")}, "not the card of a package.*threshold: .*finite"),
         ({"calibration": {"slope": -1.0, "offset": 0.0}}, "not the card of a package.*slope"),
+        ({"verdicts": {"error_rate": 2.0}}, "not the card of a package.*verdicts"),
         ({"name": "../../run"}, "not the card of a package.*name: "),
         ({"name": "/linear-qamo-all-clean-1"}, "not the card of a package.*name: "),
         ({"train_set": "../train"}, "not the card of a package.*train_set: "),

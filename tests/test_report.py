@@ -18,11 +18,13 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
 from pipeline.core.trial_table import Row, from_rows
 from pipeline.metrics import evaluation
+from pipeline.metrics.abstention import risk_coverage
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import det_points
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES
-from pipeline.report import build, curves, leaderboard, leaderboard_files, measures
-from pipeline.report.page import charts, layer_curve, page
+from pipeline.metrics.verdicts import VerdictRule
+from pipeline.report import build, curves, leaderboard, leaderboard_files, measures, shifts
+from pipeline.report.page import charts, embedding_space, layer_curve, page
 from pipeline.training.dropped import Dropped
 from tests import analysed
 
@@ -206,7 +208,10 @@ MEASURED = {
     "min_tdcf_2019": 0.375, "min_tdcf_2019_interval": [0.25, 0.5], "min_tdcf_2021": 0.5, "cllr": 1.5, "min_cllr": 0.125,
     "eer_interval_by_speaker": [2.0, 8.0],
     "calibrated": {"slope": 2.0, "offset": -1.0, "act_dcf": 0.625, "cllr": 0.875},
-    "at_threshold": {"threshold": 0.25, "accuracy": 90.0, "balanced_accuracy": 80.0, "frr": 5.0, "far": 52.0},
+    "at_threshold": {"threshold": 0.25, "accuracy": 90.0, "balanced_accuracy": 80.0, "frr": 5.0, "far": 52.0,
+                     "aurc": 7.5},
+    "verdicts": {"error_rate": 0.05, "bonafide_from": 0.125, "spoof_up_to": 0.375, "bonafide_called_spoof": 4.0,
+                 "spoof_called_bonafide": 6.0, "cannot_tell": 30.0},
     "codecs": {"C<1>": {"eer": 4.5, "bonafide": 7, "spoof": 3}}, "vocoders": {"V1": {"eer": 5.5, "spoof": 6}},
 }  # fmt: skip
 
@@ -243,10 +248,16 @@ def test_every_metric_of_evaluate_is_in_the_csv_files(inputs: Path) -> None:
         ("all", "", "far_at_dev"): ("52.0", "", ""),
         ("all", "", "accuracy_at_dev"): ("90.0", "", ""),
         ("all", "", "balanced_accuracy_at_dev"): ("80.0", "", ""),
+        ("all", "", "aurc_at_dev"): ("7.5", "", ""),
+        ("all", "", "bonafide_called_spoof"): ("4.0", "", ""),
+        ("all", "", "spoof_called_bonafide"): ("6.0", "", ""),
+        ("all", "", "cannot_tell"): ("30.0", "", ""),
         ("all", "", "threshold"): ("0.5", "", ""),
         ("all", "", "threshold_dev"): ("0.25", "", ""),
         ("all", "", "calibration_slope"): ("2.0", "", ""),
         ("all", "", "calibration_offset"): ("-1.0", "", ""),
+        ("all", "", "bonafide_from"): ("0.125", "", ""),
+        ("all", "", "spoof_up_to"): ("0.375", "", ""),
         ("attack", "A<1>", "eer"): ("0.3", "", ""),
         ("attack", "A2", "eer"): ("1.2", "", ""),
         ("codec", "C<1>", "eer"): ("4.5", "", ""),
@@ -266,7 +277,7 @@ def test_evaluate_measures_nothing_that_the_report_does_not_know() -> None:
                 codec="c", vocoder="v") for i in range(240)]  # fmt: skip
     found = evaluation.evaluate(
         from_rows(rows, source="t"), rng.normal(size=240), asv=ASVSPOOF5_RATES, threshold=0.0, folds=20,
-        calibration=Calibration(1.0, 0.0),
+        calibration=Calibration(1.0, 0.0), rule=VerdictRule(0.05, 0.0, 0.0, 120, 120),
     )  # fmt: skip
     known = {measure.place[0] for measure in measures.MEASURES} | {measure.interval for measure in measures.MEASURES}
     known |= {*measures.GROUPS.values(), "bonafide", "spoof"}
@@ -274,6 +285,50 @@ def test_evaluate_measures_nothing_that_the_report_does_not_know() -> None:
     assert {("calibrated", key) for key in found["calibrated"]} <= {each.place for each in measures.MEASURES}
     assert {("at_threshold", key) for key in found["at_threshold"]} <= {each.place for each in measures.MEASURES}
     assert set(measures.read_all(found)) == {each.key for each in measures.MEASURES}
+
+
+def test_a_set_that_lies_elsewhere_than_dev_is_marked_with_its_number(inputs: Path) -> None:
+    def found(auc: float | None, *, bonafide: int = 40) -> dict[str, str]:
+        facts = analysed.analysis("b")
+        facts["shift"]["eval"]["auc"] = auc
+        facts["distances"]["eval"]["bonafide"]["n"] = bonafide
+        analysed.write(inputs / "analysis", "b", facts=facts)
+        return shifts.found(embedding_space.gather(inputs / "analysis", ["b"]), SETS)
+
+    # Dev has 0.5. Unknown; a tenth away from it; more, but of two bona fide.
+    assert found(None) == found(0.6) == found(0.4) == found(0.85, bonafide=2) == shifts.found([], SETS) == {}
+    assert found(0.15)["eval"].startswith("eval: its bona fide lie nearer to the centroids than those of dev (AUC 0.15")
+    (said,) = found(0.85).values()
+    assert said.startswith("eval: its bona fide lie farther from the centroids than those of dev (AUC 0.85 against ")
+    assert "training, dev 0.50, 0.5 is no difference; embeddings of b);" in said
+    made = run(inputs, shown=("b",))
+    text, page_of = (made / "leaderboard.txt").read_text(), Page((made / "index.html").read_text())
+    assert re.search(r"\(dev\) +dev +eval § +seconds", text)
+    assert f"§ {said}\n" in text
+    assert f"§ {said}." in page_of.text
+    assert [cell for cell in page_of.rows[0] if "§" in cell] == ["eval§ unlike dev1,234 bona fide6 spoof"]
+
+
+def test_the_standard_error_of_an_auc_by_a_table() -> None:
+    # Hanley and McNeil 1982: an area of 0.893 with 51 abnormal and 58 normal images has a standard error of 0.032.
+    assert shifts.standard_error(0.893, 58, 51) == pytest.approx(0.032, abs=6e-4)
+    assert shifts.standard_error(1.0, 10, 10) == 0
+
+
+def test_the_page_draws_risk_over_coverage_where_it_was_measured(inputs: Path) -> None:
+    assert "Risk and coverage" not in (run(inputs) / "index.html").read_text()
+    found = risk_coverage(np.linspace(0.1, 2, 20), -np.linspace(-1.05, 2, 20), 0.0)
+    curves.write_risk(inputs / "plots/a/risk/eval.csv", found)
+    np.testing.assert_array_equal(
+        curves.read_risk(inputs / "plots/a/risk/eval.csv"), np.stack((found.coverage, found.risk), axis=1)
+    )
+    html = (run(inputs) / "index.html").read_text()
+    section = html[html.index('<h2 id="risk">') : html.index('<h2 id="det">')]
+    assert section.count("<figure>") == 1  # of eval alone
+    board = gathered(inputs, RUNS, SETS, "eval")
+    chart = page.risk_chart(board, page.Curves({}, {}, {}, {("a", "eval"): np.array([[0.01, 1], [0.5, 0.2]])}), "eval")
+    assert chart is not None
+    assert [(line.name, line.points.tolist()) for line in chart.lines] == [("a", [[50.0, 20.0]])]
 
 
 def test_the_page_holds_every_metric_and_marks_its_best(inputs: Path) -> None:
@@ -296,7 +351,7 @@ def test_the_page_holds_every_metric_and_marks_its_best(inputs: Path) -> None:
     assert row is not None
     assert re.findall(r"<td>(.*?)</td>", row[1]) == [
         "3.25", "0.5000", "0.2500", "5.00", "52.00", "0.7500", "0.6250", "1.5000", "0.8750", "0.1250", "2.0000",
-        "-1.0000",
+        "-1.0000", "7.50", "4.00", "6.00", "30.00",
     ]  # fmt: skip
     scores = html[html.index('id="scores"') :]
     assert scores.count("<title>dev threshold</title>") == len(ORDER) * len(SETS)

@@ -43,7 +43,8 @@ def report(*, k: int = 2, path: bool = True, groups: int = 1, distance: str = "c
         },
         "shift": {
             name: {"bonafide_to_train": 0.0, "bonafide_distance": 0.5, "ratio": ratio, "auc": 0.5}
-            for name, ratio in (("train", 1.0), ("dev", 1.5))
+            | {"median_percentile": median, "beyond_95": beyond}
+            for name, ratio, median, beyond in (("train", 1.0, None, None), ("dev", 1.5, 87.5, 40.0))
         },
         "hardest": [
             {
@@ -160,9 +161,9 @@ def test_tables_hold_what_the_report_holds(tmp_path: Path) -> None:
     assert rows["geometry"][0] == ["set", "purity", "silhouette", "within", "between", *dimensions]
     assert rows["geometry"][2] == ["dev", "0.9", "", "0.5", "0.25", "3.25", "2.0", ""]
     assert rows["shift"] == [
-        ["set", "bonafide_to_train", "bonafide_distance", "ratio", "auc"],
-        ["train", "0.0", "0.5", "1.0", "0.5"],
-        ["dev", "0.0", "0.5", "1.5", "0.5"],
+        ["set", "bonafide_to_train", "bonafide_distance", "ratio", "auc", "median_percentile", "beyond_95"],
+        ["train", "0.0", "0.5", "1.0", "0.5", "", ""],
+        ["dev", "0.0", "0.5", "1.5", "0.5", "87.5", "40.0"],
     ]
     neighbour = ["neighbour_utterance", "neighbour_label", "neighbour_attack", "distance"]
     assert rows["hardest"][0] == ["set", "utterance", "label", "attack", "score", "rank", *neighbour]

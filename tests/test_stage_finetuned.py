@@ -171,7 +171,7 @@ def test_the_run_is_the_one_that_was_fine_tuned(made: Path, monkeypatch: pytest.
 
 def test_the_stages_of_any_run_go_on_from_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    run(score, run="data/runs/mine", scores="data/elsewhere/dev.txt", **SET)
+    run(score, run="data/runs/mine", scores="data/elsewhere/dev.txt", views="data/elsewhere/dev", **SET)
     assert Path("data/scores/mine/dev.txt").read_bytes() == Path("data/elsewhere/dev.txt").read_bytes()
     evaluate.main([
         "--trials", "data/trials", "--scores", "data/scores/mine",

@@ -15,14 +15,16 @@ a fixed seed. Numbers have six significant digits. None stands where there are t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analysis import familiarity
 from pipeline.analysis.exact_search import compared
+from pipeline.analysis.familiarity import Search
 from pipeline.core.contracts import Centroids
 from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
 from pipeline.scoring.centroids import unit
@@ -40,7 +42,6 @@ SEED = 1
 
 Floats = NDArray[np.float64]
 Names = NDArray[np.str_]
-Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 Report = dict[str, Any]
 
 
@@ -311,6 +312,8 @@ def analyse(
     near = {name: to.nearest(space.vectors) for name, space in spaces.items()}
     clouds = {name: _clouds(space, normalize=to.normalize) for name, space in spaces.items()}
     count = len(to.vectors)
+    shifts = _shifts(spaces, train, {name: distance for name, (_, distance) in near.items()}, clouds, to)
+    unlike = strangers(spaces, train, search)
     report = {
         "run": run,
         "centroids": count,
@@ -323,7 +326,7 @@ def analyse(
         "distances": {name: distances(space, near[name][1]) for name, space in spaces.items()},
         "path": path(over_training, normalize=to.normalize),
         "geometry": {name: _geometry(space, near[name][0], clouds[name], to) for name, space in spaces.items()},
-        "shift": _shifts(spaces, train, {name: distance for name, (_, distance) in near.items()}, clouds, to),
+        "shift": {name: shifts[name] | unlike[name] for name in spaces},
         "hardest": [
             trial
             for name in others
@@ -381,6 +384,26 @@ def shift(distance: Floats, in_training: Floats, *, apart: float) -> Report:
         "ratio": mean / usual if usual > 0 else None,
         "auc": auc(in_training, distance),
     }
+
+
+def strangers(spaces: Mapping[str, Space], train: str, search: Search) -> Report:
+    """How far a sample of each set lies from the training set, by the percentiles of `familiarity`: set -> numbers.
+
+    median_percentile: 50 where a set lies like the training set itself. beyond_95: % of the set beyond the 95th
+    percentile. None for the training set, whose utterances are among those that they are compared with.
+    """
+    known = spaces[train].vectors
+    found: Report = {name: {"median_percentile": None, "beyond_95": None} for name in spaces}
+    if len(known) < 2:  # no utterance has another one
+        return found
+    own = familiarity.own_distances(known, search)
+    for name, space in spaces.items():
+        if name != train:
+            rows = familiarity.sample(len(space.vectors))
+            away, _ = search(np.asarray(space.vectors[rows]), familiarity.NEIGHBOURS)
+            far = familiarity.percentiles(away, own, count=len(known))
+            found[name] = {"median_percentile": float(np.median(far)), "beyond_95": 100 * float((far > 95).mean())}
+    return found
 
 
 def _metric(normalize: bool) -> str:

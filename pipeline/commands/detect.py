@@ -39,6 +39,10 @@ results for each file:
   decision     bonafide where the score is above the threshold: the EER threshold of dev, or --threshold
   probability  that the file is bona fide, if half of all files are; calibrated on dev, so it may be wrong for
                recordings that are unlike dev
+  verdict      bonafide, spoof or cannot_tell: of recordings like those of dev at most the share evaluate.error_rate of
+               each class gets the verdict of the other; of others nothing is promised
+  far          the distance to the training utterances as a percentile of their own: above 99 the file is unlike
+               almost all of them; - where RUN has no embeddings of its training set
   centroid     the number of the nearest centroid, from 0; with QAMO a centroid is a quality level, and 0 is the worst
   neighbours   with --explain: the nearest training utterances, with label, attack and distance between embeddings; the
                run must have been analysed (section `analyse` of params.yaml)
@@ -61,7 +65,7 @@ examples:
   bonafide detect recordings/ --run package/ --json > scores.jsonl           one JSON object in each line
 """
 DOUBTS_SHOWN = 10
-HEADER = f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'centroid':>8}  file"
+HEADER = f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'verdict':11}  {'far, %':>6}  {'centroid':>8}  file"
 NEAR_HEADER = f"{'':11}{'distance':>12}  {'class':8}  {'attack':>8}  nearest training utterances"
 
 
@@ -85,20 +89,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_distinct(found_files)
     with importing():
         from pipeline import detect  # here, because torch imports slowly and --help does not need it
-    from pipeline.detect import assembly
+    from pipeline.detect import assembly, recalibration
 
     parts = assembly.find(given.run)
+    if given.calibration:
+        parts = recalibration.applied(parts, given.calibration)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel)
     for doubt in parts.doubts[:DOUBTS_SHOWN]:
         print(f"warning: {system.parts.name}: {printable(doubt)}", file=sys.stderr)
+    for doubt in parts.rule.lacking if parts.rule else ():
+        print(f"warning: {system.parts.name}: {doubt}", file=sys.stderr)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:
-        print(f"{system.parts.name}: bona fide above {system.threshold:.5g}\n{HEADER}")
-        if given.explain:
-            print(NEAR_HEADER)
+        _print_head(system, explain=given.explain)
     for folder in unreadable:
         _tell(folder, {}, as_json=given.json)
     failed = 0
@@ -112,6 +118,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missed:
         print(f"error: {', '.join(missed)}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _print_head(system: System, *, explain: bool) -> None:
+    unknown = "" if system.known else "; no embeddings of the training set, so no distances"
+    print(f"{system.parts.name}: bona fide above {system.threshold:.5g}{unknown}\n{HEADER}")
+    if explain:
+        print(NEAR_HEADER)
 
 
 def _show_any_name() -> None:
@@ -138,6 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="X",
         help="decide at X in place of the threshold of dev; for a negative X write --threshold=-1e-3",
     )
+    add("--calibration", type=Path, metavar="FILE", help="of `bonafide calibrate`, in place of what dev gave")
     add(
         "--channel",
         type=_channel,
@@ -282,6 +296,7 @@ def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
         facts["error"] = result.why
     else:
         facts |= {"score": result.score, "decision": _decision(result), "probability": result.probability}
+        facts |= {"verdict": result.verdict, "distance_percentile": result.distance_percentile}
         facts["centroid"] = result.centroid
         if result.warnings:
             facts["warnings"] = list(result.warnings)
@@ -298,10 +313,12 @@ def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[
 
     name = in_one_line(result.path)
     if isinstance(result, Unreadable):
-        yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':>8}  {name}"
+        yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':11}  {'-':>6}  {'-':>8}  {name}"
     else:
         likely = "-" if result.probability is None else f"{result.probability:.3f}"
-        yield f"{result.score:9.4f}  {likely:>12}  {_decision(result):8}  {result.centroid:>8}  {name}"
+        far = "-" if result.distance_percentile is None else f"{result.distance_percentile:.1f}"
+        judged = f"{_decision(result):8}  {result.verdict or '-':11}  {far:>6}"
+        yield f"{result.score:9.4f}  {likely:>12}  {judged}  {result.centroid:>8}  {name}"
         for near in result.neighbours:
             yield f"{'':11}{near.distance:12.4f}  {near.label:8}  {near.attack:>8}  {near.utterance}"
     if "windows" in timeline:

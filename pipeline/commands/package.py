@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{record['name']} -> {given.out}, {len(record['files'])} files, {readable_size(size)}")
     if not record["training_embeddings"]:
         print(
-            "without embeddings of the training set, so --explain will not work: name the run in the section `analyse` "
-            "of params.yaml and run `dvc repro flow/analyse/dvc.yaml` first"
+            "without embeddings of the training set, so there are neither explanations nor distances: name the run in "
+            "the section `analyse` of params.yaml and run `dvc repro flow/analyse/dvc.yaml` first"
         )
     if given.push:
         print(f"{hub.PREFIX}{given.push}@{hub.push(given.out, given.push)}")

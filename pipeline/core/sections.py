@@ -390,7 +390,8 @@ class EvaluateParams(Section):
     views: every set is cached and scored in these views, too, which degrade it. finetuned: [] or one name. With a name,
     the run of the fine-tuning is scored and analysed, too, under that name.
     bootstrap: the number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the
-    speaker verification system by set.
+    speaker verification system by set. error_rate: the share of each class, in 0..1, that may get the verdict of the
+    other one.
     """
 
     sets: Names
@@ -398,6 +399,7 @@ class EvaluateParams(Section):
     finetuned: Annotated[Choices, Field(max_length=1)]
     bootstrap: NotNegative
     asv: dict[Name, AsvParams]
+    error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
 class ReportParams(Section):

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.analysis import embeddings
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import params_file, trial_table
@@ -20,9 +23,12 @@ from pipeline.detect import hub
 from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, check, read
 from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
-from pipeline.metrics import calibration, scorefile
+from pipeline.metrics import calibration, scorefile, verdicts
 from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.verdicts import VerdictRule
 from pipeline.scoring import runs
+
+Scores = NDArray[np.float64]
 
 PARAMS = Path("params.yaml")  # of the project, in the current folder
 DATA = Path("data")
@@ -35,9 +41,10 @@ class Parts:
     root: data/ of the project, or the package. train_set: what the run was trained on. encoder: where the encoder comes
     from; weights: the folder of the fine-tuned one. features: what the features that the run was trained on depend on,
     the encoder's digest and the window among it. threshold: of the EER on dev; scores above it are accepted.
-    calibration: of scores, by those on dev; None where these cannot be calibrated. explaining: of a package, the sha256
-    of the files that explanations alone need, by name; None in a project. doubts: warnings of evaluation sets, which
-    threshold or calibration did not fit.
+    calibration: of scores, by those on dev; None where these cannot be calibrated. rule: of verdicts, by those on dev;
+    None in a package that an older version wrote. explaining: of a package, the sha256 of the files that explanations
+    alone need, by name; None in a project. doubts: warnings of evaluation sets, which threshold or calibration did not
+    fit.
     """
 
     name: str
@@ -50,6 +57,7 @@ class Parts:
     device: Literal["auto", "cpu", "cuda"]
     threshold: float
     calibration: Calibration | None
+    rule: VerdictRule | None = None
     explaining: Mapping[str, str] | None = None
     doubts: tuple[str, ...] = ()
 
@@ -118,6 +126,7 @@ def _of_project(name: str, settings: Params) -> Parts:
     receipt = receipt_files.read_receipts(DATA / "features" / "dev.json")["dev"]
     if specs.fingerprint(receipt["encoder"]) != _trained_on(facts) or not _is_pinned(facts):
         raise InputError(f"{run}: trained on other features than data/features/dev.json tells of; run `dvc repro`")
+    bonafide, spoof = _dev_scores(DATA / "dev_scores" / f"{name}.txt")
     return Parts(
         name=name,
         root=DATA,
@@ -128,7 +137,8 @@ def _of_project(name: str, settings: Params) -> Parts:
         batch_size=settings.extract.first_batch,
         device=settings.extract.device,
         threshold=float(facts["dev_threshold"]),
-        calibration=_calibration(DATA / "dev_scores" / f"{name}.txt"),
+        calibration=calibrated_by(bonafide, spoof),
+        rule=verdicts.fit(bonafide, spoof, error_rate=settings.evaluate.error_rate),
         doubts=tuple(_doubts(DATA / "metrics" / name, settings.evaluate.sets)),
     )
 
@@ -154,14 +164,19 @@ def _trained_on(facts: dict[str, Any]) -> Any:
     return facts["kind"].get("encoder")
 
 
-def _calibration(path: Path) -> Calibration | None:
-    """The calibration by a score file that carries its key; None where its scores cannot be calibrated."""
+def _dev_scores(path: Path) -> tuple[Scores, Scores]:
+    """The bona fide (B,) and the spoof (S,) scores of a score file that carries its key."""
     if not path.is_file():
         raise InputError(f"{path}: no score file there; run `dvc repro -f train`")
     found = scorefile.parse(path)
     dev = scorefile.own_key(found)
+    return found.score[dev.is_bonafide], found.score[~dev.is_bonafide]
+
+
+def calibrated_by(bonafide: Scores, spoof: Scores) -> Calibration | None:
+    """The calibration by scores; None where they cannot be calibrated."""
     try:
-        return calibration.fit(found.score[dev.is_bonafide], found.score[~dev.is_bonafide])
+        return calibration.fit(bonafide, spoof)
     except ValueError:
         return None
 
@@ -184,6 +199,7 @@ def _of_package(folder: Path) -> Parts:
         device="auto",
         threshold=card.threshold,
         calibration=card.calibration,
+        rule=card.verdicts,
         explaining=explaining,
         doubts=tuple(f"on {part.name}, {line}" for part in card.sets if part.metrics for line in part.metrics.warnings),
     )

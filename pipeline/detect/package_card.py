@@ -17,6 +17,7 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
 from pipeline.core.sections import EncoderParams, Name, WindowParams
 from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.verdicts import VerdictRule
 from pipeline.scoring import runs
 
 FORMAT = 2  # raised when older packages can no longer be read
@@ -84,6 +85,7 @@ class PackageCard(_PackageSection):
     batch_size: Annotated[int, Field(ge=1, le=4_096)]
     threshold: float
     calibration: Calibration | None
+    verdicts: VerdictRule | None = None  # older packages have none
     files: dict[FileName, Digest]
     sets: tuple[_PackedSet, ...] = ()
 

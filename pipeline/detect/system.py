@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.analysis import familiarity
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.audio import decode, loader, windowing
 from pipeline.audio.decode import Audio
@@ -47,7 +48,7 @@ from pipeline.features.dataset import Reads
 from pipeline.scoring import runs, scorer
 from pipeline.scoring.centroids import CentroidIndex
 
-NEIGHBOURS = 5  # utterances that explain a detection
+NEIGHBOURS = familiarity.NEIGHBOURS  # utterances that explain a detection
 IN_MEMORY = Path("samples in memory")  # the name of what has no file
 
 
@@ -65,8 +66,10 @@ class Detection:
     """What a system says of the first window of a file.
 
     probability: of bona fide where half of all speech is; None where the scores of dev could not be calibrated.
-    centroid: the one most similar to the embedding, from 0. neighbours: nearest first; empty unless asked for.
-    warnings: what makes the samples of the file doubtful.
+    centroid: the one most similar to the embedding, from 0. verdict: `bonafide`, `spoof` or `cannot_tell`, by the rule
+    of `pipeline.metrics.verdicts`; None in a package without one. distance_percentile: in 0..100, of the distance to
+    the training set, see `pipeline.analysis.familiarity`; None without its embeddings. neighbours: nearest first; empty
+    unless asked for. warnings: what makes the samples of the file doubtful.
     """
 
     path: Path
@@ -74,6 +77,8 @@ class Detection:
     is_bonafide: bool
     probability: float | None
     centroid: int
+    verdict: str | None = None
+    distance_percentile: float | None = None
     neighbours: tuple[TrainingNeighbour, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -100,6 +105,14 @@ class Timeline:
     def lowest(self) -> int | None:
         """The window that is least bona fide; None where all are silent."""
         return None if np.isnan(self.score).all() else int(np.nanargmin(self.score))
+
+
+class _Known(NamedTuple):
+    """The embeddings and trials of the training set, and the distances (M,) of its utterances to the others."""
+
+    embeddings: Embeddings
+    trials: Trials
+    own: NDArray[np.float64]
 
 
 class _Head(NamedTuple):
@@ -138,12 +151,25 @@ class System:
         """Embeddings of the training set, and its trials. Raises InputError where the run was not analysed."""
         return self.parts.training()
 
+    @cached_property
+    def known(self) -> _Known | None:
+        """What the distance to the training set needs; None where its embeddings are not there or not usable."""
+        try:
+            embeddings, trials = self.training
+            return _Known(embeddings, trials, familiarity.own_distances(embeddings.vectors, embeddings.search))
+        except InputError:
+            return None
+
     def score(self, path: str | Path) -> float:
         """The score of the first window of a file. Raises InputError for a file that cannot be scored."""
-        (found,) = self.detect([path])
+        (found,) = self.scores([path])
         if isinstance(found, Unreadable):
             raise InputError(found.why)
-        return found.score
+        return found
+
+    def scores(self, paths: Iterable[str | Path]) -> Iterator[float | Unreadable]:
+        """The score of the first window of every file, in order, as `detect` goes through them."""
+        return (found if isinstance(found, Unreadable) else found.score for found in self._found(paths, None))
 
     def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
         """What the system says of the first window of every file, in order, a batch of files at a time.
@@ -151,12 +177,18 @@ class System:
         The next batches are decoded while this one is computed on; memory does not grow with the number of files.
         Raises InputError, before any file is read, where explanations are asked for and there are none.
         """
-        explained = self.training if explain else None
+        if explain:
+            self.parts.training()
+        for found in self._found(paths, self.known):
+            yield found if explain or isinstance(found, Unreadable) else replace(found, neighbours=())
+
+    def _found(self, paths: Iterable[str | Path], known: _Known | None) -> Iterator[Detection | Unreadable]:
+        """What the system says of every file; with what is known of the training set, also its neighbours there."""
         files = (Path(path) for path in paths)
         size = self.parts.batch_size
         with contextlib.closing(ahead.in_order(self._head, files, threads=loader.workers(), ahead=2 * size)) as heads:
             while batch := list(itertools.islice(heads, size)):
-                found = iter(self._tried([head for head in batch if isinstance(head, _Head)], explained))
+                found = iter(self._tried([head for head in batch if isinstance(head, _Head)], known))
                 yield from (next(found) if isinstance(head, _Head) else head for head in batch)
 
     def score_samples(self, samples: NDArray[np.float32], rate: int) -> float:
@@ -198,18 +230,16 @@ class System:
     def _cut(self, samples: Samples) -> tuple[Samples, int]:
         return windowing.window(samples, length=self.window, pad=self.parts.features["window"]["pad"])
 
-    def _tried(
-        self, heads: Sequence[_Head], explained: tuple[Embeddings, Trials] | None
-    ) -> Iterable[Detection | Unreadable]:
+    def _tried(self, heads: Sequence[_Head], known: _Known | None) -> Iterable[Detection | Unreadable]:
         """The detections of a batch; where one of it spoils the batch, each by itself."""
         try:
-            return self._detections(heads, explained)
+            return self._detections(heads, known)
         except InputError as error:
             if len(heads) == 1:
                 return [Unreadable(heads[0].path, str(error))]
-            return [found for head in heads for found in self._tried([head], explained)]
+            return [found for head in heads for found in self._tried([head], known)]
 
-    def _detections(self, heads: Sequence[_Head], explained: tuple[Embeddings, Trials] | None) -> list[Detection]:
+    def _detections(self, heads: Sequence[_Head], known: _Known | None) -> list[Detection]:
         if not heads:
             return []
         names = [str(head.path) for head in heads]
@@ -218,11 +248,16 @@ class System:
         # float32 as a score file has it, whose digits the threshold has too
         scores = [float(str(score)) for score in scorer.score(embedded, self.index, names=names)]
         nearest = self._nearest_centroids(embedded)
-        neighbours = _neighbours(embedded, *explained) if explained else [() for _ in heads]
+        neighbours, far = _neighbours(embedded, known) if known else ([() for _ in heads], [None for _ in heads])
+        rule = self.parts.rule
         return [
-            Detection(head.path, score, score > self.threshold, self.probability(score), centroid, near, head.warnings)
-            for head, score, centroid, near in zip(heads, scores, nearest, neighbours, strict=True)
-        ]
+            Detection(
+                head.path, score, score > self.threshold, self.probability(score), centroid,
+                verdict=rule.verdict(score) if rule else None, distance_percentile=percentile, neighbours=near,
+                warnings=head.warnings,
+            )
+            for head, score, centroid, near, percentile in zip(heads, scores, nearest, neighbours, far, strict=True)
+        ]  # fmt: skip
 
     def embed(self, windows: Windows, *, names: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (n, E) of n windows: (n, S) samples at 16 kHz and (n,) valid counts.
@@ -357,9 +392,14 @@ def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def _neighbours(embedded: NDArray[np.float32], known: Embeddings, table: Trials) -> list[tuple[TrainingNeighbour, ...]]:
-    distances, ids = known.search(embedded, NEIGHBOURS)
-    return [
+def _neighbours(
+    embedded: NDArray[np.float32], known: _Known
+) -> tuple[Sequence[tuple[TrainingNeighbour, ...]], Sequence[float | None]]:
+    """The nearest training utterances of each embedding, and the percentile of its distance to them."""
+    distances, ids = known.embeddings.search(embedded, NEIGHBOURS)
+    table = known.trials
+    far = familiarity.percentiles(distances, known.own, count=len(known.embeddings))
+    near_each = [
         tuple(
             TrainingNeighbour(
                 utterance=str(table.utterance[i]),
@@ -371,3 +411,4 @@ def _neighbours(embedded: NDArray[np.float32], known: Embeddings, table: Trials)
         )
         for row, near in zip(distances.tolist(), ids.tolist(), strict=True)
     ]
+    return near_each, [round(percentile, 1) for percentile in far.tolist()]

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import UNKNOWN, Trials
-from pipeline.metrics import binomial, bootstrap
+from pipeline.metrics import binomial, bootstrap, verdicts
+from pipeline.metrics.abstention import risk_coverage
 from pipeline.metrics.binomial import Cost
 from pipeline.metrics.bootstrap import Interval, Paired
 from pipeline.metrics.calibration import Calibration
@@ -24,6 +25,7 @@ from pipeline.metrics.decisions import at_threshold
 from pipeline.metrics.det import Det, checked, det_points
 from pipeline.metrics.eer import eer_of, equal_rate, interpolated_eer, official_eer
 from pipeline.metrics.tdcf import ASVSPOOF5_RATES, AsvRates, min_tdcf_2019, min_tdcf_2021, tdcf_2019, tdcf_2021
+from pipeline.metrics.verdicts import VerdictRule
 
 SEED = 1  # of the resamples, unless another is asked for
 FOLDS = 1_000  # resamples for two arrays of scores
@@ -49,6 +51,7 @@ def evaluate(
     asv: AsvRates | None = None,
     threshold: float | None = None,
     calibration: Calibration | None = None,
+    rule: VerdictRule | None = None,
     folds: int,
     seed: int = SEED,
 ) -> Metrics:
@@ -62,14 +65,14 @@ def evaluate(
         min_dcf, act_dcf, cllr      as in ASVspoof 5; the last two for log-likelihood ratios in nats; Cllr in bits
         min_cllr                    bits, after the best monotone calibration
         calibrated                  given `calibration`: slope, offset, and act_dcf and cllr of the calibrated scores
-        at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far in %, of decisions at it
+        at_threshold                given `threshold`: accuracy, balanced_accuracy, frr, far, aurc in %, of decisions
+        verdicts                    given `rule`: error_rate (0..1), its limits, `verdicts.shares` in %, also by attack
         attacks, vocoders           {name: {eer, spoof}}: the spoof made by it against all bona fide
         codecs, codecs_left_out     {name: {eer, bonafide, spoof}} of each codec's trials; how many have one class only
 
     Args:
         asv: error rates of the speaker verification system that the t-DCF needs.
-        threshold: scores above it are accepted; one that was chosen on other trials.
-        calibration: one that was fitted on other trials.
+        threshold, calibration, rule: by other trials; scores above the threshold are accepted.
         folds, seed: resamples behind the intervals (0 for none), and what draws them.
 
     Raises:
@@ -77,10 +80,9 @@ def evaluate(
     """
     bonafide, spoof = scores[trials.is_bonafide], scores[~trials.is_bonafide]
     found = _overall(bonafide, spoof, asv)
-    if calibration:
-        found["calibrated"] = _calibrated(bonafide, spoof, calibration)
-    if threshold is not None:
-        found["at_threshold"] = _decided(bonafide, spoof, threshold)
+    found |= {"calibrated": _calibrated(bonafide, spoof, calibration)} if calibration else {}
+    found |= {"at_threshold": _decided(bonafide, spoof, threshold)} if threshold is not None else {}
+    found |= {"verdicts": _judged(trials, scores, rule)} if rule else {}
     if folds:
         found |= _intervals(scores, trials.is_bonafide, asv, folds=folds, seed=seed)
         found |= _interval_by_speaker(trials, scores, folds=folds, seed=seed)
@@ -278,7 +280,19 @@ def _calibrated(bonafide: Scores, spoof: Scores, calibration: Calibration) -> Me
 
 def _decided(bonafide: Scores, spoof: Scores, threshold: float) -> Metrics:
     decided = vars(at_threshold(bonafide, spoof, threshold))
-    return {"threshold": threshold} | {name: _percent(rate) for name, rate in decided.items()}
+    rates = decided | {"aurc": risk_coverage(bonafide, spoof, threshold).aurc}
+    return {"threshold": threshold} | {name: _percent(rate) for name, rate in rates.items()}
+
+
+def _judged(trials: Trials, scores: Scores, rule: VerdictRule) -> Metrics:
+    limits = {"bonafide_from": rule.bonafide_from, "spoof_up_to": rule.spoof_up_to}
+    bonafide, spoof = scores[trials.is_bonafide], scores[~trials.is_bonafide]
+    shares = verdicts.shares(rule, bonafide, spoof)
+    found: Metrics = {"error_rate": rule.error_rate} | {name: at for name, at in limits.items() if at is not None}
+    found |= {name: _percent(share) for name, share in shares.items()}
+    attacks = _known(trials.attack[~trials.is_bonafide])
+    by_attack = {name: verdicts.shares(rule, bonafide, spoof[rows]) for name, rows in attacks.items()}
+    return found | {"attacks": {name: _percent(own["spoof_called_bonafide"]) for name, own in by_attack.items()}}
 
 
 def _rounded(costs: Mapping[str, float]) -> dict[str, float]:

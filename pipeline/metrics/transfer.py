@@ -1,4 +1,4 @@
-"""Does what was chosen on dev fit another set? Warnings about the threshold and the calibration.
+"""Does what was chosen on dev fit another set? Warnings about the threshold, the calibration and the verdicts.
 
 A rate of errors is far from dev's where its 95 % interval lies wholly above one and a half times the upper end of
 dev's. Of sets like dev that rule accuses about one in a hundred, also where dev is small and chose the checkpoint.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.binomial import clopper_pearson
 from pipeline.metrics.decisions import at_threshold
+from pipeline.metrics.verdicts import BONAFIDE, SPOOF, VerdictRule
 
 TIMES = 1.5  # the upper end of dev's interval
 NOTHING_SAID = 1.0  # bits of Cllr, of a system that gives every trial the ratio 1
@@ -45,6 +46,24 @@ def transfer_warnings(metrics: Mapping[str, Any], bonafide: Scores, spoof: Score
             f"calibrated on dev, the scores have a Cllr of {cllr:.3f} bits; above 1 their probabilities are worse than "
             "none"
         )
+    return found
+
+
+def verdict_warnings(metrics: Mapping[str, Any], rule: VerdictRule) -> list[str]:
+    """Warnings about a set on which the rule of verdicts is wrong more often than it promises.
+
+    Due where the 95 % interval of the rate on the set lies wholly above the upper end of what the rule may have for its
+    very dev (`VerdictRule.promised`). metrics: of the set, as `evaluate` gives them with the rule.
+    """
+    found = []
+    for label, other in ((BONAFIDE, SPOOF), (SPOOF, BONAFIDE)):
+        share = metrics["verdicts"][f"{label}_called_{other}"] / 100
+        low = clopper_pearson(round(share * metrics[label]), metrics[label]).low
+        if low > rule.promised(label).high:
+            found.append(
+                f"{100 * share:.1f} % of the {label} have the verdict {other}, of at most {100 * rule.error_rate:g} % "
+                "that the rule promises for trials like those of dev: these are others, and no promise holds"
+            )
     return found
 
 

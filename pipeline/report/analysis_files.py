@@ -35,7 +35,7 @@ def write(folder: Path, report: Report, chart: Map) -> None:
 def tables(report: Report) -> dict[str, list[tuple[Any, ...]]]:
     """The parts of an analysis as tables. The first row is the header; None is an empty cell."""
     shape, dimensions = ("purity", "silhouette", "within", "between"), ("all", BONAFIDE, SPOOF)
-    away = ("bonafide_to_train", "bonafide_distance", "ratio", "auc")
+    away = ("bonafide_to_train", "bonafide_distance", "ratio", "auc", "median_percentile", "beyond_95")
     who = ("utterance", "label", "attack")
     quantiles = (f"q{round(100 * share):02}" for share in QUANTILES)
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core import files
-from pipeline.report import curves, leaderboard, leaderboard_files
+from pipeline.report import curves, leaderboard, leaderboard_files, shifts
 from pipeline.report.page import embedding_space, layer_curve, page
 from pipeline.training.dropped import Dropped
 
@@ -19,9 +19,9 @@ TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
 class Inputs:
     """The folders that the report reads.
 
-    metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram}/<set>.csv. trainings: <run>.csv of runs that
-    were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may be
-    missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
+    metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram,risk}/<set>.csv. trainings: <run>.csv of runs
+    that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may
+    be missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
     """
 
     metrics: Path
@@ -60,23 +60,29 @@ def build(
         inputs.metrics, runs=runs, sets=sets, sort_by=sort_by,
         seconds=inputs.seconds, rescored=rescored, finetuned=finetuned, encoder_seed=encoder_seed, stopped=stopped,
     )  # fmt: skip
+    spaces = _spaces(board, inputs, analysed)
+    board = replace(board, shifts=shifts.found(spaces, board.sets))
     html = page.render(
         board,
         _curves(board, inputs),
         origin=replace(origin or page.Origin(), files=TABLES),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
-        spaces=_spaces(board, inputs, analysed),
+        spaces=spaces,
         audio_root=_way(out),
         note=note,
     )
     text = leaderboard_files.to_text(board)
-    files.write_text(out / "leaderboard.csv", leaderboard_files.to_csv(board))
-    files.write_text(out / "leaderboard.txt", text)
-    files.write_text(out / "metrics.csv", leaderboard_files.metrics_to_csv(board))
-    files.write_text(out / "runs.csv", leaderboard_files.runs_to_csv(board))
-    files.write_text(out / "index.html", html)
+    written = {"leaderboard.txt": text, "index.html": html} | dict(zip(TABLES, _tables(board), strict=True))
+    for name, content in written.items():
+        files.write_text(out / name, content)
     files.write_text(summary, leaderboard_files.to_json(board))
     return text
+
+
+def _tables(board: leaderboard.Leaderboard) -> tuple[str, str, str]:
+    """The contents of `TABLES`."""
+    whole, metrics, runs = leaderboard_files.to_csv, leaderboard_files.metrics_to_csv, leaderboard_files.runs_to_csv
+    return whole(board), metrics(board), runs(board)
 
 
 def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
@@ -88,7 +94,12 @@ def _curves(board: leaderboard.Leaderboard, inputs: Inputs) -> page.Curves:
     }
     paths = {run: inputs.trainings / f"{run}.csv" for run in shown}
     trainings = {run: curves.read_training(path) for run, path in paths.items() if path.is_file()}
-    return page.Curves(dets, histograms, trainings)
+    risks = {
+        (run, name): curves.read_risk(path)
+        for run, name in pairs
+        if (path := inputs.plots / run / f"risk/{name}.csv").is_file()
+    }
+    return page.Curves(dets, histograms, trainings, risks)
 
 
 def _spaces(

@@ -1,4 +1,4 @@
-"""Curves of one run on one set: thinned DET curves, score histograms, and their CSV files.
+"""Curves of one run on one set: thinned DET and risk-coverage curves, score histograms, and their CSV files.
 
 A thinned curve keeps some of the points, with exact values, so that `dvc plots` and the page draw the same curve.
 """
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from pipeline.core import files
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import UNKNOWN
+from pipeline.metrics.abstention import RiskCoverage
 from pipeline.metrics.det import Det
 from pipeline.metrics.eer import official_eer
 
 POINTS = 500  # of a DET curve; a plot can show no more
+RISK_POINTS = 200  # of a risk-coverage curve
 BINS = 60  # of a histogram
 DET_TICKS = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 WIDEST_LOW, USUAL_HIGH, BEYOND_EER = 0.05, 0.4, 0.05  # rates by which a DET plot chooses its range
@@ -81,6 +83,16 @@ def taken(det: Det, indices: NDArray[np.intp]) -> Det:
 def thinned(det: Det) -> Det:
     """The points of a DET curve that a plot can show, with the point of the EER."""
     return taken(det, thin(det, keep=[official_eer(det).point]))
+
+
+def thinned_risk(curve: RiskCoverage) -> RiskCoverage:
+    """At most `RISK_POINTS` points of a risk-coverage curve, about evenly spread over coverage, with its ends."""
+    size = curve.coverage.size
+    if size <= RISK_POINTS:
+        return curve
+    even = np.searchsorted(curve.coverage, np.linspace(curve.coverage[0], 1.0, RISK_POINTS))
+    kept = np.unique(np.minimum(even, size - 1))
+    return RiskCoverage(curve.coverage[kept], curve.risk[kept], curve.aurc)
 
 
 def histogram(
@@ -145,6 +157,11 @@ def write_histogram(path: Path, shares: Histogram) -> None:
     _write_csv(path, {"score": shares.centre, "bonafide": shares.bonafide, "spoof": shares.spoof} | attacks)
 
 
+def write_risk(path: Path, curve: RiskCoverage) -> None:
+    """Write a risk-coverage curve as CSV with the columns coverage and risk, shares in 0..1."""
+    _write_csv(path, {"coverage": curve.coverage, "risk": curve.risk})
+
+
 def write_dets(path: Path, dets: Mapping[str, Det]) -> None:
     """Write the DET points of several systems as CSV: system, far, frr (shares in 0..1), threshold."""
     rows = (
@@ -173,6 +190,11 @@ def read_histogram(path: Path) -> Histogram:
     """Read both classes in a file of `write_histogram`. Raises InputError, with file and line, for another file."""
     centre, bonafide, spoof = _read_csv(path, ("score", "bonafide", "spoof"), stage="flow/evaluate/dvc.yaml")
     return Histogram(centre, bonafide, spoof)
+
+
+def read_risk(path: Path) -> NDArray[np.float64]:
+    """Read a file of `write_risk`, as (P, 2). Raises InputError, with file and line, for another file."""
+    return np.stack(_read_csv(path, ("coverage", "risk"), stage="flow/evaluate/dvc.yaml"), axis=1)
 
 
 def read_training(path: Path) -> TrainingCurve:

@@ -132,6 +132,7 @@ class Leaderboard:
     runs: system -> its runs. results: one for each (run, set). trainings: one for each run. rescored: systems that
     score by the embedding index of a trained system. finetuned: the system that was trained with the encoder.
     encoder_seed: of the fine-tuning; None where the encoder is frozen. stopped: systems that a search stopped early.
+    shifts: a sentence for each set that lies elsewhere than dev.
     """
 
     systems: tuple[str, ...]
@@ -144,6 +145,7 @@ class Leaderboard:
     finetuned: frozenset[str] = frozenset()
     encoder_seed: int | None = None
     stopped: tuple[Dropped, ...] = ()
+    shifts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def chosen(self) -> str:

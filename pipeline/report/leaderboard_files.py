@@ -30,6 +30,7 @@ EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
 FINETUNED = "‡"
 REMARK = "!"
+SHIFTED = "§"  # behind a set that lies elsewhere than dev
 REMARKS_SHOWN = 10  # below the table on the terminal; all are on the page and in the CSV file
 CAVEATS = {
     ONE_SEED: f"{ONE_SEED}: one seed; the interval says nothing about other seeds",
@@ -282,7 +283,8 @@ def to_json(board: Leaderboard) -> str:
 
 def to_text(board: Leaderboard) -> str:
     """The leaderboard as an aligned table. Notes below it explain its marks and give the size of each set."""
-    header = ["", "system", "runs", SELECTION, *board.sets]
+    named = [f"{name} {SHIFTED}" if name in board.shifts else name for name in board.sets]
+    header = ["", "system", "runs", SELECTION, *named]
     header += ["seconds", "parameters"]
     rows = [header] + [[f"{rank}", *_cells(board, system)] for rank, system in enumerate(board.systems, start=1)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -307,6 +309,7 @@ def to_text(board: Leaderboard) -> str:
         notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
     notes += [board.one_encoder] if board.one_encoder else []
     notes += [sentence(board.stopped)] if board.stopped else []
+    notes += [f"{SHIFTED} {line}" for line in board.shifts.values()]
     notes += _remarks(board)
     notes += [f"{name}: {board.first(name).bonafide} bona fide, {board.first(name).spoof} spoof" for name in board.sets]
     return "\n".join([title, "", *lines, "", *notes]) + "\n"

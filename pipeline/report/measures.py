@@ -51,6 +51,11 @@ def _percent(key: str, label: str, *place: str, better: str = "lower") -> Measur
     return Measure(key, label, place, 2, better, top=100.0, interval=f"{key}_interval")
 
 
+def _share(key: str, label: str) -> Measure:
+    """A share of verdicts. None is better than another by itself: who never tells is never wrong."""
+    return Measure(key, label, ("verdicts", key), 2, better="", top=100.0)
+
+
 def _cost(key: str, label: str, *place: str) -> Measure:
     return Measure(key, label, place, 4, interval=f"{key}_interval")
 
@@ -77,10 +82,16 @@ MEASURES = (
     _percent("accuracy_at_dev", "accuracy at dev's threshold, %", "at_threshold", "accuracy", better="higher"),
     _percent("balanced_accuracy_at_dev", "balanced accuracy at dev's threshold, %", "at_threshold",
              "balanced_accuracy", better="higher"),
+    _percent("aurc_at_dev", "wrong at dev's threshold, %, mean over all coverages", "at_threshold", "aurc"),
+    _share("bonafide_called_spoof", "bona fide with the verdict spoof, %"),
+    _share("spoof_called_bonafide", "spoof with the verdict bona fide, %"),
+    _share("cannot_tell", "without a verdict, %"),
     _number("threshold", "threshold of the EER", "threshold"),
     _number("threshold_dev", "threshold of dev", "at_threshold", "threshold"),
     _number("calibration_slope", "slope of the calibration", "calibrated", "slope"),
     _number("calibration_offset", "offset of the calibration, nats", "calibrated", "offset"),
+    _number("bonafide_from", "score below which bona fide is ruled out", "verdicts", "bonafide_from"),
+    _number("spoof_up_to", "score above which spoof is ruled out", "verdicts", "spoof_up_to"),
 )  # fmt: skip
 BY_KEY = {measure.key: measure for measure in MEASURES}
 

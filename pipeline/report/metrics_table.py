@@ -61,6 +61,7 @@ def _overall(systems: Sequence[Report]) -> Iterator[Row]:
             yield _row(f"  {name.replace('_', ' ')}, %", decided, name, 2)
         yield _row("  bona fide rejected, %", decided, "frr", 2)
         yield _row("  spoof accepted, %", decided, "far", 2)
+        yield _row("  wrong, %, mean over all coverages", decided, "aurc", 2)
 
 
 def _grouped(systems: Sequence[Report]) -> Iterator[Row]:

@@ -83,6 +83,8 @@ class Shift(_Part):
     bonafide_distance: Known
     ratio: Known
     auc: Known
+    median_percentile: Known = None  # older analyses have neither this one nor the next
+    beyond_95: Known = None
 
 
 class NearTrial(_Part):

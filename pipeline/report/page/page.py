@@ -34,6 +34,7 @@ TRAINING_CHARTS = (  # caption, column of the training curve, label
     ("EER of a sample of the training set", "train_eer", "EER, %"),
     ("EER on dev", "dev_eer", "EER, %"),
 )
+FEWEST_DECIDED = 0.05  # the share of trials from which a curve of risk begins; that of a few trials is chance
 STYLE_SHEET, SCRIPTS = "page.css", ("table.js", "charts.js", "map.js")  # become part of the page
 
 
@@ -60,12 +61,13 @@ class Curves:
     """The data of the charts: DET points and histograms by (run, set), and the course of the training by run.
 
     Each charted system has the data of one run, the one with the lowest dev EER. trainings: only of runs that were
-    trained.
+    trained. risks: (P, 2) coverage and risk by (run, set), only of what an `evaluate` wrote that knew them.
     """
 
     dets: Mapping[tuple[str, str], Det]
     histograms: Mapping[tuple[str, str], Histogram]
     trainings: Mapping[str, TrainingCurve]
+    risks: Mapping[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
 
 
 def charted(board: Leaderboard) -> tuple[str, ...]:
@@ -108,6 +110,7 @@ def render(
         note=note,
         charted=charted(board),
         det_charts={name: det_chart(board, curves, name) for name in board.sets},
+        risk_charts={name: chart for name in board.sets if (chart := risk_chart(board, curves, name))},
         layer_chart=layer_curve.chart(layers) if layers else None,
         training_charts=training_charts(board, curves),
         histogram_charts={
@@ -185,6 +188,20 @@ def det_chart(board: Leaderboard, curves: Curves, name: str) -> Chart:
         Axis(label, places[0], places[-1], ticks) for label in ("spoof accepted, %", "bona fide rejected, %")
     )
     return Chart(name, SQUARE, across, down, tuple(lines))
+
+
+def risk_chart(board: Leaderboard, curves: Curves, name: str) -> Chart | None:
+    """The risk-coverage curves of the charted systems on one set, in percent; None where no run has one."""
+    lines = []
+    for rank, system in enumerate(charted(board)):
+        points = curves.risks.get((board.selected(system), name))
+        if points is not None:
+            lines.append(Line(system, style(rank), 100 * points[points[:, 0] >= FEWEST_DECIDED]))
+    if not lines:
+        return None
+    x = linear_axis("decided, the most certain first, %", np.array([0.0, 100.0]))
+    wrong = np.concatenate([line.points[:, 1] for line in lines] + [np.zeros(1)])
+    return Chart(name, WIDE, x, linear_axis("wrong, %", wrong), tuple(lines))
 
 
 def training_charts(board: Leaderboard, curves: Curves) -> tuple[Chart, ...]:

@@ -14,7 +14,8 @@ DARKEST = 50  # percent: from this EER on, a cell has the full tint
 CHOICES = {CHOSEN: "chosen by dev", TIED: "the same EER"}
 DECISIONS = (
     "eer", "threshold", "threshold_dev", "frr_at_dev", "far_at_dev", "act_dcf", "act_dcf_calibrated", "cllr",
-    "cllr_calibrated", "min_cllr", "calibration_slope", "calibration_offset",
+    "cllr_calibrated", "min_cllr", "calibration_slope", "calibration_offset", "aurc_at_dev", "bonafide_called_spoof",
+    "spoof_called_bonafide", "cannot_tell",
 )  # fmt: skip
 
 WHOLE = 100  # rows of a table that a browser gets at once, the leaderboard apart; a script adds the others when asked
