@@ -96,12 +96,17 @@ class _Stream(NamedTuple):
 
 
 def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
-    """Decode the first audio track of an open container; None where there is none.
+    """Decode the audio track of an open container; None where there is none.
 
-    Raises _ChangeError where its format changes.
+    Raises _ChangeError where its format changes, InputError where there are several tracks.
     """
-    streams = file.streams.audio
-    if not streams or streams[0].codec_context is None:  # no audio, or a codec that FFmpeg does not know
+    streams = [one for one in file.streams.audio if one.codec_context is not None]  # None: FFmpeg knows no such codec
+    if len(streams) > 1:
+        raise InputError(
+            f"{name}: expected one track of sound, got {len(streams)}; write the one that is meant to a file of its "
+            "own, as `ffmpeg -i IN -map 0:a:0 OUT` does"
+        )
+    if not streams:
         return None
     stream, context = streams[0], streams[0].codec_context
     is_flac = context.name == "flac"
