@@ -25,6 +25,8 @@ from pipeline.encoder.cards import FAIRSEQ_EPS, TRANSFORMERS_EPS
 from pipeline.encoder.checkpoints import Inside
 from pipeline.encoder.configuration import KINDS, UNUSED
 
+FRONT_END = ("feature_extractor.", "feature_projection.")  # how the names of its weights begin; none may be left over
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -111,6 +113,11 @@ def _by_config(kind: str, config: Any, inside: Inside, source: str) -> Wav2Vec2M
     if missing := sorted(key for key in report["missing_keys"] if key != UNUSED):  # filled with random numbers
         raise InputError(
             f"encoder.source: {source!r} lacks {len(missing)} weights of the encoder: {', '.join(missing[:10])}"
+        )
+    if unused := sorted(key for key in report["unexpected_keys"] if key.startswith(FRONT_END)):
+        raise InputError(
+            f"encoder.source: {source!r} has {len(unused)} weights of convolutions that its config.json has no place "
+            f"for: {', '.join(unused[:10])}; take the config.json that was published with the weights"
         )
     encoder: Wav2Vec2Model = model  # the other kinds have the same interface
     return encoder
