@@ -39,6 +39,11 @@ PAINTED = """() => new Promise((done) => {
   const painted = () => requestAnimationFrame(() => setTimeout(() => done(performance.now())));
   if (document.readyState === "complete") painted(); else addEventListener("load", painted);
 })"""
+ALL_ROWS = """(count) => new Promise((done) => {
+  const there = () => document.querySelectorAll(".pooled tbody tr").length >= count;
+  const look = () => (there() ? done(performance.now()) : setTimeout(look, 10));
+  look();
+})"""
 
 
 def parameters(tree: Path, systems: int) -> dict[str, Any]:
@@ -115,11 +120,11 @@ def make(folder: Path, tree: Path) -> tuple[list[float], list[float]]:
     return wall, processor
 
 
-def paint(path: Path) -> None:
-    """Open the page in a new tab several times, and print how long it took."""
+def paint(path: Path, systems: int) -> None:
+    """Open the page of so many systems in a new tab several times, and print how long it took."""
     from playwright.sync_api import sync_playwright
 
-    first, whole, busy = [], [], []
+    first, whole, busy, rows = [], [], [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         for _ in range(REPEATS):
@@ -132,13 +137,15 @@ def paint(path: Path) -> None:
             first.append(tab.evaluate(paint_entry) / 1e3)
             told_by = session.send("Performance.getMetrics")["metrics"]
             busy.append(next(entry["value"] for entry in told_by if entry["name"] == "TaskDuration"))
+            rows.append(tab.evaluate(ALL_ROWS, systems) / 1e3)
             height = tab.evaluate("document.documentElement.scrollHeight")
             cells = tab.evaluate("document.querySelectorAll('td').length")
             tab.close()
         browser.close()
     told("first paint", first)
     told("loaded and painted", whole, aim=AIM_PAINTED)
-    told("processor of the page's main thread", busy)
+    told("processor of the page's main thread until then", busy)
+    told("all rows of the leaderboard are there", rows)
     print(f"{height:,} pixels high, {cells:,} cells")
 
 
@@ -164,7 +171,7 @@ def main() -> None:
         told("made, processor", processor)
         page = folder / "data/report/index.html"
         print(f"page {page.stat().st_size / 1e6:.2f} MB")
-        paint(page)
+        paint(page, given.systems)
 
 
 if __name__ == "__main__":

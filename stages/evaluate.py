@@ -85,11 +85,10 @@ def _evaluate(name: str, given: argparse.Namespace, settings: Params, dev: _Dev)
 
 
 def _warnings(table: Trials, scores: NDArray[np.float64], metrics: Metrics, dev: _Dev) -> list[str]:
+    accepted = dev.trials.is_bonafide
     found = evaluation.warnings(table, scores, metrics, own=True)
-    if not evaluation.is_inverted(table, scores, metrics):  # else nothing of dev's fits
-        accepted = dev.trials.is_bonafide
-        found += transfer.transfer_warnings(metrics, dev.scores[accepted], dev.scores[~accepted])
-        found += transfer.verdict_warnings(metrics, dev.rule)
+    found += transfer.transfer_warnings(metrics, dev.scores[accepted], dev.scores[~accepted])
+    found += transfer.verdict_warnings(metrics, dev.rule)
     return found + evaluation.calibration_warnings(dev.calibration, dev.trials, table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -33,7 +34,7 @@ from pipeline.corpora import _formats, _protocols, arena
 from pipeline.detect import package
 from pipeline.extraction import hdf5
 from pipeline.metrics import keys, scorefile
-from pipeline.scoring import centroids
+from pipeline.scoring import centroids, runs
 from tests import systems
 from tests.fuzz import Kind, MisreadError
 from tests.places import SETTINGS
@@ -482,6 +483,9 @@ def _repacked(source: Path, name: str, data: bytes, *, sealed: bool) -> Path:
     if sealed:
         told = json.loads(card.read_text())
         told["files"][name] = hashlib.sha256(data).hexdigest()
+        if name.endswith(runs.CARD_FILE):
+            with contextlib.suppress(ValueError, RecursionError):
+                told["run"] = json.loads(data)
         (there / "package.json").write_text(json.dumps(told))
     return there
 

@@ -273,6 +273,29 @@ def test_stale_sizes_in_other_formats(tmp_path: Path, kind: str, place: bytes, o
         heard(tmp_path / "x", bytes(data))
 
 
+def test_a_caf_file_whose_samples_reach_to_its_end_is_read_to_the_bit(tmp_path: Path) -> None:
+    """Recorders write -1 for the size until they know it, and some never know it."""
+    whole = bytearray(written(first(), "CAF", "PCM_16"))
+    place = whole.index(b"data") + 4
+    whole[place : place + 8] = (-1).to_bytes(8, "big", signed=True)
+    (tmp_path / "caf").write_bytes(whole)
+    (tmp_path / "wav").write_bytes(written(first(), "WAV", "PCM_16"))
+    assert np.array_equal(decode.load(tmp_path / "caf"), decode.load(tmp_path / "wav"))
+
+
+def test_a_file_with_two_tracks_is_refused(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as film:
+        streams = [film.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(2)]
+        for stream, samples in zip(streams, (first(), second()), strict=True):
+            frame = av.AudioFrame.from_ndarray((samples * 32_767).astype("<i2")[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = RATE, 0
+            film.mux([*stream.encode(frame), *stream.encode(None)])
+    (tmp_path / "film.mka").write_bytes(file.getvalue())
+    with pytest.raises(InputError, match=r"film.mka: expected one track of sound, got 2; .* `ffmpeg -i IN -map 0:a:0"):
+        decode.load(tmp_path / "film.mka")
+
+
 def test_ogg_without_its_end_flag_and_ogg_that_is_cut_off(tmp_path: Path) -> None:
     data = encoded("ogg", "libopus", speech(48_000)[None], rate=48_000)
     pages = list(counting.ogg_pages(data))

@@ -256,22 +256,25 @@ def test_filters_leave_the_rows_of_some_systems_in_all_tables(tab: Tab) -> None:
     assert tab.complaints == []
 
 
+def long_page() -> str:
+    rng = np.random.default_rng(1)
+    det, shares = det_points(rng.normal(1, 1, 50), rng.normal(0, 1, 80)), curves.histogram(rng.normal(size=130), HALF)
+    pairs = [(name, "eval") for name, *_ in ROWS]
+    return page.render(board(), page.Curves(dict.fromkeys(pairs, det), dict.fromkeys(pairs, shares), {}))
+
+
 def test_long_tables_grow_when_asked_sorted_or_filtered(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "WHOLE", 2)
-    rng = np.random.default_rng(1)
-    det, shares = det_points(rng.normal(1, 1, 50), rng.normal(0, 1, 80)), curves.histogram(rng.normal(size=130), HALF)
-    pairs = [(name, "eval") for name, *_ in ROWS]
     path = tmp_path / "index.html"
-    path.write_text(page.render(board(), page.Curves(dict.fromkeys(pairs, det), dict.fromkeys(pairs, shares), {})))
+    path.write_text(long_page())
     for ask in (
         lambda tab: tab.locator("#group-0").get_by_role("button", name="Show all").click(),
         lambda tab: tab.locator("#group-0").get_by_role("button", name="A<b>").click(),
         lambda tab: tab.locator("#filter").press_sequentially(" "),
     ):
         tab = Tab(browser, path)
-        assert tab.systems() == ["d", "b", "a", "c"]  # the leaderboard is whole
         assert tab.systems("#group-0 table") == ["d", "b"]
         assert "The best 2 of 4 systems" in tab.text("#group-0 .rest")
         ask(tab)
@@ -279,6 +282,22 @@ def test_long_tables_grow_when_asked_sorted_or_filtered(
         assert tab.locator("#group-0 .rest").count() == 0
         assert tab.complaints == []
         tab.context.close()
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_all_rows_of_a_long_leaderboard_are_shown(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, scripts: bool
+) -> None:
+    monkeypatch.setattr(tables, "WHOLE", 2)
+    (tmp_path / "index.html").write_text(long_page())
+    tab = Tab(browser, tmp_path / "index.html", java_script_enabled=scripts)
+    if scripts:
+        tab.until("document.querySelectorAll('table.pooled tbody tr').length === 4")
+    assert tab.systems(".pooled") == ["d", "b", "a", "c"]
+    assert column(tab, "eer") == ["1.00", "2.00", "3.00", "4.00"]
+    assert tab.locator("table.pooled").count() == (1 if scripts else 2)
+    assert tab.locator("table.pooled thead").last.is_visible()
+    tab.context.close()
 
 
 def test_headers_stay_in_sight_and_the_page_stays_short(browser: Any, report: Path) -> None:

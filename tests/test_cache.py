@@ -464,7 +464,7 @@ def test_gc_says_how_complete_a_store_is_and_what_made_it(project: Project, caps
 
 
 def test_plain_h5py_reads_what_is_exported(project: Project) -> None:
-    run("export", "train", "out/train.h5", "--layers", "final", "2", "--views", CLEAN, VIEWS[1])
+    run("export", "train", "out/train.h5", "--layers", "final", "2", "2", "--views", CLEAN, VIEWS[1], CLEAN)
     one = project.sets["train"]
     with h5py.File("out/train.h5") as file:
         assert sorted(file) == ["clean", "is_bonafide", "n_frames", "noise_0", "utterance"]
@@ -554,6 +554,10 @@ def test_what_is_not_there_cannot_be_exported(project: Project) -> None:
         run("export", "dev", "x.h5", "--layers", "3", "5", "9")
     with pytest.raises(InputError, match=r"dev\.json: no view codec; it has clean, rawboost4_0, noise_0"):
         run("export", "dev", "x.h5", "--views", "codec")
+    os.mkfifo("pipe")
+    for place, wrong in (("pipe", "a device or a pipe"), (".", "a folder")):
+        with pytest.raises(InputError, match=f"expected a free place or a file, got {wrong}"):
+            run("export", "dev", place)
     table = trial_table.read(Path("data/trials/dev.csv"))
     Path("data/trials/dev.csv").write_text(trial_table.to_csv(table.take(np.arange(9))))
     with pytest.raises(InputError, match=r"dev\.json: not the receipt of these trials"):

@@ -459,12 +459,21 @@ def test_a_checkpoint_that_says_nothing_needs_a_word(made: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize(
-    "told", [{"do_normalize": "no"}, {"do_normalize": 1}, {"do_normalize": True, "normalize_eps": 0}]
+    "told",
+    [
+        {"do_normalize": "no"},
+        {"do_normalize": 1},
+        {"do_normalize": True, "normalize_eps": 0},
+        {"do_normalize": True, "sampling_rate": 8_000},
+        {"do_normalize": None, "sampling_rate": "16 kHz"},
+    ],
 )
 def test_a_processor_of_other_values_is_refused(made: dict[str, Any], tmp_path: Path, told: dict[str, Any]) -> None:
     made["like XLSR"].save_pretrained(tmp_path)
     processor(tmp_path, **told)
-    with pytest.raises(InputError, match=r"preprocessor_config\.json: expected (do_normalize|normalize_eps)"):
+    with pytest.raises(
+        InputError, match=r"preprocessor_config\.json: expected (do_normalize|normalize_eps|sampling_rate 16000)"
+    ):
         load(tmp_path)
 
 

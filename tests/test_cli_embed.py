@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,12 @@ def test_rows_of_several_blocks_stay_in_order(tmp_path: Path, monkeypatch: pytes
     found = Embeddings(np.empty(0, str), np.arange(14, dtype=np.float32).reshape(7, 2), False, None, {})
     command._write_projector(tmp_path, {"utterance": np.array(list("abcdefg"))}, found, name="x")
     assert (tmp_path / "metadata.tsv").read_text().split() == ["utterance", *"abcdefg"]
+
+
+def test_no_file_takes_the_place_of_a_pipe(here: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match=r"pipe\.npz: expected a free place or a file, got a device or a pipe"):
+        embed(POOLED, "eval", "--out", tmp_path / "pipe.npz")
 
 
 def test_a_set_that_is_not_there_is_told_with_those_that_are(here: Path, tmp_path: Path) -> None:

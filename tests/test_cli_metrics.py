@@ -539,8 +539,9 @@ def test_the_same_file_twice_is_refused(run: Callable[..., tuple[str, str]], tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--folds", "-1"], "expected a whole number from 0 up, got '-1'"),
-        (["--folds", "many"], "expected a whole number from 0 up, got 'many'"),
+        (["--folds", "-1"], "expected a whole number from 0 to 100,000, got '-1'"),
+        (["--folds", "many"], "expected a whole number from 0 to 100,000, got 'many'"),
+        (["--folds", "100001"], "expected a whole number from 0 to 100,000, got '100001'"),
         (["--threshold", "nan"], "expected a finite number, got 'nan'"),
         (["--threshold", "high"], "expected a finite number, got 'high'"),
         (["--threshold", "1", "--threshold", "2"], "expected --threshold once for each of 1 score files"),

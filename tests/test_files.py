@@ -147,11 +147,25 @@ def test_all_is_flushed_before_it_is_moved(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "url", ["nobody://x/y", "http2://x", "://x", "a b://c", "abfs://", "\0://x", "data://x", "arrow_hdfs://x"]
+    "url", [" ", "nobody://x/y", "http2://x", "://x", "a b://c", "abfs://", "\0://x", "data://x", "arrow_hdfs://x"]
 )
 def test_a_url_that_nobody_opens_is_refused(url: str) -> None:
     with pytest.raises(InputError, match=re.escape(printable(url)[:4].strip("\0"))):
         folder_of(url)
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/stdout", "/dev/of_no_device", "pipe"])
+def test_no_file_takes_the_place_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr(os, "replace", None)  # if it were called, this machine would lose its device
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=f"{place}: expected a free place or a file, got a device or a pipe"):
+        write_text(tmp_path / place, "text")
+    assert not Path(f"{tmp_path / place}.part").exists()
+
+
+def test_the_current_folder_is_no_place_for_a_file() -> None:
+    with pytest.raises(InputError, match=r"\.: expected a free place or a file, got a folder"):
+        write_text(Path(), "text")
 
 
 def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -407,7 +407,7 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
         ({"name": "/linear-qamo-all-clean-1"}, "not the card of a package.*name: "),
         ({"train_set": "../train"}, "not the card of a package.*train_set: "),
         ({"files": []}, "not the card of a package.*files: "),
-        ({"files": {}}, f"got none of 3; .*runs/{POOLED}/backend.safetensors"),
+        ({"files": {}, "training_embeddings": False}, f"got none of 3; .*runs/{POOLED}/backend.safetensors"),
         ({"files": {"../run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
         ({"files": {"/run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
         ({"files": {"runs/../../run.json": "0" * 64}}, "not the card of a package.*files.*pattern"),
@@ -427,6 +427,32 @@ def test_people_may_write_into_the_model_card(spoilt: Path) -> None:
             {"features": {"window": {"samples": 800, "pad": "zero"}}},
             "the run was trained on other features than the card tells",
         ),
+        ({"note": ["not a text"]}, "not the card of a package.*note: .*string"),
+        ({"note": "x" * (package_card.MOST_TEXT + 1)}, "not the card of a package.*note: .*at most 100000 characters"),
+        ({"run": "x"}, "not the card of a package.*run: .*object"),
+        ({"run": {"seed": 1e101}}, r"not the card of a package.*run: .*expected numbers up to 1e\+100, got 1e\+101"),
+        ({"run": {"deep": [{"note": "x" * 100_001}]}}, "run: .*texts of at most 100,000 characters, got 100,001"),
+        ({"versions": ["2.13"]}, "not the card of a package.*versions: .*object"),
+        ({"versions": {"torch": 2.13}}, r"not the card of a package.*versions\.torch: .*string"),
+        ({"versions": {str(i): "1" for i in range(1_001)}}, "not the card of a package.*versions: .*at most 1000"),
+        ({"centroids": 0}, "not the card of a package.*centroids: .*greater than or equal to 1"),
+        ({"centroids": 2.0}, "not the card of a package.*centroids: .*integer"),
+        ({"centroids": 3}, r"not the card of a package.*expected centroids as in run\.scoring, 2, got 3"),
+        ({"embedding_dim": "64"}, "not the card of a package.*embedding_dim: .*integer"),
+        ({"embedding_dim": 63}, r"not the card of a package.*expected embedding_dim as in run\.scoring, 64, got 63"),
+        ({"encoder_source": "x"}, "not the card of a package.*encoder_source: "),
+        (
+            {"encoder_source": {"source": "x", "normalize": "loud"}},
+            r"not the card of a package.*encoder_source\.normalize: .*'auto', 'utterance' or 'none'",
+        ),
+        (
+            {"encoder_source": {"source": "x", "normalize": "none", "finetune": {"set": "../x"}}},
+            r"not the card of a package.*encoder_source\.finetune\.set: ",
+        ),
+        ({"training_embeddings": 1}, "not the card of a package.*training_embeddings: .*boolean"),
+        ({"training_embeddings": False}, "expected training_embeddings: true, as the names of files say"),
+        ({"features": {"window": {"samples": 800, "pad": "zero"}, "x": float("inf")}}, "features: .*up to 1e.*got inf"),
+        ({"sets": [{"name": "eval"}]}, r"not the card of a package.*sets\.0\.role: Field required"),
     ],
 )
 def test_a_card_that_is_none_is_refused(spoilt: Path, changes: dict, message: str) -> None:
@@ -435,13 +461,42 @@ def test_a_card_that_is_none_is_refused(spoilt: Path, changes: dict, message: st
         detect.load(spoilt)
 
 
+@pytest.mark.parametrize(
+    "key", ["note", "run", "versions", "centroids", "embedding_dim", "encoder_source", "training_embeddings", "sets"]
+)
+def test_a_card_without_a_key_is_none(made: Path, key: str) -> None:
+    told = json.loads((made / "package.json").read_text())
+    package_card.checked(told, made)
+    del told[key]
+    with pytest.raises(InputError, match=rf"not the card of a package; .*:\n  {key}: Field required"):
+        package_card.checked(told, made)
+
+
+def test_a_card_that_tells_of_another_run_is_refused(spoilt: Path) -> None:
+    run = json.loads((spoilt / "package.json").read_text())["run"]
+    edit(spoilt, run=run | {"seed": 7})
+    with pytest.raises(InputError, match=rf"expected below `run` what runs/{POOLED}/run\.json says; copy the package"):
+        detect.load(spoilt)
+
+
+def test_a_card_that_could_not_be_read_again_is_not_written(copied: Path, tmp_path: Path) -> None:
+    settings = YAML(typ="safe").load(Path("params.yaml"))
+    settings["report"]["note"] = "x" * (package_card.MOST_TEXT + 1)
+    YAML(typ="safe").dump(settings, Path("params.yaml"))
+    with pytest.raises(InputError, match=r"mend params\.yaml or the run, .*\n  note: .*at most 100000 characters"):
+        package.write(POOLED, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
 # ---------------------------------------------------------------- from strangers
 
 
 def reseal(folder: Path, **changes: object) -> None:
-    """Let the card list the files as they are now, as somebody would who made the package to do harm."""
+    """Let the card tell of the files as they are now, as somebody would who made the package to do harm."""
     files = json.loads((folder / "package.json").read_text())["files"]
     listed = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    with contextlib.suppress(ValueError, RecursionError):
+        changes["run"] = json.loads((folder / f"runs/{POOLED}/run.json").read_bytes())
     edit(folder, files=listed, **changes)
 
 
@@ -496,15 +551,28 @@ HOSTILE = (None, -1, float("nan"), "x", {}, "[DEEP]")
 FOR_PEOPLE = {"sets", "run", "versions", "note", "encoder_source", "files", "views", "train", "loss_parameters"}
 
 
-def changed(value: object, new: object) -> Iterator[object]:
+def changed(value: object, new: object, *, but: Set[str] = frozenset()) -> Iterator[object]:
     """A JSON value with each of its parts, at any depth, replaced once."""
     yield new
     if isinstance(value, dict):
         for key, part in value.items():
-            if key not in FOR_PEOPLE:
-                yield from (value | {key: other} for other in changed(part, new))
+            if key not in but:
+                yield from (value | {key: other} for other in changed(part, new, but=but))
     elif isinstance(value, list) and value:
-        yield from ([other, *value[1:]] for other in changed(value[0], new))
+        yield from ([other, *value[1:]] for other in changed(value[0], new, but=but))
+
+
+@pytest.mark.parametrize("new", [None, -1, float("nan"), "x", {}, [], True], ids=repr)
+def test_any_value_of_a_card_is_taken_as_a_whole_or_refused(made: Path, new: object) -> None:
+    """Also what is for people alone."""
+    told = json.loads((made / "package.json").read_text())
+    refused = 0
+    for value in changed(told, new):
+        try:
+            package_card.checked(value, made)
+        except InputError:
+            refused += 1
+    assert refused > len(told) - 3
 
 
 @pytest.mark.parametrize(
@@ -515,7 +583,7 @@ def test_any_value_of_a_card_is_read_or_refused(spoilt: Path, project: Path, nam
     """No other error comes, and scores are finite."""
     good = json.loads((spoilt / name).read_text())
     refused = 0
-    for value in changed(good, new):
+    for value in changed(good, new, but=FOR_PEOPLE):
         (spoilt / name).write_text(json.dumps(value).replace('"[DEEP]"', "[" * 10_000 + "]" * 10_000))
         if name != "package.json":
             reseal(spoilt)

@@ -147,6 +147,7 @@ def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> 
             "  backend: [mlp]",
             r":{line}: analyse\.backend\.0: expected one of grid\.backend, got 'mlp'",
         ),
+        ("  bootstrap: 1000", "  bootstrap: 100001", r":{line}: evaluate\.bootstrap: .*100000, got 100001"),
         ("  neighbours: 5", "  neighbours: 0", r":{line}: analyse\.neighbours: expected greater than 0, got 0"),
         ("  projections: [pca, tsne]", "  projections: [mds]", r":{line}: analyse\.projections.*got 'mds'"),
         ("  views: [clean]", "  views: [noisy]", r":{line}: grid\.views\.0: expected a name .* in views, got 'noisy'"),

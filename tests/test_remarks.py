@@ -56,6 +56,16 @@ def test_centroids_that_never_moved_or_lie_on_one_another() -> None:
     collapsed[-1] = [[1.0, 0.02], [2.0, 0.0]]  # one direction, two lengths
     assert told(path=collapsed) == ("the 2 centroids lie on one another (cosines from 0.9998)",)
     assert told(path=MOVING[:, :1]) == ()
+    crept = MOVING[[0, 0]] * [[[1.0]], [[1.00009]]]  # by 9e-5 of their length
+    assert told(path=crept) == ("the centroids did not move after the first epoch",)
+    assert told(path=crept * [[[1.0]], [[1.0001]]]) == ()
+
+
+def test_some_of_the_centroids_that_never_moved_or_lie_on_one_another() -> None:
+    assert told(path=MOVING[:2]) == ("1 of the 2 centroids did not move after the first epoch",)
+    three = np.concatenate((MOVING, -MOVING[:, :1]), axis=1)
+    three[-1, 1] = [0.8, 0.21]  # cosine 0.99988 to the first
+    assert told(path=three) == ("2 of the 3 centroids lie on one another (cosines from 0.9999)",)
 
 
 def test_stopped_by_patience_while_the_loss_on_dev_fell() -> None:
@@ -65,6 +75,28 @@ def test_stopped_by_patience_while_the_loss_on_dev_fell() -> None:
         "it stopped after 3 epochs for want of a lower dev EER, while the loss on dev still fell",
     )
     assert told(asked=10) == ()
+
+
+@pytest.mark.parametrize(
+    ("losses", "fell"),
+    [
+        ((0.50, 0.40, 0.42, 0.38, 0.39), True),  # 0.45 in the first two, 0.385 in the last two
+        ((0.50, 0.40, 0.42, 0.60, 0.30), False),  # the lowest at last, and no lower all in all
+        ((0.50, 0.499, 0.498, 0.498, 0.497), False),  # by 0.4 %
+        ((0.50, 0.49, 0.495, 0.488, 0.487), True),  # by 1.5 %
+        ((-0.50, -0.5, -0.5, -0.51, -0.51), True),  # by 2 %
+    ],
+)
+def test_a_loss_on_dev_falls_where_the_later_half_of_the_wait_is_lower(
+    losses: tuple[float, ...], *, fell: bool
+) -> None:
+    """Patience waits from the second epoch on, which has the lowest EER; the first epoch does not count."""
+    errors = (20.0, 8.0, 9.0, 8.0, 8.5, 9.0)
+    curves = [
+        replace(GOOD[2], epoch=number, dev_eer=error, dev_loss=loss, loss=1 / number)
+        for number, (error, loss) in enumerate(zip(errors, (0.1, *losses), strict=True), 1)
+    ]
+    assert bool(told(curves, asked=10)) == fell
 
 
 def test_a_mean_of_epochs_that_is_worse_than_the_best_of_them() -> None:

@@ -96,14 +96,13 @@ class _Stream(NamedTuple):
 
 
 def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
-    """Decode the first audio track of an open container; None where there is none.
+    """Decode the audio track of an open container; None where there is none.
 
-    Raises _ChangeError where its format changes.
+    Raises _ChangeError where its format changes, InputError where there are several tracks.
     """
-    streams = file.streams.audio
-    if not streams or streams[0].codec_context is None:  # no audio, or a codec that FFmpeg does not know
+    if (stream := _only_stream(file, name)) is None:
         return None
-    stream, context = streams[0], streams[0].codec_context
+    context = stream.codec_context
     is_flac = context.name == "flac"
     context.thread_type = "NONE"  # several files are decoded at once, each by one thread
     if is_flac:
@@ -137,6 +136,17 @@ def _decoded(file: Any, name: str, hearing: Hearing) -> _Stream | None:
     track.decoder = "PyAV"
     info = context.extradata if is_flac else b""
     return _Stream(track, _stated(file, stream, track.rate), broken, size, info, checksum.digest())
+
+
+def _only_stream(file: Any, name: str) -> Any:
+    """The audio track of an open container; None where there is none. Raises InputError where there are several."""
+    streams = [one for one in file.streams.audio if one.codec_context is not None]  # None: FFmpeg knows no such codec
+    if len(streams) > 1:
+        raise InputError(
+            f"{name}: expected one track of sound, got {len(streams)}; write the one that is meant to a file of its "
+            "own, as `ffmpeg -i IN -map 0:a:0 OUT` does"
+        )
+    return streams[0] if streams else None
 
 
 def _stated(file: Any, stream: Any, rate: int) -> int:

@@ -135,6 +135,22 @@ def _ebml_size(data: bytes, place: int) -> tuple[int, int]:
     return -1 if size == (1 << 7 * width) - 1 else size, place + width
 
 
+# ---------------------------------------------------------------- CAF
+
+
+def caf_with_size(data: bytes) -> bytes:
+    """A CAF file with the size of its samples, where its header has -1: up to the end of the file, as of a recorder."""
+    place = 8
+    while place + 12 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 12], "big", signed=True)
+        if data[place : place + 4] == b"data" and size == -1:
+            return data[: place + 4] + (len(data) - place - 12).to_bytes(8, "big") + data[place + 12 :]
+        if size < 0:
+            break
+        place += 12 + size
+    return data
+
+
 # ---------------------------------------------------------------- WAV and AIFF
 
 

@@ -140,6 +140,8 @@ def _decode(name: str, data: bytes, hearing: Hearing) -> Track:
         declared = whole.declared(name, data)
         if declared is not data:
             data, kind = declared, containers.kind(declared) or kind
+    if kind == "caf":
+        data = containers.caf_with_size(data)
     whole.check_end(name, data, kind)
     before = hearing.samples
     try:

@@ -75,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif given.what == "push":
         receipt, table = FEATURES / f"{given.set}.json", TRIALS / f"{given.set}.csv"
         copied = sharing.push(
-            receipt, table, folder_of(given.place), root=root, layers=given.layers, pooled=given.pooled
+            receipt,
+            table,
+            folder_of(given.place),
+            root=root,
+            layers=[*dict.fromkeys(given.layers)],
+            pooled=given.pooled,
         )
         print(f"{given.set} -> {given.place}: {copied} shards copied, the others are there")
     elif given.what == "pull":

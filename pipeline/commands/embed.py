@@ -20,7 +20,7 @@ from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import trial_table
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.files import flush_names, safe_cell, write_text, writing
+from pipeline.core.files import check_file_place, flush_names, safe_cell, write_text, writing
 from pipeline.core.trial_table import LABELS, Trials
 
 DATA = Path("data")  # of the project in the current folder
@@ -98,6 +98,7 @@ def _columns(table: Trials) -> Columns:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside `path` to write, and rename it to `path` at the end. Missing folders are made."""
+    check_file_place(path)
     beside = path.with_name(path.name + ".part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

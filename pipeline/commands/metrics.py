@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import _score_arguments
-from pipeline.core.arguments import parser_of
+from pipeline.core.arguments import MOST_FOLDS, parser_of
 from pipeline.core.errors import SHOWN, run_command
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.metrics import asv_scores, evaluation, join, keys
@@ -105,8 +105,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text!r}")
+    if not text.isdecimal() or int(text) > MOST_FOLDS:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {MOST_FOLDS:,}, got {text!r}")
     return int(text)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
+MOST_FOLDS = 100_000  # resamples of a bootstrap; more take hours and all memory, and change no digit that is shown
+
 
 def parser_of(name: str, description: str, details: str = "") -> ArgumentParser:
     """A parser whose help shows `description` before the options and `details` after them, with their line breaks.

@@ -28,6 +28,7 @@ FORMULA = "=+-@'"  # how a formula begins, and the quote that marks text
 OWN_PART = re.compile(r"(.*)\.([0-9a-f]{8})-([0-9]+)-[0-9]+(\.[^.]*)?\.part").fullmatch
 CALLS = itertools.count()  # of `folder_beside` in this process
 MARKED = re.compile(r"'+[=+\-@]").match  # a quote in front of a formula, or in front of such a quote
+DEVICES = Path("/dev")
 DEEPEST = 64  # levels of lists and objects in a JSON file; those of this project have six at most
 
 
@@ -48,8 +49,9 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
             path.write_bytes(bytes(data))
         return
     # Without `own` the temporary name is fixed, so the next run overwrites the rest of a killed one.
-    beside = path.with_name(f"{path.name}{own and '.'}{own}.part")
+    beside = path.parent / f"{path.name}{own and '.'}{own}.part"
     with writing(path):
+        check_file_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with beside.open("wb") as file:
@@ -61,6 +63,17 @@ def write_bytes(path: Path, data: bytes | memoryview, *, own: str = "") -> None:
             beside.unlink(missing_ok=True)  # half a file takes room on a full disk
             raise
         flush_names(path.parent)
+
+
+def check_file_place(path: Path) -> None:
+    """Raise InputError where no file may be renamed to a path, as a folder, a device or a pipe is there.
+
+    To rename a file to /dev/null would take the device from the whole machine.
+    """
+    if path.is_dir():
+        raise InputError(_blocked(path))
+    if path.absolute().parent == DEVICES or (path.exists() and not path.is_file()):
+        raise InputError(f"{path}: expected a free place or a file, got a device or a pipe; name another place")
 
 
 @contextlib.contextmanager
@@ -101,9 +114,11 @@ def flush_names(folder: Path) -> None:
 def folder_of(url: str) -> Path:
     """The folder at a path in the project, or at a URL such as s3://bucket/features.
 
-    Raises InputError for a URL that fsspec does not know, or that needs a package which is not installed; and where a
-    file is in the place of a folder.
+    Raises InputError for an empty one, for a URL that fsspec does not know, or that needs a package which is not
+    installed; and where a file is in the place of a folder.
     """
+    if not url.strip():
+        raise InputError(f"expected a folder, or the URL of one, such as s3://bucket/features, got {url!r}")
     if "://" not in url or url.startswith("file://"):
         found_here = in_project(url.removeprefix("file://"))
         for path in (found_here, *found_here.parents):

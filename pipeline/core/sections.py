@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.core.arguments import MOST_FOLDS
 from pipeline.core.files import folder_of, in_project
 
 Positive = Annotated[int, Field(gt=0)]
@@ -388,16 +389,15 @@ class EvaluateParams(Section):
     """The sets on which every run is scored, and how.
 
     views: every set is cached and scored in these views, too, which degrade it. finetuned: [] or one name. With a name,
-    the run of the fine-tuning is scored and analysed, too, under that name.
-    bootstrap: the number of resamples for confidence intervals, 0 for none. asv: for the t-DCF, the error rates of the
-    speaker verification system by set. error_rate: the share of each class, in 0..1, that may get the verdict of the
-    other one.
+    the run of the fine-tuning is scored and analysed, too, under that name. bootstrap: the number of resamples for
+    confidence intervals, 0 for none, 100,000 at most. asv: for the t-DCF, the error rates of the speaker verification
+    system by set. error_rate: the share of each class, in 0..1, that may get the verdict of the other one.
     """
 
     sets: Names
     views: Views
     finetuned: Annotated[Choices, Field(max_length=1)]
-    bootstrap: NotNegative
+    bootstrap: Annotated[int, Field(ge=0, le=MOST_FOLDS)]
     asv: dict[Name, AsvParams]
     error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 

@@ -30,7 +30,7 @@ from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.detect import hub
 from pipeline.detect.assembly import PARAMS, Parts, find
 from pipeline.detect.model_card import card_of, is_local, model_card
-from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, digest
+from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, checked, digest
 from pipeline.encoder.cards import TRANSFORMERS_EPS
 from pipeline.scoring import runs
 
@@ -61,6 +61,7 @@ def write(run: str, folder: Path) -> dict[str, Any]:
         write_text(there.trials, trial_table.to_csv(_labels_alone(table)))
     named = _write_encoder(parts, settings.encoder, beside / ENCODER)
     card = card_of(parts, settings, named) | {"files": _digests(beside)}
+    checked(card, folder / CARD_FILE, remedy=f"mend {PARAMS} or the run, and package it again")
     write_text(beside / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     write_text(beside / MODEL_CARD_FILE, model_card(card))
     replace_folder(beside, folder, mark=CARD_FILE)

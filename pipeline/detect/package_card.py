@@ -8,14 +8,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.analysis import embeddings
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
-from pipeline.core.sections import EncoderParams, Name, WindowParams
+from pipeline.core.sections import EncoderParams, Name, RandomEncoder, WindowParams
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.verdicts import VerdictRule
 from pipeline.scoring import runs
@@ -29,6 +29,8 @@ MOST_SAMPLES = 16_000 * 600  # of a window, ten minutes
 MOST_AT_ONCE = 2**28  # samples of a batch, 1 GB
 MOST_WEIGHTS = 2_500_000_000  # of a random encoder; the largest XLSR has 2.2 billion
 MOST_LAYERS = 200
+MOST_TEXT = 100_000  # characters of a text for people
+MOST_NUMBER = 1e100  # of what is for people alone, either sign
 EXPLAINING = ("embeddings/", "trials/")  # files that explanations alone need
 AGAIN = "copy the package again, or make it anew with `bonafide package`"
 
@@ -36,6 +38,23 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*((-[a-z][a-z0-9_]*){3}-[0-9]+)?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]  # no ".."
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShortText = Annotated[str, Field(max_length=1_000)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value that nothing computes with. Raises ValueError for a number or a text in it that is out of range."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        _plain(part)
+    if isinstance(value, int | float) and not abs(value) <= MOST_NUMBER:
+        raise ValueError(f"expected numbers up to {MOST_NUMBER:g}, got {str(value)[:40]}")
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        raise ValueError(f"expected texts of at most {MOST_TEXT:,} characters, got {len(value):,}")
+    return value
+
+
+PlainObject = Annotated[dict[ShortText, Any], AfterValidator(_plain)]
 
 
 def _carried(encoder: EncoderParams) -> EncoderParams:
@@ -60,39 +79,96 @@ def _short(window: WindowParams) -> WindowParams:
     return window
 
 
-class _PackedFeatures(_PackageSection, extra="allow"):
+class _OpenSection(_PackageSection, extra="allow"):
+    """A section with further keys for people, whose values are plain. They are also compared, never computed with."""
+
+    @model_validator(mode="after")
+    def _plain_further(self) -> Self:
+        _plain(self.model_extra)
+        return self
+
+
+class _PackedFeatures(_OpenSection):
     """What features depend on; of that, what detection cannot do without."""
 
     window: Annotated[WindowParams, AfterValidator(_short)]
 
 
-class _PackedMetrics(_PackageSection):
-    warnings: tuple[str, ...] = ()
+class _PackedMetrics(_OpenSection):
+    warnings: tuple[ShortText, ...] = ()
 
 
 class _PackedSet(_PackageSection):
     name: Name
-    metrics: _PackedMetrics | None = None
+    role: Literal["training", "development", "evaluation"]
+    corpus: Name
+    split: ShortText
+    quality: Name
+    utterances: Count | None
+    receipt: Digest | None
+    metrics: _PackedMetrics | None
+
+
+class _PackedTraining(_OpenSection):
+    """How the encoder was fine-tuned."""
+
+    set: Name
+    backend: Name
+    loss: Name
+
+
+class _PackedSource(_PackageSection):
+    """Where the encoder of the project came from, which may be nowhere else."""
+
+    source: ShortText
+    revision: ShortText | None = None
+    random: RandomEncoder | None = None
+    normalize: Literal["auto", "utterance", "none"]
+    finetune: _PackedTraining | None = None
 
 
 class PackageCard(_PackageSection):
-    """What is read again of the card; the rest is for people. Names of files are below the package, never outside."""
+    """The card as a whole. Names of files are below the package, never outside.
+
+    run: what the card of the run says. centroids: how many. note: of the project's report. training_embeddings: whether
+    the package has those that explanations need. versions: of Python and its packages, by name.
+    """
 
     name: RunName
     train_set: Name
+    note: Annotated[str, Field(max_length=MOST_TEXT)]
     encoder: Annotated[EncoderParams, AfterValidator(_carried)]
+    encoder_source: _PackedSource
     features: _PackedFeatures
     batch_size: Annotated[int, Field(ge=1, le=4_096)]
+    run: PlainObject
+    centroids: Count
+    embedding_dim: Count
     threshold: float
     calibration: Calibration | None
     verdicts: VerdictRule | None = None  # older packages have none
+    sets: tuple[_PackedSet, ...]
+    training_embeddings: bool
+    versions: Annotated[dict[ShortText, ShortText], Field(max_length=1_000)]
     files: dict[FileName, Digest]
-    sets: tuple[_PackedSet, ...] = ()
 
     @model_validator(mode="after")
     def _fits_memory(self) -> Self:
         if self.batch_size * self.features.window.samples > MOST_AT_ONCE:
             raise ValueError(f"expected batch_size windows of {MOST_AT_ONCE:,} samples at most, got more")
+        return self
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """What the card says twice is the same."""
+        scoring = self.run.get("scoring")
+        for key in ("centroids", "embedding_dim"):
+            told = scoring.get(key) if isinstance(scoring, dict) else None
+            if told != getattr(self, key):
+                raise ValueError(f"expected {key} as in run.scoring, {told!r}, got {getattr(self, key)}")
+        there = any(name.startswith("embeddings/") for name in self.files)
+        if self.training_embeddings != there:
+            raise ValueError(f"expected training_embeddings: {str(there).lower()}, as the names of files say")
         return self
 
     @property
@@ -116,14 +192,21 @@ def read(folder: Path) -> tuple[PackageCard, dict[str, str]]:
             f"{path}: expected format {FORMAT} of packages, got {told['format']!r}, which another version of bonafide "
             "wrote; package it again with `bonafide package`"
         )
-    try:
-        card = PackageCard.model_validate_json(json.dumps(told))
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}" for problem in error.errors()]
-        raise InputError(f"{path}: not the card of a package; {AGAIN}:\n{listing(problems)}") from None
+    card = checked(told, path)
     explaining = {name: digest for name, digest in card.files.items() if name.startswith(EXPLAINING)}
     check(folder, {name: card.files[name] for name in card.files if name not in explaining}, needed=card.needed)
+    if card.run != runs.card(folder / "runs" / card.name):
+        raise InputError(f"{path}: expected below `run` what runs/{card.name}/{runs.CARD_FILE} says; {AGAIN}")
     return card, explaining
+
+
+def checked(told: Mapping[str, Any], path: Path, *, remedy: str = AGAIN) -> PackageCard:
+    """The card that a file holds, or will hold. Raises InputError where a value is missing, or of no use."""
+    try:
+        return PackageCard.model_validate_json(json.dumps(told))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}" for problem in error.errors()]
+        raise InputError(f"{path}: not the card of a package; {remedy}:\n{listing(problems)}") from None
 
 
 def check(folder: Path, files: Mapping[str, str], *, needed: Iterable[str]) -> None:

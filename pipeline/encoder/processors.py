@@ -11,6 +11,7 @@ from pipeline.encoder.cards import FAIRSEQ_EPS, TRANSFORMERS_EPS, Card
 from pipeline.encoder.folders import MEND, MOST_BYTES
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # newer ones are nested
+RATE = 16_000  # Hz
 
 
 def read(find: Callable[[str], Path | None]) -> tuple[bool | None, Path | None, float | None]:
@@ -24,6 +25,11 @@ def read(find: Callable[[str], Path | None]) -> tuple[bool | None, Path | None, 
             continue
         told = read_json(place, what="configuration of a processor", remedy=MEND, most=MOST_BYTES)
         told = told["feature_extractor"] if isinstance(told.get("feature_extractor"), dict) else told
+        if (rate := told.get("sampling_rate", RATE)) != RATE:
+            raise InputError(
+                f"{place}: expected sampling_rate {RATE}, at which all audio is heard here, got {str(rate)[:100]!r}; "
+                "take an encoder of that rate"
+            )
         normalizes, eps = told.get("do_normalize"), told.get("normalize_eps")
         if normalizes is None:
             continue
@@ -47,5 +53,5 @@ def of_card(card: Card) -> dict[str, object]:
         "padding_side": "right",
         "padding_value": 0.0,
         "return_attention_mask": True,
-        "sampling_rate": 16_000,
+        "sampling_rate": RATE,
     }

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
-from pipeline.core.files import flush_names, readable_size, writing
+from pipeline.core.files import check_file_place, flush_names, readable_size, writing
 from pipeline.core.object_store import is_local, is_there, sizes_below
 from pipeline.core.trial_table import Trials, fingerprint
 from pipeline.extraction import hdf5_file
@@ -42,12 +42,13 @@ def export(
     import h5py
 
     store, facts = _only(receipt, root)
-    taps, shown = tuple(layers or facts["layers"]), tuple(views or facts["views"])
+    taps, shown = (tuple(dict.fromkeys(some)) for some in (layers or facts["layers"], views or facts["views"]))
     for what, wanted, there in (("layer", taps, facts["layers"]), ("view", shown, facts["views"])):
         if missing := [str(name) for name in wanted if name not in there]:
             raise InputError(f"{receipt}: no {what} {', '.join(missing)}; it has {', '.join(map(str, there))}")
     if fingerprint(trials) != store.spec.trials:
         raise InputError(f"{receipt}: not the receipt of these trials; run `dvc repro extract`")
+    check_file_place(file)
     beside = file.with_name(file.name + PART_SUFFIX)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)

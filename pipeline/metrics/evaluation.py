@@ -205,12 +205,12 @@ def warnings(trials: Trials, scores: Scores, metrics: Mapping[str, Any], *, own:
             f"{max(tied)} trials of both classes share one score near {threshold}; the official EER is {eer:.2f} %, "
             f"with ties counted evenly it is {fair:.2f} %"
         )
-    if is_inverted(trials, scores, metrics):
+    if _is_inverted(trials, scores, metrics):
         found.insert(0, f"the EER is {eer:.2f} %, above 50 %: {_INVERTED[own]}")
     return found
 
 
-def is_inverted(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> bool:
+def _is_inverted(trials: Trials, scores: Scores, metrics: Mapping[str, Any]) -> bool:
     """Whether the whole 95 % interval of the EER lies above 50 %, and ties have no part in it."""
     interval = metrics.get("eer_interval") or _ends(_counted_interval(scores, trials.is_bonafide), percent=True)
     return bool(interval[0] > 50 and metrics["eer_interpolated"] > 50)

@@ -195,6 +195,8 @@ def _misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: no weights there; {AGAIN}")
     try:
         arrays: dict[str, Any] = load_arrays(path)
     except Exception as error:  # a damaged header gives errors of many kinds

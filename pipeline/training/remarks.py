@@ -13,6 +13,7 @@ from pipeline.training.history import Epoch
 from pipeline.training.selection import QUANTILE, Selection
 
 FLAT = 0.01  # a loss that fell by less than this share of its start
+STILL = 1e-4  # a centroid that moved by less than this share of its length
 ALIKE = 0.999  # the cosine from which two centroids are one
 MEMORIZED = 10.0  # percent of EER between dev and a training sample without an error
 
@@ -54,18 +55,30 @@ def _at_chance(dev_eer: float, dev: Trials) -> Iterator[str]:
 
 
 def _centroids(path: NDArray[np.float32]) -> Iterator[str]:
-    last = path[-1].astype(np.float64)
-    if len(path) > 1 and np.array_equal(path[0], path[-1]):
-        yield "the centroids did not move after the first epoch"
+    first, last = path[0].astype(np.float64), path[-1].astype(np.float64)
+    count = len(last)
+    still = np.linalg.norm(last - first, axis=1) <= STILL * np.linalg.norm(first, axis=1)
+    if len(path) > 1 and still.any():
+        whose = "the centroids" if still.all() else f"{still.sum()} of the {count} centroids"
+        yield f"{whose} did not move after the first epoch"
     unit = last / np.maximum(np.linalg.norm(last, axis=1, keepdims=True), np.finfo(float).tiny)
     cosines = unit @ unit.T
-    if len(last) > 1 and cosines.min() > ALIKE:
-        yield f"the {len(last)} centroids lie on one another (cosines from {cosines.min():.4f})"
+    alike = (cosines > ALIKE) & ~np.eye(count, dtype=bool)
+    if alike.any():
+        on = alike.any(axis=1).sum()
+        whose = f"the {count} centroids" if on == count else f"{on} of the {count} centroids"
+        yield f"{whose} lie on one another (cosines from {cosines[alike].min():.4f})"
 
 
 def _stopped_early(curves: Sequence[Epoch], asked: int) -> Iterator[str]:
-    losses = [epoch.dev_loss for epoch in curves]
-    if 1 < len(curves) < asked and losses[-1] == min(losses):
+    """Patience counts from the first epoch of the lowest dev EER; compared are the halves of what came since."""
+    if not 1 < len(curves) < asked:
+        return
+    errors = [epoch.dev_eer for epoch in curves]
+    waited = [epoch.dev_loss for epoch in curves[errors.index(min(errors)) :]]
+    half = len(waited) // 2
+    before, after = np.mean(waited[:half]), np.mean(waited[-half:])
+    if before - after >= FLAT * abs(before):
         yield f"it stopped after {len(curves)} epochs for want of a lower dev EER, while the loss on dev still fell"
 
 

@@ -136,6 +136,7 @@ def _table_parts(board: Leaderboard, axes: Mapping[str, Mapping[str, str]]) -> d
         "measures": measures,
         "decisions": tables.decisions(board),
         "leaderboard_rows": tables.leaderboard_rows(board, styles, axes),
+        "filters": tables.filters(axes),
         "headings": {kind: f"{kind}s".capitalize() for kind in GROUPS if any(kind == shown for _, shown in groups)},
         "group_rows": groups,
         "decision_rows": {name: tables.decision_rows(board, name, styles) for name in sets},

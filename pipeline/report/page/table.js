@@ -5,20 +5,29 @@
 (function () {
   const tables = [...document.querySelectorAll("table.sortable")];
   const filters = document.getElementById("filters");
-  const AXES = ["backend", "loss", "layers", "views", "scoring"];
 
-  // Long tables: the rows beyond the first ones are text until they are asked for
+  // Long tables: the rows beyond the first ones are text until they are asked for. Those of the leaderboard, which a
+  // browser without scripts shows, come by themselves once the page is painted.
+
+  const restOf = (table) => table.parentElement.querySelector(".rest");
 
   function grow(table) {
-    const rest = table.parentElement.querySelector(".rest");
+    const rest = restOf(table);
     if (!rest) return;
-    table.tBodies[0].insertAdjacentHTML("beforeend", rest.querySelector("script").textContent);
+    const read = document.createElement("template");
+    read.innerHTML = (rest.querySelector("script") || rest).textContent;
+    table.tBodies[0].append(...read.content.querySelectorAll("tr[data-row]"));
     rest.remove();
   }
 
   function offerRest(table) {
-    const rest = table.parentElement.querySelector(".rest");
+    const rest = restOf(table);
     if (!rest) return;
+    if (rest.matches("noscript")) {
+      const idle = window.requestIdleCallback || ((work) => setTimeout(work, 100));
+      addEventListener("load", () => requestAnimationFrame(() => idle(() => grow(table))));
+      return;
+    }
     const button = document.createElement("button");
     button.type = "button";
     button.className = "plain";
@@ -72,24 +81,11 @@
 
   // Filters: every row of a system has its number, and the rows of the leaderboard have what they are filtered by
 
-  function choicesOf(rows, axis) {
-    const found = new Set(rows.map((row) => row.dataset[axis]).filter((choice) => choice !== undefined));
-    return [...found].sort((a, b) => a.localeCompare(b, "en"));
-  }
+  const leaderboardRows = () => [...document.querySelectorAll("table.pooled tbody tr")];
 
-  function menu(axis, choices) {
-    const label = document.createElement("label");
-    const select = document.createElement("select");
-    select.dataset.axis = axis;
-    for (const [value, text] of [["", "all"], ...choices.map((choice) => [choice, choice])]) {
-      select.append(new Option(text, value));
-    }
-    label.append(axis[0].toUpperCase() + axis.slice(1), select);
-    return label;
-  }
-
-  function filter(rows) {
+  function filter() {
     tables.forEach(grow);
+    const rows = leaderboardRows();
     const words = document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const chosen = [...filters.querySelectorAll("select[data-axis]")].filter((select) => select.value);
     const fits = (row) =>
@@ -100,17 +96,13 @@
     document.getElementById("left").textContent = left.size === rows.length ? "" : `${left.size} of ${rows.length}`;
   }
 
-  function offerFilters(rows) {
-    for (const axis of AXES) {
-      const choices = choicesOf(rows, axis);
-      if (choices.length > 1) filters.append(menu(axis, choices));
-    }
-    filters.hidden = rows.length < 2;
-    filters.addEventListener("input", () => filter(rows));
+  function offerFilters() {
+    filters.hidden = leaderboardRows().length < 2;
+    filters.addEventListener("input", filter);
     filters.addEventListener("submit", (event) => event.preventDefault());
   }
 
   tables.forEach(prepare);
   tables.forEach(offerRest);
-  offerFilters([...document.querySelectorAll("table.pooled tbody tr")]);
+  offerFilters();
 })();

@@ -18,14 +18,15 @@ DECISIONS = (
     "spoof_called_bonafide", "cannot_tell",
 )  # fmt: skip
 
-WHOLE = 100  # rows of a table that a browser gets at once, the leaderboard apart; a script adds the others when asked
+WHOLE = 100  # rows of a table that a browser gets at once; a script adds the others
+AXES = ("backend", "loss", "layers", "views", "scoring")  # that systems can be filtered by
 
 Styles = Mapping[str, str]  # system -> CSS classes of its lines in charts, for charted systems
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a table: the first ones, and the others as text that a browser only reads when it is asked for."""
+    """The rows of a table: the first ones, and the others as text that a browser reads later, or when asked to."""
 
     first: Markup
     rest: Markup
@@ -51,7 +52,7 @@ def ordered_sets(board: Leaderboard) -> tuple[str, ...]:
     return (board.sort_by, *(name for name in board.sets if name != board.sort_by))
 
 
-def leaderboard_rows(board: Leaderboard, styles: Styles, axes: Mapping[str, Mapping[str, str]]) -> Markup:
+def leaderboard_rows(board: Leaderboard, styles: Styles, axes: Mapping[str, Mapping[str, str]]) -> Rows:
     """A row for each system: its measures on each set, its EER on dev, its runs, seconds and parameters.
 
     axes: system -> axis of the grid -> the system's choice, which the filters use.
@@ -73,7 +74,13 @@ def leaderboard_rows(board: Leaderboard, styles: Styles, axes: Mapping[str, Mapp
         cells.append(f'<td data-value="{parameters}">{parameters:,}</td>')
         kind = f' class="{choice}"' if choice else ""
         rows.append(f'<tr data-row="{number}"{known}{kind}>{_name(board, system, styles)}{"".join(cells)}</tr>\n')
-    return Markup("".join(rows))  # noqa: S704  # names are escaped
+    return _rows(rows)
+
+
+def filters(axes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """The choices of each axis in which systems differ."""
+    known = {axis: {own[axis] for own in axes.values() if axis in own} for axis in AXES}
+    return {axis: sorted(choices) for axis, choices in known.items() if len(choices) > 1}
 
 
 def group_rows(board: Leaderboard, name: str, kind: str, styles: Styles) -> Rows:
