@@ -366,7 +366,9 @@ def test_an_eer_above_one_half_gives_a_warning(
     assert eer > 80
     assert told.err.startswith(f"warning: {tmp_path / 'scores/eval.txt'}: the EER is {eer:.2f} %, above 50 %")
     lines = told.err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
+    assert "have the verdict spoof, of at most 5 %" in lines[3]
+    assert "have the verdict bonafide, of at most 5 %" in lines[4]
     assert "98.5 % of the bona fide is rejected, of dev's own 14.0 %" in lines[1]
     assert "calibrated on dev, the scores have a Cllr of 3.344 bits" in lines[2]
     assert "takes the spoof of this set for bona fide" in told.err
