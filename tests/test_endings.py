@@ -194,7 +194,12 @@ def test_what_is_said_of_an_error(
     assert ended(error, capsys) == (code, said)
 
 
-@pytest.mark.parametrize("look", [lambda p: (p / "a\0b").open(), lambda p: (p / "loop").resolve(strict=False)])
+LOOKS: list[Callable[[Path], object]] = [lambda p: (p / "a\0b").open()]
+if sys.version_info < (3, 13):  # later Pythons resolve a loop without an error
+    LOOKS.append(lambda p: (p / "loop").resolve(strict=False))
+
+
+@pytest.mark.parametrize("look", LOOKS)
 def test_errors_of_python_for_impossible_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], look: Callable[[Path], object]
 ) -> None:

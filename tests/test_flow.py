@@ -292,7 +292,10 @@ EVALUATE = (
     "evaluate --scores {scores} --trials data/trials --training {training} "
     "--dev-scores data/dev_scores/linear-aoc-all-clean-1.txt --metrics m --plots p"
 )
-SCORE = "score --set {set} --run {run} --trials data/trials/dev.csv --features data/features/dev.json --scores s.txt"
+SCORE = (
+    "score --set {set} --run {run} --trials data/trials/dev.csv --features data/features/dev.json --scores s.txt "
+    "--views v"
+)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +436,7 @@ def test_a_layer_a_seed_and_choices_of_layers_more_run_the_missing_cells_alone(p
 
 
 def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Project) -> None:
-    """And a set more to evaluate on trains nothing."""
+    """And a set more to evaluate on trains nothing; extraction looks whether that set and the others are complete."""
     settings = project.params()
     settings["sets"]["more"] = settings["sets"]["dev"]
     settings["evaluate"]["sets"] = ["dev", "more"]
@@ -449,7 +452,8 @@ def test_an_analysed_run_has_embeddings_further_scores_and_a_map(project: Projec
     run = "linear-aoc-all-clean-1"
     evaluated = {"prepare@more", "extract@more", "select@more", "layers", f"score@{run}-more", f"evaluate@{run}"}
     analysed = {f"embed@{run}", f"rescore@{run}-knn", f"evaluate_rescored@{run}-knn", f"analyse@{run}", "report"}
-    assert evaluated | analysed <= set(project.repro()) <= {*evaluated, *analysed, "select@train", "select@dev"}
+    looked = {f"{kind}@{name}" for kind in ("extract", "select") for name in ("train", "dev")}
+    assert evaluated | analysed <= set(project.repro()) <= evaluated | analysed | looked
     assert project.repro() == []
     one, other = (
         json.loads((project.folder / f"data/metrics/{run}/{name}.json").read_text()) for name in ("dev", "more")
