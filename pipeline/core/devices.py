@@ -32,3 +32,11 @@ def precision_on(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     able = torch.cpu.get_capabilities()
     return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
+
+
+def exact_convolutions() -> None:
+    """Let a GPU compute convolutions of float32 in float32. By default it takes TF32, which is less precise."""
+    if hasattr(torch.backends.cudnn, "conv"):
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    else:  # before torch 2.9
+        torch.backends.cudnn.allow_tf32 = False

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 from pipeline.core.contracts import Tap
-from pipeline.core.devices import Precision
+from pipeline.core.devices import Precision, exact_convolutions
 from pipeline.encoder import front_end
 from pipeline.encoder.cards import TRANSFORMERS_EPS, architecture_of, frames_of
 from pipeline.encoder.inputs import input_of
@@ -62,8 +62,8 @@ class Encoder(nn.Module):
             highest = max(int(tap) for tap in taps)
             # transformers needs at least one layer. Where only layer 0 is tapped, the output of layer 1 is not used.
             stack.layers = stack.layers[: max(highest, 1)]
-        if precision == "float32":  # by default a GPU uses the less precise TF32 for convolutions
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        if precision == "float32":
+            exact_convolutions()
         else:  # convert weights once; autocast would convert them for every batch
             for part in model.modules():
                 narrow = parametrize.is_parametrized(part) or _has_few_channels(part)
