@@ -157,15 +157,6 @@ def test_missing_weights_are_refused_not_invented(model: Wav2Vec2Model, tmp_path
         models.load(folder_params(tmp_path))
 
 
-def test_weights_that_the_configuration_has_no_place_for_are_refused(model: Wav2Vec2Model, tmp_path: Path) -> None:
-    """With a norm of groups the norms of six of seven convolutions would be left out, and nobody would see it."""
-    model.save_pretrained(tmp_path)
-    told = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(told | {"feat_extract_norm": "group"}))
-    with pytest.raises(InputError, match=r"has 12 weights of convolutions .*: feature_extractor\.conv_layers\.1\.l"):
-        models.load(folder_params(tmp_path))
-
-
 def test_a_source_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"encoder\.source: expected a hub name or a folder"):

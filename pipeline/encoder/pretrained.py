@@ -142,7 +142,8 @@ def _check_report(report: Mapping[str, Any], source: str) -> None:
     if more := sorted(key for key in report["unexpected_keys"] if not key.endswith(NOT_USED)):
         raise InputError(
             f"encoder.source: {source!r} has {len(more)} weights of the encoder that its config.json leaves out; "
-            f"{mend}. Layers above the highest tap are never computed:\n{listing(more)}"
+            f"{mend}, also where fewer layers are wanted, as those above the highest tap are never computed:\n"
+            f"{listing(more)}"
         )
 
 
