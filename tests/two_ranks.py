@@ -7,6 +7,7 @@ FOLDER/RANK.safetensors.
 from __future__ import annotations
 
 import datetime
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "per_layer_oc": ("per_layer_oc", {}),
 }
 # With its precision, and whether rank 0 hands its buffers to the others before each step.
+# Whether ranks exchange buffers at each forward pass; an older torch has another name for it.
+SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 RUNS = [(case, dtype, False) for case in CASES for dtype in (torch.float32, torch.float64)]
 RUNS += [(case, torch.float64, True) for case in ("aoc", "aoc with momentum", "samo")]  # the ones with buffers
 # What each rank sees in a step: bona fide of quality level 0, 1, 2 or unknown (?), and spoofs.
@@ -105,7 +112,7 @@ def train(case: str, dtype: torch.dtype, rank: int | None, *, sync: bool = False
     """
     torch.manual_seed(rank or 0)  # the ranks begin apart, as DistributedDataParallel allows
     system = System(*CASES[case]).to(dtype)
-    ranked = system if rank is None else DistributedDataParallel(system, forward_sync_buffers=sync)
+    ranked = system if rank is None else DistributedDataParallel(system, **{SYNC_BUFFERS: sync})
     optimizer = torch.optim.SGD(system.parameters(), lr=0.01, momentum=0.9)
     found: State = {}
     for step in range(len(STEPS)):
