@@ -716,7 +716,10 @@ LINKS = {
     "fact that is no number": (spec('"e": 1', '"e": NaN'), "expected the facts of an encoder in the spec"),
     "window that is none": (spec('"e": 1', '"window": [1]'), "expected the facts of an encoder in the spec"),
     "attributes": (lambda f: f["clean"].attrs.__setitem__("attributes", '{"a": 1}'), "expected the version of clean"),
-    "deep attributes": (lambda f: f["clean"].attrs.__setitem__("attributes", "[" * 9_999), "nests more than 64 deep"),
+    "deep attributes": (
+        lambda f: f["clean"].attrs.__setitem__("attributes", "[" * 9_999 + "]" * 9_999),
+        "nests more than 64 deep",
+    ),
     "spec of numbers": (lambda f: f.attrs.__setitem__("spec", 7), "that `bonafide cache export` wrote, got another"),
     "counts that are none": (
         lambda f: f.attrs.__setitem__("spec", f.attrs["spec"].replace('"utterances": 10', '"utterances": true')),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -9,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -95,7 +96,7 @@ def _checked(folder: Path, utterances: Sequence[str]) -> list[str]:
 
 def _write_vectors(path: Path, batches: Iterable[Vectors], names: Sequence[str]) -> None:
     done = width = 0
-    with path.open("wb") as file:
+    with _new_file(path) as file:
         for batch in batches:
             rows = np.ascontiguousarray(batch, dtype="<f4")
             if not width:
@@ -111,6 +112,17 @@ def _write_vectors(path: Path, batches: Iterable[Vectors], names: Sequence[str])
             done += len(rows)
     if done != len(names):
         raise ValueError(f"expected an embedding of each of {len(names)} utterances, got {done}")
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file. To close it may write, too, and then fails as a write does."""
+    file = path.open("wb")
+    try:
+        yield file
+    finally:
+        with writing(path):
+            file.close()
 
 
 def _check_finite(rows: Vectors, names: Sequence[str]) -> None:
