@@ -52,6 +52,21 @@ def test_the_table_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert rows[0].index("audio/") == rows[1].index("audio/") == names.index("file")
 
 
+def test_embeddings_that_cannot_be_used_are_a_warning(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = Path(f"data/embeddings/{POOLED}/train/embeddings.json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"weights": "0" * 16}))
+    run("detect", "audio/eval/0.flac", "--run", POOLED)
+    told = capsys.readouterr()
+    assert f"warning: {POOLED}: no distances to the training set: " in told.err
+    assert "expected the embeddings of" in told.err
+    assert "; no distances to the training set\n" in told.out
+    shutil.rmtree("data/embeddings")
+    run("detect", "audio/eval/0.flac", "--run", POOLED)
+    told = capsys.readouterr()
+    assert "no distances" not in told.err  # the run was not analysed, which is no fault
+    assert "; no distances to the training set\n" in told.out
+
+
 def test_what_an_evaluation_doubted_is_a_warning_of_the_run_and_of_its_package(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"warning: {system.parts.name}: {printable(doubt)}", file=sys.stderr)
     for doubt in parts.rule.lacking if parts.rule else ():
         print(f"warning: {system.parts.name}: {doubt}", file=sys.stderr)
+    if parts.embeddings.is_dir() and isinstance(system.known, InputError):  # there, but of no use
+        print(f"warning: {system.parts.name}: no distances to the training set: {system.known}", file=sys.stderr)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
     if not given.json:
@@ -121,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_head(system: System, *, explain: bool) -> None:
-    unknown = "" if system.known else "; no embeddings of the training set, so no distances"
+    unknown = "; no distances to the training set" if isinstance(system.known, InputError) else ""
     print(f"{system.parts.name}: bona fide above {system.threshold:.5g}{unknown}\n{HEADER}")
     if explain:
         print(NEAR_HEADER)

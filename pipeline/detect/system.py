@@ -152,13 +152,13 @@ class System:
         return self.parts.training()
 
     @cached_property
-    def known(self) -> _Known | None:
-        """What the distance to the training set needs; None where its embeddings are not there or not usable."""
+    def known(self) -> _Known | InputError:
+        """What the distance to the training set needs; or why its embeddings, if they are there, cannot be used."""
         try:
             embeddings, trials = self.training
             return _Known(embeddings, trials, familiarity.own_distances(embeddings.vectors, embeddings.search))
-        except InputError:
-            return None
+        except InputError as error:
+            return error
 
     def score(self, path: str | Path) -> float:
         """The score of the first window of a file. Raises InputError for a file that cannot be scored."""
@@ -179,7 +179,7 @@ class System:
         """
         if explain:
             self.parts.training()
-        for found in self._found(paths, self.known):
+        for found in self._found(paths, self.known if isinstance(self.known, _Known) else None):
             yield found if explain or isinstance(found, Unreadable) else replace(found, neighbours=())
 
     def _found(self, paths: Iterable[str | Path], known: _Known | None) -> Iterator[Detection | Unreadable]:

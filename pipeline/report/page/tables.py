@@ -103,8 +103,9 @@ def view_rows(board: Leaderboard, name: str, styles: Styles) -> Rows:
 
     Systems are left out that were scored clean alone, as those by the embedding index are.
     """
+    views = board.views(name)
     found = {
-        system: [board.eer(system, name), *(board.in_view(system, name, view) for view in board.views(name))]
+        system: [board.eer(system, name), *(board.in_view(system, name, view) for view in views)]
         for system in board.systems
     }
     known = {system: [value for value in values if value] for system, values in found.items() if None not in values}
