@@ -8,6 +8,7 @@ import pytest
 from pipeline.audio import views
 from pipeline.audio.windowing import Samples
 from pipeline.core.errors import InputError
+from pipeline.extraction import planning
 from pipeline.views import _shared, packet_loss, reverb, trim
 
 RATE = 16_000
@@ -171,5 +172,8 @@ def test_blockwise_convolution_is_convolution(size: int) -> None:
 def test_without_its_extra_a_view_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'the view mp3_32 needs .* pip install "bonafide\[av\]"'):
-        views.parse("mp3_32")
-    assert views.parse("alaw").kind == "alaw"
+        views.computable("mp3_32")
+    with pytest.raises(InputError, match=r'the view mp3_32 needs .* pip install "bonafide\[av\]"'):
+        planning.views_of(["alaw", "mp3_32"])
+    assert views.computable("alaw").kind == "alaw"
+    assert views.parse("mp3_32") == views.View("mp3", 32)  # its cached features are read without the extra

@@ -45,16 +45,25 @@ class View(NamedTuple):
 
 
 def parse(name: str) -> View:
-    """The view of a name. Raises InputError for a name that no view has, and where its extra is not installed."""
+    """The view of a name. Raises InputError for a name that no view has."""
     if name == CLEAN:
         return View(CLEAN)
     for kind in names(AXIS):
         if name.startswith(kind) and (view := _of_kind(kind, name)):
-            extra = getattr(member(AXIS, kind), "EXTRA", None)
-            if extra and not importlib.util.find_spec(extra):
-                raise InputError(f'the view {name} needs what is not installed: pip install "bonafide[{extra}]"')
             return view
     raise InputError(f"expected a view ({', '.join([CLEAN, *map(_every, names(AXIS))])}), got {name!r}")
+
+
+def computable(name: str) -> View:
+    """The view of a name, to be computed here. Raises InputError as `parse`, and where its extra is not installed.
+
+    Cached features of a view are read without the extra.
+    """
+    view = parse(name)
+    extra = None if view.kind == CLEAN else getattr(member(AXIS, view.kind), "EXTRA", None)
+    if extra and not importlib.util.find_spec(extra):
+        raise InputError(f'the view {name} needs what is not installed: pip install "bonafide[{extra}]"')
+    return view
 
 
 def _of_kind(kind: str, name: str) -> View | None:

@@ -44,7 +44,7 @@ def views_of(names: Sequence[str]) -> tuple[str, ...]:
     Raises InputError for a name in the parameters that is no augmented view.
     """
     for name in names:
-        if views.parse(name).kind == CLEAN:
+        if views.computable(name).kind == CLEAN:
             raise InputError(f"expected views beside {CLEAN}, which is always cached, got {name!r}; remove it")
     return (CLEAN, *names)
 

@@ -135,7 +135,7 @@ def chosen(settings: Params, card: Card) -> Cell:
             raise InputError(f"{place('layers', i)}: expected 0 to {card.layers} or final, got {tap!r}")
     for i, view in enumerate(params.views.draw):
         try:
-            views.parse(view)
+            views.computable(view)
         except InputError as error:
             raise InputError(f"{place('views', 'draw', i)}: {error}") from None
     any_layers, any_views = settings.grid.layers[0], settings.grid.views[0]
