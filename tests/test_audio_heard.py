@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,11 +217,12 @@ def test_doubtful_samples_are_refused_for_an_encoder_that_does_not_normalize(tmp
     with ThreadPoolExecutor(1) as executor:
         for normalized in (True, False):
             loading = loader.load(executor, [clip], view=CLEAN, window=window, normalized=normalized)
-            if normalized or peak < 1:
-                assert loader.loaded(loading, slice(0, 1))[1].tolist() == [4_000]
-                continue
-            with pytest.raises(InputError, match=r"u: .*x\.wav: the peak of the samples is 300, .*does not normalize"):
-                loader.loaded(loading, slice(0, 1))
+            with contextlib.closing(loading):
+                if normalized or peak < 1:
+                    assert loader.loaded(loading, slice(0, 1))[1].tolist() == [4_000]
+                    continue
+                with pytest.raises(InputError, match=r"u: .*x\.wav: the peak of the samples is 300, .*not normalize"):
+                    loader.loaded(loading, slice(0, 1))
 
 
 def test_memory_is_that_of_what_is_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Extraction: right numbers in the store, and nothing that happens to it on the way can make them wrong."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -668,9 +669,11 @@ def test_a_killed_extraction_of_views_continues_and_ends_byte_identical(
 
 def test_a_worker_that_dies_while_it_sends_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "LOOK_S", 0.1)
-    with pytest.raises(InputError, match="a process that decodes and augments died"):  # noqa: SIM117
+    with pytest.raises(InputError, match="a process that decodes and augments died"):  # noqa: PT012, SIM117
         with loader.open_executor(heavy=True) as executor:
-            loader.Loading(executor, [executor.submit(dying.while_sending), executor.submit(time.sleep, 60)]).result(0)
+            with contextlib.closing(loader.Loading(executor, 1, 1)) as loading:
+                loading.parts += [executor.submit(dying.while_sending), executor.submit(time.sleep, 60)]
+                loading.result(0)
     assert not multiprocessing.active_children()
 
 

@@ -12,6 +12,7 @@ import torch
 from pipeline.core.contracts import Labels
 from pipeline.features import dataset, sources, streaming
 from pipeline.finetuning import finetune
+from pipeline.sweep import starting
 from pipeline.training import cells, heads, loop
 from tests import backends, losses, test_finetune, test_fit, test_gpu_extraction
 from tests.conftest import Corpus
@@ -177,6 +178,21 @@ def test_a_stopped_fine_tuning_goes_on(corpus: Corpus, tmp_path: Path, way: str)
     found = tuned(corpus, tmp_path / "c", **changes)
     assert [epoch.loss for epoch in found.curves] == pytest.approx([e.loss for e in expected.curves], rel=2e-2)
     assert len(found.curves) == len(expected.curves)
+
+
+def use_the_gpu() -> None:
+    assert torch.ones(8, device=GPU).sum().item() == 8
+
+
+def test_the_processes_of_a_sweep_can_use_the_gpu() -> None:
+    """What a sweep imports before it forks must not start CUDA, which a fork could not use then."""
+    starting.prepare({f"stages.{path.stem}" for path in (Path(__file__).parents[1] / "stages").glob("[!_]*.py")})
+    processes = [starting.FORKS.Process(target=use_the_gpu) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_the_index_of_a_gpu_finds_what_the_cpu_finds() -> None:

@@ -1,13 +1,18 @@
-"""Load the windows of utterances: threads or processes decode and augment them before the encoder needs them."""
+"""Load the windows of utterances: threads or processes decode and augment them before the encoder needs them.
+
+Processes leave the windows in memory that they share with this one. Sent through a pipe, they would all pass this
+process byte by byte, which a GPU would wait for.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -31,19 +36,46 @@ Window = tuple[windowing.Samples, int]  # (S,), and how many samples are valid
 
 
 @dataclass(frozen=True)
+class WindowMemory:
+    """Memory for windows (S,), which other processes find by its path. It is on no disk."""
+
+    path: Path
+
+    def put(self, row: int, window: windowing.Samples) -> None:
+        """Store a window (S,) as a row."""
+        with self.path.open("r+b") as file:
+            file.seek(row * window.nbytes)
+            file.write(window.data)
+
+
 class Loading:
-    """Utterances that are being loaded, `TOGETHER` in a part."""
+    """Utterances that are being loaded, `TOGETHER` in a part, into memory of its own. It has to be closed."""
 
-    executor: Executor
-    parts: list[Future[list[Window | InputError]]]
+    def __init__(self, executor: Executor, count: int, samples: int) -> None:
+        self.parts: list[Future[list[int | InputError]]] = []
+        self._executor = executor
+        self._memory = os.memfd_create("windows")
+        os.ftruncate(self._memory, count * samples * np.dtype(np.float32).itemsize)
+        self.memory = WindowMemory(Path(f"/proc/{os.getpid()}/fd/{self._memory}"))
+        self.windows = np.frombuffer(mmap.mmap(self._memory, 0), np.float32).reshape(count, samples)
 
-    def result(self, part: int) -> list[Window | InputError]:
-        """Wait for a part: the window of each utterance, or why there is none."""
-        future = self.parts[part]
-        while not future.done():
-            wait([future], timeout=LOOK_S)
-            _end_where_a_process_died(self.executor)
-        return future.result()
+    def result(self, part: int) -> list[int | InputError]:
+        """Wait for a part: how many samples of each utterance's window are valid, or why there is none."""
+        self._wait(part)
+        return self.parts[part].result()
+
+    def _wait(self, part: int) -> None:
+        while not self.parts[part].done():
+            wait([self.parts[part]], timeout=LOOK_S)
+            _end_where_a_process_died(self._executor)
+
+    def close(self) -> None:
+        """Give the memory back, after the last one that writes there: its number may be another file's then."""
+        for future in self.parts:
+            future.cancel()
+        for part in range(len(self.parts)):
+            self._wait(part)
+        os.close(self._memory)
 
 
 @dataclass(frozen=True)
@@ -99,23 +131,29 @@ def load_window(
 def load(
     executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams, normalized: bool = True
 ) -> Loading:
-    """Start loading utterances, `TOGETHER` at a time. normalized: as for `load_window`."""
-    parts = [clips[start : start + TOGETHER] for start in range(0, len(clips), TOGETHER)]
-    return Loading(
-        executor, [executor.submit(_load_some, part, view=view, window=window, normalized=normalized) for part in parts]
-    )
+    """Start loading utterances, `TOGETHER` at a time. normalized: as for `load_window`. Close what is returned."""
+    loading = Loading(executor, len(clips), window.samples)
+    for first in range(0, len(clips), TOGETHER):
+        some = dict(enumerate(clips[first : first + TOGETHER], start=first))
+        loading.parts.append(
+            executor.submit(_load_some, some, loading.memory, view=view, window=window, normalized=normalized)
+        )
+    return loading
 
 
 def _load_some(
-    clips: Sequence[Clip], *, view: str, window: WindowParams, normalized: bool
-) -> list[Window | InputError]:
-    """The window of each utterance, or why there is none."""
-    found: list[Window | InputError] = []
-    for clip in clips:
+    clips: Mapping[int, Clip], memory: WindowMemory, *, view: str, window: WindowParams, normalized: bool
+) -> list[int | InputError]:
+    """Put the windows of utterances (row -> clip) into memory: how many samples of each are valid, or an error."""
+    found: list[int | InputError] = []
+    for row, clip in clips.items():
         try:
-            found.append(load_window(clip, view=view, window=window, normalized=normalized))
+            samples, valid = load_window(clip, view=view, window=window, normalized=normalized)
         except InputError as error:
             found.append(error)
+            continue
+        memory.put(row, samples)
+        found.append(valid)
     return found
 
 
@@ -124,12 +162,12 @@ def loaded(loading: Loading, rows: slice) -> Windows:
     first, behind = rows.start // TOGETHER, -(-rows.stop // TOGETHER)
     whole = [one for part in range(first, behind) for one in loading.result(part)]
     wanted = whole[rows.start - first * TOGETHER :][: rows.stop - rows.start]
-    found = [one for one in wanted if not isinstance(one, InputError)]
-    if len(found) < len(wanted):
+    valid = [one for one in wanted if not isinstance(one, InputError)]
+    if len(valid) < len(wanted):
         every = [one for part in range(len(loading.parts)) for one in loading.result(part)]
         problems = [str(one) for one in every if isinstance(one, InputError)]
         raise InputError(f"{len(problems)} of {len(every)} utterances cannot be used:\n{listing(problems)}")
-    return np.stack([samples for samples, _ in found]), np.array([valid for _, valid in found])
+    return loading.windows[rows], np.array(valid)
 
 
 @contextlib.contextmanager

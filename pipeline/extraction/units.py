@@ -106,17 +106,19 @@ def _loading(
 ) -> Iterator[tuple[Unit, list[str], loader.Loading]]:
     """Yield each unit with the names of its utterances and their windows, which load while the unit before computes."""
 
-    def start(task: int) -> tuple[Unit, list[str], loader.Loading]:
-        unit, clips = tasks[task][0], tasks[task][1]()
-        loading = loader.load(executor, clips, view=unit.view, window=params.window, normalized=normalized)
-        return unit, [clip.utterance for clip in clips], loading
-
-    following = start(0)
-    for i in range(len(tasks)):
-        current = following
-        if i + 1 < len(tasks):
-            following = start(i + 1)
-        yield current
+    ahead: deque[tuple[Unit, list[str], loader.Loading]] = deque()
+    try:
+        for unit, clips_of in tasks:
+            clips = clips_of()
+            loading = loader.load(executor, clips, view=unit.view, window=params.window, normalized=normalized)
+            ahead.append((unit, [clip.utterance for clip in clips], loading))
+            if len(ahead) > 1:
+                yield ahead[0]
+                ahead.popleft()[2].close()
+        yield ahead[0]
+    finally:
+        for _unit, _names, loading in ahead:
+            loading.close()
 
 
 class _Writer:
