@@ -88,6 +88,13 @@ def test_pools_that_cannot_be_are_named_with_their_line(tmp_path: Path, pools: s
         params_file.load(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("several", ["[train, eval]", "[{corpus: demo}, {corpus: mlaad}]", "{corpus: [demo, mlaad]}"])
+def test_a_list_of_corpora_in_one_set_is_referred_to_pools(tmp_path: Path, several: str) -> None:
+    (tmp_path / "params.yaml").write_text(settings("{}").replace("\npools:", f"\n  many: {several}\npools:"))
+    with pytest.raises(InputError, match=r"^\S+params\.yaml:\d+: sets\.many: expected one corpus, .*`pools: {both: "):
+        params_file.load(tmp_path / "params.yaml")
+
+
 def test_dev_is_not_trained_on(tmp_path: Path) -> None:
     text = settings("{both: [train, dev]}").replace("  set: train ", "  set: both ")
     (tmp_path / "params.yaml").write_text(text)

@@ -18,10 +18,10 @@ from pipeline.core.sections import (
     GridParams,
     Layers,
     Name,
+    OneSet,
     Pool,
     ReportParams,
     Section,
-    SetParams,
     TrainParams,
     ViewsParams,
 )
@@ -32,7 +32,7 @@ Keys = tuple[str | int, ...]  # from the root of the parameters to a value
 class Params(Section):
     """All of `params.yaml`."""
 
-    sets: dict[Name, SetParams]
+    sets: dict[Name, OneSet]
     pools: dict[Name, Pool]
     encoder: EncoderParams
     extract: ExtractParams

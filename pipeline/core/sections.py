@@ -82,6 +82,18 @@ class SetParams(Section):
         return self.corpus, self.root if self.root != "/" else self.protocol
 
 
+def _one_corpus(value: Any) -> Any:
+    if isinstance(value, list) or (isinstance(value, dict) and isinstance(value.get("corpus"), list)):
+        raise ValueError(
+            "expected one corpus, got a list; make each corpus a set of its own, and list these sets as a pool, such "
+            "as `pools: {both: [train, more]}`"
+        )
+    return value
+
+
+OneSet = Annotated[SetParams, BeforeValidator(_one_corpus)]
+
+
 class RandomEncoder(Section):
     """Size and seed of a random encoder with XLSR's structure."""
 
