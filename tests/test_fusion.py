@@ -166,4 +166,6 @@ def test_fusions_that_cannot_be_are_named(tmp_path: Path, fusions: dict[str, lis
 
 def test_a_fusion_is_a_row_of_the_leaderboard(tmp_path: Path) -> None:
     project(tmp_path, {"both": [*RUNS]})
-    assert params_file.load(tmp_path / "params.yaml").runs["both"] == "both"
+    settings = params_file.load(tmp_path / "params.yaml")
+    assert settings.runs["both"] == "both"
+    assert settings.fused_runs == RUNS

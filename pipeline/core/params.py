@@ -15,7 +15,7 @@ from pipeline.core.sections import (
     EvaluateParams,
     ExtractParams,
     FeaturesParams,
-    Fusion,
+    Fused,
     GridParams,
     Layers,
     Name,
@@ -46,7 +46,7 @@ class Params(Section):
     views: dict[Name, ViewsParams]
     grid: GridParams
     evaluate: EvaluateParams
-    fuse: dict[Name, Fusion]
+    fuse: dict[Name, Fused]
     analyse: AnalyseParams
     report: ReportParams
 
@@ -130,6 +130,11 @@ class Params(Section):
     def runs(self) -> dict[str, str]:
         """Run -> its system, for all rows of the leaderboard: the grid, the fine-tuned run, the rescored, the fused."""
         return self._fusible | {name: name for name in self.fuse}
+
+    @property
+    def fused_runs(self) -> tuple[str, ...]:
+        """The runs that fusions name, once."""
+        return tuple(dict.fromkeys(run for runs in self.fuse.values() for run in runs))
 
     @property
     def _fusible(self) -> dict[str, str]:
