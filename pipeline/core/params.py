@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from pipeline.core.sections import (
     AnalyseParams,
@@ -46,7 +46,7 @@ class Params(Section):
     views: dict[Name, ViewsParams]
     grid: GridParams
     evaluate: EvaluateParams
-    fuse: dict[Name, Fused]
+    fuse: dict[Name, Fused] = Field(default_factory=dict)  # older parameters have none
     analyse: AnalyseParams
     report: ReportParams
 
