@@ -46,6 +46,7 @@ def main() -> None:
         analysed=settings.analysed,
         rescored=settings.rescored,
         finetuned=settings.evaluate.finetuned,
+        fused=tuple(settings.fuse),
         encoder_seed=tuning.seed if tuning else None,
         stopped=early,
     )

@@ -42,9 +42,10 @@ def resolved(project: Path, settings: dict) -> list[PipelineStage]:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> list[PipelineStage]:
-    """The stages of the fine-tuned run, which the parameters as they come have none of."""
+    """The stages of the fine-tuned run and of a fusion, which the parameters as they come have none of."""
     settings = YAML(typ="safe").load(SETTINGS)
     settings["evaluate"]["finetuned"] = ["mine"]
+    settings["fuse"] = {"mine_and_another": ["mine", "linear-qamo-all-clean-1"]}
     return [stage for stage in resolved(tmp_path_factory.mktemp("project"), settings) if "@mine" in stage.name]
 
 
@@ -95,7 +96,8 @@ def test_every_stage_declares_what_its_script_imports(
 ) -> None:
     assert len(stages) == 3 + 1 + 3 + 3 + 1 + 6 + 6 + 6 + 1 + (1 + 4 + 4 + 1)
     kinds = ["analyse_finetuned", "embed_finetuned", "evaluate_finetuned", "finetuned"]
-    assert sorted(stage.name for stage in tuned) == [f"{kind}@mine" for kind in kinds]
+    fused = ["evaluate_fused@mine_and_another", "fuse@mine_and_another"]
+    assert sorted(stage.name for stage in tuned) == sorted([*(f"{kind}@mine" for kind in kinds), *fused])
     for stage in (*stages, *tuned):
         script = f"stages.{stage.name.split('@')[0].split('_')[0]}"
         assert f"python -m {script} " in stage.cmd
@@ -148,7 +150,7 @@ def test_a_cell_depends_on_its_own_parameters_alone(stages: list[PipelineStage])
     chosen = {"analyse.layers", "analyse.views", "encoder.finetune.layers", "evaluate.finetuned", *scored}
     assert own["select@eval"] == {"grid.layers", "grid.views", "layers", "views", *chosen}
     assert own["prepare@eval"] == {"sets.eval", "encoder.normalize"}
-    assert own["report"] == {"analyse", "encoder", "evaluate", "grid", "pools", "report", "sets", "train.set"}
+    assert own["report"] == {"analyse", "encoder", "evaluate", "fuse", "grid", "pools", "report", "sets", "train.set"}
     assert {kind for kind in own if own[kind] & {"losses.aoc"}} == {
         "train@linear-aoc-all-clean-1",
         "train@asp-aoc-all-clean-1",

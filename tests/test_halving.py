@@ -151,7 +151,7 @@ def test_a_rerun_trains_nothing_again_and_comes_to_the_same(here: Path) -> None:
 
 
 def test_what_is_analysed_or_done_is_not_dropped(here: Path) -> None:
-    made = search(Trained(), spared=["a-2"])
+    made = search(Trained(), spared=["a-2", "tuned", "a-2-knn"])
     assert [set(rung.dropped) for rung in made.rungs] == [{"c"}, {"d"}]
     assert not changed() & of("train", "a", "b")
     Trained()(Flow([]), of("train", "c") | of("evaluate", "c") | {"report"})

@@ -91,6 +91,7 @@ def run(
     shown: Collection[str] = (),
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
+    fused: Collection[str] = (),
     early: Sequence[Dropped] = (),
 ) -> Path:
     text = build.build(
@@ -108,6 +109,7 @@ def run(
         analysed=shown,
         rescored=rescored,
         finetuned=finetuned,
+        fused=fused,
         stopped=early,
     )
     assert text == (inputs / out / "leaderboard.txt").read_text()
@@ -465,6 +467,18 @@ def test_dev_chooses_no_score_by_an_embedding_index(inputs: Path) -> None:
     assert "†" not in (run(inputs) / "index.html").read_text()
     with pytest.raises(InputError, match="expected at least one trained run, got only scores by an index: "):
         run(inputs, rescored=RUNS)
+
+
+def test_dev_chooses_no_fusion_and_its_row_is_marked(inputs: Path) -> None:
+    out = run(inputs, fused=["a"])
+    assert json.loads((inputs / "out.json").read_text())["chosen"]["system"] == "linear-<b>"
+    lines = (out / "leaderboard.txt").read_text().splitlines()
+    assert lines[4].split()[:3] == ["2", "a", "+"]
+    assert "+ fuses the scores of other runs, (dev) out of fold; left out of what dev chooses" in lines
+    seen = Page((out / "index.html").read_text())
+    assert [row[0] for row in seen.rows if row[0].startswith("a")] == ["asp-qamo", "a+"] * 5
+    assert "+ fuses the scores of other runs: its EER on dev is out of fold" in seen.text
+    assert "fuses" not in (run(inputs) / "index.html").read_text()
 
 
 def test_what_dev_chose_is_said_with_those_that_share_its_eer(inputs: Path) -> None:

@@ -95,7 +95,8 @@ def _halved(flow: Flow, first: int, over: SweepOver) -> Outcome:
         raise InputError(
             f"--halving: expected fewer epochs than the {settings.train.epochs} of train.epochs, got {first}"
         )
-    plan = HalvingPlan(settings.grid.runs, settings.analysed, first, settings.train.epochs)
+    spared = {*settings.analysed, *settings.fused_runs}
+    plan = HalvingPlan(settings.grid.runs, spared, first, settings.train.epochs)
     search = Halving(flow, plan, over)
     outcome = search.run()
     for line in lines(search.rungs):

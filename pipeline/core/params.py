@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from pipeline.core.sections import (
     AnalyseParams,
@@ -15,6 +15,7 @@ from pipeline.core.sections import (
     EvaluateParams,
     ExtractParams,
     FeaturesParams,
+    Fused,
     GridParams,
     Layers,
     Name,
@@ -45,6 +46,7 @@ class Params(Section):
     views: dict[Name, ViewsParams]
     grid: GridParams
     evaluate: EvaluateParams
+    fuse: dict[Name, Fused] = Field(default_factory=dict)  # older parameters have none
     analyse: AnalyseParams
     report: ReportParams
 
@@ -88,6 +90,7 @@ class Params(Section):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
         wrong += self._not_in_the_grid()
         wrong += self._not_finetuned()
+        wrong += self._wrong_fusions() if not wrong else []  # the names of runs follow from the other sections
         for name, layers in self.layers.items():
             wrong += self._not_cached(("layers", name), layers, self.extract.layers, "layers")
         for name, views in self.views.items():
@@ -125,7 +128,17 @@ class Params(Section):
 
     @property
     def runs(self) -> dict[str, str]:
-        """Run -> its system, for all runs of the leaderboard: those of the grid, the fine-tuned one, the rescored."""
+        """Run -> its system, for all rows of the leaderboard: the grid, the fine-tuned run, the rescored, the fused."""
+        return self._fusible | {name: name for name in self.fuse}
+
+    @property
+    def fused_runs(self) -> tuple[str, ...]:
+        """The runs that fusions name, once."""
+        return tuple(dict.fromkeys(run for runs in self.fuse.values() for run in runs))
+
+    @property
+    def _fusible(self) -> dict[str, str]:
+        """Run -> its system, for all runs that a fusion may name."""
         return self.grid.runs | {run: run for run in self.evaluate.finetuned} | self.rescored
 
     @property
@@ -175,6 +188,20 @@ class Params(Section):
         return self._not_cached(
             ("encoder", "finetune", "layers"), self.encoder.finetune.layers, self.extract.layers, "layers"
         )
+
+    def _wrong_fusions(self) -> list[str]:
+        known = self._fusible
+        wrong = [
+            f"{self.where('fuse', name, i)}: expected a run of the grid, the fine-tuned run, or one of these with a "
+            f"scoring of `analyse`, such as {next(iter(known))}, got {run!r}"
+            for name, runs in self.fuse.items()
+            for i, run in enumerate(runs)
+            if run not in known
+        ]
+        taken = {*known, *known.values()}
+        return wrong + [
+            f"{self.where('fuse', name)}: expected a name that no run has" for name in self.fuse if name in taken
+        ]
 
     def _wrong_pools(self) -> list[str]:
         wrong = []

@@ -44,6 +44,7 @@ def build(
     analysed: Collection[str] = (),
     rescored: Collection[str] = (),
     finetuned: Collection[str] = (),
+    fused: Collection[str] = (),
     origin: page.Origin | None = None,
     encoder_seed: int | None = None,
     stopped: Sequence[Dropped] = (),
@@ -57,8 +58,8 @@ def build(
     Raises InputError where a file is missing or malformed, or where runs were evaluated on different trials.
     """
     board = leaderboard_files.gather(
-        inputs.metrics, runs=runs, sets=sets, sort_by=sort_by,
-        seconds=inputs.seconds, rescored=rescored, finetuned=finetuned, encoder_seed=encoder_seed, stopped=stopped,
+        inputs.metrics, runs=runs, sets=sets, sort_by=sort_by, seconds=inputs.seconds, rescored=rescored,
+        finetuned=finetuned, encoder_seed=encoder_seed, stopped=stopped, fused=fused,
     )  # fmt: skip
     spaces = _spaces(board, inputs, analysed)
     board = replace(board, shifts=shifts.found(spaces, board.sets))
@@ -67,13 +68,11 @@ def build(
         _curves(board, inputs),
         origin=replace(origin or page.Origin(), files=TABLES),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
-        spaces=spaces,
-        audio_root=_way(out),
-        note=note,
-    )
+        spaces=spaces, audio_root=_way(out), note=note,
+    )  # fmt: skip
     text = leaderboard_files.to_text(board)
-    written = {"leaderboard.txt": text, "index.html": html} | dict(zip(TABLES, _tables(board), strict=True))
-    for name, content in written.items():
+    tables = dict(zip(TABLES, _tables(board), strict=True))
+    for name, content in {"leaderboard.txt": text, "index.html": html, **tables}.items():
         files.write_text(out / name, content)
     files.write_text(summary, leaderboard_files.to_json(board))
     return text

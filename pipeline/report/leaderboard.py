@@ -132,7 +132,7 @@ class Leaderboard:
     runs: system -> its runs. results: one for each (run, set). trainings: one for each run. rescored: systems that
     score by the embedding index of a trained system. finetuned: the system that was trained with the encoder.
     encoder_seed: of the fine-tuning; None where the encoder is frozen. stopped: systems that a search stopped early.
-    shifts: a sentence for each set that lies elsewhere than dev.
+    shifts: a sentence for each set that lies elsewhere than dev. fused: rows that fuse the scores of others.
     """
 
     systems: tuple[str, ...]
@@ -146,21 +146,22 @@ class Leaderboard:
     encoder_seed: int | None = None
     stopped: tuple[Dropped, ...] = ()
     shifts: Mapping[str, str] = field(default_factory=dict)
+    fused: frozenset[str] = frozenset()
 
     @cached_property
     def chosen(self) -> str:
         """The trained system with the lowest dev EER, of equals the first by name.
 
-        Systems that score by an embedding index cannot be deployed.
+        Systems that score by an embedding index and fusions cannot be deployed.
         """
-        trained = (system for system in self.systems if system not in self.rescored)
+        trained = (system for system in self.systems if system not in self.rescored | self.fused)
         return min(trained, key=lambda system: (self.dev_eer(system).mean, system))
 
     @cached_property
     def tied(self) -> tuple[str, ...]:
         """The other trained systems with the dev EER of the one that dev chose."""
         lowest = self.dev_eer(self.chosen).mean
-        others = (name for name in self.systems if name not in self.rescored and name != self.chosen)
+        others = (name for name in self.systems if name not in self.rescored | self.fused | {self.chosen})
         return tuple(sorted(name for name in others if self.dev_eer(name).mean == lowest))
 
     @cached_property

@@ -29,6 +29,7 @@ from pipeline.training.dropped import Dropped
 EVALUATE, TRAIN = "flow/evaluate/dvc.yaml", "train"  # as DVC names them
 RESCORED = "†"
 FINETUNED = "‡"
+FUSED = "+"
 REMARK = "!"
 SHIFTED = "§"  # behind a set that lies elsewhere than dev
 REMARKS_SHOWN = 10  # below the table on the terminal; all are on the page and in the CSV file
@@ -123,6 +124,7 @@ def gather(
     finetuned: Collection[str] = (),
     encoder_seed: int | None = None,
     stopped: Sequence[Dropped] = (),
+    fused: Collection[str] = (),
 ) -> Leaderboard:
     """Read FOLDER/<run>.json and FOLDER/<run>/<set>.json for every run and set, and sort the systems by EER and name.
 
@@ -130,23 +132,24 @@ def gather(
         runs: run -> its system. seconds: folder with <run>.json for the runs that were trained here.
         rescored: the runs that score by an embedding index. finetuned: the run that was trained with the encoder.
         encoder_seed: of the fine-tuning; None where the encoder is frozen. stopped: systems that a search stopped
-            early; none of `runs` is theirs.
+            early; none of `runs` is theirs. fused: those of `runs` that fuse the scores of others.
 
     Raises InputError for no or repeated names, a `sort_by` that is no set, metrics that are missing or malformed, and
     runs that were evaluated on different trials.
     """
     _check_names(list(runs), sets, sort_by)
-    if not set(runs) - set(rescored):
+    if not set(runs) - {*rescored, *fused}:
         raise InputError(f"expected at least one trained run, got only scores by an index: {listing(list(rescored))}")
     trainings, results = _read_all(folder, list(runs), sets, seconds=seconds)
     _check_same_trials(folder, list(runs), sets, results)
     members = {system: tuple(sorted(run for run in runs if runs[run] == system)) for system in runs.values()}
-    by_index, end_to_end = (frozenset(runs[run] for run in names) for names in (rescored, finetuned))
+    by_index, end_to_end, of_others = (frozenset(runs[run] for run in names) for names in (rescored, finetuned, fused))
     eers = {system: math.fsum(results[run, sort_by].eer for run in own) / len(own) for system, own in members.items()}
     order = tuple(sorted(members, key=lambda system: (eers[system], system)))
     return Leaderboard(
-        order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end, encoder_seed, tuple(stopped)
-    )
+        order, members, tuple(sets), sort_by, trainings, results, by_index, end_to_end, encoder_seed, tuple(stopped),
+        fused=of_others,
+    )  # fmt: skip
 
 
 def _read_all(
@@ -307,6 +310,8 @@ def to_text(board: Leaderboard) -> str:
         notes.append(f"{RESCORED} by the embedding index of the trained system, and left out of what dev chooses")
     if board.finetuned:
         notes.append(f"{FINETUNED} trained with the encoder, whose parameters it counts; all others read its features")
+    if board.fused:
+        notes.append(f"{FUSED} fuses the scores of other runs, (dev) out of fold; left out of what dev chooses")
     notes += [board.one_encoder] if board.one_encoder else []
     notes += [sentence(board.stopped)] if board.stopped else []
     notes += [f"{SHIFTED} {line}" for line in board.shifts.values()]
@@ -333,6 +338,7 @@ def _cells(board: Leaderboard, system: str) -> list[str]:
     values += [_shown(board.eer(system, name), board.mark(system, name)) for name in board.sets]
     cost = ["-" if seconds is None else f"{seconds:.1f}", f"{board.parameters(system):,}"]
     mark = RESCORED if system in board.rescored else FINETUNED if system in board.finetuned else ""
+    mark += FUSED if system in board.fused else ""
     mark += REMARK if board.remarks(system) else ""
     return [f"{system} {mark}".rstrip(), f"{len(board.runs[system])}", *values, *cost]
 

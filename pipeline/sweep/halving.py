@@ -46,7 +46,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class HalvingPlan:
-    """What to search. systems: run -> its system. spared: runs that are trained in any case.
+    """What to search. systems: run -> its system. spared: runs that are trained in any case, and others are ignored.
 
     first: epochs of the first rung. epochs: of a whole training.
     """
@@ -202,7 +202,7 @@ class Halving:
         whole = [system for system in standing if not failed.keys() & set(self._names[system])]
         eers = ranked({system: [steps.curve(name) for name in self._names[system]] for system in whole}, epochs)
         kept, others = list(eers)[: (len(eers) + 1) // 2], list(eers)[(len(eers) + 1) // 2 :]
-        spared = {self.plan.systems[run] for run in self.plan.spared}
+        spared = {system for run, system in self.plan.systems.items() if run in self.plan.spared}
         spared |= {system for system in others if steps.done.issuperset(self._names[system])}
         left = {system: eers[system] for system in others if system not in spared}
         self.rungs.append(Rung(epochs, len(standing), left))

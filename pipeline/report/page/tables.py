@@ -147,6 +147,8 @@ def _name(board: Leaderboard, system: str, styles: Styles) -> str:
         text += ' <abbr title="by the embedding index">†</abbr>'
     if system in board.finetuned:
         text += ' <abbr title="trained with the encoder">‡</abbr>'
+    if system in board.fused:
+        text += ' <abbr title="fuses the scores of other runs">+</abbr>'
     if remarks := board.remarks(system):
         text += f' <abbr title="{escape("; ".join(remarks))}">!</abbr>'
     return f'<th class="run" scope="row">{text}</th>'
