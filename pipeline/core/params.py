@@ -10,6 +10,7 @@ from pydantic import PrivateAttr
 
 from pipeline.core.sections import (
     AnalyseParams,
+    AtlasParams,
     DatasetParams,
     EncoderParams,
     EvaluateParams,
@@ -46,6 +47,7 @@ class Params(Section):
     grid: GridParams
     evaluate: EvaluateParams
     analyse: AnalyseParams
+    atlas: AtlasParams = AtlasParams()
     report: ReportParams
 
     _places: dict[Keys, str] = PrivateAttr(default_factory=dict)  # key -> file:line
@@ -86,6 +88,8 @@ class Params(Section):
             ("views", "views", self.views),
         ):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
+        for domain, names in self.atlas.domains.items():
+            wrong += self._unknown(("atlas", "domains", domain), names, self.sets, "sets")
         wrong += self._not_in_the_grid()
         wrong += self._not_finetuned()
         for name, layers in self.layers.items():
