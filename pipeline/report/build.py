@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.core import files
 from pipeline.report import curves, leaderboard, leaderboard_files, shifts
-from pipeline.report.page import embedding_space, layer_curve, page
+from pipeline.report.page import atlas_table, embedding_space, layer_curve, page
 from pipeline.training.dropped import Dropped
 
 TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
@@ -67,6 +67,7 @@ def build(
         _curves(board, inputs),
         origin=replace(origin or page.Origin(), files=TABLES),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
+        atlas=atlas_table.read_atlas(inputs.layers) if inputs.layers else (),
         spaces=spaces,
         audio_root=_way(out),
         note=note,
