@@ -69,9 +69,8 @@ def build(
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
         atlas=atlas_table.read_atlas(inputs.layers) if inputs.layers else (),
         spaces=spaces,
-        audio_root=_way(out),
-        note=note,
-    )
+        audio_root=_way(out), note=note,
+    )  # fmt: skip
     text = leaderboard_files.to_text(board)
     written = {"leaderboard.txt": text, "index.html": html} | dict(zip(TABLES, _tables(board), strict=True))
     for name, content in written.items():

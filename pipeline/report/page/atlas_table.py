@@ -1,6 +1,6 @@
 """The layer atlas on the page: a heat map for each encoder and method.
 
-A row is a training and a set that it was tested on, a column is a layer. A click on a layer sorts by it, as in all tables of the page.
+A row is a training and a set that it was tested on, a column is a layer. A click on a layer sorts by it.
 """
 
 from __future__ import annotations
