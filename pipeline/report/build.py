@@ -20,8 +20,8 @@ class Inputs:
     """The folders that the report reads.
 
     metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram,risk}/<set>.csv. trainings: <run>.csv of runs
-    that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may
-    be missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
+    that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv, chosen.json and
+    atlas.csv, which may be missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
     """
 
     metrics: Path
