@@ -21,7 +21,7 @@ class Inputs:
 
     metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram,risk}/<set>.csv. trainings: <run>.csv of runs
     that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv, chosen.json and
-    atlas.csv, which may be missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
+    atlas.csv, which may be missing; None shows no layers. analysis: a folder for each analysed run; None shows none.
     """
 
     metrics: Path
