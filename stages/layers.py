@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis import layer_probe
+from pipeline.analysis import layer_atlas, layer_probe
 from pipeline.analysis.layer_probe import DEV, TRAIN
 from pipeline.core import overlap, params_file, trial_table
 from pipeline.core.arguments import parser_of
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError, run_command
+from pipeline.core.params import Params
 from pipeline.core.trial_table import Trials
+from pipeline.features import other_encoders
 from pipeline.features.receipt_files import OpenSet, open_sets
+from pipeline.features.specs import fingerprint
 from pipeline.report import layer_files
 
 EXAMPLE = """\
 output:
   --csv     layer, method, set, eer        EER in percent; method is logistic or centroid
   --plot    a drawing of these EERs; numbered rings mark the chosen layers, in order
+  --atlas   encoder, layer, method, trained, tested, view, eer    of the atlas; only a header without atlas.domains
   --chosen  {"chosen": [6, 9], "steps": [{"layer": 6, "eer": {"dev": ...}}, ...], "layers": {...}}
 
 `steps` has the EER of the first chosen layer, then of the first two together, and so on. Layers are chosen by the EER
@@ -35,7 +39,8 @@ on dev. The sets of evaluate.sets are reported and have no part in the choice.
 
 example:
   python -m stages.layers --trials data/trials --features data/features \\
-      --csv data/layers/layers.csv --plot data/layers/layers.png --chosen data/layers/chosen.json
+      --csv data/layers/layers.csv --plot data/layers/layers.png --chosen data/layers/chosen.json \\
+      --atlas data/layers/atlas.csv
 """
 
 
@@ -54,7 +59,14 @@ class ProbedSet:
         layers = first.receipt["layers"]
         return tuple(layer for layer in layers if all(layer in part.receipt["layers"] for part in others))
 
-    def pooled(self, layer: Tap) -> NDArray[np.float32]:
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The augmented views that all parts have."""
+        first, *others = self.parts
+        views = first.receipt["views"]
+        return tuple(view for view in views if view != CLEAN and all(view in part.receipt["views"] for part in others))
+
+    def pooled(self, layer: Tap, view: str = CLEAN) -> NDArray[np.float32]:
         """The means and standard deviations (N, 2, D) of a layer."""
         import torch  # here, because it imports slowly and --help does not need it
 
@@ -65,7 +77,7 @@ class ProbedSet:
         for part in self.parts:
             rows = np.arange(len(part.trials))
             block = out[start : start + len(rows)]
-            Reader(part.store, views=(CLEAN,), layers=(layer,), pooled=True).gather(rows, block)
+            Reader(part.store, views=(view,), layers=(layer,), pooled=True).gather(rows, block)
             start += len(rows)
         return out[:, 0].numpy()
 
@@ -96,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     layer_files.write_csv(given.csv, findings)
     layer_files.draw(given.plot, findings)
-    layer_files.write_json(given.chosen, findings)
+    atlas = _atlas(settings, given)
+    layer_files.write_atlas(given.atlas, atlas)
+    layer_files.write_json(given.chosen, findings, atlas)
     chosen = ", ".join(str(layer) for layer in findings.chosen)
     print(f"chosen of {len(findings.layers)} layers: {chosen}; dev EER {findings.steps[-1].eer[DEV]:.2f} %")
 
@@ -110,7 +124,46 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--csv", type=Path, required=True, metavar="FILE", help="EERs to write, by layer, method and set")
     add("--plot", type=Path, required=True, metavar="FILE", help="drawing of these EERs to write, .png or .svg")
     add("--chosen", type=Path, required=True, metavar="FILE", help="chosen layers to write (JSON)")
+    add("--atlas", type=Path, required=True, metavar="FILE", help="EERs of the atlas to write")
     return parser.parse_args(argv)
+
+
+def _atlas(settings: Params, given: argparse.Namespace) -> dict[str, layer_atlas.Atlas]:
+    """The atlas of each encoder, by fingerprint; empty where the parameters name no domains.
+
+    Raises InputError where an encoder that the parameters name has no whole stores of all sets.
+    """
+    asked, root = settings.atlas, settings.features.folder
+    if not asked.domains:
+        return {}
+    sources = {
+        name: _open(given.trials / f"{name}.csv", given.features / f"{name}.json", root=root) for name in asked.sets
+    }
+    first = sources[asked.sets[0]]
+    for source in sources.values():
+        _check(source, first)
+    stores = {fingerprint(first.parts[0].receipt["encoder"]): sources}
+    parts = [part for source in sources.values() for part in source.parts]
+    others = other_encoders.find(root, parts, wanted=asked.encoders, views=asked.views)
+    for encoder, found in others.items():
+        stores[encoder] = {
+            name: ProbedSet(source.trials, source.path, (part,))
+            for (name, source), part in zip(sources.items(), found, strict=True)
+        }
+    return {encoder: _survey(of_sets, settings) for encoder, of_sets in stores.items()}
+
+
+def _survey(sources: Mapping[str, ProbedSet], settings: Params) -> layer_atlas.Atlas:
+    """The atlas over the stores of one encoder, of the layers that all sets have."""
+    first = next(iter(sources.values()))
+    views = {name: [view for view in settings.atlas.views if view in one.views] for name, one in sources.items()}
+    return layer_atlas.survey(
+        lambda name, view, layer: sources[name].pooled(layer, view),
+        {name: source.trials.is_bonafide for name, source in sources.items()},
+        layers=[layer for layer in first.layers if all(layer in one.layers for one in sources.values())],
+        domains=settings.atlas.domains,
+        views=views,
+    )
 
 
 def _open(table: Path, path: Path, *, root: Path) -> ProbedSet:

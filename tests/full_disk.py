@@ -68,7 +68,7 @@ STEPS = (
     f"stages.pool --pool both {TABLES} --features data/features --extracted data/extracted",
     *(PER_SET[2].replace("{}", name) for name in SIZES),
     f"stages.layers {TABLES} --features data/features --csv data/layers/layers.csv --plot data/layers/layers.png "
-    "--chosen data/layers/chosen.json",
+    "--chosen data/layers/chosen.json --atlas data/layers/atlas.csv",
     f"stages.train {AXES} {TABLES} --features data/features {RUN} --metrics data/metrics/{POOLED}.json "
     f"--curves data/curves/{POOLED}.csv --dev-scores data/dev_scores/{POOLED}.txt --seconds data/seconds/{POOLED}.json",
     f"stages.score --set eval --trials data/trials/eval.csv --features data/features/eval.json {RUN} "

@@ -732,6 +732,24 @@ def test_what_no_training_measured_has_no_chart(inputs: Path) -> None:
     assert re.findall(r"<figcaption>(.*?)</figcaption>", training) == ["loss in training", "EER on dev"]
 
 
+def test_the_atlas_is_a_heat_map_for_each_encoder_and_method(inputs: Path) -> None:
+    header = "encoder,layer,method,trained,tested,view,eer\n"
+    (inputs / "layers").mkdir()
+    whole_file = header + "ab,1,logistic,all but w,w,clean,60\nab,2,logistic,all but w,w,clean,12.5\n"
+    (inputs / "layers/atlas.csv").write_text(whole_file + "ab,1,centroid,a,w,mp3_32,30\n")
+    html = (run(inputs) / "index.html").read_text()
+    shown = html[html.index('<h2 id="atlas">') : html.index('<h2 id="training">')]
+    assert shown.count("<details") == 2
+    assert '<td class="h50" title="layer 1, all but w on w">60.00</td>' in shown
+    assert '<td class="h12" title="layer 2, all but w on w"><strong>12.50</strong></td>' in shown
+    assert '<th class="word" scope="row">w, mp3_32</th>' in shown
+    (inputs / "layers/atlas.csv").write_text(header)
+    assert 'id="atlas"' not in (run(inputs) / "index.html").read_text()
+    (inputs / "layers/atlas.csv").write_text(header + "ab,1,logistic,a,w,clean,101\n")
+    with pytest.raises(InputError, match=r"atlas\.csv:2: expected an EER in percent, got '101'"):
+        run(inputs)
+
+
 def test_the_layer_curve_shows_every_set_and_method_and_the_chosen_layers(inputs: Path) -> None:
     assert '<h2 id="layers">' not in (run(inputs) / "index.html").read_text()
     whole(inputs)

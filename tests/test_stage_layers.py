@@ -20,7 +20,7 @@ from pipeline.core import trial_table
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, Trials
-from pipeline.features.specs import Spec
+from pipeline.features.specs import Spec, fingerprint
 from pipeline.features.store import Store
 from pipeline.features.zarr_metadata import FORMAT
 from pipeline.report import layer_files as report
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 SIZES = {"train": 30, "dev": 21, "eval": 17}
 LAYERS: tuple[Tap, ...] = (1, 12, "final")
 CHANNELS, SHARD = 3, 8
-OUTPUTS = {"--csv": "layers.csv", "--plot": "layers.png", "--chosen": "layers.json"}
+OUTPUTS = {"--csv": "layers.csv", "--plot": "layers.png", "--chosen": "layers.json", "--atlas": "atlas.csv"}
 
 
 def table(name: str) -> Trials:
@@ -263,3 +263,39 @@ def test_audio_of_the_training_set_in_another_is_a_warning(
     assert "warning: 2 of 17 trials of eval have audio that is in train, which is trained on, byte by byte; " in said
     assert "  eval3 is train6 of train\n  eval4 is train8 of train\n" in said
     assert "of dev have audio" not in said
+
+
+def test_the_atlas_goes_over_domains_and_encoders(tmp_path: Path) -> None:
+    project(tmp_path)
+    for name in ("train", "dev", "eval"):
+        stored(tmp_path, name, np.arange(SIZES[name]), taps=(1, "final"), encoder="cd")
+        if name == "dev":  # an encoder without a store of eval is left out
+            stored(tmp_path, name, np.arange(SIZES[name]), encoder="ef")
+    settings = YAML(typ="safe").load(tmp_path / "params.yaml")
+    settings["atlas"] = {"domains": {"one": ["train", "dev"], "two": ["eval"]}, "encoders": "all"}
+    YAML(typ="safe").dump(settings, tmp_path / "params.yaml")
+    layers.main(arguments(tmp_path))
+    with (tmp_path / "atlas.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    mine, others = (fingerprint({"weights_sha256": encoder}) for encoder in ("ab", "cd"))
+    assert {(row["encoder"], row["layer"]) for row in rows} == {
+        *((mine, str(layer)) for layer in LAYERS), (others, "1"), (others, "final")
+    }  # fmt: skip
+    with (tmp_path / "layers.csv").open(newline="") as file:
+        probed = {(row["layer"], row["method"], row["set"]): float(row["eer"]) for row in csv.DictReader(file)}
+    for row in rows:
+        if (row["encoder"], row["trained"]) == (mine, "train"):
+            assert float(row["eer"]) == pytest.approx(probed[row["layer"], row["method"], row["tested"]], abs=8)
+    chosen = json.loads((tmp_path / "layers.json").read_text())["atlas"]
+    assert list(chosen) == [mine, others]
+    assert [one["left_out"] for one in chosen[mine]] == ["two", None]
+    assert [one["set"] for one in chosen[mine][0]["eer"]] == ["eval"]
+
+
+def test_an_encoder_without_stores_is_refused(tmp_path: Path) -> None:
+    project(tmp_path)
+    settings = YAML(typ="safe").load(tmp_path / "params.yaml")
+    settings["atlas"] = {"domains": {"one": ["train"], "two": ["eval"]}, "encoders": ["0123456789abcdef"]}
+    YAML(typ="safe").dump(settings, tmp_path / "params.yaml")
+    with pytest.raises(InputError, match=r"atlas.encoders: expected stores of all sets by .* whole of train, eval"):
+        layers.main(arguments(tmp_path))

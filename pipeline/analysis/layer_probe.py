@@ -73,8 +73,8 @@ class Probe:
     def scores(self, pooled: NDArray[np.float32]) -> dict[str, Scores]:
         """Method -> the scores (N,) of pooled features (N, 2, D). Higher means more bona fide."""
         vectors = flat(pooled)
-        blocks = [self._scores(self.standard(vectors[rows])) for rows in _blocks(len(vectors))]
-        logistic, centroid = np.concatenate(blocks, axis=1).astype(np.float64)
+        parts = [self._scores(self.standard(vectors[rows])) for rows in blocks(len(vectors))]
+        logistic, centroid = np.concatenate(parts, axis=1).astype(np.float64)
         return {LOGISTIC: logistic + self.bias, CENTROID: centroid}
 
     def _scores(self, z: Vectors) -> Vectors:
@@ -182,7 +182,7 @@ def standardized(vectors: Vectors, is_bonafide: Classes) -> tuple[Standard, Vect
     """
     weights = balance(is_bonafide)
     # In float64 the mean of a constant is exactly that constant, and the difference is zero.
-    mean = sum((weights[rows] @ vectors[rows] for rows in _blocks(len(vectors))), start=np.zeros(vectors.shape[1]))
+    mean = sum((weights[rows] @ vectors[rows] for rows in blocks(len(vectors))), start=np.zeros(vectors.shape[1]))
     z = vectors - mean.astype(np.float32)
     scale = np.sqrt(weights.astype(np.float32) @ np.square(z))
     scale[scale == 0] = 1
@@ -218,11 +218,18 @@ def choose(log_odds: Mapping[Tap, Scores], is_bonafide: Classes, *, most: int = 
     The choice ends when no layer lowers the EER. Of equally good layers the first one is taken.
     log_odds: layer -> (N,), of the set that decides.
     """
+    return greedy(list(log_odds), lambda layers: eer(fused(log_odds, layers), is_bonafide), most=most)
+
+
+def greedy(
+    layers: Sequence[Tap], error: Callable[[tuple[Tap, ...]], float], *, most: int = MOST_LAYERS
+) -> tuple[Tap, ...]:
+    """Choose up to `most` layers by the error of several together, as `choose` does."""
     chosen: tuple[Tap, ...] = ()
     lowest = math.inf
-    while len(chosen) < min(most, len(log_odds)):
-        rest = [layer for layer in log_odds if layer not in chosen]
-        found = [eer(fused(log_odds, (*chosen, layer)), is_bonafide) for layer in rest]
+    while len(chosen) < min(most, len(layers)):
+        rest = [layer for layer in layers if layer not in chosen]
+        found = [error((*chosen, layer)) for layer in rest]
         best = int(np.argmin(found))
         if found[best] >= lowest:
             break
@@ -235,5 +242,6 @@ def eer(scores: Scores, is_bonafide: Classes) -> float:
     return 100 * eer_of(scores, is_bonafide).eer
 
 
-def _blocks(count: int) -> Iterator[slice]:
+def blocks(count: int) -> Iterator[slice]:
+    """Slices of at most `BLOCK` rows that cover `count` rows in order."""
     return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))

@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from pipeline.core.sections import (
     AnalyseParams,
+    AtlasParams,
     DatasetParams,
     EncoderParams,
     EvaluateParams,
@@ -48,6 +49,7 @@ class Params(Section):
     evaluate: EvaluateParams
     fuse: dict[Name, Fused] = Field(default_factory=dict)  # older parameters have none
     analyse: AnalyseParams
+    atlas: AtlasParams = AtlasParams()
     report: ReportParams
 
     _places: dict[Keys, str] = PrivateAttr(default_factory=dict)  # key -> file:line
@@ -88,6 +90,8 @@ class Params(Section):
             ("views", "views", self.views),
         ):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
+        for domain, names in self.atlas.domains.items():
+            wrong += self._unknown(("atlas", "domains", domain), names, self.sets, "sets")
         wrong += self._not_in_the_grid()
         wrong += self._not_finetuned()
         wrong += self._wrong_fusions() if not wrong else []  # the names of runs follow from the other sections

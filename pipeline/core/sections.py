@@ -416,6 +416,31 @@ class EvaluateParams(Section):
     error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+class AtlasParams(Section):
+    """The layer atlas: every layer probed across corpora.
+
+    domains: name of a corpus -> its sets; {} for no atlas. encoders: fingerprints of other encoders, which have stores
+    of these sets below features.root; `all` for every one that has. views: cached views, tested beside the clean one.
+    """
+
+    domains: dict[str, Names] = {}
+    encoders: Literal["all"] | Annotated[tuple[Fingerprint, ...], Field(strict=False), AfterValidator(_distinct)] = ()
+    views: Views = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """All sets, domain by domain."""
+        return tuple(itertools.chain.from_iterable(self.domains.values()))
+
+    @model_validator(mode="after")
+    def _each_set_in_one_domain(self) -> Self:
+        _distinct(self.sets)
+        return self
+
+
 class ReportParams(Section):
     """How the report looks. sort_by: the set by whose EER the leaderboard is sorted. title, note: shown on the page."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.core import files
 from pipeline.report import curves, leaderboard, leaderboard_files, shifts
-from pipeline.report.page import embedding_space, layer_curve, page
+from pipeline.report.page import atlas_table, embedding_space, layer_curve, page
 from pipeline.training.dropped import Dropped
 
 TABLES = ("leaderboard.csv", "metrics.csv", "runs.csv")  # beside the page
@@ -20,8 +20,8 @@ class Inputs:
     """The folders that the report reads.
 
     metrics: <run>.json and <run>/<set>.json. plots: <run>/{det,histogram,risk}/<set>.csv. trainings: <run>.csv of runs
-    that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv and chosen.json, which may
-    be missing; None shows no layers. analysis: a folder for each analysed run; None shows no analysis.
+    that were trained. seconds: <run>.json of runs that were trained here. layers: layers.csv, chosen.json and
+    atlas.csv, which may be missing; None shows no layers. analysis: a folder for each analysed run; None shows none.
     """
 
     metrics: Path
@@ -68,6 +68,7 @@ def build(
         _curves(board, inputs),
         origin=replace(origin or page.Origin(), files=TABLES),
         layers=layer_curve.read(inputs.layers) if inputs.layers else None,
+        atlas=atlas_table.read_atlas(inputs.layers) if inputs.layers else (),
         spaces=spaces, audio_root=_way(out), note=note,
     )  # fmt: skip
     text = leaderboard_files.to_text(board)

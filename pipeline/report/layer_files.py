@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.analysis.layer_atlas import Atlas, Choice
 from pipeline.analysis.layer_probe import CENTROID, DEV, LOGISTIC, Findings
 from pipeline.core import files
 from pipeline.core.contracts import Tap
@@ -24,9 +26,23 @@ def write_csv(path: Path, findings: Findings) -> None:
     files.write_text(path, files.csv_text(rows))
 
 
-def write_json(path: Path, findings: Findings) -> None:
-    """Write the chosen layers; the EER of the first one, the first two and so on; and the EER of every single layer."""
-    summary = {
+def write_atlas(path: Path, atlases: Mapping[str, Atlas]) -> None:
+    """Write a row for each probe of each encoder and each set and view that it was tested on."""
+    rows: list[tuple[Any, ...]] = [("encoder", "layer", "method", "trained", "tested", "view", "eer")]
+    for encoder, atlas in atlases.items():
+        rows += [
+            (encoder, cell.layer, cell.method, cell.trained, cell.tested, cell.view, round(cell.eer, DIGITS))
+            for cell in atlas.cells
+        ]
+    files.write_text(path, files.csv_text(rows))
+
+
+def write_json(path: Path, findings: Findings, atlases: Mapping[str, Atlas]) -> None:
+    """Write the chosen layers; the EER of the first one, the first two and so on; and the EER of every single layer.
+
+    atlases: by encoder; their choices are written where there are any.
+    """
+    summary: dict[str, Any] = {
         "chosen": list(findings.chosen),
         "steps": [{"layer": step.layer, "eer": _rounded(step.eer)} for step in findings.steps],
         "layers": {
@@ -34,7 +50,14 @@ def write_json(path: Path, findings: Findings) -> None:
             for layer, methods in findings.layers.items()
         },
     }
+    if atlases:
+        summary["atlas"] = {encoder: [_choice(one) for one in atlas.choices] for encoder, atlas in atlases.items()}
     files.write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def _choice(one: Choice) -> dict[str, Any]:
+    eers = [{"set": name, "view": view, "eer": round(eer, DIGITS)} for (name, view), eer in one.eer.items()]
+    return {"left_out": one.left_out, "chosen": list(one.layers), "by": round(one.by, DIGITS), "eer": eers}
 
 
 def _rounded(eers: dict[str, float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pipeline.report.curves import DET_TICKS, Histogram, TrainingCurve, beyond_f
 from pipeline.report.leaderboard import Leaderboard
 from pipeline.report.measures import GROUPS
 from pipeline.report.page import embedding_space, layer_curve, tables
+from pipeline.report.page.atlas_table import HeatMap
 from pipeline.report.page.charts import COLOURS, DASHES, SQUARE, WIDE, Axis, Chart, Line, linear_axis, style
 from pipeline.report.page.embedding_space import AnalysedRun
 from pipeline.report.page.layer_curve import LayerCurve
@@ -81,6 +82,7 @@ def render(
     *,
     origin: Origin | None = None,
     layers: LayerCurve | None = None,
+    atlas: Sequence[HeatMap] = (),
     spaces: Sequence[AnalysedRun] = (),
     audio_root: str = ".",
     note: str = "",
@@ -89,7 +91,7 @@ def render(
 
     Args:
         origin: what the report is about. layers: the results of the layer probe, if any.
-        spaces: the analysed runs, in the order of the page.
+        atlas: those of the layer atlas. spaces: the analysed runs, in the order of the page.
         audio_root: the path from the page to the folder to which audio paths are relative. note: shown at the top.
     """
     from markupsafe import Markup
@@ -112,6 +114,8 @@ def render(
         det_charts={name: det_chart(board, curves, name) for name in board.sets},
         risk_charts={name: chart for name in board.sets if (chart := risk_chart(board, curves, name))},
         layer_chart=layer_curve.chart(layers) if layers else None,
+        atlas=atlas,
+        darkest=tables.DARKEST,
         training_charts=training_charts(board, curves),
         histogram_charts={
             (system, name): _histogram(board, curves, system, name) for system in charted(board) for name in board.sets
