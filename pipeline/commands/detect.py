@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parts = assembly.find(given.run)
     if given.calibration:
-        parts = recalibration.applied(parts, given.calibration)
+        parts = recalibration.applied(parts, given.calibration, windows=given.windows)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=given.windows)
