@@ -71,6 +71,24 @@ def test_the_numbers_are_those_of_the_files_and_detection_takes_them(
     assert before == {path: path.read_bytes() for path in Path("data/runs").rglob("*.*")}
 
 
+def test_a_calibration_is_of_one_choice_of_windows(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate("--windows", "min")
+    found = json.loads(Path("mine.json").read_text())
+    score = np.array(list(detect.load(POOLED, windows="min").scores(systems.audio("eval"))))
+    assert np.abs(score - scores()[0]).max() > 1e-3  # some files are longer than a window
+    assert found["threshold"] == pytest.approx(eer_of(score, scores()[1]).threshold, abs=1e-6)
+    parts = assembly.find(POOLED)
+    path = Path("mine.json")
+    assert recalibration.applied(parts, path, windows="min").threshold == found["threshold"]
+    with pytest.raises(InputError, match="of --windows first, got one of --windows min; give that to detect"):
+        recalibration.applied(parts, path)
+    del found["windows"]  # a file from before there was a choice
+    path.write_text(json.dumps(found))
+    assert recalibration.applied(parts, path).threshold == found["threshold"]
+    with pytest.raises(InputError, match="of --windows mean, got one of --windows first"):
+        recalibration.applied(parts, path, windows="mean")
+
+
 @pytest.mark.parametrize("count", [30, 130])
 def test_each_file_is_judged_by_the_others(count: int) -> None:
     rng = np.random.default_rng(count)

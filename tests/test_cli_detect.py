@@ -100,6 +100,20 @@ def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) 
         assert [list(near) for near in one["neighbours"]] == [["utterance", "label", "attack", "distance"]] * 5
 
 
+def test_the_lowest_part_is_in_the_table_and_in_json(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.random.default_rng(1).normal(0, 0.1, 3 * WINDOW), 16_000, subtype="FLOAT")
+    (wanted,) = detect.load(POOLED, windows="min").detect([path])
+    run("detect", path, "--run", POOLED, "--windows", "min", "--json")
+    (told,) = lines(capsys)
+    assert (told["score"], tuple(told["part"].values())) == (wanted.score, wanted.part)
+    run("detect", path, "--run", POOLED, "--windows", "min")
+    start, end = wanted.part
+    assert capsys.readouterr().out.splitlines()[-1].strip() == f"lowest window at {start:.1f} to {end:.1f} s"
+
+
 def test_explanations_stand_below_their_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("detect", "audio/train/7.flac", "--run", POOLED, "--explain")
     _, heads, near_heads, *rows = capsys.readouterr().out.splitlines()

@@ -436,6 +436,46 @@ def test_silent_windows_have_no_score_and_short_files_one(system: System, tmp_pa
     assert dataclasses.replace(found, score=found.score * np.nan).lowest is None
 
 
+def test_all_windows_score_as_each_by_itself(system: System, tmp_path: Path) -> None:
+    samples = noise(tmp_path / "long.wav", 4 * WINDOW + 700)
+    scores = []
+    for start in (0, 1_600, 3_200, 4_800, 6_400, 8_000, 9_600, 10_300):  # the last one ends with the file
+        soundfile.write(tmp_path / "one.wav", samples[start : start + WINDOW], 16_000, subtype="FLOAT")
+        scores.append(system.score(tmp_path / "one.wav"))
+    for windows, reduced in (("mean", np.mean(scores)), ("min", min(scores))):
+        whole = dataclasses.replace(system, windows=windows)
+        (found,) = detections(whole, [tmp_path / "long.wav"])
+        assert found.score == pytest.approx(reduced, abs=CLOSE)
+        assert whole.score_samples(samples, 16_000) == found.score
+        noise(tmp_path / "short.wav", 1_000)
+        (short,) = detections(whole, [tmp_path / "short.wav"])
+        assert short.score == system.score(tmp_path / "short.wav")
+        assert short.part == (0.0, 0.0625)
+        with pytest.raises(InputError, match="all 3200 samples at 16 kHz are silent"):
+            whole._whole(Path("silent.wav"), np.full(WINDOW, 0.5, np.float32), (), None)
+        (missing,) = whole.detect([tmp_path / "none.wav"])
+        assert isinstance(missing, Unreadable)
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_the_part_is_where_a_spoof_was_spliced_in(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    samples = noise(tmp_path / "spliced.wav", 6 * WINDOW)
+    samples[place * WINDOW : (place + 1) * WINDOW] *= 0.01
+    soundfile.write(tmp_path / "spliced.wav", samples, 16_000, subtype="FLOAT")
+
+    def loudness(_system: System, windows: tuple, names: list[str]) -> np.ndarray:
+        return np.repeat(windows[0].std(axis=1)[:, None], 64, axis=1)  # (n, 64)
+
+    monkeypatch.setattr(System, "embed", loudness)
+    monkeypatch.setattr("pipeline.scoring.scorer.score", lambda embedded, *_index, names: embedded[:, 0])
+    seconds = WINDOW / 16_000
+    (found,) = detections(dataclasses.replace(system, windows="min"), [tmp_path / "spliced.wav"])
+    assert found.part == pytest.approx((place * seconds, (place + 1) * seconds))
+    assert found.score == pytest.approx(0.001, rel=0.1)
+
+
 # ---------------------------------------------------------------- what belongs together
 
 

@@ -28,7 +28,8 @@ A few dozen files of each class are enough for a threshold, and say how little t
               95 %; too few files for the error rate give no limit, and the verdict is cannot_tell
 
 The files should be like those to be judged, and none of them may have been in training. The run or package stays as it
-is, and a calibration in OUT is never replaced. `bonafide detect --calibration OUT` takes it.
+is, and a calibration in OUT is never replaced. `bonafide detect --calibration OUT` takes it,
+with the same --windows.
 
 example:
   bonafide calibrate linear-qamo-all-clean-1 --on mine.csv --out mine.json
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pipeline import detect  # here, because torch imports slowly and --help does not need it
         from pipeline.detect import recalibration
 
-    system = detect.load(given.run)
+    system = detect.load(given.run, windows=given.windows)
     root = given.root or given.on.parent
     found = recalibration.by_files(system, given.on, root=root, error_rate=given.error_rate)
     recalibration.write(given.out, found)
@@ -62,6 +63,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--on", type=Path, required=True, metavar="FILE", help="CSV file with the columns path and label")
     add("--root", type=Path, metavar="FOLDER", help="where the paths begin; default: the folder of FILE")
     add("--out", type=Path, required=True, metavar="OUT", help="the calibration to write (JSON)")
+    add(
+        "--windows",
+        choices=("first", "mean", "min"),
+        default="first",
+        help="what is scored of a file, as in `bonafide detect`; default: first",
+    )
     add("--error-rate", type=_share, default=0.05, metavar="X", help="of the verdicts; default: 0.05")
     return parser.parse_args(argv)
 

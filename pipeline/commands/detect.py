@@ -31,11 +31,12 @@ package` wrote, or hub:owner/name (hub:owner/name@revision), a package on the Hu
 searched with its subfolders. Hidden files are left out, and links to folders are not followed. How many files of
 other kinds were left out is printed on stderr. Formats are WAV, FLAC, OGG, MP3, AIFF, AU and CAF, and with the extra
 `av` M4A, MP4, MOV, 3GP, WebM, MKA, AAC, AMR and WMA, at any sampling rate. A file is decoded and checked to its end,
-but only the first window is kept. With --timeline all of it is kept, and long files are decoded one at a time: an
-hour at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1 kHz, or 9.3 hours at 16 kHz, are refused.
+but only the first window is kept. With --timeline or --windows mean (or min) all of it is kept, and long files are
+decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1 kHz, or 9.3 hours
+at 16 kHz, are refused.
 
 results for each file:
-  score        of the first window, as in training; higher means more bona fide
+  score        of the first window, as in training, or see --windows; higher means more bona fide
   decision     bonafide where the score is above the threshold: the EER threshold of dev, or --threshold
   probability  that the file is bona fide, if half of all files are; calibrated on dev, so it may be wrong for
                recordings that are unlike dev
@@ -46,6 +47,10 @@ results for each file:
   centroid     the number of the nearest centroid, from 0; with QAMO a centroid is a quality level, and 0 is the worst
   neighbours   with --explain: the nearest training utterances, with label, attack and distance between embeddings; the
                run must have been analysed (section `analyse` of params.yaml)
+
+--windows mean (or min) hears all of a file, in windows that overlap by half, and names the part with the lowest score:
+with min it decides, with mean it speaks most for spoof. Centroid, far and neighbours are of that part. The threshold of
+dev is that of first windows, and the lowest of many scores is low by chance. Silent windows are left out.
 
 --timeline scores all of a file and not only its first window. Windows overlap by half. It writes FOLDER/<file>.csv
 (start and end in seconds, score, probability) and a drawing FOLDER/<file>.png, and shows which parts of a file are
@@ -93,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parts = assembly.find(given.run)
     if given.calibration:
-        parts = recalibration.applied(parts, given.calibration)
+        parts = recalibration.applied(parts, given.calibration, windows=given.windows)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
-    system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel)
+    system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=given.windows)
     for doubt in parts.doubts[:DOUBTS_SHOWN]:
         print(f"warning: {system.parts.name}: {printable(doubt)}", file=sys.stderr)
     for doubt in parts.rule.lacking if parts.rule else ():
@@ -160,6 +165,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=MEAN,
         metavar="C",
         help="of files with several: left, right, or a number from 0; default: their mean",
+    )
+    add(
+        "--windows",
+        choices=("first", "mean", "min"),
+        default="first",
+        help="score the first window of a file, or all with the mean or the lowest of their scores; default: first",
     )
     add("--explain", action="store_true", help="show the nearest training utterances")
     add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file, as CSV and PNG")
@@ -300,6 +311,8 @@ def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
         facts |= {"score": result.score, "decision": _decision(result), "probability": result.probability}
         facts |= {"verdict": result.verdict, "distance_percentile": result.distance_percentile}
         facts["centroid"] = result.centroid
+        if result.part:
+            facts["part"] = dict(zip(("start", "end"), result.part, strict=True))
         if result.warnings:
             facts["warnings"] = list(result.warnings)
         if result.neighbours:
@@ -321,6 +334,8 @@ def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[
         far = "-" if result.distance_percentile is None else f"{result.distance_percentile:.1f}"
         judged = f"{_decision(result):8}  {result.verdict or '-':11}  {far:>6}"
         yield f"{result.score:9.4f}  {likely:>12}  {judged}  {result.centroid:>8}  {name}"
+        if result.part:
+            yield f"{'':11}lowest window at {result.part[0]:.1f} to {result.part[1]:.1f} s"
         for near in result.neighbours:
             yield f"{'':11}{near.distance:12.4f}  {near.label:8}  {near.attack:>8}  {near.utterance}"
     if "windows" in timeline:

@@ -22,7 +22,7 @@ from pipeline.core.files import read_json, write_text
 from pipeline.corpora import manifest
 from pipeline.corpora._formats import ALL
 from pipeline.detect.assembly import Parts, calibrated_by
-from pipeline.detect.system import System, Unreadable
+from pipeline.detect.system import Heard, System, Unreadable
 from pipeline.metrics import verdicts
 from pipeline.metrics.binomial import clopper_pearson
 from pipeline.metrics.calibration import Calibration
@@ -39,7 +39,10 @@ PERCENT_DECIMALS, BIT_DECIMALS = 2, 4
 
 
 class Recalibration(BaseModel):
-    """What detection reads of the file; `measured` is for people, see `measured`."""
+    """What detection reads of the file; `measured` is for people, see `measured`.
+
+    windows: see `System.windows`; files from before there was a choice have none, and are of first windows.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -50,6 +53,7 @@ class Recalibration(BaseModel):
     calibration: Calibration | None
     verdicts: VerdictRule
     measured: dict[str, Any]
+    windows: Heard = "first"
 
 
 def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> Recalibration:
@@ -75,6 +79,7 @@ def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> R
         calibration=calibrated_by(kept, refused),
         verdicts=verdicts.fit(kept, refused, error_rate=error_rate),
         measured=measured(scores, trials.is_bonafide),
+        windows=system.windows,
     )
 
 
@@ -120,10 +125,10 @@ def write(path: Path, found: Recalibration) -> None:
     write_text(path, json.dumps(found.model_dump(), indent=2) + "\n")
 
 
-def applied(parts: Parts, path: Path) -> Parts:
+def applied(parts: Parts, path: Path, *, windows: Heard = "first") -> Parts:
     """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
 
-    Raises InputError where the file is none, is damaged, or belongs to another run.
+    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows`.
     """
     told = read_json(path, what="calibration", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
     try:
@@ -136,6 +141,11 @@ def applied(parts: Parts, path: Path) -> Parts:
         raise InputError(
             f"{path}: expected a calibration of {parts.name} with weights {own}, got one of {found.name} with weights "
             f"{found.weights}; {AGAIN}"
+        )
+    if found.windows != windows:
+        raise InputError(
+            f"{path}: expected a calibration of --windows {windows}, got one of --windows {found.windows}; give that "
+            f"to detect, or {AGAIN} --windows {windows}"
         )
     return dataclasses.replace(
         parts, threshold=found.threshold, calibration=found.calibration, rule=found.verdicts, doubts=()

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from pipeline.scoring import runs, scorer
 from pipeline.scoring.centroids import CentroidIndex
 
 NEIGHBOURS = familiarity.NEIGHBOURS  # utterances that explain a detection
+Heard = Literal["first", "mean", "min"]  # windows of a file: the first, or all with the mean or the lowest score
 IN_MEMORY = Path("samples in memory")  # the name of what has no file
 
 
@@ -63,13 +64,14 @@ class TrainingNeighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Detection:
-    """What a system says of the first window of a file.
+    """What a system says of a file: of its first window, or of all of it, see `System.windows`.
 
     probability: of bona fide where half of all speech is; None where the scores of dev could not be calibrated.
     centroid: the one most similar to the embedding, from 0. verdict: `bonafide`, `spoof` or `cannot_tell`, by the rule
     of `pipeline.metrics.verdicts`; None in a package without one. distance_percentile: in 0..100, of the distance to
     the training set, see `pipeline.analysis.familiarity`; None without its embeddings. neighbours: nearest first; empty
-    unless asked for. warnings: what makes the samples of the file doubtful.
+    unless asked for. warnings: what makes the samples of the file doubtful. part: start and end, in seconds, of the
+    window with the lowest score, where all windows are heard; else None. Centroid, distance and neighbours are of it.
     """
 
     path: Path
@@ -81,6 +83,7 @@ class Detection:
     distance_percentile: float | None = None
     neighbours: tuple[TrainingNeighbour, ...] = ()
     warnings: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
 
 
 class Unreadable(NamedTuple):
@@ -129,7 +132,8 @@ class System:
     """A trained system, ready to score files.
 
     threshold: scores above it are accepted as bona fide. channel: of files with several; the mean, left, right, or a
-    number from 0.
+    number from 0. windows: `first`, as the flow scores; or all that `window_starts` gives and that are not silent, of
+    which the score of a file is the `mean` or the `min`.
     """
 
     parts: Parts
@@ -140,6 +144,7 @@ class System:
     reads: Reads
     threshold: float
     channel: Channel = MEAN
+    windows: Heard = "first"
 
     @property
     def window(self) -> int:
@@ -161,18 +166,18 @@ class System:
             return error
 
     def score(self, path: str | Path) -> float:
-        """The score of the first window of a file. Raises InputError for a file that cannot be scored."""
+        """The score of a file. Raises InputError for a file that cannot be scored."""
         (found,) = self.scores([path])
         if isinstance(found, Unreadable):
             raise InputError(found.why)
         return found
 
     def scores(self, paths: Iterable[str | Path]) -> Iterator[float | Unreadable]:
-        """The score of the first window of every file, in order, as `detect` goes through them."""
+        """The score of every file, in order, as `detect` goes through them."""
         return (found if isinstance(found, Unreadable) else found.score for found in self._found(paths, None))
 
     def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
-        """What the system says of the first window of every file, in order, a batch of files at a time.
+        """What the system says of every file, in order: a batch of files at a time, or one where all windows are heard.
 
         The next batches are decoded while this one is computed on; memory does not grow with the number of files.
         Raises InputError, before any file is read, where explanations are asked for and there are none.
@@ -185,6 +190,9 @@ class System:
     def _found(self, paths: Iterable[str | Path], known: _Known | None) -> Iterator[Detection | Unreadable]:
         """What the system says of every file; with what is known of the training set, also its neighbours there."""
         files = (Path(path) for path in paths)
+        if self.windows != "first":
+            yield from (self._file(path, known) for path in files)
+            return
         size = self.parts.batch_size
         with contextlib.closing(ahead.in_order(self._head, files, threads=loader.workers(), ahead=2 * size)) as heads:
             while batch := list(itertools.islice(heads, size)):
@@ -198,9 +206,47 @@ class System:
         """
         heard, warnings = decode.of_samples(samples, rate, name=str(IN_MEMORY), channel=self.channel)
         self._check_scale(IN_MEMORY, warnings)
+        if self.windows != "first":
+            return self._whole(IN_MEMORY, heard, warnings, None).score
         head = self._first(IN_MEMORY, heard, warnings)
         (found,) = self._detections([head], None)
         return found.score
+
+    def _file(self, path: Path, known: _Known | None) -> Detection | Unreadable:
+        """The detection of all windows of a file."""
+        try:
+            audio = self._decoded(path)
+            return self._whole(path, audio.samples, audio.warnings, known)
+        except InputError as error:
+            return Unreadable(path, str(error))
+
+    def _whole(self, path: Path, samples: Samples, warnings: tuple[str, ...], known: _Known | None) -> Detection:
+        """The detection of all windows of some samples. Raises InputError where all are silent."""
+        starts = window_starts(len(samples), window=self.window)
+        heard, embedded = self._embedded(path, samples, starts)
+        if not len(heard):
+            raise InputError(f"{path}: all {len(samples)} samples at 16 kHz are silent")
+        scores = scorer.score(embedded, self.index, names=_places(path, starts[heard]))
+        lowest = int(scores.argmin())
+        score = scores.min() if self.windows == "min" else scores.mean()
+        start = int(starts[heard[lowest]])
+        part = start / SAMPLE_RATE, min(start + self.window, len(samples)) / SAMPLE_RATE
+        (found,) = self._judged([path], [warnings], np.array([score]), embedded[lowest : lowest + 1], known)
+        return replace(found, part=part)
+
+    def _embedded(
+        self, path: Path, samples: Samples, starts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Which of W windows that start at `starts` (W,) are not silent, (H,), and their embeddings (H, E)."""
+        heard, embedded = [np.empty(0, np.int64)], [np.empty((0, self.index.index.d), np.float32)]
+        for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // self.parts.batch_size)):
+            cuts = [self._cut(samples[start : start + self.window]) for start in starts[rows]]
+            sounding = [i for i, (cut, valid) in enumerate(cuts) if np.ptp(cut[:valid]) > 0]
+            if sounding:
+                windows = np.stack([cuts[i][0] for i in sounding]), np.array([cuts[i][1] for i in sounding])
+                heard.append(rows[sounding])
+                embedded.append(self.embed(windows, names=_places(path, starts[rows[sounding]])))
+        return np.concatenate(heard), np.concatenate(embedded)
 
     def _head(self, path: Path) -> _Head | Unreadable:
         try:
@@ -245,18 +291,32 @@ class System:
         names = [str(head.path) for head in heads]
         windows = np.stack([head.samples for head in heads]), np.array([head.valid for head in heads])
         embedded = self.embed(windows, names=names)
+        scores = scorer.score(embedded, self.index, names=names)
+        return self._judged([head.path for head in heads], [head.warnings for head in heads], scores, embedded, known)
+
+    def _judged(
+        self,
+        paths: Sequence[Path],
+        warnings: Sequence[tuple[str, ...]],
+        scores: NDArray[np.float32],
+        embedded: NDArray[np.float32],
+        known: _Known | None,
+    ) -> list[Detection]:
+        """The detections of n files with scores (n,), explained by embeddings (n, E)."""
         # float32 as a score file has it, whose digits the threshold has too
-        scores = [float(str(score)) for score in scorer.score(embedded, self.index, names=names)]
+        digits = [float(str(score)) for score in scores]
         nearest = self._nearest_centroids(embedded)
-        neighbours, far = _neighbours(embedded, known) if known else ([() for _ in heads], [None for _ in heads])
+        neighbours, far = _neighbours(embedded, known) if known else ([() for _ in paths], [None for _ in paths])
         rule = self.parts.rule
         return [
             Detection(
-                head.path, score, score > self.threshold, self.probability(score), centroid,
+                path, score, score > self.threshold, self.probability(score), centroid,
                 verdict=rule.verdict(score) if rule else None, distance_percentile=percentile, neighbours=near,
-                warnings=head.warnings,
+                warnings=doubts,
             )
-            for head, score, centroid, near, percentile in zip(heads, scores, nearest, neighbours, far, strict=True)
+            for path, doubts, score, centroid, near, percentile in zip(
+                paths, warnings, digits, nearest, neighbours, far, strict=True
+            )
         ]  # fmt: skip
 
     def embed(self, windows: Windows, *, names: Sequence[str]) -> NDArray[np.float32]:
@@ -291,30 +351,31 @@ class System:
         samples = self._decoded(Path(path)).samples
         starts = window_starts(len(samples), window=self.window)
         scores = np.full(len(starts), np.nan, np.float32)
-        for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // self.parts.batch_size)):
-            cuts = [self._cut(samples[start : start + self.window]) for start in starts[rows]]
-            sounding = [i for i, (cut, valid) in enumerate(cuts) if np.ptp(cut[:valid]) > 0]
-            if sounding:
-                windows = np.stack([cuts[i][0] for i in sounding]), np.array([cuts[i][1] for i in sounding])
-                names = [f"{path} at {starts[rows[i]] / SAMPLE_RATE:.2f} s" for i in sounding]
-                scores[rows[sounding]] = scorer.score(self.embed(windows, names=names), self.index, names=names)
+        heard, embedded = self._embedded(Path(path), samples, starts)
+        if len(heard):
+            scores[heard] = scorer.score(embedded, self.index, names=_places(Path(path), starts[heard]))
         end = np.minimum(starts + self.window, len(samples))
         return Timeline(starts / SAMPLE_RATE, end / SAMPLE_RATE, scores)
 
 
-def load(run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN) -> System:
+def load(
+    run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
+) -> System:
     """The system of a run of the project in the current folder, by its name, or of the package in a folder.
 
     Args:
         threshold: in place of that of the EER on dev.
         channel: the channel of files with several that is heard: their mean, left, right, or a number from 0.
+        windows: of a file, the first one, or all with the mean or the lowest of their scores.
 
     Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
     """
-    return of_parts(assembly.find(run), threshold=threshold, channel=channel)
+    return of_parts(assembly.find(run), threshold=threshold, channel=channel, windows=windows)
 
 
-def of_parts(parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN) -> System:
+def of_parts(
+    parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
+) -> System:
     """The system that consists of some parts; see `load`."""
     facts = runs.card(parts.run)
     layers = tuple(facts["kind"]["layers"])
@@ -329,7 +390,13 @@ def of_parts(parts: Parts, *, threshold: float | None = None, channel: Channel =
         reads=facts["reads"],
         threshold=parts.threshold if threshold is None else threshold,
         channel=channel,
+        windows=windows,
     )
+
+
+def _places(path: Path, starts: NDArray[np.int64]) -> list[str]:
+    """The names of windows of a file, for messages."""
+    return [f"{path} at {start / SAMPLE_RATE:.2f} s" for start in starts]
 
 
 def window_starts(samples: int, *, window: int) -> NDArray[np.int64]:
