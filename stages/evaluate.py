@@ -20,11 +20,10 @@ from pipeline.metrics import calibration, evaluation, join, scorefile, transfer,
 from pipeline.metrics.abstention import RiskCoverage, risk_coverage
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.det import Det, det_points
-from pipeline.metrics.eer import official_eer
 from pipeline.metrics.evaluation import Metrics
 from pipeline.metrics.tdcf import AsvRates
 from pipeline.metrics.verdicts import VerdictRule
-from pipeline.report import curves, plots
+from pipeline.report import curves
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dev = _read_dev(given.dev_scores, threshold=threshold, error_rate=rate)
     found = {name: _evaluate(name, given, settings, dev) for name in settings.evaluate.sets}
     for name, result in found.items():
-        _plot(given.plots, name, given.training.stem, result, dev_threshold=dev.threshold)
+        _plot(given.plots, name, result)
         text = json.dumps(result.metrics, indent=2, ensure_ascii=False, allow_nan=False)
         files.write_text(given.metrics / f"{name}.json", text + "\n")
         _tell(name, given.scores / f"{name}.txt", result)
@@ -117,7 +116,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="to write {det,histogram}/<set>.{csv,png} and risk/<set>.csv",
+        help="to write {det,histogram,risk}/<set>.csv",
     )
     return parser.parse_args(argv)
 
@@ -147,14 +146,10 @@ def _read_dev(path: Path, *, threshold: float, error_rate: float) -> _Dev:
     return _Dev(dev, found.score, threshold, fitted, rule)
 
 
-def _plot(folder: Path, name: str, row: str, found: _Found, *, dev_threshold: float) -> None:
-    shown = curves.thinned(found.det)
-    curves.write_det(folder / f"det/{name}.csv", shown)
-    plots.draw_dets(folder / f"det/{name}.png", {row: shown})
+def _plot(folder: Path, name: str, found: _Found) -> None:
+    curves.write_det(folder / f"det/{name}.csv", curves.thinned(found.det))
     curves.write_histogram(folder / f"histogram/{name}.csv", found.histogram)
     curves.write_risk(folder / f"risk/{name}.csv", curves.thinned_risk(found.risk))
-    thresholds = {"EER threshold": official_eer(found.det).threshold, "dev threshold": dev_threshold}
-    plots.draw_histogram(folder / f"histogram/{name}.png", found.histogram, thresholds=thresholds)
 
 
 def _tell(name: str, path: Path, found: _Found) -> None:

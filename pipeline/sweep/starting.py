@@ -28,7 +28,7 @@ FORKS = multiprocessing.get_context("forkserver")
 PREFIX = ["python", "-m"]
 TOGETHER = "stages.train"  # the stage of which one process can run several
 # What these stages import within functions, as it takes long. A sweep evaluates many rows.
-INNER_IMPORTS = {"stages.evaluate": ("matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.special")}
+INNER_IMPORTS = {"stages.evaluate": ("scipy.special",)}
 SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
 
 
