@@ -506,11 +506,10 @@ def test_only_what_is_trained_on_is_augmented(tmp_path: Path) -> None:
 
 def test_evaluation_sets_are_cached_in_the_views_that_degrade_them(tmp_path: Path) -> None:
     text = SETTINGS.read_text()
-    assert text.count("  views: []  ") == 2  # extract.views and evaluate.views
+    empty = "  views: []  "
+    assert text.count(empty) == 3  # extract.views, evaluate.views and atlas.views
     path = tmp_path / "params.yaml"
-    path.write_text(
-        text.replace("  views: []  ", "  views: [noise_0]  ", 1).replace("  views: []  ", "  views: [mp3_32]  ")
-    )
+    path.write_text(text.replace(empty, "  views: [noise_0]  ", 1).replace(empty, "  views: [mp3_32]  ", 1))
     settings = params_file.load(path)
     asked = {name: stage.asked_of(settings, name).views for name in settings.sets}
     assert asked == {"train": ("noise_0",), "dev": (), "eval": ("mp3_32",)}

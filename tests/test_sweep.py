@@ -236,8 +236,12 @@ def test_downstream_is_what_a_target_makes_stale_and_nothing_before_it(here: Pat
     outcome = Sweep(Flow(["train"], downstream=True), jobs=2, tell=lambda _: None).run()
     assert set(outcome.ran) == {"train@one", "train@two", "evaluate@one", "evaluate@two", "report"}
     assert Path("one.out").read_text() == "pulledone"
-    with pytest.raises(SystemExit):
-        command.main(["--downstream"])
+    states = progress(Flow(["train"], downstream=True), Path.cwd())
+    assert {name for name, state in states.items() if state is Progress.DONE} == set(outcome.ran)
+    assert Progress.DONE not in progress(Flow(["train"]), Path.cwd()).values()  # what they need is missing
+    for main in (command.main, status.main):
+        with pytest.raises(SystemExit):
+            main(["--downstream"])
 
 
 def test_a_stage_waits_for_what_it_needs_and_no_more_than_jobs_run(here: Path) -> None:

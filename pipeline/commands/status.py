@@ -7,6 +7,7 @@ its training early, and none of its inputs changed since.
 examples:
   bonafide status
   bonafide status train@linear-qamo-all-clean-1   one stage and what it needs
+  bonafide status --downstream layers select      where features were pulled, and nothing before them can run
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ def main(argv: Sequence[str]) -> None:
     purpose, _, details = (__doc__ or "").partition("\n\n")
     parser = parser_of("bonafide status", purpose, details)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, as `dvc repro` takes them; default: all")
-    flow = Flow(parser.parse_args(argv).targets)
+    parser.add_argument(
+        "--downstream", action="store_true", help="the targets and what needs them, as in `bonafide sweep`"
+    )
+    args = parser.parse_args(argv)
+    if args.downstream and not args.targets:
+        parser.error("argument --downstream: expected stages beside it, such as `layers select`")
+    flow = Flow(args.targets, downstream=args.downstream)
     for line in lines(progress(flow, flow.root)):
         print(line)
