@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,6 +225,33 @@ def test_doubtful_samples_are_refused_for_an_encoder_that_does_not_normalize(tmp
                     continue
                 with pytest.raises(InputError, match=r"u: .*x\.wav: the peak of the samples is 300, .*not normalize"):
                     loader.loaded(loading, slice(0, 1))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_windows_are_where_the_workers_left_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    """The rows of some utterances, by threads, which write as processes do; and after all, no open file is left."""
+    if not in_memory:
+        monkeypatch.delattr(os, "memfd_create")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    window, clips = WindowParams(samples=4_000, pad="repeat"), []
+    for i in range(20):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, 0.9 * np.random.default_rng(i).uniform(-1, 1, 3_000 + 100 * i), RATE, subtype="FLOAT")
+        clips.append(loader.Clip(path.stem, path, decode.digest(path.read_bytes())))
+    open_files = Path("/proc/self/fd")
+    before = {path.name for path in open_files.iterdir()}
+    with ThreadPoolExecutor(3) as executor:
+        loading = loader.load(executor, clips, view=CLEAN, window=window)
+        with contextlib.closing(loading):
+            got, valid = loader.loaded(loading, slice(5, 19))
+            assert sorted(path.suffix for path in tmp_path.iterdir()) == [".wav"] * 20
+    expected = [loader.load_window(clip, view=CLEAN, window=window) for clip in clips[5:19]]
+    np.testing.assert_array_equal(got, np.stack([samples for samples, _ in expected]))
+    assert valid.tolist() == [count for _, count in expected]
+    del got, loading
+    assert {path.name for path in open_files.iterdir()} == before
 
 
 def test_memory_is_that_of_what_is_kept(tmp_path: Path) -> None:

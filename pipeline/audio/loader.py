@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -37,7 +38,7 @@ Window = tuple[windowing.Samples, int]  # (S,), and how many samples are valid
 
 @dataclass(frozen=True)
 class WindowMemory:
-    """Memory for windows (S,), which other processes find by its path. It is on no disk."""
+    """Memory for windows (S,), which other processes find by its path."""
 
     path: Path
 
@@ -54,7 +55,7 @@ class Loading:
     def __init__(self, executor: Executor, count: int, samples: int) -> None:
         self.parts: list[Future[list[int | InputError]]] = []
         self._executor = executor
-        self._memory = os.memfd_create("windows")
+        self._memory = _memory_file()
         os.ftruncate(self._memory, count * samples * np.dtype(np.float32).itemsize)
         self.memory = WindowMemory(Path(f"/proc/{os.getpid()}/fd/{self._memory}"))
         self.windows = np.frombuffer(mmap.mmap(self._memory, 0), np.float32).reshape(count, samples)
@@ -76,6 +77,15 @@ class Loading:
         for part in range(len(self.parts)):
             self._wait(part)
         os.close(self._memory)
+
+
+def _memory_file() -> int:
+    """A file without a name, in memory; on a disk where Python was built for systems without such files, as conda's."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("windows")
+    handle, path = tempfile.mkstemp(prefix="windows-")
+    Path(path).unlink()
+    return handle
 
 
 @dataclass(frozen=True)
