@@ -29,7 +29,7 @@ from pipeline import detect
 from pipeline.analysis import embeddings
 from pipeline.audio import decode, track
 from pipeline.core.errors import InputError
-from pipeline.detect import Detection, System, Unreadable, assembly
+from pipeline.detect import Detection, System, Unreadable, assembly, loading
 from pipeline.detect import system as detecting
 from pipeline.extraction import forward
 from pipeline.metrics import calibration, scorefile
@@ -540,7 +540,7 @@ def test_the_same_centroids_in_an_index_of_another_metric_are_refused(copied: Pa
 
 
 def test_features_of_another_version_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detecting, "FEATURES_VERSION", detecting.FEATURES_VERSION + 1)
+    monkeypatch.setattr(loading, "FEATURES_VERSION", loading.FEATURES_VERSION + 1)
     with pytest.raises(InputError, match="features_version 1, got 2"):
         detect.load(POOLED)
 

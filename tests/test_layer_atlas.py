@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 
-from pipeline.analysis import layer_atlas, layer_probe
+from pipeline.analysis import joint_probes, layer_atlas, layer_probe
 from pipeline.core.contracts import Tap
 
 SIZES = {"a1": 90, "a2": 80, "b": 120, "c": 70}
@@ -49,8 +50,8 @@ def test_in_a_training_on_several_sets_each_set_weighs_the_same() -> None:
     """Two sets weigh as one set in which the smaller one is repeated until both are equally large."""
     rows = {name: layer_probe.flat(read(name, "clean", 2)) for name in ("b", "c")}
     labels = {name: np.arange(len(x)) % 2 == 0 for name, x in rows.items()}
-    rough = layer_atlas.Rough.of(list(rows.values()))
-    fitted = layer_atlas.fit({name: rough(x) for name, x in rows.items()}, labels, {"both": ("b", "c")})
+    rough = joint_probes.Rough.of(list(rows.values()))
+    fitted = joint_probes.fit({name: rough(x) for name, x in rows.items()}, labels, {"both": ("b", "c")})
     together = np.concatenate([np.repeat(rows["b"], 7, axis=0), np.repeat(rows["c"], 12, axis=0)])
     classes = np.concatenate([np.repeat(labels["b"], 7), np.repeat(labels["c"], 12)])
     alone = layer_probe.fit(together.reshape(len(together), 2, -1), classes)
@@ -87,19 +88,32 @@ def test_a_choice_is_by_the_mean_over_domains(atlas: layer_atlas.Atlas) -> None:
     }
     choice = atlas.choices[2]
     assert choice.layers[0] == min(by_hand, key=by_hand.__getitem__)
-    if len(choice.layers) == 1:
-        assert choice.by == pytest.approx(by_hand[choice.layers[0]], abs=1e-9)
-    assert choice.by <= by_hand[choice.layers[0]]
+
+    def together(trained: str, tested: str) -> float:
+        probes = [layer_probe.fit(read(trained, "clean", layer), IS_BONAFIDE[trained]) for layer in choice.layers]
+        scores = [one.scores(read(tested, "clean", layer)) for one, layer in zip(probes, choice.layers, strict=True)]
+        return layer_probe.eer(np.mean([one["logistic"] for one in scores], axis=0), IS_BONAFIDE[tested])
+
+    assert len(choice.layers) > 1
+    by = np.mean([np.mean([together(*pair) for pair in of_domain]) for of_domain in pairs])
+    assert choice.by == pytest.approx(by, abs=1e-9)
+    assert choice.by < by_hand[choice.layers[0]]
 
 
 def test_a_channel_that_is_constant_in_one_set_says_nothing_there() -> None:
     rows = {name: layer_probe.flat(read(name, "clean", 2)).copy() for name in ("b", "c")}
     rows["b"][:, 0] = 7.0
-    rough = layer_atlas.Rough.of(list(rows.values()))
+    rough = joint_probes.Rough.of(list(rows.values()))
     labels = {name: IS_BONAFIDE[name] for name in rows}
-    fitted = layer_atlas.fit({name: rough(x) for name, x in rows.items()}, labels, {"b": ("b",), "c": ("c",)})
+    fitted = joint_probes.fit({name: rough(x) for name, x in rows.items()}, labels, {"b": ("b",), "c": ("c",)})
     assert fitted.scale[0, 0] == 1
     assert abs(fitted.weights[0, 0]) < 0.02 < abs(fitted.weights[0, 1])
+
+
+def test_a_descent_that_ends_too_early_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_probes, "ITERATIONS", 1)
+    with pytest.warns(ConvergenceWarning, match="not at their minimum: .*ITERATIONS"):
+        survey()
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

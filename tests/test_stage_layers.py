@@ -285,7 +285,7 @@ def test_the_atlas_goes_over_domains_and_encoders(tmp_path: Path) -> None:
         probed = {(row["layer"], row["method"], row["set"]): float(row["eer"]) for row in csv.DictReader(file)}
     for row in rows:
         if (row["encoder"], row["trained"]) == (mine, "train"):
-            assert float(row["eer"]) == pytest.approx(probed[row["layer"], row["method"], row["tested"]], abs=8)
+            assert float(row["eer"]) == pytest.approx(probed[row["layer"], row["method"], row["tested"]], abs=1e-9)
     chosen = json.loads((tmp_path / "layers.json").read_text())["atlas"]
     assert list(chosen) == [mine, others]
     assert [one["left_out"] for one in chosen[mine]] == ["two", None]

@@ -80,7 +80,7 @@ class Loading:
 
 
 def _memory_file() -> int:
-    """A file without a name, in memory; on a disk where Python was built for systems without such files, as conda's."""
+    """A file without a name, in memory; on a disk where Python lacks those, as conda's and older ones of uv do."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("windows")
     handle, path = tempfile.mkstemp(prefix="windows-")

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,20 +32,16 @@ from pipeline.audio import decode, loader, windowing
 from pipeline.audio.decode import Audio
 from pipeline.audio.loader import Windows
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
-from pipeline.core import ahead, devices
+from pipeline.core import ahead
 from pipeline.core.contracts import Tap
-from pipeline.core.devices import Precision
 from pipeline.core.errors import InputError
 from pipeline.core.sections import MEAN, Channel
 from pipeline.core.trial_table import LABELS, Trials
-from pipeline.detect import assembly
 from pipeline.detect.assembly import Parts
-from pipeline.detect.package_card import AGAIN
-from pipeline.encoder import models, xlsr
+from pipeline.encoder import xlsr
 from pipeline.extraction.forward import BatchSize, compute
-from pipeline.extraction.identity import FEATURES_VERSION
 from pipeline.features.dataset import Reads
-from pipeline.scoring import runs, scorer
+from pipeline.scoring import scorer
 from pipeline.scoring.centroids import CentroidIndex
 
 NEIGHBOURS = familiarity.NEIGHBOURS  # utterances that explain a detection
@@ -225,7 +221,7 @@ class System:
         starts = window_starts(len(samples), window=self.window)
         heard, embedded = self._embedded(path, samples, starts)
         if not len(heard):
-            raise InputError(f"{path}: all {len(samples)} samples at 16 kHz are silent")
+            raise InputError(f"{path}: all {len(samples)} samples at 16 kHz are silent; leave the file out")
         scores = scorer.score(embedded, self.index, names=_places(path, starts[heard]))
         lowest = int(scores.argmin())
         score = scores.min() if self.windows == "min" else scores.mean()
@@ -358,42 +354,6 @@ class System:
         return Timeline(starts / SAMPLE_RATE, end / SAMPLE_RATE, scores)
 
 
-def load(
-    run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
-) -> System:
-    """The system of a run of the project in the current folder, by its name, or of the package in a folder.
-
-    Args:
-        threshold: in place of that of the EER on dev.
-        channel: the channel of files with several that is heard: their mean, left, right, or a number from 0.
-        windows: of a file, the first one, or all with the mean or the lowest of their scores.
-
-    Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
-    """
-    return of_parts(assembly.find(run), threshold=threshold, channel=channel, windows=windows)
-
-
-def of_parts(
-    parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
-) -> System:
-    """The system that consists of some parts; see `load`."""
-    facts = runs.card(parts.run)
-    layers = tuple(facts["kind"]["layers"])
-    backend, index = runs.backend(parts.run), runs.index(parts.run)
-    _check_widths(parts, facts, backend, index)
-    return System(
-        parts=parts,
-        encoder=_encoder(parts, layers, channels=facts["kind"]["channels"]),
-        backend=backend,
-        index=index,
-        layers=layers,
-        reads=facts["reads"],
-        threshold=parts.threshold if threshold is None else threshold,
-        channel=channel,
-        windows=windows,
-    )
-
-
 def _places(path: Path, starts: NDArray[np.int64]) -> list[str]:
     """The names of windows of a file, for messages."""
     return [f"{path} at {start / SAMPLE_RATE:.2f} s" for start in starts]
@@ -403,50 +363,6 @@ def window_starts(samples: int, *, window: int) -> NDArray[np.int64]:
     """Where overlapping windows start: every half window, and one that ends with the last sample."""
     last = max(samples - window, 0)
     return np.unique(np.append(np.arange(0, last + 1, window // 2), last))
-
-
-def _check_widths(parts: Parts, facts: dict[str, Any], backend: nn.Module, index: CentroidIndex) -> None:
-    """Raise InputError where the backend cannot embed features of the card's kind, or the centroids have another width.
-
-    One utterance of noise goes through the backend, so that a misfit comes before any file is read.
-    """
-    kind = facts["kind"]
-    frames = 2 if facts["reads"] == "pooled" else 8
-    noise = torch.from_numpy(np.random.default_rng(0).random((1, len(kind["layers"]), frames, kind["channels"]), "f4"))
-    try:
-        with torch.inference_mode():
-            shape = tuple(backend(noise, torch.tensor([frames])).shape)
-    except Exception as error:  # whatever a backend raises whose parameters do not fit each other
-        raise InputError(f"{parts.run}: the backend does not fit the features of its card: {error}; {AGAIN}") from None
-    if shape != (1, index.index.d):
-        raise InputError(f"{parts.run}: expected an embedding of width {index.index.d}, got one of {shape}; {AGAIN}")
-
-
-def _encoder(parts: Parts, taps: tuple[Tap, ...], *, channels: int) -> xlsr.Encoder:
-    """The encoder on its device. Raises InputError where it is not the one that the run was trained with."""
-    model, card = models.load_deployed(parts.encoder, weights=parts.weights)
-    precision: Precision = "bfloat16" if parts.features.get("compute_dtype") == "bfloat16" else "float32"
-    found = {
-        "weights_sha256": card.weights_sha256,
-        "architecture": card.architecture,
-        "normalize": card.normalize,
-        "compute_dtype": precision,
-        "features_version": FEATURES_VERSION,
-    }
-    if wrong := [key for key in found if found[key] != parts.features.get(key)]:
-        told = ", ".join(f"{key} {parts.features.get(key)}, got {found[key]}" for key in wrong)
-        raise InputError(
-            f"{parts.name}: encoder {card.source}: expected what the run was trained with, {told}; run `dvc repro` in "
-            "the project, or take the encoder and the version of bonafide that the run was made with"
-        )
-    card.check_taps(taps)
-    if card.channels != channels or not card.frames(parts.features["window"]["samples"]):
-        raise InputError(f"{parts.name}: expected features of width {channels}, got {card.channels} or none; {AGAIN}")
-    device = devices.device_of(parts.device, key="extract.device")
-    encoder = xlsr.Encoder(
-        model, taps=taps, normalize=card.normalize, normalize_eps=card.normalize_eps, precision=precision
-    )
-    return encoder.to(device)
 
 
 def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:

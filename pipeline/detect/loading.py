@@ -1,0 +1,104 @@
+"""A system from the parts of a run or a package: the encoder on its device, the backend, the centroids, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.core import devices
+from pipeline.core.contracts import Tap
+from pipeline.core.devices import Precision
+from pipeline.core.errors import InputError
+from pipeline.core.sections import MEAN, Channel
+from pipeline.detect import assembly
+from pipeline.detect.assembly import Parts
+from pipeline.detect.package_card import AGAIN
+from pipeline.detect.system import Heard, System
+from pipeline.encoder import models, xlsr
+from pipeline.extraction.identity import FEATURES_VERSION
+from pipeline.scoring import runs
+from pipeline.scoring.centroids import CentroidIndex
+
+
+def load(
+    run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
+) -> System:
+    """The system of a run of the project in the current folder, by its name, or of the package in a folder.
+
+    Args:
+        threshold: in place of that of the EER on dev.
+        channel: the channel of files with several that is heard: their mean, left, right, or a number from 0.
+        windows: of a file, the first one, or all with the mean or the lowest of their scores.
+
+    Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
+    """
+    return of_parts(assembly.find(run), threshold=threshold, channel=channel, windows=windows)
+
+
+def of_parts(
+    parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
+) -> System:
+    """The system that consists of some parts; see `load`."""
+    facts = runs.card(parts.run)
+    layers = tuple(facts["kind"]["layers"])
+    backend, index = runs.backend(parts.run), runs.index(parts.run)
+    _check_widths(parts, facts, backend, index)
+    return System(
+        parts=parts,
+        encoder=_encoder(parts, layers, channels=facts["kind"]["channels"]),
+        backend=backend,
+        index=index,
+        layers=layers,
+        reads=facts["reads"],
+        threshold=parts.threshold if threshold is None else threshold,
+        channel=channel,
+        windows=windows,
+    )
+
+
+def _check_widths(parts: Parts, facts: dict[str, Any], backend: nn.Module, index: CentroidIndex) -> None:
+    """Raise InputError where the backend cannot embed features of the card's kind, or the centroids have another width.
+
+    One utterance of noise goes through the backend, so that a misfit comes before any file is read.
+    """
+    kind = facts["kind"]
+    frames = 2 if facts["reads"] == "pooled" else 8
+    noise = torch.from_numpy(np.random.default_rng(0).random((1, len(kind["layers"]), frames, kind["channels"]), "f4"))
+    try:
+        with torch.inference_mode():
+            shape = tuple(backend(noise, torch.tensor([frames])).shape)
+    except Exception as error:  # whatever a backend raises whose parameters do not fit each other
+        raise InputError(f"{parts.run}: the backend does not fit the features of its card: {error}; {AGAIN}") from None
+    if shape != (1, index.index.d):
+        raise InputError(f"{parts.run}: expected an embedding of width {index.index.d}, got one of {shape}; {AGAIN}")
+
+
+def _encoder(parts: Parts, taps: tuple[Tap, ...], *, channels: int) -> xlsr.Encoder:
+    """The encoder on its device. Raises InputError where it is not the one that the run was trained with."""
+    model, card = models.load_deployed(parts.encoder, weights=parts.weights)
+    precision: Precision = "bfloat16" if parts.features.get("compute_dtype") == "bfloat16" else "float32"
+    found = {
+        "weights_sha256": card.weights_sha256,
+        "architecture": card.architecture,
+        "normalize": card.normalize,
+        "compute_dtype": precision,
+        "features_version": FEATURES_VERSION,
+    }
+    if wrong := [key for key in found if found[key] != parts.features.get(key)]:
+        told = ", ".join(f"{key} {parts.features.get(key)}, got {found[key]}" for key in wrong)
+        raise InputError(
+            f"{parts.name}: encoder {card.source}: expected what the run was trained with, {told}; run `dvc repro` in "
+            "the project, or take the encoder and the version of bonafide that the run was made with"
+        )
+    card.check_taps(taps)
+    if card.channels != channels or not card.frames(parts.features["window"]["samples"]):
+        raise InputError(f"{parts.name}: expected features of width {channels}, got {card.channels} or none; {AGAIN}")
+    device = devices.device_of(parts.device, key="extract.device")
+    encoder = xlsr.Encoder(
+        model, taps=taps, normalize=card.normalize, normalize_eps=card.normalize_eps, precision=precision
+    )
+    return encoder.to(device)
