@@ -36,10 +36,11 @@ def main() -> None:
     source = sets[args.set]
     corpus, estimator = members.member("corpora", source.corpus), members.member("quality", source.quality)
     root = source.folder
-    if source.columns is not None and "columns" not in inspect.signature(corpus.trials).parameters:
-        raise InputError(f"{args.params}: sets.{args.set}.columns: the corpus {source.corpus} takes none; remove it")
-    columns = {} if source.columns is None else {"columns": source.columns}
-    found = corpus.trials(root, Path(source.protocol), source.split, **columns)
+    told = {name: value for name in ("columns", "labels") if (value := getattr(source, name)) is not None}
+    for name in told:
+        if name not in inspect.signature(corpus.trials).parameters:
+            raise InputError(f"{args.params}: sets.{args.set}.{name}: the corpus {source.corpus} takes none; remove it")
+    found = corpus.trials(root, Path(source.protocol), source.split, **told)
     say = functools.partial(print, file=sys.stderr)
     table = inspection.with_contents(
         found,

@@ -48,7 +48,7 @@ def test_speech_df_arena(tmp_path: Path) -> None:
     ]
     table = read(speech_df_arena, tmp_path, text, "all", root=Path("/"))
     assert table.path.tolist() == ["data/data/AntiSpoofing-Datasets/In_Wild/0.wav", "Other/a b.wav"]
-    with pytest.raises(InputError, match=r"key.txt: expected the split all or all, got 'eval'"):
+    with pytest.raises(InputError, match=r"key.txt: expected the split all, got 'eval'"):
         read(speech_df_arena, tmp_path, text, "eval")
     with pytest.raises(
         InputError, match=r"key.txt:2: .* below the corpus root, got '/data/b.wav'; absolute paths need"

@@ -185,14 +185,37 @@ def test_other_columns_and_words(tmp_path: Path) -> None:
         assert table.speaker.tolist() == ["a", "-", "b"]
         assert table.attack.tolist() == ["-", "x y", "z"]
         assert decode.read(tmp_path / str(table.path[2])).content == decode.digest(wav(2))
-    for labels, names, got in (([0, 1, 1], None, "got 0"), ([0, 1, 2], ["real", "cat"], r"got 1 of \['real', 'cat'\]")):
+    for labels, names, got in (([0, 1, 1], None, "got 0"), ([0, 1, 2], ["real", "cat"], "got 1 of .*cat.}")):
         shard(path, other | {"label": labels}, names=names)
-        with pytest.raises(InputError, match=rf"parquet: row [01]: expected a label in words .*, {got}$"):
+        with pytest.raises(InputError, match=rf"parquet: row [01]: expected a label in words .*, {got}; say what"):
             arena.trials(tmp_path, tmp_path / "README.md", "train", columns)
     with pytest.raises(InputError, match="expected the columns nobody, got sound, who, system, label"):
         arena.trials(tmp_path, tmp_path / "README.md", "train", columns | {"speaker": "nobody"})
     with pytest.raises(InputError, match=r"expected columns for audio and label, and of path, .*, got \['age'\]"):
         arena.trials(tmp_path, tmp_path / "README.md", "train", columns | {"age": "who"})
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "labels", "bonafide"),
+    [
+        ([False, True], None, {"False": "bonafide", "True": "spoof"}, [True, False]),
+        ([0.0, 1.0], None, {"0.0": "spoof", "1.0": "bonafide"}, [False, True]),
+        ([1, 0], ["fake", "cat"], {"0": "bonafide", "1": "spoof"}, [False, True]),  # the set says it, not the file
+        (["wild", "tts"], None, {"wild": "bonafide", "tts": "spoof"}, [True, False]),
+        (["wild", " Fake"], None, {"wild": "bonafide"}, [True, False]),
+        (["real ", "fake"], None, {}, [True, False]),
+        ([1, 0], ["0", "1"], {}, [False, True]),  # names that are numbers: as the Arena has it
+    ],
+)
+def test_the_set_says_what_labels_mean(
+    tmp_path: Path, values: list[Any], names: list[str] | None, labels: dict[str, str], bonafide: list[bool]
+) -> None:
+    (tmp_path / "README.md").write_text("a card")
+    audio = [{"bytes": wav(i), "path": f"{i}.wav"} for i in range(2)]
+    own = {"path": ["a", "b"], "audio": audio, "label": values, "notes": [None, None]}
+    shard(tmp_path / "data/test-0.parquet", own, names=names)
+    table = arena.trials(tmp_path, tmp_path / "README.md", "test", labels=labels)
+    assert table.is_bonafide.tolist() == bonafide
 
 
 def test_what_cannot_be_read_is_named(dataset: Path) -> None:

@@ -113,6 +113,8 @@ def test_every_layout(read: Callable[..., Key], tmp_path: Path, capsys: pytest.C
         (lines('"u{i},{c}', "file,label\n"), "not valid CSV: .*is a quote left open"),
         (PA21.format(i=1, c="spoof") + "x\n", "expected the phase eval, progress, hidden, got 'evalx'"),
         ("", "its first line is of none of them"),
+        ("S E1 bonafide nontarget\nS E2 A11 spoof\n", "got a key of SASV: .*give the key of the countermeasure"),
+        ("S E2 A11 spoof\nS E1 bonafide target\n", "got a key of SASV"),
     ],
 )
 def test_what_is_no_key(read: Callable[..., Key], text: str, message: str) -> None:

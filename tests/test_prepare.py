@@ -394,11 +394,12 @@ def test_the_set_says_who_estimates_quality(
     assert "expected quality to be one of column, dnsmos, scoreq, got 'nobody'" in said
 
 
-def test_columns_are_for_the_corpora_that_take_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change_set(folder, "columns: {audio: sound}")
+@pytest.mark.parametrize(("name", "value"), [("columns", "{audio: sound}"), ("labels", "{0: bonafide, true: spoof}")])
+def test_what_only_some_corpora_take(folder: Path, capsys: pytest.CaptureFixture[str], name: str, value: str) -> None:
+    change_set(folder, f"{name}: {value}")
     code, said = run(folder, GOOD, capsys)
     assert code == 2
-    assert said == f"error: {folder}/params.yaml: sets.dev.columns: the corpus manifest takes none; remove it\n"
+    assert said == f"error: {folder}/params.yaml: sets.dev.{name}: the corpus manifest takes none; remove it\n"
 
 
 def test_a_missing_manifest_and_one_that_is_not_text(tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterVa
 Views = Choices
 
 
+def _as_text(value: Any) -> Any:
+    return {str(key): label for key, label in value.items()} if isinstance(value, dict) else value
+
+
+# What a file has for a class -> the class; 0, 0.0 and false are three values.
+Labels = Annotated[dict[str, Literal["bonafide", "spoof"]], BeforeValidator(_as_text)]
 Channel = Literal["mean", "left", "right"] | Annotated[int, Field(ge=0, lt=1024)]  # of audio; 0 is left
 MEAN: Literal["mean"] = "mean"
 
@@ -60,8 +66,8 @@ class SetParams(Section):
     corpus: the adapter, a file of `pipeline/corpora/`. protocol: the file that lists the trials; DVC reruns `prepare`
     when it changes. root: the folder of the audio. quality: the source of the MOS, a file of `pipeline/quality/`;
     `column` takes the values of the corpus itself. columns: the names of the corpus's columns, for an adapter that
-    takes them. channel: the channel of files with several that is heard: their mean, `left`, `right`, or a number
-    from 0.
+    takes them. labels: which of its labels are bona fide and which spoof, likewise. channel: the channel of files with
+    several that is heard: their mean, `left`, `right`, or a number from 0.
     """
 
     corpus: Name
@@ -71,6 +77,7 @@ class SetParams(Section):
     quality: Name
     on_bad_audio: Literal["fail", "skip"] = "fail"
     columns: dict[str, str] | None = None
+    labels: Labels | None = None
     channel: Channel = MEAN
 
     @property

@@ -210,9 +210,8 @@ def of_split(path: Path, split: str, rows: Iterable[tuple[str, Row]]) -> Trials:
         if split in (own, ALL):
             kept.append(row)
     if not kept:
-        raise InputError(
-            f"{path}: expected the split {', '.join(sorted(seen)) or 'of some trial'} or all, got {split!r}"
-        )
+        splits = " or ".join(filter(None, (", ".join(sorted(seen - {ALL})), ALL)))
+        raise InputError(f"{path}: expected the split {splits}, got {split!r}; set `split` to one that has trials")
     return from_rows(kept, source=f"{path} (split {split})")
 
 

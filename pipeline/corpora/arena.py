@@ -24,7 +24,9 @@ Other datasets give the names of their columns in the parameters of the set:
 
 `audio` and `label` are needed. Without `utterance` it is `utterance_id` of `notes`, else the `path`, else the path in
 the column of the audio. The label is a word, or a number for which the file itself has the word (`ClassLabel` in the
-library datasets). Other numbers are refused there, because 0 is spoof in some projects.
+library datasets). Others are refused, because 0 is spoof in some projects, unless the set says what they mean:
+
+    labels: {false: bonafide, true: spoof}
 
 Source: docs, loader.py and validate.py of https://github.com/lab260ru/speech_spoof_bench; the page of
 https://huggingface.co/datasets/SpeechAntiSpoofingBenchmarks/J-SPAW_LA; prep_dfadd.py of AUDDT, for other columns.
@@ -40,7 +42,7 @@ from typing import Any
 from pipeline.audio import parquet_rows
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials, from_rows
-from pipeline.corpora import _folders
+from pipeline.corpora import _folders, _protocols
 from pipeline.corpora._formats import ALL
 
 COLUMNS = {"path": "path", "audio": "audio", "label": "label", "notes": "notes"}
@@ -54,10 +56,17 @@ NOTES = {  # the names that a fact has in the notes
 }
 
 
-def trials(root: Path, protocol: Path, split: str, columns: Mapping[str, str] = COLUMNS) -> Trials:
+def trials(
+    root: Path,
+    protocol: Path,
+    split: str,
+    columns: Mapping[str, str] = COLUMNS,
+    labels: Mapping[str, str] = {},
+) -> Trials:
     """The trials of the shards of a split; the path of each is `<shard>/<column of the audio>/<row>`.
 
-    columns: the names of the columns in the files, by what they hold.
+    columns: the names of the columns in the files, by what they hold. labels: values of the column of labels, as text
+    -> bonafide or spoof; where there are some, they alone count.
 
     Raises InputError where there are no shards, for a missing column, a label of unknown meaning, notes that are no
     JSON, and whatever `pipeline.core.trial_table.from_rows` refuses.
@@ -73,11 +82,11 @@ def trials(root: Path, protocol: Path, split: str, columns: Mapping[str, str] = 
             f"{root}/data: expected files {split}-*.parquet, got those of {', '.join(there) or 'no split'}; check "
             f"`root` and `split`{_folders.other_root(root, 'data/*.parquet')}"
         )
-    rows = [row for shard in shards for row in _rows(root, shard, columns)]
+    rows = [row for shard in shards for row in _rows(root, shard, columns, labels)]
     return from_rows(rows, source=f"{root} (split {split})")
 
 
-def _rows(root: Path, shard: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def _rows(root: Path, shard: Path, columns: Mapping[str, str], labels: Mapping[str, str]) -> Iterator[Row]:
     """The trials of a shard, without its audio."""
     file = parquet_rows.open_file(shard)
     there = file.schema_arrow.names
@@ -94,7 +103,7 @@ def _rows(root: Path, shard: Path, columns: Mapping[str, str]) -> Iterator[Row]:
         for row, cells in enumerate(lines):
             where = f"{shard}: row {row}"
             found = {of: cells[name] for of, name in read.items()}
-            label = _label(where, found["label"], class_names, own=columns == COLUMNS)
+            label = _label(where, found["label"], labels or _meanings(class_names, own=columns == COLUMNS))
             facts = _facts(where, found)
             name = facts["utterance"] or found.get("path") or (cells.get(columns["audio"]) or {}).get("path") or ""
             attack = UNKNOWN if label == LABELS[0] else facts["attack"]
@@ -111,18 +120,26 @@ def _class_names(schema: Any, column: str) -> list[str]:
     return [str(name) for name in told] if isinstance(told, list) else []
 
 
-def _label(where: str, label: Any, names: list[str], *, own: bool) -> str:
-    """The class of a trial. own: whether the columns are the Arena's, where 0 is bona fide."""
-    number = label if isinstance(label, int) and not isinstance(label, bool) else None
-    if number is not None and names:
-        label = names[number] if 0 <= number < len(names) else None
-    elif number in (0, 1) and own:
-        label = LABELS[number]
-    if isinstance(label, str) and (found := CLASS_OF.get(label.lower())):
+def _meanings(class_names: list[str], *, own: bool) -> dict[str, str]:
+    """Our word for each label, as text. own: whether the columns are the Arena's, where 0 is bona fide.
+
+    class_names: the file's words for the numbers from 0. Where they are numbers themselves, they say nothing.
+    """
+    numbers = [str(i) for i in range(len(class_names))]
+    if class_names and class_names != numbers:
+        return {number: _protocols.label_of(name) for number, name in zip(numbers, class_names, strict=True)}
+    return {str(i): label for i, label in enumerate(LABELS)} if own else {}
+
+
+def _label(where: str, label: Any, meanings: Mapping[str, str]) -> str:
+    """The class of a trial. meanings: of labels that are no words, see `_meanings`."""
+    found = meanings.get(str(label)) or _protocols.label_of(str(label))
+    if found in LABELS:
         return found
     raise InputError(
-        f"{where}: expected a label in words ({', '.join(CLASS_OF)}), or a number whose words the file tells, got "
-        f"{label if number is None else number!r}{f' of {names}' if names else ''}"
+        f"{where}: expected a label in words ({', '.join(CLASS_OF)}), or one whose meaning the file or the set tells, "
+        f"got {label!r}{f' of {dict(meanings)}' if meanings else ''}; say what it means in `labels` of the set, such "
+        "as `labels: {0: bonafide, 1: spoof}`"
     )
 
 
