@@ -699,7 +699,7 @@ def test_metrics_of_another_training_are_not_packed(copied: Path, tmp_path: Path
 def test_a_training_set_that_the_parameters_lost_is_told(copied: Path, tmp_path: Path) -> None:
     settings = YAML(typ="safe").load(Path("params.yaml"))
     settings["sets"]["other"] = settings["sets"].pop("train")
-    settings["train"]["set"] = "other"
+    settings["train"]["set"] = settings["encoder"]["finetune"]["set"] = "other"
     YAML(typ="safe").dump(settings, Path("params.yaml"))
     message = f"params.yaml: expected the set train, which {POOLED} was trained on, below sets"
     with pytest.raises(InputError, match=message):

@@ -167,6 +167,11 @@ def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> 
             "  finetuned: [mine]",
             r":{line}: evaluate\.finetuned: expected \[\] with a frozen encoder, got \['mine'\]; set it to \[\], or",
         ),
+        (
+            "    set: train",
+            "    set: trian",
+            r":{line}: encoder\.finetune\.set: expected one of the sets train, dev, eval, also .*, got 'trian'$",
+        ),
         ("  finetuned: []", "  finetuned: [a, b]", r":{line}: evaluate\.finetuned: .*at most 1 item.*got \['a', 'b'\]"),
         ("  finetuned: []", "  finetuned: [a-b]", r":{line}: evaluate\.finetuned\.0: .*got 'a-b'"),
         ("  finetuned: []", "  # finetuned: []", r"evaluate\.finetuned: missing"),
@@ -208,6 +213,14 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, line: str, mistake: 
     with pytest.raises(InputError, match=message.replace("{line}", str(at + 1))) as error:
         params_file.load(path)
     assert str(path) in str(error.value)
+
+
+def test_no_encoder_is_finetuned_on_a_pool(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = SETTINGS.read_text().replace("pools: {} ", "pools: {both: [train, eval]} ", 1)
+    path.write_text(text.replace("\n    set: train\n", "\n    set: both\n", 1))
+    with pytest.raises(InputError, match=r"encoder\.finetune\.set: .* got 'both'; a pool is made from features, which"):
+        params_file.load(path)
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])

@@ -716,6 +716,15 @@ def test_the_digest_of_a_folder_is_that_of_its_names_and_files_but_not_of_compil
     assert digests([tmp_path / "none"]) == {tmp_path / "none": ""}
 
 
+def test_of_wrong_parameters_their_own_message_comes_before_that_of_dvc(here: Path) -> None:
+    (here / "dvc.yaml").write_text(FLOW.replace("deps: [a.txt]", "deps: [report.txt]"))
+    with pytest.raises(InputError, match="Same item"):
+        Flow([])
+    (here / "params.yaml").write_text("sets: [\n")
+    with pytest.raises(InputError, match=r"params\.yaml:2: not valid YAML"):
+        Flow([])
+
+
 def test_dask_needs_a_scheduler_and_a_scheduler_needs_dask(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"^--engine dask: expected --scheduler tcp://host:8786, or local:N"):
         command.main(["--engine", "dask"])

@@ -69,6 +69,7 @@ class Params(Section):
         there = self.train.set in {**self.sets, **self.pools}
         if not there or (not wrong_pools and "dev" in self.members(self.train.set)):
             wrong.append(f"{self.where('train', 'set')}: expected a set or a pool without dev, got {self.train.set!r}")
+        wrong += self._wrong_finetune_set()
         wrong += self._unknown(("evaluate", "sets"), self.evaluate.sets, self.sets, "sets")
         trained_on = {self.encoder.finetune.set} if self.encoder.finetune else set()
         if there and not wrong_pools:
@@ -178,6 +179,17 @@ class Params(Section):
             for axis, names in chosen.items()
             for i, name in enumerate(names)
             if name not in getattr(self.grid, axis)
+        ]
+
+    def _wrong_finetune_set(self) -> list[str]:
+        """A message where the set of `encoder.finetune` is none; also where it is off, because `dvc.yaml` names it."""
+        name = self.encoder.finetune_set
+        if name is None or name in self.sets:
+            return []
+        also = "; a pool is made from features, which the encoder makes" if name in self.pools else ""
+        return [
+            f"{self.where('encoder', 'finetune', 'set')}: expected one of the sets {', '.join(self.sets)}, also with "
+            f"`on: false`, got {name!r}{also}"
         ]
 
     def _not_finetuned(self) -> list[str]:

@@ -6,7 +6,16 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from pipeline.core.arguments import MOST_FOLDS
 from pipeline.core.files import folder_of, in_project
@@ -135,10 +144,20 @@ class EncoderParams(Section):
     normalize: Literal["auto", "utterance", "none"] = "auto"
     finetune: FinetuneParams | None = None
 
-    @field_validator("finetune")
+    _finetune_set: str | None = PrivateAttr(default=None)
+
+    @property
+    def finetune_set(self) -> str | None:
+        """The set of `finetune`, also where it is off, because `dvc.yaml` names it; None without the section."""
+        return self._finetune_set
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _frozen_unless_on(cls, finetune: FinetuneParams | None) -> FinetuneParams | None:
-        return finetune if finetune and finetune.on else None
+    def _frozen_unless_on(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        found = handler(data)
+        if found.finetune:
+            found._finetune_set = found.finetune.set
+        return found if not found.finetune or found.finetune.on else found.model_copy(update={"finetune": None})
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import params_file
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
 from pipeline.sweep import locks, unchanged
@@ -49,7 +50,8 @@ class Flow:
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
         logging.getLogger("dvc").setLevel(logging.ERROR)
-        self._seen = Seen(unchanged.root_of(Path.cwd()) or Path.cwd())
+        root = unchanged.root_of(Path.cwd()) or Path.cwd()
+        self._seen = Seen(root)
         self._is_whole = not targets  # and files alone tell whether anything changed
         try:
             self._repo = Repo()
@@ -59,6 +61,7 @@ class Flow:
                 chosen = chosen or collect_stages(self._repo, targets or ["dvc.yaml"])
                 plan = plan_repro(self._graph, chosen, downstream=downstream)
         except DvcException as error:
+            _check_parameters(root)
             raise InputError(_words(error)) from None
         self.root = Path(self._repo.root_dir)
         remembered = Remembered()
@@ -240,6 +243,12 @@ class Flow:
             yield
         finally:
             self._repo.lock.unlock()
+
+
+def _check_parameters(root: Path) -> None:
+    """Raise InputError where the parameters are wrong: of these, DVC says what that makes of the stages."""
+    if (path := root / "params.yaml").is_file():
+        params_file.load(path)
 
 
 def _is_stale(stage: Any) -> bool:
