@@ -50,6 +50,8 @@ def test_speech_df_arena(tmp_path: Path) -> None:
     assert table.path.tolist() == ["data/data/AntiSpoofing-Datasets/In_Wild/0.wav", "Other/a b.wav"]
     with pytest.raises(InputError, match=r"key.txt: expected the split all, got 'eval'"):
         read(speech_df_arena, tmp_path, text, "eval")
+    with pytest.raises(InputError, match=r"key.txt: expected trials, got none; is it"):
+        read(speech_df_arena, tmp_path, "file_name,label\n", "all")
     with pytest.raises(
         InputError, match=r"key.txt:2: .* below the corpus root, got '/data/b.wav'; absolute paths need"
     ):

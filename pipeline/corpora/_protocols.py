@@ -209,6 +209,8 @@ def of_split(path: Path, split: str, rows: Iterable[tuple[str, Row]]) -> Trials:
         seen.add(own)
         if split in (own, ALL):
             kept.append(row)
+    if not seen:
+        raise InputError(f"{path}: expected trials, got none; is it the list of the corpus?")
     if not kept:
         splits = " or ".join(filter(None, (", ".join(sorted(seen - {ALL})), ALL)))
         raise InputError(f"{path}: expected the split {splits}, got {split!r}; set `split` to one that has trials")
