@@ -86,7 +86,7 @@ def tsne(vectors: Floats, start: Floats) -> Projection | None:
     It runs in one thread, because the sums of several threads depend on their timing.
     """
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     if _too_few(vectors):
         return None
