@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.analysis import geometry
+from pipeline.analysis.gaussians import Gaussians
 from pipeline.analysis.geometry import Cloud, Places, Space
 from pipeline.core import trial_table
 from pipeline.core.contracts import Centroids
@@ -323,7 +324,11 @@ def test_a_set_like_training_and_a_stranger_one_by_their_percentiles() -> None:
     assert found["dev"]["median_percentile"] == pytest.approx(np.median(wanted), abs=1e-3)
     assert found["dev"]["beyond_95"] == pytest.approx(100 * np.mean(np.array(wanted) > 95), abs=1e-3)
     assert (found["eval"]["median_percentile"], found["eval"]["beyond_95"]) == (100, 100)
-    assert found["train"]["median_percentile"] is found["train"]["beyond_95"] is None
+    assert (found["eval"]["median_mahalanobis"], found["eval"]["beyond_95_mahalanobis"]) == (100, 100)
+    by_class = Gaussians.of(train.vectors, train.trials.is_bonafide, normalize=False).percentiles(like.vectors)
+    assert found["dev"]["median_mahalanobis"] == pytest.approx(np.median(by_class), abs=1e-3)
+    assert found["dev"]["beyond_95_mahalanobis"] == pytest.approx(100 * np.mean(by_class > 95), abs=1e-3)
+    assert all(found["train"][key] is None for of in geometry.UNLIKE for key in of)
 
 
 # ---------------------------------------------------------------- hardest

@@ -44,6 +44,7 @@ def report(*, k: int = 2, path: bool = True, groups: int = 1, distance: str = "c
         "shift": {
             name: {"bonafide_to_train": 0.0, "bonafide_distance": 0.5, "ratio": ratio, "auc": 0.5}
             | {"median_percentile": median, "beyond_95": beyond}
+            | {"median_mahalanobis": median, "beyond_95_mahalanobis": None}
             for name, ratio, median, beyond in (("train", 1.0, None, None), ("dev", 1.5, 87.5, 40.0))
         },
         "hardest": [
@@ -161,9 +162,19 @@ def test_tables_hold_what_the_report_holds(tmp_path: Path) -> None:
     assert rows["geometry"][0] == ["set", "purity", "silhouette", "within", "between", *dimensions]
     assert rows["geometry"][2] == ["dev", "0.9", "", "0.5", "0.25", "3.25", "2.0", ""]
     assert rows["shift"] == [
-        ["set", "bonafide_to_train", "bonafide_distance", "ratio", "auc", "median_percentile", "beyond_95"],
-        ["train", "0.0", "0.5", "1.0", "0.5", "", ""],
-        ["dev", "0.0", "0.5", "1.5", "0.5", "87.5", "40.0"],
+        [
+            "set",
+            "bonafide_to_train",
+            "bonafide_distance",
+            "ratio",
+            "auc",
+            "median_percentile",
+            "beyond_95",
+            "median_mahalanobis",
+            "beyond_95_mahalanobis",
+        ],
+        ["train", "0.0", "0.5", "1.0", "0.5", "", "", "", ""],
+        ["dev", "0.0", "0.5", "1.5", "0.5", "87.5", "40.0", "87.5", ""],
     ]
     neighbour = ["neighbour_utterance", "neighbour_label", "neighbour_attack", "distance"]
     assert rows["hardest"][0] == ["set", "utterance", "label", "attack", "score", "rank", *neighbour]

@@ -24,9 +24,9 @@ SAMPLE = 1_000  # utterances, evenly chosen, that stand for a set
 Search = Callable[[Vectors, int], tuple[Vectors, Ids]]
 
 
-def sample(count: int) -> NDArray[np.int64]:
-    """Up to `SAMPLE` of `count` rows, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).round().astype(np.int64))
+def sample(count: int, *, most: int | None = None) -> NDArray[np.int64]:
+    """Up to `SAMPLE` of `count` rows, or up to `most`, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(most or SAMPLE, count)).round().astype(np.int64))
 
 
 def own_distances(vectors: Vectors, search: Search) -> NDArray[np.float64]:
@@ -44,6 +44,10 @@ def percentiles(away: NDArray[np.float32], own: NDArray[np.float64], *, count: i
     own: by `own_distances`. count: of training embeddings. K: at least as many as the own distances are means of.
     """
     k = min(NEIGHBOURS, count - 1)
-    distance = away[:, :k].mean(axis=1, dtype=np.float64)
-    at_most: NDArray[np.intp] = np.searchsorted(own, distance, side="right")
+    return among(away[:, :k].mean(axis=1, dtype=np.float64), own)
+
+
+def among(distances: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The percentiles (n,), in 0..100, of distances (n,) among the own ones (M,), ascending."""
+    at_most: NDArray[np.intp] = np.searchsorted(own, distances, side="right")
     return 100 * at_most / len(own)

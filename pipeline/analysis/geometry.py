@@ -14,6 +14,7 @@ a fixed seed. Numbers have six significant digits. None stands where there are t
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 from pipeline.analysis import familiarity
 from pipeline.analysis.exact_search import compared
 from pipeline.analysis.familiarity import Search
+from pipeline.analysis.gaussians import Gaussians
 from pipeline.core.contracts import Centroids
+from pipeline.core.errors import InputError
 from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
 from pipeline.scoring.centroids import unit
 
@@ -34,6 +37,7 @@ BLOCK = 16_384  # trials in one block
 SILHOUETTE_SAMPLE = 2_000  # trials; all distances between them are computed
 SPEAKERS = 50  # the most frequent speakers, which are reported
 MOS_BIN = 0.5
+UNLIKE = (("median_percentile", "beyond_95"), ("median_mahalanobis", "beyond_95_mahalanobis"))
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 HARDEST, NEIGHBOURS = 10, 5
 DIGITS = 6  # significant digits of a number in a file
@@ -313,7 +317,7 @@ def analyse(
     clouds = {name: _clouds(space, normalize=to.normalize) for name, space in spaces.items()}
     count = len(to.vectors)
     shifts = _shifts(spaces, train, {name: distance for name, (_, distance) in near.items()}, clouds, to)
-    unlike = strangers(spaces, train, search)
+    unlike = strangers(spaces, train, search, normalize=to.normalize)
     report = {
         "run": run,
         "centroids": count,
@@ -386,23 +390,32 @@ def shift(distance: Floats, in_training: Floats, *, apart: float) -> Report:
     }
 
 
-def strangers(spaces: Mapping[str, Space], train: str, search: Search) -> Report:
-    """How far a sample of each set lies from the training set, by the percentiles of `familiarity`: set -> numbers.
+def strangers(spaces: Mapping[str, Space], train: str, search: Search, *, normalize: bool) -> Report:
+    """How far a sample of each set lies from the training set, by its own percentiles: set -> numbers.
 
     median_percentile: 50 where a set lies like the training set itself. beyond_95: % of the set beyond the 95th
-    percentile. None for the training set, whose utterances are among those that they are compared with.
+    percentile. Both by the nearest neighbours (`familiarity`); median_mahalanobis and beyond_95_mahalanobis by the
+    Gaussians of both classes (`gaussians`), None where these cannot be fitted. All are None for the training set, whose
+    utterances are among those that they are compared with.
     """
     known = spaces[train].vectors
-    found: Report = {name: {"median_percentile": None, "beyond_95": None} for name in spaces}
+    found: Report = {name: {key: None for of in UNLIKE for key in of} for name in spaces}
     if len(known) < 2:  # no utterance has another one
         return found
     own = familiarity.own_distances(known, search)
+    gaussians: Gaussians | None = None
+    with contextlib.suppress(InputError):
+        gaussians = Gaussians.of(known, spaces[train].trials.is_bonafide, normalize=normalize)
     for name, space in spaces.items():
         if name != train:
             rows = familiarity.sample(len(space.vectors))
-            away, _ = search(np.asarray(space.vectors[rows]), familiarity.NEIGHBOURS)
-            far = familiarity.percentiles(away, own, count=len(known))
-            found[name] = {"median_percentile": float(np.median(far)), "beyond_95": 100 * float((far > 95).mean())}
+            some = np.asarray(space.vectors[rows])
+            away, _ = search(some, familiarity.NEIGHBOURS)
+            percentiles = [familiarity.percentiles(away, own, count=len(known))]
+            if gaussians:
+                percentiles.append(gaussians.percentiles(some))
+            for (median, beyond), far in zip(UNLIKE, percentiles, strict=False):
+                found[name] |= {median: float(np.median(far)), beyond: 100 * float((far > 95).mean())}
     return found
 
 

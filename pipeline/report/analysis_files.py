@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.geometry import BONAFIDE, QUANTILES, SPOOF, Report
+from pipeline.analysis.geometry import BONAFIDE, QUANTILES, SPOOF, UNLIKE, Report
 from pipeline.analysis.projection import Map
 from pipeline.core import files
 from pipeline.report.analysis_pictures import draw_distances, draw_path, draw_projection, draw_similarity
@@ -35,7 +36,7 @@ def write(folder: Path, report: Report, chart: Map) -> None:
 def tables(report: Report) -> dict[str, list[tuple[Any, ...]]]:
     """The parts of an analysis as tables. The first row is the header; None is an empty cell."""
     shape, dimensions = ("purity", "silhouette", "within", "between"), ("all", BONAFIDE, SPOOF)
-    away = ("bonafide_to_train", "bonafide_distance", "ratio", "auc", "median_percentile", "beyond_95")
+    away = ("bonafide_to_train", "bonafide_distance", "ratio", "auc", *itertools.chain(*UNLIKE))
     who = ("utterance", "label", "attack")
     quantiles = (f"q{round(100 * share):02}" for share in QUANTILES)
     return {

@@ -83,8 +83,10 @@ class Shift(_Part):
     bonafide_distance: Known
     ratio: Known
     auc: Known
-    median_percentile: Known = None  # older analyses have neither this one nor the next
+    median_percentile: Known = None  # older analyses have neither this one nor the next three
     beyond_95: Known = None
+    median_mahalanobis: Known = None
+    beyond_95_mahalanobis: Known = None
 
 
 class NearTrial(_Part):
