@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
 from pipeline import commands, detect
@@ -87,6 +88,31 @@ def test_a_calibration_is_of_one_choice_of_windows(listed: Path, capsys: pytest.
     assert recalibration.applied(parts, path).threshold == found["threshold"]
     with pytest.raises(InputError, match="of --windows mean, got one of --windows first"):
         recalibration.applied(parts, path, windows="mean")
+
+
+def test_a_calibration_is_of_one_channel(listed: Path) -> None:
+    for i, path in enumerate(systems.audio("eval")):
+        samples, rate = soundfile.read(path, dtype="float32")
+        noise = np.random.default_rng(i).normal(scale=0.05, size=len(samples)).astype(np.float32)
+        soundfile.write(path, np.stack([noise, samples], axis=1), rate)
+    calibrate("--channel", "right")
+    path, parts = Path("mine.json"), assembly.find(POOLED)
+    found = json.loads(path.read_text())
+    left, right = (np.array(list(detect.load(POOLED, channel=one).scores(systems.audio("eval")))) for one in (0, 1))
+    assert np.abs(left - right).max() > 1e-3
+    assert found["threshold"] == pytest.approx(eer_of(right, scores()[1]).threshold, abs=1e-6)
+    for same in ("right", 1):
+        assert recalibration.applied(parts, path, channel=same).threshold == found["threshold"]
+    with pytest.raises(InputError, match="of --channel mean, got one of --channel right; give that to detect"):
+        recalibration.applied(parts, path)
+    with pytest.raises(InputError, match="of --channel left, got one of --channel right"):
+        commands.dispatch(["detect", "audio/eval", "--run", POOLED, "--calibration", "mine.json", "--channel", "0"])
+    del found["channel"]  # a file from before there was a choice
+    path.write_text(json.dumps(found))
+    assert recalibration.applied(parts, path).threshold == found["threshold"]
+    path.write_text(json.dumps(found | {"channel": -1}))
+    with pytest.raises(InputError, match=r"(?s)not a calibration.*channel"):
+        recalibration.applied(parts, path)
 
 
 @pytest.mark.parametrize("count", [30, 130])

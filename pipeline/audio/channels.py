@@ -21,7 +21,12 @@ def content_of(digest: str, channel: Channel) -> str:
     """What a trial table says of a file: its digest, and which channel is heard unless it is the mean."""
     if channel == MEAN:
         return digest
-    return f"{digest}:{channel if isinstance(channel, str) or channel > 1 else SIDES[channel]}"
+    return f"{digest}:{name_of(channel)}"
+
+
+def name_of(channel: Channel) -> str:
+    """The one name of a channel: channel 0 is left, channel 1 is right. `parse` reads it."""
+    return str(channel) if isinstance(channel, str) or channel > 1 else SIDES[channel]
 
 
 def of_content(content: str) -> tuple[str, Channel]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.commands import _audio_arguments
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, importing, run_command
 from pipeline.metrics import verdicts
@@ -29,7 +30,7 @@ A few dozen files of each class are enough for a threshold, and say how little t
 
 The files should be like those to be judged, and none of them may have been in training. The run or package stays as it
 is, and a calibration in OUT is never replaced. `bonafide detect --calibration OUT` takes it,
-with the same --windows.
+with the same --windows and --channel.
 
 example:
   bonafide calibrate linear-qamo-all-clean-1 --on mine.csv --out mine.json
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pipeline import detect  # here, because torch imports slowly and --help does not need it
         from pipeline.detect import recalibration
 
-    system = detect.load(given.run, windows=given.windows)
+    system = detect.load(given.run, windows=given.windows, channel=given.channel)
     root = given.root or given.on.parent
     found = recalibration.by_files(system, given.on, root=root, error_rate=given.error_rate)
     recalibration.write(given.out, found)
@@ -69,6 +70,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="first",
         help="what is scored of a file, as in `bonafide detect`; default: first",
     )
+    _audio_arguments.add_channel(parser)
     add("--error-rate", type=_share, default=0.05, metavar="X", help="of the verdicts; default: 0.05")
     return parser.parse_args(argv)
 

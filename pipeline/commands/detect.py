@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.audio import channels, decode
-from pipeline.commands import _score_arguments
+from pipeline.audio import decode
+from pipeline.commands import _audio_arguments, _score_arguments
 from pipeline.core import files
 from pipeline.core.arguments import parser_of
 from pipeline.core.errors import InputError, importing, in_one_line, listing, printable, run_command
-from pipeline.core.sections import MEAN, Channel
 
 if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
     from pipeline.detect import Detection, System, Timeline, Unreadable
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parts = assembly.find(given.run)
     if given.calibration:
-        parts = recalibration.applied(parts, given.calibration, windows=given.windows)
+        parts = recalibration.applied(parts, given.calibration, windows=given.windows, channel=given.channel)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=given.windows)
@@ -159,13 +158,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="decide at X in place of the threshold of dev; for a negative X write --threshold=-1e-3",
     )
     add("--calibration", type=Path, metavar="FILE", help="of `bonafide calibrate`, in place of what dev gave")
-    add(
-        "--channel",
-        type=_channel,
-        default=MEAN,
-        metavar="C",
-        help="of files with several: left, right, or a number from 0; default: their mean",
-    )
+    _audio_arguments.add_channel(parser)
     add(
         "--windows",
         choices=("first", "mean", "min"),
@@ -176,14 +169,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file, as CSV and PNG")
     add("--json", action="store_true", help="print one JSON object in each line")
     return parser.parse_args(argv)
-
-
-def _channel(text: str) -> Channel:
-    """A channel by its name, for argparse."""
-    try:
-        return channels.parse(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # ---------------------------------------------------------------- which files

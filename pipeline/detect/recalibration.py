@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.audio import channels
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json, write_text
+from pipeline.core.sections import MEAN, Channel
 from pipeline.corpora import manifest
 from pipeline.corpora._formats import ALL
 from pipeline.detect.assembly import Parts, calibrated_by
@@ -41,7 +43,8 @@ PERCENT_DECIMALS, BIT_DECIMALS = 2, 4
 class Recalibration(BaseModel):
     """What detection reads of the file; `measured` is for people, see `measured`.
 
-    windows: see `System.windows`; files from before there was a choice have none, and are of first windows.
+    windows, channel: see `System`; files from before there was a choice have none, and are of first windows and of the
+    mean of the channels.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -54,6 +57,7 @@ class Recalibration(BaseModel):
     verdicts: VerdictRule
     measured: dict[str, Any]
     windows: Heard = "first"
+    channel: Channel = MEAN
 
 
 def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> Recalibration:
@@ -80,6 +84,7 @@ def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> R
         verdicts=verdicts.fit(kept, refused, error_rate=error_rate),
         measured=measured(scores, trials.is_bonafide),
         windows=system.windows,
+        channel=system.channel,
     )
 
 
@@ -125,10 +130,11 @@ def write(path: Path, found: Recalibration) -> None:
     write_text(path, json.dumps(found.model_dump(), indent=2) + "\n")
 
 
-def applied(parts: Parts, path: Path, *, windows: Heard = "first") -> Parts:
+def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Channel = MEAN) -> Parts:
     """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
 
-    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows`.
+    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows` or
+    `channel`.
     """
     told = read_json(path, what="calibration", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
     try:
@@ -142,11 +148,13 @@ def applied(parts: Parts, path: Path, *, windows: Heard = "first") -> Parts:
             f"{path}: expected a calibration of {parts.name} with weights {own}, got one of {found.name} with weights "
             f"{found.weights}; {AGAIN}"
         )
-    if found.windows != windows:
-        raise InputError(
-            f"{path}: expected a calibration of --windows {windows}, got one of --windows {found.windows}; give that "
-            f"to detect, or {AGAIN} --windows {windows}"
-        )
+    heard, own_heard = (windows, channels.name_of(channel)), (found.windows, channels.name_of(found.channel))
+    for option, asked, had in zip(("--windows", "--channel"), heard, own_heard, strict=True):
+        if asked != had:
+            raise InputError(
+                f"{path}: expected a calibration of {option} {asked}, got one of {option} {had}; give that to detect, "
+                f"or {AGAIN} {option} {asked}"
+            )
     return dataclasses.replace(
         parts, threshold=found.threshold, calibration=found.calibration, rule=found.verdicts, doubts=()
     )

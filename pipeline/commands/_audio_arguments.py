@@ -1,0 +1,28 @@
+"""The arguments that all commands have that hear audio with a trained system."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+
+from pipeline.audio import channels
+from pipeline.core.errors import InputError
+from pipeline.core.sections import MEAN, Channel
+
+
+def add_channel(parser: ArgumentParser) -> None:
+    """Add --channel."""
+    parser.add_argument(
+        "--channel",
+        type=_channel,
+        default=MEAN,
+        metavar="C",
+        help="of files with several: left, right, or a number from 0; default: their mean",
+    )
+
+
+def _channel(text: str) -> Channel:
+    """A channel by its name, for argparse."""
+    try:
+        return channels.parse(text)
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from None
