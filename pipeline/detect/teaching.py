@@ -218,10 +218,11 @@ def changes(parts: Parts, known: Known) -> list[Change]:
         rows = ~np.isin(trials.content, np.setxor1d(table.content, known.trials.content))
         if len(set(trials.is_bonafide[rows].tolist())) < len(LABELS):
             raise InputError(f"set {name}: expected trials of both classes that are no clips, got one class alone")
-        found.append(Change(name, trials.take(rows), *(one[rows].astype(float) for one in scores)))
+        by_centroids, before, after = (one[rows].astype(float) for one in scores)
+        found.append(Change(name, trials.take(rows), by_centroids, before, after))
     dev = found[0]
-    thresholds = tuple(eer_of(scores, dev.trials.is_bonafide).threshold for scores in (dev.before, dev.after))
-    return [dataclasses.replace(one, thresholds=thresholds) for one in found]
+    first, second = (eer_of(scores, dev.trials.is_bonafide).threshold for scores in (dev.before, dev.after))
+    return [dataclasses.replace(one, thresholds=(first, second)) for one in found]
 
 
 def flips(found: Sequence[Change]) -> str:
