@@ -51,7 +51,7 @@ SLOW := audio_whole backend_precision browser cache calibrate centroids checkpoi
 	fuzz gather gpu_encoder gpu_extraction gpu_training halving metric_binomial metric_bootstrap \
 	metric_calibration metric_transfer needed package params plots pool prepare processes quality ranks rawboost regularization \
 	remarks remote report spaces stage_analyse stage_embed stage_encoder stage_finetuned stage_layers stage_rescore \
-	store sweep together xlsr
+	store sweep teach together xlsr
 
 # Some tests wait, so style and types are checked beside them.
 test: $(VENV)/installed-$(EXTRA)-test

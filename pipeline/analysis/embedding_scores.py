@@ -28,6 +28,7 @@ from pipeline.analysis import exact_search
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.analysis.exact_search import Vectors
 from pipeline.core.errors import InputError
+from pipeline.core.trial_table import Trials
 
 MOST_CENTROIDS = 8  # the largest number that the silhouette may choose
 SILHOUETTE_ON = 2_000  # bona fide embeddings that the silhouette is computed on
@@ -74,6 +75,11 @@ def fit(
         exact_search.compared(train.vectors[rows], normalize=train.normalize) for rows in (is_bonafide, ~is_bonafide)
     )
     return SCORINGS[name](TrainingSet(bonafide, spoof, train.normalize, centroids, neighbours))
+
+
+def by_neighbours(train: Embeddings, trials: Trials, neighbours: int) -> Scoring:
+    """Fit `knn_difference` on the training set and its trials; raises as `fit` does."""
+    return fit("knn_difference", train, trials.is_bonafide, centroids=None, neighbours=neighbours)
 
 
 def scores(scoring: Scoring, found: Embeddings) -> Vectors:

@@ -20,7 +20,7 @@ from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
 from pipeline.detect import hub
-from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, check, read
+from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read
 from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
 from pipeline.metrics import calibration, scorefile, verdicts
@@ -44,7 +44,7 @@ class Parts:
     calibration: of scores, by those on dev; None where these cannot be calibrated. rule: of verdicts, by those on dev;
     None in a package that an older version wrote. explaining: of a package, the sha256 of the files that explanations
     alone need, by name; None in a project. doubts: warnings of evaluation sets, which threshold or calibration did not
-    fit.
+    fit. neighbours and taught: of a package of `bonafide teach`, see `PackageCard`.
     """
 
     name: str
@@ -60,6 +60,8 @@ class Parts:
     rule: VerdictRule | None = None
     explaining: Mapping[str, str] | None = None
     doubts: tuple[str, ...] = ()
+    neighbours: int | None = None
+    taught: tuple[Teaching, ...] = ()
 
     @property
     def run(self) -> Path:
@@ -85,18 +87,29 @@ class Parts:
 
     @cached_property
     def _training(self) -> tuple[Embeddings, Trials]:
-        if not self.embeddings.is_dir():
+        return self.embedded(self.train_set)
+
+    def embedded(self, name: str) -> tuple[Embeddings, Trials]:
+        """The embeddings of a set and its trials. Raises InputError where they are not there, or damaged."""
+        folder, trials = self.embeddings.parent / name, self.root / "trials" / f"{name}.csv"
+        if not folder.is_dir():
+            what = "the training set" if name == self.train_set else f"the set {name}"
             raise InputError(
-                f"{self.embeddings}: no embeddings of the training set there, which explanations need; name a run of "
+                f"{folder}: no embeddings of {what} there, which explanations need; name a run of "
                 "the grid in the section `analyse` of params.yaml (the fine-tuned run needs none), run "
                 "`dvc repro flow/analyse/dvc.yaml`, and make a package anew"
             )
         if self.explaining is not None:
-            needed = [*(self.embeddings / name for name in EMBEDDED), self.trials]
+            needed = [*(folder / file for file in EMBEDDED), trials]
             check(self.root, self.explaining, needed=[path.relative_to(self.root).as_posix() for path in needed])
-        table = trial_table.read(self.trials)
+        table = trial_table.read(trials)
         packed = self.explaining is not None
-        return embeddings.of_run(self.embeddings, self.run, self.train_set, table, indexed=not packed), table
+        return embeddings.of_run(folder, self.run, name, table, indexed=not packed), table
+
+    def judged_sets(self) -> list[str]:
+        """The sets with embeddings but the training set, dev first."""
+        there = (path.parent.name for path in self.embeddings.parent.glob(f"*/{embeddings.CARD_FILE}"))
+        return sorted(set(there) - {self.train_set}, key=lambda name: (name != "dev", name))
 
 
 def find(run: str | Path) -> Parts:
@@ -202,4 +215,6 @@ def _of_package(folder: Path) -> Parts:
         rule=card.verdicts,
         explaining=explaining,
         doubts=tuple(f"on {part.name}, {line}" for part in card.sets if part.metrics for line in part.metrics.warnings),
+        neighbours=card.neighbours,
+        taught=card.taught,
     )

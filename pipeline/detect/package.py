@@ -58,9 +58,9 @@ def write(run: str, folder: Path) -> dict[str, Any]:
         there.embeddings.mkdir(parents=True)
         for name in EMBEDDED:
             _copy(parts.embeddings / name, there.embeddings / name)
-        write_text(there.trials, trial_table.to_csv(_labels_alone(table)))
+        write_text(there.trials, trial_table.to_csv(labels_alone(table)))
     named = _write_encoder(parts, settings.encoder, beside / ENCODER)
-    card = card_of(parts, settings, named) | {"files": _digests(beside)}
+    card = card_of(parts, settings, named) | {"files": digests(beside)}
     checked(card, folder / CARD_FILE, remedy=f"mend {PARAMS} or the run, and package it again")
     write_text(beside / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     write_text(beside / MODEL_CARD_FILE, model_card(card))
@@ -73,7 +73,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _digests(folder: Path) -> dict[str, str | None]:
+def digests(folder: Path) -> dict[str, str | None]:
     """Every file of a package but its cards, and the sha256 of its bytes.
 
     The weights of the encoder are left out: they are read once, and have a digest of their own.
@@ -106,7 +106,7 @@ def _write_encoder(parts: Parts, source: EncoderParams, folder: Path) -> Encoder
     return EncoderParams(source=ENCODER, normalize=card.normalize)
 
 
-def _labels_alone(table: Trials) -> Trials:
+def labels_alone(table: Trials) -> Trials:
     """A trial table without what a package does not show: speakers, paths, codecs, MOS."""
     blank = np.full(len(table), UNKNOWN)
     unknown = dict.fromkeys(("path", "speaker", "codec", "vocoder"), blank)

@@ -38,6 +38,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*((-[a-z][a-z0-9_]*){3}-[0-9]+)?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]  # no ".."
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TaughtName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
 ShortText = Annotated[str, Field(max_length=1_000)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 
@@ -127,11 +128,22 @@ class _PackedSource(_PackageSection):
     finetune: _PackedTraining | None = None
 
 
+class Teaching(_PackageSection):
+    """Clips that were added to the training embeddings. name: their attack. digest: of the clips' names and bytes."""
+
+    name: TaughtName
+    label: Literal["bonafide", "spoof"]
+    count: Count
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
 class PackageCard(_PackageSection):
     """The card as a whole. Names of files are below the package, never outside.
 
     run: what the card of the run says. centroids: how many. note: of the project's report. training_embeddings: whether
-    the package has those that explanations need. versions: of Python and its packages, by name.
+    the package has those that explanations need. versions: of Python and its packages, by name. neighbours: how many of
+    each class the score compares with, in a package of `bonafide teach`; None where it compares with centroids. taught:
+    what was added to the training embeddings, in order.
     """
 
     name: RunName
@@ -151,6 +163,8 @@ class PackageCard(_PackageSection):
     training_embeddings: bool
     versions: Annotated[dict[ShortText, ShortText], Field(max_length=1_000)]
     files: dict[FileName, Digest]
+    neighbours: Annotated[int, Field(ge=1, le=100)] | None = None
+    taught: tuple[Teaching, ...] = ()
 
     @model_validator(mode="after")
     def _fits_memory(self) -> Self:
@@ -169,6 +183,8 @@ class PackageCard(_PackageSection):
         there = any(name.startswith("embeddings/") for name in self.files)
         if self.training_embeddings != there:
             raise ValueError(f"expected training_embeddings: {str(there).lower()}, as the names of files say")
+        if (self.taught and self.neighbours is None) or (self.neighbours is not None and not there):
+            raise ValueError("expected taught with neighbours, and neighbours with training embeddings")
         return self
 
     @property

@@ -8,6 +8,7 @@ than 50 files.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> R
     return Recalibration(
         format=1,
         name=system.parts.name,
-        weights=runs.fingerprint(system.parts.run),
+        weights=_state(system.parts),
         threshold=eer_of(scores, trials.is_bonafide).threshold,
         calibration=calibrated_by(kept, refused),
         verdicts=verdicts.fit(kept, refused, error_rate=error_rate),
@@ -86,6 +87,15 @@ def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> R
         windows=system.windows,
         channel=system.channel,
     )
+
+
+def _state(parts: Parts) -> str:
+    """Sixteen hex digits of what gives the scores: the weights, and what was taught."""
+    weights = runs.fingerprint(parts.run)
+    if parts.neighbours is None:
+        return weights
+    told = [weights, str(parts.neighbours), *(f"{one.name} {one.label} {one.digest}" for one in parts.taught)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 def _scores(system: System, paths: Sequence[Path], table: Path) -> NDArray[np.float64]:
@@ -142,7 +152,7 @@ def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Chan
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise InputError(f"{path}: not a calibration; {AGAIN}:\n{listing(problems)}") from None
-    own = runs.fingerprint(parts.run)
+    own = _state(parts)
     if (found.name, found.weights) != (parts.name, own):
         raise InputError(
             f"{path}: expected a calibration of {parts.name} with weights {own}, got one of {found.name} with weights "

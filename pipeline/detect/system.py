@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.analysis import familiarity
+from pipeline.analysis import embedding_scores, exact_search, familiarity
+from pipeline.analysis.embedding_scores import Scoring
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.audio import decode, loader, windowing
 from pipeline.audio.decode import Audio
@@ -172,6 +173,18 @@ class System:
         """The score of every file, in order, as `detect` goes through them."""
         return (found if isinstance(found, Unreadable) else found.score for found in self._found(paths, None))
 
+    def embeddings(self, paths: Iterable[str | Path]) -> Iterator[NDArray[np.float32] | Unreadable]:
+        """The embedding (E,) of the first window of every file, in order."""
+        for path in map(Path, paths):
+            head = self._head(path)
+            if isinstance(head, Unreadable):
+                yield head
+                continue
+            try:
+                yield self.embed((head.samples[None], np.array([head.valid])), names=[str(path)])[0]
+            except InputError as error:
+                yield Unreadable(path, str(error))
+
     def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
         """What the system says of every file, in order: a batch of files at a time, or one where all windows are heard.
 
@@ -222,7 +235,7 @@ class System:
         heard, embedded = self._embedded(path, samples, starts)
         if not len(heard):
             raise InputError(f"{path}: all {len(samples)} samples at 16 kHz are silent; leave the file out")
-        scores = scorer.score(embedded, self.index, names=_places(path, starts[heard]))
+        scores = self.judge(embedded, names=_places(path, starts[heard]))
         lowest = int(scores.argmin())
         score = scores.min() if self.windows == "min" else scores.mean()
         start = int(starts[heard[lowest]])
@@ -287,7 +300,7 @@ class System:
         names = [str(head.path) for head in heads]
         windows = np.stack([head.samples for head in heads]), np.array([head.valid for head in heads])
         embedded = self.embed(windows, names=names)
-        scores = scorer.score(embedded, self.index, names=names)
+        scores = self.judge(embedded, names=names)
         return self._judged([head.path for head in heads], [head.warnings for head in heads], scores, embedded, known)
 
     def _judged(
@@ -314,6 +327,22 @@ class System:
                 paths, warnings, digits, nearest, neighbours, far, strict=True
             )
         ]  # fmt: skip
+
+    def judge(self, embedded: NDArray[np.float32], *, names: Sequence[str]) -> NDArray[np.float32]:
+        """Scores (n,) of embeddings (n, E): by the centroids, or by the neighbours in a package of `bonafide teach`.
+
+        Raises InputError naming an utterance whose embedding is not finite.
+        """
+        by_centroids = scorer.score(embedded, self.index, names=names)
+        if self.by_neighbours is None or not len(embedded):
+            return by_centroids
+        compared = exact_search.compared(embedded, normalize=self.index.normalize_query)
+        return np.asarray(self.by_neighbours.score(compared), dtype=np.float32)
+
+    @cached_property
+    def by_neighbours(self) -> Scoring | None:
+        """The score by training neighbours of a package of `bonafide teach`; None where centroids give the score."""
+        return embedding_scores.by_neighbours(*self.training, self.parts.neighbours) if self.parts.neighbours else None
 
     def embed(self, windows: Windows, *, names: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (n, E) of n windows: (n, S) samples at 16 kHz and (n,) valid counts.
@@ -349,7 +378,7 @@ class System:
         scores = np.full(len(starts), np.nan, np.float32)
         heard, embedded = self._embedded(Path(path), samples, starts)
         if len(heard):
-            scores[heard] = scorer.score(embedded, self.index, names=_places(Path(path), starts[heard]))
+            scores[heard] = self.judge(embedded, names=_places(Path(path), starts[heard]))
         end = np.minimum(starts + self.window, len(samples))
         return Timeline(starts / SAMPLE_RATE, end / SAMPLE_RATE, scores)
 
