@@ -48,7 +48,7 @@ def test_speech_df_arena(tmp_path: Path) -> None:
     ]
     table = read(speech_df_arena, tmp_path, text, "all", root=Path("/"))
     assert table.path.tolist() == ["data/data/AntiSpoofing-Datasets/In_Wild/0.wav", "Other/a b.wav"]
-    with pytest.raises(InputError, match=r"key.txt: expected the split all or all, got 'eval'"):
+    with pytest.raises(InputError, match=r"key.txt: expected the split all, got 'eval'"):
         read(speech_df_arena, tmp_path, text, "eval")
     with pytest.raises(
         InputError, match=r"key.txt:2: .* below the corpus root, got '/data/b.wav'; absolute paths need"
@@ -291,6 +291,32 @@ def test_dfadd(tmp_path: Path) -> None:
     for root in (tmp_path.parent, tmp_path / "DATASET_GradTTS"):
         with pytest.raises(InputError, match=rf"with `root: {tmp_path}` they are there$"):
             dfadd.trials(root, tmp_path / "README.md", "test")
+
+
+def test_two_files_that_differ_in_the_suffix_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "DATASET_GradTTS/test/a.wav", "DATASET_GradTTS/test/a.flac", "DATASET_VCTK_BONAFIDE/test/b.wav")
+    with pytest.raises(InputError, match=r"test/a\.wav: utterance GradTTS/a is listed twice, first at .*/a\.flac"):
+        dfadd.trials(tmp_path, tmp_path / "README.md", "test")
+    make(tmp_path / "generated_audio", "jsut_melgan/a.wav", "jsut_melgan/a.FLAC")
+    make(tmp_path, "jsut_ver1.1/basic5000/wav/b.wav")
+    with pytest.raises(InputError, match=r"a\.wav: utterance jsut_melgan/a is listed twice, first at .*/a\.FLAC"):
+        wavefake.trials(tmp_path, tmp_path / "README.md", "jsut")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "header", "split"),
+    [
+        (speech_df_arena, "file_name,label\n", "all"),
+        (antideepfake, "ID,Label,Path,Attack,Speaker,Proportion\n", "all"),
+        (deepfake_eval_2024, "Filename,Ground Truth,Finetuning Set\n", "test"),
+        (codecfake, "", "all"),
+        (add2022, "\n", "all"),
+        (add2023, "", "all"),
+    ],
+)
+def test_a_list_without_trials_is_named(tmp_path: Path, adapter: ModuleType, header: str, split: str) -> None:
+    with pytest.raises(InputError, match=r"key\.txt: expected lines with trials, got none"):
+        read(adapter, tmp_path, header, split)
 
 
 def test_mlaad(tmp_path: Path) -> None:

@@ -209,10 +209,11 @@ def of_split(path: Path, split: str, rows: Iterable[tuple[str, Row]]) -> Trials:
         seen.add(own)
         if split in (own, ALL):
             kept.append(row)
+    if not seen:
+        raise InputError(f"{path}: expected lines with trials, got none; copy or download it again")
     if not kept:
-        raise InputError(
-            f"{path}: expected the split {', '.join(sorted(seen)) or 'of some trial'} or all, got {split!r}"
-        )
+        names = ", ".join(sorted(seen - {ALL}))
+        raise InputError(f"{path}: expected the split {names + ' or ' if names else ''}{ALL}, got {split!r}")
     return from_rows(kept, source=f"{path} (split {split})")
 
 

@@ -40,11 +40,12 @@ from typing import Any
 from pipeline.audio import parquet_rows
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import CLASS_OF, LABELS, UNKNOWN, Row, Trials, from_rows
-from pipeline.corpora import _folders
+from pipeline.corpora import _folders, _protocols
 from pipeline.corpora._formats import ALL
 
 COLUMNS = {"path": "path", "audio": "audio", "label": "label", "notes": "notes"}
 KNOWN = (*COLUMNS, "utterance", "speaker", "attack", "codec", "vocoder")
+NUMBERS = ["0", "1"]  # words of a class label that say no more than its numbers
 NOTES = {  # the names that a fact has in the notes
     "utterance": ("utterance_id",),
     "speaker": ("speaker_id", "speaker"),
@@ -114,11 +115,13 @@ def _class_names(schema: Any, column: str) -> list[str]:
 def _label(where: str, label: Any, names: list[str], *, own: bool) -> str:
     """The class of a trial. own: whether the columns are the Arena's, where 0 is bona fide."""
     number = label if isinstance(label, int) and not isinstance(label, bool) else None
+    if own and names == NUMBERS:
+        names = []
     if number is not None and names:
         label = names[number] if 0 <= number < len(names) else None
     elif number in (0, 1) and own:
         label = LABELS[number]
-    if isinstance(label, str) and (found := CLASS_OF.get(label.lower())):
+    if isinstance(label, str) and (found := _protocols.label_of(label)) in LABELS:
         return found
     raise InputError(
         f"{where}: expected a label in words ({', '.join(CLASS_OF)}), or a number whose words the file tells, got "
