@@ -51,6 +51,7 @@ def write_params(folder: Path) -> list[str]:
     settings["sets"] = miniatures.five(folder)
     settings["pools"] = {"five": FIVE}
     settings["encoder"]["random"] |= {"layers": 3, "width": 32, "heads": 4, "feedforward": 48, "conv_channels": 16}
+    settings["encoder"]["finetune"]["set"] = "celeb"  # the encoder is frozen
     settings["extract"] |= {"layers": [1, 3], "window": {"samples": 3_200, "pad": "repeat"}}
     settings["layers"] = {"all": [1, 3]}
     settings["train"] |= {"set": "five", "epochs": 8}

@@ -40,9 +40,20 @@ def _loaded(path: Path, data: bytes) -> Params:
         problems = (_say(path, places, problem) for problem in error.errors())
         raise InputError("\n".join(dict.fromkeys(problems))) from None
     loaded._places.update(places)
-    if wrong := loaded.misfits():
+    if wrong := [*_no_set_to_tune(tree, loaded), *loaded.misfits()]:
         raise InputError("\n".join(wrong))
     return loaded
+
+
+def _no_set_to_tune(tree: Any, loaded: Params) -> list[str]:
+    """A message where fine-tuning names no set. The flow depends on that set with a frozen encoder, too."""
+    name = (tree["encoder"].get("finetune") or {}).get("set")
+    if name is None or name in loaded.sets:
+        return []
+    return [
+        f"{loaded.where('encoder', 'finetune', 'set')}: expected one of the sets {', '.join(loaded.sets)}, got "
+        f"{name!r}; with a frozen encoder, too, as the flow depends on this set"
+    ]
 
 
 def _tree(path: Path, data: bytes) -> Any:
