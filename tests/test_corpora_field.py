@@ -111,6 +111,10 @@ def test_spoofceleb(tmp_path: Path) -> None:
         ("a00/id1/Y-00002-006.flac", "flac/development/a00/id1/Y-00002-006.flac", True, "id1", "-"),
         ("a06/id2/N-003.flac", "flac/development/a06/id2/N-003.flac", False, "id2", "a06"),
     ]
+    for word in ("real", "bonafide", "1", "a24", "A06", "a6", ""):
+        wrong = text.replace("id2,a06", f"id2,{word}")
+        with pytest.raises(InputError, match=rf"key.txt:3: expected an attack from a00 .* to a23, got '{word}'; mend"):
+            read(spoofceleb, tmp_path, wrong, "development")
     with pytest.raises(InputError, match="expected the split train, development, evaluation of spoofceleb, got 'dev'"):
         read(spoofceleb, tmp_path, text, "dev")
 
@@ -346,6 +350,12 @@ def test_mlaad(tmp_path: Path) -> None:
         mlaad.trials(tmp_path, tmp_path / "README.md", "test")
     (tmp_path / "fake/ar/mms/meta.csv").write_text(f"{header}\n1.wav|en_US\n")
     with pytest.raises(InputError, match=r"mms/meta.csv:2: expected 9 cells, got 2; copy or download it again"):
+        mlaad.trials(tmp_path, tmp_path / "README.md", "all")
+    for place in metas:
+        (tmp_path / "fake" / place / "meta.csv").write_text(f"{header}\n")
+    with pytest.raises(
+        InputError, match=r"mms/meta.csv: expected lines with files, got none, as in all meta.csv; copy"
+    ):
         mlaad.trials(tmp_path, tmp_path / "README.md", "all")
     (tmp_path / "fake/ar/mms/meta.csv").write_text("path|language\n")
     with pytest.raises(
