@@ -474,6 +474,7 @@ def test_scores_of_the_asv_of_2021_that_cannot_be_used(run: Callable[..., tuple[
             trials + first.replace(" target", " nontarget") + "\n",
             r"metadata\.txt:25: .* another kind of trial",
         ),
+        (asv_key, "LA_1 LA_E_0 A07 spoof\n", r"got 'LA_1 LA_E_0 A07 spoof', a line `speaker utterance source kind` of"),
         (asv_key, trials + "a b c\n", r"metadata\.txt:25: expected `speaker utterance codec .* phase`, got 'a b c'"),
         (asv_key, trials.replace("A07", "A08"), r"1 only in the file: A08; 1 only in the key: A07"),
         (asv_key, trials.replace(" nontarget", " target"), r"got none of nontarget"),

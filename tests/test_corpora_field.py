@@ -113,6 +113,10 @@ def test_spoofceleb(tmp_path: Path) -> None:
         ("a00/id1/Y-00002-006.flac", "flac/development/a00/id1/Y-00002-006.flac", True, "id1", "-"),
         ("a06/id2/N-003.flac", "flac/development/a06/id2/N-003.flac", False, "id2", "a06"),
     ]
+    for word in ("real", "bonafide", "1", "a24", "A06", "a6", ""):
+        wrong = text.replace("id2,a06", f"id2,{word}")
+        with pytest.raises(InputError, match=rf"key.txt:3: expected an attack from a00 .* to a23, got '{word}'; mend"):
+            read(spoofceleb, tmp_path, wrong, "development")
     with pytest.raises(InputError, match="expected the split train, development, evaluation of spoofceleb, got 'dev'"):
         read(spoofceleb, tmp_path, text, "dev")
 
@@ -295,6 +299,32 @@ def test_dfadd(tmp_path: Path) -> None:
             dfadd.trials(root, tmp_path / "README.md", "test")
 
 
+def test_two_files_that_differ_in_the_suffix_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "DATASET_GradTTS/test/a.wav", "DATASET_GradTTS/test/a.flac", "DATASET_VCTK_BONAFIDE/test/b.wav")
+    with pytest.raises(InputError, match=r"test/a\.wav: utterance GradTTS/a is listed twice, first at .*/a\.flac"):
+        dfadd.trials(tmp_path, tmp_path / "README.md", "test")
+    make(tmp_path / "generated_audio", "jsut_melgan/a.wav", "jsut_melgan/a.FLAC")
+    make(tmp_path, "jsut_ver1.1/basic5000/wav/b.wav")
+    with pytest.raises(InputError, match=r"a\.wav: utterance jsut_melgan/a is listed twice, first at .*/a\.FLAC"):
+        wavefake.trials(tmp_path, tmp_path / "README.md", "jsut")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "header", "split"),
+    [
+        (speech_df_arena, "file_name,label\n", "all"),
+        (antideepfake, "ID,Label,Path,Attack,Speaker,Proportion\n", "all"),
+        (deepfake_eval_2024, "Filename,Ground Truth,Finetuning Set\n", "test"),
+        (codecfake, "", "all"),
+        (add2022, "\n", "all"),
+        (add2023, "", "all"),
+    ],
+)
+def test_a_list_without_trials_is_named(tmp_path: Path, adapter: ModuleType, header: str, split: str) -> None:
+    with pytest.raises(InputError, match=r"key\.txt: expected trials, got none; is it the list"):
+        read(adapter, tmp_path, header, split)
+
+
 def test_mlaad(tmp_path: Path) -> None:
     header = (
         "path|original_file|language|is_original_language|duration|training_data|model_name|architecture|transcript"
@@ -322,6 +352,12 @@ def test_mlaad(tmp_path: Path) -> None:
         mlaad.trials(tmp_path, tmp_path / "README.md", "test")
     (tmp_path / "fake/ar/mms/meta.csv").write_text(f"{header}\n1.wav|en_US\n")
     with pytest.raises(InputError, match=r"mms/meta.csv:2: expected 9 cells, got 2; copy or download it again"):
+        mlaad.trials(tmp_path, tmp_path / "README.md", "all")
+    for place in metas:
+        (tmp_path / "fake" / place / "meta.csv").write_text(f"{header}\n")
+    with pytest.raises(
+        InputError, match=r"mms/meta.csv: expected lines with files, got none, as in all meta.csv; copy"
+    ):
         mlaad.trials(tmp_path, tmp_path / "README.md", "all")
     (tmp_path / "fake/ar/mms/meta.csv").write_text("path|language\n")
     with pytest.raises(

@@ -218,6 +218,38 @@ def test_the_set_says_what_labels_mean(
     assert table.is_bonafide.tolist() == bonafide
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "bonafide"),
+    [
+        ([0, 1, 1], None, [True, False, False]),
+        ([0, 1, 1], ["bonafide", "spoof"], [True, False, False]),
+        ([1, 0, 0], ["fake", "real"], [True, False, False]),  # the words of the file count
+        ([0, 1, 1], ["0", "1"], [True, False, False]),  # these are no words
+        (["Bonafide ", " spoof", "SPOOF"], None, [True, False, False]),
+        ([0, 1, 2], None, "row 2: expected a label in words .*, got 2"),
+        ([0, 1, None], None, "row 2: expected a label in words .*, got None"),
+        (["0", "1", "1"], None, [True, False, False]),
+        ([0, 1, 1], ["voice", "spoof"], "row 0: expected a label in words .*, got 0 of .*'voice'"),
+    ],
+)
+def test_labels_of_the_arenas_columns(
+    tmp_path: Path, labels: list[Any], names: list[str] | None, bonafide: list[bool] | str
+) -> None:
+    (tmp_path / "README.md").write_text("a card")
+    columns = {
+        "path": ["a", "b", "c"],
+        "audio": [{"bytes": wav(i), "path": None} for i in range(3)],
+        "label": labels,
+        "notes": ["{}"] * 3,
+    }
+    shard(tmp_path / "data/test-0.parquet", columns, names=names)
+    if isinstance(bonafide, str):
+        with pytest.raises(InputError, match=bonafide):
+            arena.trials(tmp_path, tmp_path / "README.md", "test")
+    else:
+        assert arena.trials(tmp_path, tmp_path / "README.md", "test").is_bonafide.tolist() == bonafide
+
+
 def test_what_cannot_be_read_is_named(dataset: Path) -> None:
     with pytest.raises(InputError, match=r"data: expected files train-\*\.parquet, got those of test; check `root`"):
         arena.trials(dataset, dataset / "README.md", "train")

@@ -113,8 +113,14 @@ def test_every_layout(read: Callable[..., Key], tmp_path: Path, capsys: pytest.C
         (lines('"u{i},{c}', "file,label\n"), "not valid CSV: .*is a quote left open"),
         (PA21.format(i=1, c="spoof") + "x\n", "expected the phase eval, progress, hidden, got 'evalx'"),
         ("", "its first line is of none of them"),
-        ("S E1 bonafide nontarget\nS E2 A11 spoof\n", "got a key of SASV: .*give the key of the countermeasure"),
-        ("S E2 A11 spoof\nS E1 bonafide target\n", "got a key of SASV"),
+        (
+            "S LA_E_1 bonafide target\nS LA_E_2 A07 spoof\n",
+            "key.txt:1: expected the class bonafide or spoof, got 'target'",
+        ),
+        (
+            "S LA_E_2 A07 spoof\nS LA_E_1 - nontarget\n",
+            "key.txt:2: .*'nontarget': the file lists the ASV trials of ASV",
+        ),
     ],
 )
 def test_what_is_no_key(read: Callable[..., Key], text: str, message: str) -> None:

@@ -95,6 +95,17 @@ def test_a_list_of_corpora_in_one_set_is_referred_to_pools(tmp_path: Path, sever
         params_file.load(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("on", ["true", "false"])
+def test_the_set_of_fine_tuning_is_there_though_a_pool_is_trained_on(tmp_path: Path, on: str) -> None:
+    text = (
+        settings("{both: [first, eval]}").replace("\n  train:\n", "\n  first:\n", 1).replace("on: false", f"on: {on}")
+    )
+    (tmp_path / "params.yaml").write_text(text)
+    message = r"params\.yaml:\d+: encoder\.finetune\.set: expected one of the sets first, dev, eval, got 'train'; with"
+    with pytest.raises(InputError, match=message):
+        params_file.load(tmp_path / "params.yaml")
+
+
 def test_dev_is_not_trained_on(tmp_path: Path) -> None:
     text = settings("{both: [train, dev]}").replace("  set: train ", "  set: both ")
     (tmp_path / "params.yaml").write_text(text)

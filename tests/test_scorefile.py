@@ -205,6 +205,8 @@ def test_names_with_blanks_go_into_a_csv_file(tmp_path: Path) -> None:
         ("b -inf", "utterance b: expected a finite score, got '-inf'"),
         ("b 1e999", "utterance b: expected a finite score, got '1e999'"),
         ("b 1_0", "utterance b: expected a finite score, got '1_0'"),
+        ("b 1,000.5", "utterance b: expected a finite score, got '1,000.5'; write it with a point and without commas"),
+        ("b 0,5", "utterance b: expected a finite score, got '0,5'; write it with a point and without commas"),
         ("a 1", "utterance a is scored twice, first in line 1"),
     ],
 )

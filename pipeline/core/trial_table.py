@@ -167,7 +167,7 @@ def _problem(row: Row) -> str | None:
         if text != text.strip():
             return f"{who}: expected {name} without white space at its ends, got {text[:SHOWN]!a}"
     if not _clean(row.path):
-        hint = "; absolute paths need `root: /`" if row.path.startswith("/") else ""
+        hint = "; absolute paths need `root: /`, or to be cut off below the root" if row.path.startswith("/") else ""
         return f"{who}: expected a path below the corpus root, got {row.path!r}{hint}"
     try:
         _mos(row.quality)

@@ -61,6 +61,10 @@ def trials(root: Path, protocol: Path, split: str) -> Trials:
             spoofs.append(Row(where, place, place, LABELS[1], UNKNOWN, model))
             if original and (split == ALL or is_original.lower() == "true"):
                 originals.setdefault(original, Row(where, original, original, LABELS[0]))
+    if not languages:
+        raise InputError(
+            f"{metas[0]}: expected lines with files, got none, as in all meta.csv; copy or download it again"
+        )
     if not spoofs:
         raise InputError(f"{root}: expected the split {', '.join(sorted(languages))} or {ALL}, got {split!r}")
     return from_rows([*spoofs, *originals.values()], source=f"{root} (split {split})")

@@ -13,11 +13,13 @@ from pipeline.core import trial_table
 from pipeline.core.errors import SHOWN, InputError, listing
 from pipeline.corpora._formats import ALL, PHASES
 from pipeline.metrics import layouts
-from pipeline.metrics.scorefile import numbers
+from pipeline.metrics.scorefile import numbers, of_comma
 
 ASV_LAYOUT, ASV_KINDS = "source kind score", ("target", "nontarget", "spoof")
 ASV_LAYOUT_2021 = "speaker utterance score"
 ASV_KEY = "speaker utterance codec transmission source kind trim phase"
+
+ASV_LIST_2019 = "speaker utterance source kind"
 
 Rows = list[tuple[int, list[str]]]  # number and cells of each line
 
@@ -55,7 +57,10 @@ def read_asv(
     ]
     if not faults:
         score, bad = numbers([cells[0] for _, cells in rows], [cells[2] for _, cells in rows])
-        faults = [f"{path}:{rows[i][0]}: expected a finite score, got {rows[i][1][2]!r}" for i, _ in bad]
+        faults = [
+            f"{path}:{rows[i][0]}: expected a finite score, got {rows[i][1][2]!r}{of_comma(rows[i][1][2])}"
+            for i, _ in bad
+        ]
     if faults:
         raise InputError(f"{len(faults)} lines cannot be used; mend or remove them:\n{listing(faults)}")
     kinds = [cells[1] for _, cells in rows]
@@ -82,12 +87,38 @@ def _without_key(path: Path, number: int, cells: Sequence[str]) -> str:
     )
 
 
+def check_no_list(path: Path) -> None:
+    """Raise InputError where a file lists the trials of an ASV, and is no key of a countermeasure."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            cells = line.split()
+            if cells and not _is_of_2019(cells):
+                return
+            if cells and cells[3] != "spoof":
+                raise InputError(
+                    f"{path}:{number}: expected the class bonafide or spoof, got {cells[3]!r}: the file lists the ASV "
+                    "trials of ASVspoof 2019 LA or SASV 2022; give the list of the countermeasure, such as "
+                    "ASVspoof2019.LA.cm.eval.trl.txt"
+                )
+
+
+def _is_of_2019(cells: Sequence[str]) -> bool:
+    """Whether cells are a line of a list of ASV trials of ASVspoof 2019 LA, which SASV 2022 has too."""
+    return len(cells) == len(ASV_LIST_2019.split()) and cells[3] in ASV_KINDS
+
+
 def _key(path: Path, phase: str | None) -> dict[tuple[str, str], tuple[str, str] | None]:
     """Source and kind of each speaker and utterance; None for a trial of another phase."""
     found: dict[tuple[str, str], tuple[str, str] | None] = {}
     faults: list[str] = []
     phases = set()
     for number, cells in _rows(path):
+        if _is_of_2019(cells):
+            raise InputError(
+                f"{path}:{number}: expected `{ASV_KEY}`, got {' '.join(cells)!r}, a line `{ASV_LIST_2019}` of the ASV "
+                f"trials of ASVspoof 2019 LA or SASV 2022; ASV scores of these need no key: give lines `{ASV_LAYOUT}` "
+                "without --asv-key"
+            )
         if len(cells) != len(ASV_KEY.split()) or cells[5] not in ASV_KINDS or cells[7] not in PHASES:
             faults.append(f"{path}:{number}: expected `{ASV_KEY}`, got {' '.join(cells)!r}")
             continue

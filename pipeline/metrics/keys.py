@@ -10,7 +10,7 @@ from pipeline.core import members, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Trials
 from pipeline.corpora import _formats, _protocols
-from pipeline.metrics import plain_keys, scorefile
+from pipeline.metrics import asv_scores, plain_keys, scorefile
 from pipeline.metrics.scorefile import ScoreFile
 
 ARENA, ARENA_SPLIT = "arena", "test"  # the corpus, and the only split that its datasets have
@@ -48,6 +48,7 @@ def read(path: Path | None, split: str | None, scores: ScoreFile) -> Key:
         return _of_dataset(path, split)
     corpus = _protocols.recognise(path)
     if corpus is None:
+        asv_scores.check_no_list(path)
         plain = plain_keys.read(path, split)
         if plain is None:
             raise InputError(

@@ -29,7 +29,6 @@ PLAIN = "plain"
 FIVE = "asvspoof5"
 NAMES_OF_FIVE = _formats.FORMATS[FIVE].pattern
 SPEAKER_COLUMNS, CODEC_COLUMNS = ("speaker", "speaker_id", "spk", "tar_spk_anon"), ("codec",)
-SASV_KINDS = (" target", " nontarget")  # ends of lines in keys of spoofing-aware verification
 
 
 class _KeyLine(NamedTuple):
@@ -77,17 +76,12 @@ def read(path: Path, split: str | None) -> PlainKey | None:
     """The trials of a key; None for a file of another kind.
 
     Raises InputError, with file and line, for a class that is no word of one, a line that does not fit, a split of a
-    key that has none, an unknown phase, a key of SASV, and whatever `trial_table.from_rows` refuses.
+    key that has none, an unknown phase, and whatever `trial_table.from_rows` refuses.
     """
     lines = trial_table.read_text(path).split("\n")
     first = next((i for i, line in enumerate(lines) if line.strip()), None)
     if first is None or len(lines[first]) > layouts.LONGEST_HEADER:
         return None
-    if any(line.rstrip().endswith(SASV_KINDS) for line in lines):
-        raise InputError(
-            f"{path}: expected utterances with the class bonafide or spoof, got a key of SASV: its trials are pairs of "
-            "a speaker and an utterance, target or nontarget; give the key of the countermeasure"
-        )
     found = _by_names(lines[first]) or _by_place(lines[first])
     if found is None:
         return None

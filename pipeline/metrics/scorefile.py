@@ -223,7 +223,15 @@ def numbers(utterance: Sequence[str], text: Sequence[str]) -> tuple[NDArray[np.f
     except ValueError:
         score = np.zeros(0)
     bad = [i for i, word in enumerate(text) if not is_number(word) or not abs(float(word)) <= GREATEST or "_" in word]
-    return score, [(i, f"utterance {utterance[i]}: expected a finite score, got {text[i]!r}") for i in bad]
+    return score, [
+        (i, f"utterance {utterance[i]}: expected a finite score, got {text[i]!r}{of_comma(text[i])}") for i in bad
+    ]
+
+
+def of_comma(text: str) -> str:
+    """A remark for a message, where a score has a comma, which parts thousands in some languages; else empty."""
+    written = "," in text and is_number(text.replace(",", ""))
+    return "; write it with a point and without commas" if written else ""
 
 
 def _faulty_names(utterance: list[str], line: Sequence[int]) -> Faults:
