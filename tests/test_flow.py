@@ -32,7 +32,14 @@ class Project:
         self.env = {**os.environ, "PATH": path}
         for name in ("pipeline", "stages", "flow"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
-        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+        for name in (
+            "dvc.yaml",
+            ".dvc/config",
+            ".dvcignore",
+            ".gitignore",
+            "data/analysis/.gitkeep",
+            "data/recordings/.gitkeep",
+        ):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
         self._corpus()
@@ -115,8 +122,10 @@ def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path:
     """With one job both cells train in one process."""
     copy = tmp_path / "copy"
     shutil.copytree(project.folder, copy, ignore=shutil.ignore_patterns("data", "cache", "tmp", "dvc.lock"))
-    (copy / "data/analysis").mkdir(parents=True)
-    shutil.copy(project.folder / "data/analysis/.gitkeep", copy / "data/analysis")
+    (copy / "data/recordings").mkdir(parents=True)
+    (copy / "data/analysis").mkdir()
+    for kept in ("data/analysis/.gitkeep", "data/recordings/.gitkeep"):
+        shutil.copy(project.folder / kept, copy / kept)
     swept = subprocess.run(
         ["bonafide", "sweep", "-j", "1"], cwd=copy, env=project.env, capture_output=True, text=True, check=False
     )

@@ -57,7 +57,9 @@ class Asked:
         labels = hashlib.sha256()
         for column in (*dataclasses.astuple(self.labels), torch.from_numpy(self.dev.trials.is_bonafide)):
             labels.update(column.numpy().tobytes())
-        augmented = {"views_version": views.VIEWS_VERSION} if self.params.views.draw else {}
+        augmented: dict[str, Any] = {"views_version": views.VIEWS_VERSION} if self.params.views.draw else {}
+        if self.train.recordings:
+            augmented["recordings"] = {view: found.digest for view, found in self.train.recordings.items()}
         return augmented | {
             "finetune_version": FINETUNE_VERSION,
             "weights_sha256": self.card.weights_sha256,
@@ -105,6 +107,7 @@ def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
             trial_table.read(trials / f"{name}.csv"),
             settings.sets[name].folder,
             normalized=card.normalize != "none",
+            recordings=views.all_recordings(params.views.draw),
         )
         for name in (params.set, "dev")
     )
