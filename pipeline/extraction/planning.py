@@ -130,6 +130,10 @@ def extract(
     """
     layers, names = params.layers, views_of(params.views)
     spec = spec_of(trials, card, params)
+
+    def clips(unit: Unit) -> list[Clip]:
+        return [clip_of(trials, row, audio_root=audio_root) for row in spec.rows(unit.shard)]
+
     with Store.locked(root / spec.folder(set_name)):
         target = Store.create(root, set_name, spec)
         recordings = views.all_recordings(names)
@@ -144,33 +148,20 @@ def extract(
         for name in names:
             target.add_arrays(name, layers, attributes=_attributes(name, recordings))
         if todo:
-            _make(
-                todo,
-                target=target,
-                trials=trials,
-                audio_root=audio_root,
-                encoder=encoder,
-                params=params,
-                recordings=recordings,
-            )
+            _make(todo, clips, target=target, encoder=encoder, params=params, recordings=recordings)
     return receipt(target, set_name=set_name, names=names, layers=layers)
 
 
 def _make(
     todo: Sequence[Unit],
+    clips: Callable[[Unit], list[Clip]],
     *,
     target: Store,
-    trials: Trials,
-    audio_root: Path,
     encoder: MakeEncoder,
     params: ExtractParams,
     recordings: Mapping[str, Recordings],
 ) -> None:
-    """Make units in this process or on a cluster. Raises InputError where some failed."""
-
-    def clips(unit: Unit) -> list[Clip]:
-        return [clip_of(trials, row, audio_root=audio_root) for row in target.spec.rows(unit.shard)]
-
+    """Make units in this process or on a cluster. clips: as for `cluster.make`. Raises InputError where some failed."""
     taps = tuple(layer for layer in params.layers if any(layer in unit.layers for unit in todo))
     total = sum(len(target.spec.rows(unit.shard)) for unit in todo)
     with ExtractionProgress(total) as bar:
