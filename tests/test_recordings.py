@@ -1,19 +1,33 @@
 """Views that take their sound from recordings of the user's own: what is drawn, how loud it is, and what is refused."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import soundfile
+import torch
+import zarr
 
-from pipeline.audio import recordings, views
+from pipeline.audio import decode, loader, recordings, views, windowing
 from pipeline.audio.recordings import Recordings
 from pipeline.audio.windowing import Samples
 from pipeline.core.errors import InputError
 from pipeline.core.members import member
+from pipeline.core.sections import ExtractParams, WindowParams
+from pipeline.encoder import models, xlsr
+from pipeline.encoder.cards import Card
+from pipeline.extraction import hdf5, planning
+from pipeline.features import receipt_files
+from pipeline.features.store import Store
 from pipeline.views import _shared
+from tests.conftest import TINY, Corpus
+from tests.test_store import tree
 
 RATE = 16_000
 EACH = ["recorded_noise10_0", "recorded_music5_1", "recorded_babble0_3", "recorded_reverb_0"]
@@ -23,6 +37,11 @@ EACH = ["recorded_noise10_0", "recorded_music5_1", "recorded_babble0_3", "record
 def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data/recordings").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "processes", lambda: ThreadPoolExecutor(2))
 
 
 def noise(seed: int, *, seconds: float = 1.0) -> Samples:
@@ -42,11 +61,11 @@ def line(path: Path) -> str:
 
 def listed(kind: str, paths: Sequence[Path]) -> Recordings:
     (recordings.FOLDER / f"{kind}.txt").write_text("".join(map(line, paths)))
-    return recordings.of(kind)
+    return recordings.of(kind, recordings.FOLDER)
 
 
 def heard(name: str, samples: Samples, *, utterance: str = "u") -> Samples:
-    return views.apply(name, samples, utterance=utterance, recordings=views.recordings_of(name))
+    return views.apply(name, samples, utterance=utterance, recordings=views.recordings_of(name, recordings.FOLDER))
 
 
 def ordered(found: Recordings, paths: Sequence[Path]) -> list[Path]:
@@ -162,7 +181,9 @@ def test_draws_depend_on_the_utterance_the_copy_and_the_content_alone(name: str)
 
 def test_without_a_list_the_message_has_the_command() -> None:
     with pytest.raises(InputError, match=r"recorded_noise10_0 takes .* data/recordings/noise.txt: .* xargs -0r sha256"):
-        views.computable("recorded_noise10_0")
+        views.all_recordings(["clean", "noise_0", "recorded_noise10_0"], recordings.FOLDER)
+    with pytest.raises(InputError, match="recorded_noise10_0 takes its sound from recordings, and none were given"):
+        views.apply("recorded_noise10_0", noise(0), utterance="u")
     assert views.parse("recorded_noise10_0") == views.View("recorded_noise", 10)  # cached features need none
 
 
@@ -179,7 +200,7 @@ def test_without_a_list_the_message_has_the_command() -> None:
 def test_a_wrong_list_is_refused_with_its_line(text: str, said: str) -> None:
     Path("data/recordings/noise.txt").write_text(text)
     with pytest.raises(InputError, match=said):
-        views.recordings_of("recorded_noise0_0")
+        views.recordings_of("recorded_noise0_0", recordings.FOLDER)
 
 
 def test_a_recording_that_cannot_be_used_is_named_with_the_list() -> None:
@@ -199,6 +220,104 @@ def test_a_recording_that_cannot_be_used_is_named_with_the_list() -> None:
         InputError, match=r"mine/good.wav: expected the file that .* lists \(sha256 .*, got .*; put it b"
     ):
         found.read(0)
+
+
+STORED = ExtractParams(
+    layers=(1, 3),
+    views=("narrowband", "recorded_noise10_0"),
+    window=WindowParams(samples=3_200, pad="repeat"),
+    shard=4,
+    batch_size=2,
+    device="cpu",
+    precision="float32",
+)
+
+
+def extracted(corpus: Corpus, card: Card, params: ExtractParams = STORED) -> tuple[dict, list[str]]:
+    """The receipt, and what the plan says of each view."""
+    said: list[str] = []
+    folder, trials = corpus
+    receipt = planning.extract(
+        trials,
+        set_name="train",
+        audio_root=folder,
+        root=Path("cache"),
+        card=card,
+        encoder=lambda taps: xlsr.Encoder(models.load(TINY)[0], taps=taps, normalize="utterance"),
+        params=params,
+        say=said.append,
+        recordings=views.all_recordings(params.views, recordings.FOLDER),
+    )
+    return receipt, said[0].splitlines()[1:-1]
+
+
+@pytest.mark.parametrize("pool", [lambda: ThreadPoolExecutor(2), loader.processes])
+def test_a_store_holds_the_view_of_the_recordings_and_says_which(
+    corpus: Corpus, card: Card, monkeypatch: pytest.MonkeyPatch, pool: Callable[[], Executor]
+) -> None:
+    monkeypatch.setattr(loader, "processes", pool)
+    found = listed("noise", [save(f"{i}.wav", noise(i)) for i in range(3)])
+    receipt, _ = extracted(corpus, card)
+    assert receipt["recordings"] == {"recorded_noise10_0": found.digest}
+    store = Store.open(Path("cache") / receipt["store"])
+    assert store.attributes("recorded_noise10_0") == {"views_version": 1, "recordings": found.digest}
+    group = zarr.open_group(store.path, mode="r")
+    folder, trials = corpus
+    encode = xlsr.Encoder(models.load(TINY)[0], taps=(3,), normalize="utterance")
+    for i, name in enumerate(trials.path):
+        sound = heard("recorded_noise10_0", decode.load(folder / name), utterance=str(trials.utterance[i]))
+        cut, valid = windowing.window(sound, length=3_200, pad="repeat")
+        taps, _ = encode(torch.from_numpy(cut)[None], torch.tensor([valid]))
+        np.testing.assert_allclose(group["recorded_noise10_0/layer_03"][i], taps[3][0].numpy(), atol=4e-3)
+    chosen = receipt_files.selected(store, receipt, layers=[1], views=["recorded_noise10_0"])
+    assert chosen["recordings"] == receipt["recordings"]
+    assert "recordings" not in receipt_files.selected(store, receipt, layers=[1], views=["narrowband"])
+    plain, _ = extracted(corpus, card, STORED.model_copy(update={"views": ("narrowband",)}))
+    assert "recordings" not in plain
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_another_list_is_refused_and_its_view_alone_made_anew(corpus: Corpus, card: Card) -> None:
+    paths = [save(f"{i}.wav", noise(i)) for i in range(3)]
+    listed("noise", paths)
+    receipt, _ = extracted(corpus, card)
+    store = Path("cache") / receipt["store"]
+    before = tree(store)
+    listed("noise", paths[1:])
+    with pytest.raises(
+        InputError, match=r"recorded_noise10_0: expected a view by the recordings of .*; delete that fol"
+    ):
+        extracted(corpus, card)
+    assert tree(store) == before
+    shutil.rmtree(store / "recorded_noise10_0")
+    anew, said = extracted(corpus, card)
+    assert [line.partition(";")[0] for line in said] == [
+        "clean: 3 of 3 shards are complete",
+        "narrowband: 3 of 3 shards are complete",
+        "recorded_noise10_0: 0 of 3 shards are complete",
+    ]
+    after = tree(store)
+    assert all("recorded_noise10_0" in name for name in before if before[name] != after[name])
+    assert anew["recordings"] != receipt["recordings"]
+    shutil.rmtree(store / "recorded_noise10_0")
+    listed("noise", paths)
+    assert extracted(corpus, card)[0] == receipt
+    assert tree(store) == before
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_file_of_features_carries_the_digest(corpus: Corpus, card: Card) -> None:
+    listed("noise", [save("one.wav", noise(0))])
+    receipt, _ = extracted(corpus, card)
+    store = Store.open(Path("cache") / receipt["store"])
+    Path("train.json").write_text(json.dumps(receipt))
+    hdf5.export(Path("train.json"), Path("train.h5"), root=Path("cache"), trials=corpus[1])
+    other = hdf5.bring_back(Path("train.h5"), root=Path("other"))
+    assert other.attributes("recorded_noise10_0") == store.attributes("recorded_noise10_0")
+    with h5py.File("train.h5", "r+") as file:
+        file["recorded_noise10_0"].attrs["attributes"] = '{"views_version": 1, "recordings": "../../etc"}'
+    with pytest.raises(InputError, match="expected the version of recorded_noise10_0, got the attributes"):
+        hdf5.bring_back(Path("train.h5"), root=Path("third"))
 
 
 def test_a_list_that_changed_in_use_is_refused() -> None:

@@ -1,6 +1,6 @@
 """Recordings of the user's own that views take sound from: noise, speech, music, impulse responses of rooms.
 
-A list in `data/recordings` names the files of one kind, as `sha256sum` prints them:
+A list in the folder `data/recordings` names the files of one kind, as `sha256sum` prints them:
 
     5f0c...e1  /data/musan/noise/free-sound/noise-free-sound-0000.wav
 
@@ -25,7 +25,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import in_project
 from pipeline.core.sections import MEAN, Channel
 
-FOLDER = Path("data/recordings")
+FOLDER = Path("data/recordings")  # of the lists
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 CHANGED = "the list changed while it was in use; run the same command again"
@@ -68,9 +68,9 @@ class Recordings:
         return _same(self.listing, self.digest, (facts.st_size, facts.st_mtime_ns))
 
 
-def of(kind: str) -> Recordings:
-    """The recordings that `data/recordings/<kind>.txt` lists. Raises InputError where it is missing or no such list."""
-    listing = FOLDER / f"{kind}.txt"
+def of(kind: str, folder: Path) -> Recordings:
+    """The recordings that `<kind>.txt` in a folder lists. Raises InputError where it is missing or no such list."""
+    listing = folder / f"{kind}.txt"
     if not listing.is_file():
         raise InputError(
             f"{listing}: expected a list of recordings, got no file; make it with `find FOLDER -name '*.wav' -print0 | "

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -60,35 +61,33 @@ def parse(name: str) -> View:
 
 
 def computable(name: str) -> View:
-    """The view of a name, to be computed here.
+    """The view of a name, to be computed here. Raises InputError as `parse`, and where its extra is not installed.
 
-    Raises InputError as `parse`, and where its extra is not installed or its recordings are not listed. Cached features
-    of a view are read without both.
+    Cached features of a view are read without the extra.
     """
     view = parse(name)
     extra = None if view.kind == CLEAN else getattr(member(AXIS, view.kind), "EXTRA", None)
     if extra and not importlib.util.find_spec(extra):
         raise InputError(f'the view {name} needs what is not installed: pip install "bonafide[{extra}]"')
-    recordings_of(name)
     return view
 
 
-def recordings_of(name: str) -> Recordings | None:
-    """The recordings that a view takes sound from; None where it takes none.
+def recordings_of(name: str, folder: Path) -> Recordings | None:
+    """The recordings that a view takes sound from; None where it takes none. folder: of the lists of recordings.
 
     Raises InputError as `parse`, and where the list of them is missing or wrong.
     """
     view = parse(name)
     kind = None if view.kind == CLEAN else getattr(member(AXIS, view.kind), "RECORDINGS", None)
     try:
-        return recordings.of(kind) if kind else None
+        return recordings.of(kind, folder) if kind else None
     except InputError as error:
         raise InputError(f"the view {name} takes its sound from recordings of your own: {error}") from None
 
 
-def all_recordings(names: Iterable[str]) -> dict[str, Recordings]:
+def all_recordings(names: Iterable[str], folder: Path) -> dict[str, Recordings]:
     """The recordings of those views that take sound from some. Raises InputError as `recordings_of`."""
-    return {name: found for name in names if (found := recordings_of(name)) is not None}
+    return {name: found for name in names if (found := recordings_of(name, folder)) is not None}
 
 
 def _of_kind(kind: str, name: str) -> View | None:
@@ -123,10 +122,11 @@ def apply(name: str, samples: Samples, *, utterance: str, recordings: Recordings
     view = parse(name)
     if view.kind == CLEAN:
         return samples
+    module = member(AXIS, view.kind)
+    if hasattr(module, "RECORDINGS") and recordings is None:
+        raise InputError(f"the view {name} takes its sound from recordings, and none were given")
     more = {"recordings": recordings} if recordings is not None else {}
-    heard: Samples = member(AXIS, view.kind).apply(
-        samples, variant=view.variant, rng=generator(name, utterance=utterance), **more
-    )
+    heard: Samples = module.apply(samples, variant=view.variant, rng=generator(name, utterance=utterance), **more)
     return heard
 
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.audio import views
@@ -35,6 +36,8 @@ from pipeline.features.specs import RECORDINGS_KEY, VERSION_KEY
 from pipeline.features.store import Store
 
 SPARE_BYTES = 64 * 2**20  # to leave free on the disk for markers, receipts and other programs
+
+NO_RECORDINGS: Mapping[str, Recordings] = MappingProxyType({})
 
 Say = Callable[[str], None]
 
@@ -116,13 +119,14 @@ def extract(
     encoder: MakeEncoder,
     params: ExtractParams,
     say: Say,
+    recordings: Mapping[str, Recordings] = NO_RECORDINGS,
 ) -> dict[str, Any]:
     """Complete the store of a set and return its receipt.
 
     Args:
         set_name: part of the store's name.
         encoder: a function from taps to an `Encoder`; it is called only when there is something to compute.
-        say: prints the description of the work.
+        say: prints the description of the work. recordings: those of each view that takes sound from some.
 
     Raises InputError for a name that is no view, a store of another spec or with views of another version, a disk that
     is too small, and a worker that died. When all other units are complete, it raises InputError for the units whose
@@ -136,7 +140,6 @@ def extract(
 
     with Store.locked(root / spec.folder(set_name)):
         target = Store.create(root, set_name, spec)
-        recordings = views.all_recordings(names)
         check_versions(target, names, recordings)
         todo = plan(target, names, layers)
         free = shutil.disk_usage(root).free if is_local(root) else None
