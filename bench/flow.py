@@ -43,7 +43,15 @@ def copy(project: Path, folder: Path) -> Path:
     for name in ("pipeline", "stages", "flow"):
         if (project / name).is_dir():
             shutil.copytree(project / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
-    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+    for name in (
+        "dvc.yaml",
+        "params.yaml",
+        ".dvc/config",
+        ".dvcignore",
+        ".gitignore",
+        "data/analysis/.gitkeep",
+        "data/recordings/.gitkeep",
+    ):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(project / name, folder / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from pipeline.audio.recordings import FOLDER
 from pipeline.core import params_file
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError, run_command
@@ -45,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=Path, required=True, help="folder of the sets' trial tables, for fine-tuning")
+    parser.add_argument("--recordings", type=Path, default=FOLDER, help="folder of lists of recordings, for some views")
     parser.add_argument("--card", type=Path, required=True, help="the identity card to write (JSON)")
     parser.add_argument("--seconds", type=Path, help="folder for <identity>.json: how long fine-tuning took, if it did")
     args = parser.parse_args()
@@ -59,7 +61,7 @@ def _make(args: argparse.Namespace) -> None:
     if settings.encoder.finetune is None:
         card = dataclasses.asdict(source)
     else:
-        found = _finetuned(settings, model, source, args.trials, args.seconds)
+        found = _finetuned(settings, model, source, args)
         if found is None:
             return
         card = kept.receipt_of(found)
@@ -73,16 +75,14 @@ def _make(args: argparse.Namespace) -> None:
     )
 
 
-def _finetuned(
-    settings: Params, model: Any, source: cards.Card, trials: Path, seconds: Path | None
-) -> kept.KeptEncoder | None:
+def _finetuned(settings: Params, model: Any, source: cards.Card, args: argparse.Namespace) -> kept.KeptEncoder | None:
     """The fine-tuned encoder of the parameters, trained now where it is not kept; None where other processes did all.
 
     Raises InputError where it is kept and damaged.
     """
     from pipeline.finetuning import plan, ranks  # takes a second to import, which a frozen encoder need not wait for
 
-    asked = plan.asked_of(settings, source, trials=trials)
+    asked = plan.asked_of(settings, source, trials=args.trials, recordings=args.recordings)
     folder = kept.folder_of(settings.features.folder) / asked.identity
     processes.join(settings.extract.device)
     found = ranks.agreed(kept.find(folder))
@@ -102,9 +102,9 @@ def _finetuned(
         return None
     found = kept.find(folder)
     assert found is not None  # noqa: S101  # just written
-    if seconds:
+    if args.seconds:
         timed = {"seconds": round(fitted.curves[-1].seconds, 2), "weights": found.digest}
-        write_text(seconds / f"{asked.identity}.json", json.dumps(timed) + "\n")
+        write_text(args.seconds / f"{asked.identity}.json", json.dumps(timed) + "\n")
     return found
 
 

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from pipeline.audio import views
+from pipeline.audio.recordings import FOLDER
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import write_text
@@ -44,6 +46,7 @@ def main() -> None:
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters; default: params.yaml")
     add("--trials", type=Path, required=True, metavar="FILE", help="trial table of the set, from `prepare`")
     add("--card", type=Path, required=True, metavar="FILE", help="identity card of the encoder, from `encoder`")
+    add("--recordings", type=Path, default=FOLDER, metavar="DIR", help="lists of recordings that views take sound from")
     add("--receipt", type=Path, required=True, metavar="FILE", help="receipt to write (JSON)")
     add("--extracted", type=Path, metavar="FILE", help="where pools find the digests of table and receipt (JSON)")
     args = parser.parse_args()
@@ -59,6 +62,10 @@ def main() -> None:
             "all its features; set extract.window.pad: repeat, which pads none",
             file=sys.stderr,
         )
+    try:
+        sounds = views.all_recordings(asked.views, args.recordings)
+    except InputError as error:
+        raise InputError(f"{args.params}: {error}") from None
     weights = kept.weights_of(settings.encoder, args.card, features=settings.features.folder)
     receipt = planning.extract(
         trial_table.read(args.trials),
@@ -69,6 +76,7 @@ def main() -> None:
         encoder=Recipe(settings.encoder, weights, card, asked.device, precision_of(asked)),
         params=asked,
         say=print,
+        recordings=sounds,
     )
     write_text(args.receipt, json.dumps(receipt, indent=2) + "\n")
     if args.extracted:

@@ -69,7 +69,14 @@ class Reader:
         for name in ("pipeline", "stages", "flow", "docs"):
             if (ROOT / name).exists():
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+        for name in (
+            "dvc.yaml",
+            ".dvc/config",
+            ".dvcignore",
+            ".gitignore",
+            "data/analysis/.gitkeep",
+            "data/recordings/.gitkeep",
+        ):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
         shutil.copy(SETTINGS, folder)

@@ -1,6 +1,7 @@
 """Fine-tuning: the right weights move, a kill changes no bit, and what is written is what was trained."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import signal
@@ -332,6 +333,22 @@ def test_a_drawn_view_is_made_of_the_whole_utterance_and_anew_each_epoch(corpus:
     assert not np.array_equal(speech.load_drawn(spoken, 4, "rawboost5_0", seed=3, epoch=8, window=window)[0], cut)
     clean, _ = speech.load_clean(spoken, 4, window=window)
     np.testing.assert_array_equal(clean, windowing.window(samples, length=3_200, pad="zero")[0])
+
+
+def test_a_drawn_view_takes_its_recordings_which_are_part_of_the_identity(corpus: Corpus, tmp_path: Path) -> None:
+    root, table = corpus
+    sound = root / "u7.wav"
+    (tmp_path / "noise.txt").write_text(f"{hashlib.sha256(sound.read_bytes()).hexdigest()}  {sound}\n")
+    sounds = views.all_recordings(["recorded_noise10_0"], tmp_path)
+    _, asked = prepared(corpus)
+    spoken, window = Speech(table, root, recordings=sounds), asked.window
+    found, _ = speech.load_drawn(spoken, 4, "recorded_noise10_0", seed=3, epoch=7, window=window)
+    samples = decode.load(root / "u4.wav")
+    expected = views.apply("recorded_noise10_0", samples, utterance="3 7 u4", recordings=sounds["recorded_noise10_0"])
+    np.testing.assert_array_equal(found, windowing.window(expected, length=window.samples, pad=window.pad)[0])
+    with_sounds = dataclasses.replace(asked, train=dataclasses.replace(asked.train, recordings=sounds))
+    assert with_sounds.facts["recordings"] == {"recorded_noise10_0": sounds["recorded_noise10_0"].digest}
+    assert with_sounds.identity != asked.identity
 
 
 @pytest.mark.parametrize("peak", [0.9, 300.0])

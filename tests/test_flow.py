@@ -1,6 +1,7 @@
 """The flow under DVC on a small corpus: everything once, nothing twice, and of a change only what it touches."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,14 @@ class Project:
         self.env = {**os.environ, "PATH": path}
         for name in ("pipeline", "stages", "flow"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
-        for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep"):
+        for name in (
+            "dvc.yaml",
+            ".dvc/config",
+            ".dvcignore",
+            ".gitignore",
+            "data/analysis/.gitkeep",
+            "data/recordings/.gitkeep",
+        ):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, folder / name)
         self._corpus()
@@ -115,8 +123,10 @@ def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path:
     """With one job both cells train in one process."""
     copy = tmp_path / "copy"
     shutil.copytree(project.folder, copy, ignore=shutil.ignore_patterns("data", "cache", "tmp", "dvc.lock"))
-    (copy / "data/analysis").mkdir(parents=True)
-    shutil.copy(project.folder / "data/analysis/.gitkeep", copy / "data/analysis")
+    (copy / "data/recordings").mkdir(parents=True)
+    (copy / "data/analysis").mkdir()
+    for kept in ("data/analysis/.gitkeep", "data/recordings/.gitkeep"):
+        shutil.copy(project.folder / kept, copy / kept)
     swept = subprocess.run(
         ["bonafide", "sweep", "-j", "1"], cwd=copy, env=project.env, capture_output=True, text=True, check=False
     )
@@ -485,7 +495,11 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     settings["evaluate"]["sets"] = ["dev"]
     settings["analyse"]["backend"] = []
     settings["extract"]["views"] = ["rawboost4_0"]
-    settings["evaluate"]["views"] = ["noise_0"]
+    settings["evaluate"]["views"] = ["noise_0", "recorded_babble10_0"]
+    listing = project.folder / "data/recordings/babble.txt"
+    sounds = sorted(project.folder.glob("audio/*.flac"))[:3]
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  audio/{path.name}\n" for path in sounds]
+    listing.write_text("".join(lines))
     settings["views"]["boosted"] = {"draw": ["rawboost4_0"], "probability": 0.4}
     settings["grid"] |= {"loss": ["aoc"], "layers": ["all"], "views": ["boosted"]}
     project.set_params(settings)
@@ -496,14 +510,19 @@ def test_two_sets_are_trained_on_together_in_augmented_views(project: Project) -
     }
     assert {name: receipt["views"] for name, receipt in receipts.items()} == {
         "more": ["clean", "rawboost4_0"],
-        "dev": ["clean", "noise_0"],
+        "dev": ["clean", "noise_0", "recorded_babble10_0"],
     }
+    assert list(receipts["dev"]["recordings"]) == ["recorded_babble10_0"]
     metrics = json.loads((project.folder / "data/metrics/linear-aoc-all-boosted-1/dev.json").read_text())
-    assert list(metrics["views"]) == ["noise_0"]
+    assert list(metrics["views"]) == ["noise_0", "recorded_babble10_0"]
     assert "noise_0" in (project.folder / "data/report/metrics.csv").read_text()
     card = json.loads((project.folder / "data/runs/linear-aoc-all-boosted-1/run.json").read_text())
     assert card["views"] == {"draw": ["rawboost4_0"], "probability": 0.4}
     assert project.repro() == []
+    listing.write_text("".join(lines[1:]))
+    assert {"extract@train", "extract@more", "extract@dev"} <= stale(project)
+    listing.write_text("".join(lines))
+    assert stale(project) == set()
 
 
 def test_the_fine_tuned_run_is_scored_and_evaluated_like_those_of_the_grid(project: Project) -> None:

@@ -96,7 +96,7 @@ def test_a_view_keeps_length_and_type_and_changes_the_sound(name: str, samples: 
         np.testing.assert_array_equal(whole, samples[:n])
 
 
-@pytest.mark.parametrize("kind", names("views"))
+@pytest.mark.parametrize("kind", [kind for kind in names("views") if not kind.startswith("recorded_")])
 def test_a_kind_of_view_draws_or_does_not_as_it_says(kind: str, samples: Samples) -> None:
     module = member("views", kind)
     variant = module.VARIANTS[0] if module.VARIANTS else 0

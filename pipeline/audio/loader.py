@@ -13,16 +13,18 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audio import decode, views, windowing
+from pipeline.audio.recordings import Recordings
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
 from pipeline.core.sections import WindowParams
@@ -108,15 +110,16 @@ def load_window(
     view: str,
     window: WindowParams,
     normalized: bool = True,
+    recordings: Recordings | None = None,
     seeded_by: str = "",
     place: float = 0.0,
 ) -> Window:
     """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
 
     normalized: whether the encoder normalizes its input. If not, doubtful samples are refused: `prepare` only warns of
-    them where the checkpoint decides that. seeded_by: seeds the draws of the view in place of the utterance's name.
-    place: where the window begins among the places where it can, from 0 to below 1. A silent window there is not taken,
-    but the first one.
+    them where the checkpoint decides that. recordings: those of the view. seeded_by: seeds the draws of the view in
+    place of the utterance's name. place: where the window begins among the places where it can, from 0 to below 1. A
+    silent window there is not taken, but the first one.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """
@@ -126,7 +129,7 @@ def load_window(
         heard = decode.read(clip.path, content=clip.content, keep=keep)
         if heard.warnings and not normalized:
             raise InputError(f"{clip.path}: {'; '.join(heard.warnings)} (the encoder does not normalize its input)")
-        samples = views.apply(view, heard.samples, utterance=seeded_by or clip.utterance)
+        samples = views.apply(view, heard.samples, utterance=seeded_by or clip.utterance, recordings=recordings)
         later = samples[int(place * max(len(samples) - window.samples + 1, 1)) :]
         cut, valid = windowing.window(later, length=window.samples, pad=window.pad)
         if place and np.ptp(cut[:valid]) == 0:
@@ -139,26 +142,34 @@ def load_window(
 
 
 def load(
-    executor: Executor, clips: Sequence[Clip], *, view: str, window: WindowParams, normalized: bool = True
+    executor: Executor,
+    clips: Sequence[Clip],
+    *,
+    view: str,
+    window: WindowParams,
+    normalized: bool = True,
+    recordings: Recordings | None = None,
 ) -> Loading:
-    """Start loading utterances, `TOGETHER` at a time. normalized: as for `load_window`. Close what is returned."""
+    """Start loading utterances, `TOGETHER` at a time. Close what is returned.
+
+    normalized, recordings: as for `load_window`.
+    """
+    load_one = partial(load_window, view=view, window=window, normalized=normalized, recordings=recordings)
     loading = Loading(executor, len(clips), window.samples)
     for first in range(0, len(clips), TOGETHER):
         some = dict(enumerate(clips[first : first + TOGETHER], start=first))
-        loading.parts.append(
-            executor.submit(_load_some, some, loading.memory, view=view, window=window, normalized=normalized)
-        )
+        loading.parts.append(executor.submit(_load_some, some, loading.memory, load_one))
     return loading
 
 
 def _load_some(
-    clips: Mapping[int, Clip], memory: WindowMemory, *, view: str, window: WindowParams, normalized: bool
+    clips: Mapping[int, Clip], memory: WindowMemory, load_one: Callable[[Clip], Window]
 ) -> list[int | InputError]:
     """Put the windows of utterances (row -> clip) into memory: how many samples of each are valid, or an error."""
     found: list[int | InputError] = []
     for row, clip in clips.items():
         try:
-            samples, valid = load_window(clip, view=view, window=window, normalized=normalized)
+            samples, valid = load_one(clip)
         except InputError as error:
             found.append(error)
             continue

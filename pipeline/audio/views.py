@@ -11,7 +11,9 @@ A kind of view is one file of `pipeline/views/` with
     VARIANTS: tuple[int, ...]     the numbers that follow its name; () where there is one variant
     RANDOM: bool                  whether it draws; then `_0` to `_99` name its copies
     EXTRA: str                    the module that it needs, where an extra of the same name brings it
-    def apply(samples, *, variant, rng): ...   (n,) float32 at 16 kHz -> (m,) float32, m = n but where it cuts off
+    RECORDINGS: str               the list of `data/recordings` that it takes sound from, where it takes any
+    def apply(samples, *, variant, rng): ...   (n,) float32 at 16 kHz -> (m,) float32, m = n but where it cuts off;
+                                               with RECORDINGS it has the argument `recordings`, too
 
 A view is applied to the whole utterance, and the window is cut from the result: so do the published training scripts
 (SSL_Anti-spoofing, QAMO: load, RawBoost, then pad or cut). Every draw comes from a generator seeded by the utterance
@@ -22,10 +24,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.audio import recordings
+from pipeline.audio.recordings import Recordings
 from pipeline.audio.windowing import Samples
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError
@@ -66,6 +72,24 @@ def computable(name: str) -> View:
     return view
 
 
+def recordings_of(name: str, folder: Path) -> Recordings | None:
+    """The recordings that a view takes sound from; None where it takes none. folder: of the lists of recordings.
+
+    Raises InputError as `parse`, and where the list of them is missing or wrong.
+    """
+    view = parse(name)
+    kind = None if view.kind == CLEAN else getattr(member(AXIS, view.kind), "RECORDINGS", None)
+    try:
+        return recordings.of(kind, folder) if kind else None
+    except InputError as error:
+        raise InputError(f"the view {name} takes its sound from recordings of your own: {error}") from None
+
+
+def all_recordings(names: Iterable[str], folder: Path) -> dict[str, Recordings]:
+    """The recordings of those views that take sound from some. Raises InputError as `recordings_of`."""
+    return {name: found for name in names if (found := recordings_of(name, folder)) is not None}
+
+
 def _of_kind(kind: str, name: str) -> View | None:
     """The view of this kind that has the name; None where there is none."""
     module = member(AXIS, kind)
@@ -89,17 +113,20 @@ def _every(kind: str) -> str:
     return _stem(kind) + variants + (f"_(0 to {COPIES - 1})" if module.RANDOM else "")
 
 
-def apply(name: str, samples: Samples, *, utterance: str) -> Samples:
+def apply(name: str, samples: Samples, *, utterance: str, recordings: Recordings | None = None) -> Samples:
     """A view of an utterance, (n,) float32 at 16 kHz -> (m,) float32; the same for the same names and samples.
 
-    Raises InputError for a name of no view.
+    recordings: those of the view, as `recordings_of` finds them. Raises InputError for a name of no view, and for a
+    recording that cannot be used.
     """
     view = parse(name)
     if view.kind == CLEAN:
         return samples
-    heard: Samples = member(AXIS, view.kind).apply(
-        samples, variant=view.variant, rng=generator(name, utterance=utterance)
-    )
+    module = member(AXIS, view.kind)
+    if hasattr(module, "RECORDINGS") and recordings is None:
+        raise InputError(f"the view {name} takes its sound from recordings, and none were given")
+    more = {"recordings": recordings} if recordings is not None else {}
+    heard: Samples = module.apply(samples, variant=view.variant, rng=generator(name, utterance=utterance), **more)
     return heard
 
 

@@ -11,12 +11,13 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.audio.loader import Clip
+from pipeline.audio.recordings import Recordings
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
 from pipeline.core.sections import ExtractParams
@@ -34,12 +35,16 @@ AHEAD = 2  # tasks sent for each thread of the workers: one that runs, and one t
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """Everything that a worker needs to make units of one store. taps: all layers that any unit lacks."""
+    """Everything that a worker needs to make units of one store.
+
+    taps: all layers that any unit lacks. recordings: those of each view that takes sound from some.
+    """
 
     target: Store
     encoder: MakeEncoder
     taps: tuple[Tap, ...]
     params: ExtractParams
+    recordings: Mapping[str, Recordings] = field(default_factory=dict)
     code: str = dask_workers.CODE
 
 
@@ -162,6 +167,7 @@ def _make(job: ExtractionJob, task: Task, folder: Path) -> list[str]:
         target=job.target,
         model=cast("Encoder", _shared(job)),
         params=job.params,
+        recordings=job.recordings,
         advance=lambda _count: None,
     )
 

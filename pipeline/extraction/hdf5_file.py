@@ -22,7 +22,16 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import parse_json
 from pipeline.extraction.housekeeping import taps_of
 from pipeline.features.shard_bytes import Block
-from pipeline.features.specs import DEEPEST_LAYER, STORAGE, VERSION_KEY, Spec, is_spec, layer_array, pooled_array
+from pipeline.features.specs import (
+    DEEPEST_LAYER,
+    RECORDINGS_KEY,
+    STORAGE,
+    VERSION_KEY,
+    Spec,
+    is_spec,
+    layer_array,
+    pooled_array,
+)
 from pipeline.features.zarr_metadata import FORMAT
 
 OF_THE_SET = ("is_bonafide", "n_frames", "utterance")  # arrays beside the views
@@ -270,6 +279,13 @@ def attributes_of(file: Path, source: Any, view: str) -> dict[str, Any] | None:
     found = source[view].attrs[ATTRIBUTES]
     text = found if isinstance(found, str) else ""
     attributes = parse_json(file, text.encode(), what=f"file with the attributes of {view}", remedy=ANEW)
-    if not all(key == VERSION_KEY and type(value) is int for key, value in attributes.items()):
+    if not all(map(_is_attribute, attributes, attributes.values())):
         raise InputError(f"{file}: expected the version of {view}, got the attributes {str(attributes)[:200]}; {ANEW}")
     return attributes
+
+
+def _is_attribute(key: str, value: Any) -> bool:
+    """Whether a view may have this attribute: its version, or the digest of its recordings."""
+    if key == RECORDINGS_KEY:
+        return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
+    return key == VERSION_KEY and type(value) is int

@@ -10,13 +10,15 @@ evaluation sets are never augmented.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.audio import views
 from pipeline.audio.loader import Clip, clip_of
+from pipeline.audio.recordings import Recordings
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json, readable_size
@@ -30,10 +32,12 @@ from pipeline.extraction.progress import ExtractionProgress
 from pipeline.extraction.units import MakeEncoder, Unit
 from pipeline.features import libraries, zarr_metadata
 from pipeline.features.libraries import IMPORTED
-from pipeline.features.specs import VERSION_KEY
+from pipeline.features.specs import RECORDINGS_KEY, VERSION_KEY
 from pipeline.features.store import Store
 
 SPARE_BYTES = 64 * 2**20  # to leave free on the disk for markers, receipts and other programs
+
+NO_RECORDINGS: Mapping[str, Recordings] = MappingProxyType({})
 
 Say = Callable[[str], None]
 
@@ -115,13 +119,14 @@ def extract(
     encoder: MakeEncoder,
     params: ExtractParams,
     say: Say,
+    recordings: Mapping[str, Recordings] = NO_RECORDINGS,
 ) -> dict[str, Any]:
     """Complete the store of a set and return its receipt.
 
     Args:
         set_name: part of the store's name.
         encoder: a function from taps to an `Encoder`; it is called only when there is something to compute.
-        say: prints the description of the work.
+        say: prints the description of the work. recordings: those of each view that takes sound from some.
 
     Raises InputError for a name that is no view, a store of another spec or with views of another version, a disk that
     is too small, and a worker that died. When all other units are complete, it raises InputError for the units whose
@@ -129,9 +134,13 @@ def extract(
     """
     layers, names = params.layers, views_of(params.views)
     spec = spec_of(trials, card, params)
+
+    def clips(unit: Unit) -> list[Clip]:
+        return [clip_of(trials, row, audio_root=audio_root) for row in spec.rows(unit.shard)]
+
     with Store.locked(root / spec.folder(set_name)):
         target = Store.create(root, set_name, spec)
-        check_versions(target, names)
+        check_versions(target, names, recordings)
         todo = plan(target, names, layers)
         free = shutil.disk_usage(root).free if is_local(root) else None
         say(describe(target, todo, names, layers, free=free))
@@ -140,37 +149,40 @@ def extract(
         if todo:
             target.sweep()
         for name in names:
-            target.add_arrays(name, layers, attributes=_attributes(name))
+            target.add_arrays(name, layers, attributes=_attributes(name, recordings))
         if todo:
-            _make(todo, target=target, trials=trials, audio_root=audio_root, encoder=encoder, params=params)
+            _make(todo, clips, target=target, encoder=encoder, params=params, recordings=recordings)
     return receipt(target, set_name=set_name, names=names, layers=layers)
 
 
 def _make(
     todo: Sequence[Unit],
+    clips: Callable[[Unit], list[Clip]],
     *,
     target: Store,
-    trials: Trials,
-    audio_root: Path,
     encoder: MakeEncoder,
     params: ExtractParams,
+    recordings: Mapping[str, Recordings],
 ) -> None:
-    """Make units in this process or on a cluster. Raises InputError where some failed."""
-
-    def clips(unit: Unit) -> list[Clip]:
-        return [clip_of(trials, row, audio_root=audio_root) for row in target.spec.rows(unit.shard)]
-
+    """Make units in this process or on a cluster. clips: as for `cluster.make`. Raises InputError where some failed."""
     taps = tuple(layer for layer in params.layers if any(layer in unit.layers for unit in todo))
     total = sum(len(target.spec.rows(unit.shard)) for unit in todo)
     with ExtractionProgress(total) as bar:
         if params.engine == "dask":
             from pipeline.extraction import cluster
 
-            job = cluster.ExtractionJob(target, encoder, taps, params)
+            job = cluster.ExtractionJob(target, encoder, taps, params, recordings)
             problems = cluster.make(todo, clips, job=job, advance=bar.update)
         else:
             tasks = [(unit, partial(clips, unit)) for unit in todo]
-            problems = units.make(tasks, target=target, model=encoder(taps), params=params, advance=bar.update)
+            problems = units.make(
+                tasks,
+                target=target,
+                model=encoder(taps),
+                params=params,
+                recordings=recordings,
+                advance=bar.update,
+            )
     if problems:
         raise InputError(
             f"{len(problems)} of {len(todo)} units cannot be made, the others are complete; mend what is wrong with "
@@ -178,35 +190,47 @@ def _make(
         )
 
 
-def check_versions(target: Store, names: Sequence[str]) -> None:
-    """Raise InputError where another version of the code made an augmented view of the store."""
+def check_versions(target: Store, names: Sequence[str], recordings: Mapping[str, Recordings]) -> None:
+    """Raise InputError where another version of the code, or other recordings, made an augmented view of the store."""
     for name in names:
         folder = target.path / name
         if name == CLEAN or not any(folder.glob("*/zarr.json")):
             continue
         mend = f"delete that folder, and the next `dvc repro` makes it anew, or go back to the code that made {name}"
         attributes = read_json(folder / "zarr.json", what="view of a feature store", remedy=mend).get("attributes")
-        found = attributes.get(VERSION_KEY) if isinstance(attributes, dict) else None
-        if found != views.VIEWS_VERSION:
-            raise InputError(f"{folder}: expected a view of version {views.VIEWS_VERSION}, got {found}; {mend}")
+        found = attributes if isinstance(attributes, dict) else {}
+        if found.get(VERSION_KEY) != views.VIEWS_VERSION:
+            raise InputError(
+                f"{folder}: expected a view of version {views.VIEWS_VERSION}, got {found.get(VERSION_KEY)}; {mend}"
+            )
+        if name in recordings and found.get(RECORDINGS_KEY) != recordings[name].digest:
+            raise InputError(
+                f"{folder}: expected a view by the recordings of {recordings[name].listing} (digest "
+                f"{recordings[name].digest}), got {found.get(RECORDINGS_KEY)}; delete that folder, and the next `dvc "
+                "repro` makes this view alone anew, or put the former list back"
+            )
 
 
-def _attributes(name: str) -> dict[str, Any]:
+def _attributes(name: str, recordings: Mapping[str, Recordings]) -> dict[str, Any]:
     """The attributes of a view."""
-    return {} if name == CLEAN else {VERSION_KEY: views.VIEWS_VERSION}
+    digest = {RECORDINGS_KEY: recordings[name].digest} if name in recordings else {}
+    return {} if name == CLEAN else {VERSION_KEY: views.VIEWS_VERSION, **digest}
 
 
 def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Sequence[Tap]) -> dict[str, Any]:
     """The receipt of a store, which DVC tracks in its place: the same content gives the same bytes.
 
-    It has the version of the augmented views where there are some, and names the layers of each view that are, or have
-    shards that are, imported and not computed here.
+    It has the version of the augmented views where there are some, and the digest of the recordings of each view that
+    takes sound from some. It names the layers of each view that are, or have shards that are, imported and not computed
+    here.
     """
     spec = target.spec
     foreign = [place for place, made in target.made(names, layers).items() if IMPORTED in made]
     by_view = {view: [layer for of_view, layer in foreign if of_view == view] for view, _ in foreign}
     imported = {IMPORTED: by_view} if by_view else {}
     version = {VERSION_KEY: views.VIEWS_VERSION} if len(names) > 1 else {}
+    digests = {name: kept for name in names if (kept := target.attributes(name).get(RECORDINGS_KEY))}
+    recorded = {RECORDINGS_KEY: digests} if digests else {}
     return {
         "format": zarr_metadata.FORMAT,
         "store": spec.folder(set_name),
@@ -218,6 +242,7 @@ def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Seque
         "layers": list(layers),
         "views": list(names),
         **version,
+        **recorded,
         **imported,
         "shards": spec.shards,
         "bytes": spec.bytes_of(len(layers)) * len(names),

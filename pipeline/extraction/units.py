@@ -7,7 +7,7 @@ write the last ones. A unit that fails is reported, and the others are still mad
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.audio import loader
 from pipeline.audio.loader import Clip
+from pipeline.audio.recordings import Recordings
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import HopelessError, InputError
 from pipeline.core.sections import EncoderParams, ExtractParams
@@ -68,13 +69,14 @@ def make(
     target: Store,
     model: Encoder,
     params: ExtractParams,
+    recordings: Mapping[str, Recordings],
     advance: Advance,
 ) -> list[str]:
     """Make units, one after the other, and return one message for each unit that failed.
 
     Args:
-        tasks: units, each with a function that gives the utterances of its shard. advance: called with the number of
-            utterances that were computed.
+        tasks: units, each with a function that gives the utterances of its shard. recordings: those of each view that
+            takes sound from some. advance: called with the number of utterances that were computed.
 
     Raises HopelessError where an object store does not answer or nothing fits into memory, InputError where a process
     that augments died, OSError where the disk is full. These stop the whole work.
@@ -84,7 +86,7 @@ def make(
     batch, problems = BatchSize(params.first_batch, grows=params.batch_size == "auto"), []
     heavy = any(unit.view != CLEAN for unit, _ in tasks) or next(model.parameters()).is_cuda
     with loader.open_executor(heavy=heavy) as executor, _Writer(target) as writer:
-        for unit, names, loading in _loading(tasks, executor, params, normalized=model.normalize != "none"):
+        for unit, names, loading in _loading(tasks, executor, params, recordings, normalized=model.normalize != "none"):
             windows = partial(loader.loaded, loading)
             try:
                 found = compute(model, windows, unit.layers, batch=batch, names=names, advance=advance)
@@ -101,6 +103,7 @@ def _loading(
     tasks: Sequence[tuple[Unit, Callable[[], list[Clip]]]],
     executor: Executor,
     params: ExtractParams,
+    recordings: Mapping[str, Recordings],
     *,
     normalized: bool,
 ) -> Iterator[tuple[Unit, list[str], loader.Loading]]:
@@ -110,7 +113,14 @@ def _loading(
     try:
         for unit, clips_of in tasks:
             clips = clips_of()
-            loading = loader.load(executor, clips, view=unit.view, window=params.window, normalized=normalized)
+            loading = loader.load(
+                executor,
+                clips,
+                view=unit.view,
+                window=params.window,
+                normalized=normalized,
+                recordings=recordings.get(unit.view),
+            )
             ahead.append((unit, [clip.utterance for clip in clips], loading))
             if len(ahead) > 1:
                 yield ahead[0]

@@ -27,7 +27,7 @@ from pipeline.core.files import read_json
 from pipeline.core.trial_table import Trials
 from pipeline.features import libraries
 from pipeline.features.libraries import IMPORTED
-from pipeline.features.specs import VERSION_KEY
+from pipeline.features.specs import RECORDINGS_KEY, VERSION_KEY
 from pipeline.features.store import OTHER_SPEC, Store
 from pipeline.features.zarr_metadata import FORMAT
 
@@ -156,8 +156,10 @@ def selected(
         "bytes": store.spec.bytes_of(len(layers)) * len(names),
         "digest": store.digest(names, layers, pooled=has_no_frames(receipt)),
     }
-    of_views = () if len(names) > 1 else (VERSION_KEY,)
-    return {key: value for key, value in found.items() if key not in of_views and (key != IMPORTED or imported)}
+    recorded = {view: digest for view, digest in receipt.get(RECORDINGS_KEY, {}).items() if view in names}
+    found |= {RECORDINGS_KEY: recorded} if RECORDINGS_KEY in receipt else {}
+    empty = {VERSION_KEY: len(names) == 1, RECORDINGS_KEY: not recorded, IMPORTED: not imported}
+    return {key: value for key, value in found.items() if not empty.get(key)}
 
 
 def open_sets(path: Path, trials: Trials, *, root: Path) -> list[OpenSet]:

@@ -15,6 +15,7 @@ from pipeline.core.contracts import Tap
 from pipeline.features.shard_bytes import CRC_BYTES, INDEX_ENTRY_BYTES
 
 VERSION_KEY = "views_version"  # in the attributes of an augmented view, and in receipts with augmented views
+RECORDINGS_KEY = "recordings"  # in the attributes of a view that takes sound from some, and in receipts with such views
 POOLED_PREFIX = "pooled_"  # of the names of pooled arrays
 DEEPEST_LAYER = 200  # that is taken from strangers; no encoder has as many
 STORAGE = "storage"  # key in `Spec.encoder`; without it frames are float16, as in all stores of older versions

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.audio import views
+from pipeline.audio.recordings import FOLDER
 from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.errors import InputError
@@ -57,7 +58,9 @@ class Asked:
         labels = hashlib.sha256()
         for column in (*dataclasses.astuple(self.labels), torch.from_numpy(self.dev.trials.is_bonafide)):
             labels.update(column.numpy().tobytes())
-        augmented = {"views_version": views.VIEWS_VERSION} if self.params.views.draw else {}
+        augmented: dict[str, Any] = {"views_version": views.VIEWS_VERSION} if self.params.views.draw else {}
+        if self.train.recordings:
+            augmented["recordings"] = {view: found.digest for view, found in self.train.recordings.items()}
         return augmented | {
             "finetune_version": FINETUNE_VERSION,
             "weights_sha256": self.card.weights_sha256,
@@ -88,11 +91,12 @@ def _in_full(build: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in LATER_OF_LOSSES or value != defaults[name]}
 
 
-def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
+def asked_of(settings: Params, card: Card, *, trials: Path, recordings: Path = FOLDER) -> Asked:
     """The fine-tuning that `encoder.finetune` asks for.
 
     Args:
-        card: of the encoder to start from. trials: folder of the sets' trial tables.
+        card: of the encoder to start from. trials: folder of the sets' trial tables. recordings: folder of
+            the lists of recordings, which some views take sound from.
 
     Raises InputError naming the place of a wrong parameter, or the trial table that is missing, and where a quality
     level has no bona fide.
@@ -100,11 +104,16 @@ def asked_of(settings: Params, card: Card, *, trials: Path) -> Asked:
     cell = chosen(settings, card)
     params = settings.encoder.finetune
     assert params is not None  # noqa: S101  # chosen has seen to it
+    try:
+        sounds = views.all_recordings(params.views.draw, recordings)
+    except InputError as error:
+        raise InputError(f"{settings.where('encoder', 'finetune', 'views', 'draw')}: {error}") from None
     train, dev = (
         Speech(
             trial_table.read(trials / f"{name}.csv"),
             settings.sets[name].folder,
             normalized=card.normalize != "none",
+            recordings=sounds,
         )
         for name in (params.set, "dev")
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.audio import loader, windowing
+from pipeline.audio.recordings import Recordings
 from pipeline.core import ahead
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
@@ -31,11 +32,15 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Speech:
-    """The trials of a set, the folder that their audio paths are relative to, and whether the encoder normalizes."""
+    """The trials of a set, the folder that their audio paths are relative to, and whether the encoder normalizes.
+
+    recordings: those of each view that takes sound from some.
+    """
 
     trials: Trials
     root: Path
     normalized: bool = True
+    recordings: Mapping[str, Recordings] = field(default_factory=dict)
 
 
 def load_clean(speech: Speech, row: int, *, window: WindowParams) -> Utterance:
@@ -55,7 +60,13 @@ def load_drawn(
     seeded_by = f"{seed} {epoch} {clip.utterance}" if view != CLEAN else ""
     place = float(np.random.default_rng([seed, epoch, row]).random()) if crop == "random" else 0.0
     return loader.load_window(
-        clip, view=view, window=window, normalized=speech.normalized, seeded_by=seeded_by, place=place
+        clip,
+        view=view,
+        window=window,
+        normalized=speech.normalized,
+        recordings=speech.recordings.get(view),
+        seeded_by=seeded_by,
+        place=place,
     )
 
 

@@ -1,4 +1,4 @@
-"""What several views share: noise at a given level, convolution, lossy codecs, bounds of peak and length."""
+"""What several views share: noise at a given level, rooms, recordings, lossy codecs, bounds of peak and length."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from pipeline.audio.recordings import Recordings
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
 
 Signal = NDArray[np.float64]
@@ -43,6 +44,31 @@ def convolve(x: Signal, taps: Signal, *, block: int) -> Signal:
     out[:-1] = filtered[:, :hop]
     out[1:, :tail] += filtered[:, hop:]
     return out.ravel()
+
+
+def reverberated(samples: Samples, response: Signal, *, direct: int) -> Samples:
+    """Samples (n,) convolved with a response (L,), at the level that they had; peak at most 1.
+
+    direct: the place of the direct sound in the response, which is taken as no delay.
+    """
+    x = samples.astype(np.float64)
+    block = 2 ** math.ceil(math.log2(2 * len(response)))
+    heard = convolve(x, response, block=block)[direct:][: len(x)]
+    level = math.sqrt(np.square(x).sum() / max(np.square(heard).sum(), np.finfo(np.float64).tiny))
+    return unclipped(heard * level).astype(np.float32)
+
+
+def passage(recordings: Recordings, number: int, count: int, rng: np.random.Generator) -> Signal:
+    """A passage (count,) of a recording from a drawn place on. A shorter recording is heard again from its start.
+
+    A passage that would be silent begins at the next sound.
+    """
+    whole = recordings.read(number)
+    place = int(rng.integers(len(whole) if len(whole) < count else len(whole) - count + 1))
+    onward = np.roll(whole, -place)
+    if not onward[:count].any():
+        onward = np.roll(onward, -int(onward.nonzero()[0][0]))
+    return np.resize(onward, count)
 
 
 def fitted(samples: Samples, length: int) -> Samples:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from pipeline.audio.windowing import SAMPLE_RATE, Samples
-from pipeline.views._shared import Signal, convolve, unclipped
+from pipeline.views._shared import Signal, reverberated
 
 VARIANTS: tuple[int, ...] = (300, 600, 900)  # milliseconds in which the sound falls by 60 dB
 RANDOM = True
@@ -23,12 +23,7 @@ CROSSING_HZ = 2_000.0  # between low and high frequencies
 
 def apply(samples: Samples, *, variant: int, rng: np.random.Generator) -> Samples:
     """Samples (n,) as they are heard in the room, at the level that they had; peak at most 1."""
-    x = samples.astype(np.float64)
-    response = room(variant / 1000, rng)
-    block = 2 ** math.ceil(math.log2(2 * len(response)))
-    heard = convolve(x, response, block=block)[: len(x)]
-    level = math.sqrt(np.square(x).sum() / max(np.square(heard).sum(), np.finfo(np.float64).tiny))
-    return unclipped(heard * level).astype(np.float32)
+    return reverberated(samples, room(variant / 1000, rng), direct=0)
 
 
 def room(seconds: float, rng: np.random.Generator) -> Signal:
