@@ -43,10 +43,11 @@ def test_the_table_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     head, names, *rows = capsys.readouterr().out.splitlines()
     found = list(detect.load(POOLED).detect(["audio/eval/0.flac", "audio/eval/1.flac"]))
     assert head == f"{POOLED}: bona fide above {detect.load(POOLED).threshold:.5g}"
-    assert names == "    score  P(bona fide)  decision  verdict      far, %  centroid  file"
+    assert names == "    score  P(bona fide)  decision  verdict      far, %  mahal., %  centroid  file"
     assert [row.split() for row in rows] == [
         [f"{one.score:.4f}", f"{one.probability:.3f}", "bonafide" if one.is_bonafide else "spoof", one.verdict,
-         f"{one.distance_percentile:.1f}", str(one.centroid), str(one.path)] for one in found
+         f"{one.distance_percentile:.1f}", f"{one.mahalanobis_percentile:.1f}", str(one.centroid), str(one.path)]
+        for one in found
     ]  # fmt: skip
     assert [row.split()[2] for row in rows] == ["bonafide", "spoof"]
     assert rows[0].index("audio/") == rows[1].index("audio/") == names.index("file")
@@ -95,7 +96,17 @@ def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) 
     np.testing.assert_allclose([one["score"] for one in told], [scores[i] for i in order], atol=1e-5)
     for one in told:
         assert list(one) == [
-            *("file", "score", "decision", "probability", "verdict", "distance_percentile", "centroid", "neighbours")
+            *(
+                "file",
+                "score",
+                "decision",
+                "probability",
+                "verdict",
+                "distance_percentile",
+                "mahalanobis_percentile",
+                "centroid",
+                "neighbours",
+            )
         ]
         assert [list(near) for near in one["neighbours"]] == [["utterance", "label", "attack", "distance"]] * 5
 

@@ -27,6 +27,7 @@ from ruamel.yaml import YAML
 
 from pipeline import detect
 from pipeline.analysis import embeddings
+from pipeline.analysis.gaussians import Gaussians
 from pipeline.audio import decode, track
 from pipeline.core.errors import InputError
 from pipeline.detect import Detection, System, Unreadable, assembly, loading
@@ -195,6 +196,9 @@ def test_the_distance_is_a_percentile_of_the_training_sets_own(here: Path) -> No
     assert len(set(wanted)) > 3
     assert [found.distance_percentile for found in detections(system, windows)] == pytest.approx(wanted, abs=0.1)
     assert detections(system, [Path("audio/train/7.flac")])[0].distance_percentile == 0  # its own nearest, at 0
+    _, trials = system.training
+    by_class = Gaussians.of(np.asarray(known.vectors), trials.is_bonafide, normalize=True).percentiles(held)
+    assert [found.mahalanobis_percentile for found in detections(system, windows)] == pytest.approx(by_class, abs=0.1)
 
 
 def test_scores_that_cannot_be_calibrated_have_no_probability(copied: Path) -> None:

@@ -43,6 +43,7 @@ results for each file:
                each class gets the verdict of the other; of others nothing is promised
   far          the distance to the training utterances as a percentile of their own: above 99 the file is unlike
                almost all of them; - where RUN has no embeddings of its training set
+  mahal.       the same by the Mahalanobis distance to the nearer class of the training utterances
   centroid     the number of the nearest centroid, from 0; with QAMO a centroid is a quality level, and 0 is the worst
   neighbours   with --explain: the nearest training utterances, with label, attack and distance between embeddings; the
                run must have been analysed (section `analyse` of params.yaml)
@@ -69,7 +70,10 @@ examples:
   bonafide detect recordings/ --run package/ --json > scores.jsonl           one JSON object in each line
 """
 DOUBTS_SHOWN = 10
-HEADER = f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'verdict':11}  {'far, %':>6}  {'centroid':>8}  file"
+HEADER = (
+    f"{'score':>9}  {'P(bona fide)':>12}  {'decision':8}  {'verdict':11}  {'far, %':>6}  {'mahal., %':>9}  "
+    f"{'centroid':>8}  file"
+)
 NEAR_HEADER = f"{'':11}{'distance':>12}  {'class':8}  {'attack':>8}  nearest training utterances"
 
 
@@ -295,6 +299,7 @@ def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
     else:
         facts |= {"score": result.score, "decision": _decision(result), "probability": result.probability}
         facts |= {"verdict": result.verdict, "distance_percentile": result.distance_percentile}
+        facts["mahalanobis_percentile"] = result.mahalanobis_percentile
         facts["centroid"] = result.centroid
         if result.part:
             facts["part"] = dict(zip(("start", "end"), result.part, strict=True))
@@ -316,8 +321,11 @@ def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[
         yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':11}  {'-':>6}  {'-':>8}  {name}"
     else:
         likely = "-" if result.probability is None else f"{result.probability:.3f}"
-        far = "-" if result.distance_percentile is None else f"{result.distance_percentile:.1f}"
-        judged = f"{_decision(result):8}  {result.verdict or '-':11}  {far:>6}"
+        far, by_class = (
+            "-" if found is None else f"{found:.1f}"
+            for found in (result.distance_percentile, result.mahalanobis_percentile)
+        )
+        judged = f"{_decision(result):8}  {result.verdict or '-':11}  {far:>6}  {by_class:>9}"
         yield f"{result.score:9.4f}  {likely:>12}  {judged}  {result.centroid:>8}  {name}"
         if result.part:
             yield f"{'':11}lowest window at {result.part[0]:.1f} to {result.part[1]:.1f} s"

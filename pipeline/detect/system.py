@@ -29,6 +29,7 @@ from torch import nn
 from pipeline.analysis import embedding_scores, exact_search, familiarity
 from pipeline.analysis.embedding_scores import Scoring
 from pipeline.analysis.embeddings import Embeddings
+from pipeline.analysis.gaussians import Gaussians
 from pipeline.audio import decode, loader, windowing
 from pipeline.audio.decode import Audio
 from pipeline.audio.loader import Windows
@@ -66,9 +67,10 @@ class Detection:
     probability: of bona fide where half of all speech is; None where the scores of dev could not be calibrated.
     centroid: the one most similar to the embedding, from 0. verdict: `bonafide`, `spoof` or `cannot_tell`, by the rule
     of `pipeline.metrics.verdicts`; None in a package without one. distance_percentile: in 0..100, of the distance to
-    the training set, see `pipeline.analysis.familiarity`; None without its embeddings. neighbours: nearest first; empty
+    the training set, see `pipeline.analysis.familiarity`; None without its embeddings. mahalanobis_percentile: the
+    same, see `pipeline.analysis.gaussians`; None also where these cannot be fitted. neighbours: nearest first; empty
     unless asked for. warnings: what makes the samples of the file doubtful. part: start and end, in seconds, of the
-    window with the lowest score, where all windows are heard; else None. Centroid, distance and neighbours are of it.
+    window with the lowest score, where all windows are heard; else None. Centroid, distances and neighbours are of it.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class Detection:
     centroid: int
     verdict: str | None = None
     distance_percentile: float | None = None
+    mahalanobis_percentile: float | None = None
     neighbours: tuple[TrainingNeighbour, ...] = ()
     warnings: tuple[str, ...] = ()
     part: tuple[float, float] | None = None
@@ -108,11 +111,15 @@ class Timeline:
 
 
 class _Known(NamedTuple):
-    """The embeddings and trials of the training set, and the distances (M,) of its utterances to the others."""
+    """The embeddings and trials of the training set, and the distances of its utterances to the others.
+
+    own: (M,), to the nearest others. gaussians: of both classes; None where they cannot be fitted.
+    """
 
     embeddings: Embeddings
     trials: Trials
     own: NDArray[np.float64]
+    gaussians: Gaussians | None
 
 
 class _Head(NamedTuple):
@@ -158,9 +165,15 @@ class System:
         """What the distance to the training set needs; or why its embeddings, if they are there, cannot be used."""
         try:
             embeddings, trials = self.training
-            return _Known(embeddings, trials, familiarity.own_distances(embeddings.vectors, embeddings.search))
+            own = familiarity.own_distances(embeddings.vectors, embeddings.search)
         except InputError as error:
             return error
+        gaussians: Gaussians | None = None
+        with contextlib.suppress(
+            InputError
+        ):  # of embeddings that are alike; the nearest ones have distances all the same
+            gaussians = Gaussians.of(embeddings.vectors, trials.is_bonafide, normalize=embeddings.normalize)
+        return _Known(embeddings, trials, own, gaussians)
 
     def score(self, path: str | Path) -> float:
         """The score of a file. Raises InputError for a file that cannot be scored."""
@@ -315,16 +328,17 @@ class System:
         # float32 as a score file has it, whose digits the threshold has too
         digits = [float(str(score)) for score in scores]
         nearest = self._nearest_centroids(embedded)
-        neighbours, far = _neighbours(embedded, known) if known else ([() for _ in paths], [None for _ in paths])
+        none = [None for _ in paths]
+        neighbours, far, unlike = _neighbours(embedded, known) if known else ([() for _ in paths], none, none)
         rule = self.parts.rule
         return [
             Detection(
                 path, score, score > self.threshold, self.probability(score), centroid,
-                verdict=rule.verdict(score) if rule else None, distance_percentile=percentile, neighbours=near,
-                warnings=doubts,
+                verdict=rule.verdict(score) if rule else None, distance_percentile=percentile,
+                mahalanobis_percentile=by_class, neighbours=near, warnings=doubts,
             )
-            for path, doubts, score, centroid, near, percentile in zip(
-                paths, warnings, digits, nearest, neighbours, far, strict=True
+            for path, doubts, score, centroid, near, percentile, by_class in zip(
+                paths, warnings, digits, nearest, neighbours, far, unlike, strict=True
             )
         ]  # fmt: skip
 
@@ -406,8 +420,8 @@ def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:
 
 def _neighbours(
     embedded: NDArray[np.float32], known: _Known
-) -> tuple[Sequence[tuple[TrainingNeighbour, ...]], Sequence[float | None]]:
-    """The nearest training utterances of each embedding, and the percentile of its distance to them."""
+) -> tuple[Sequence[tuple[TrainingNeighbour, ...]], Sequence[float | None], Sequence[float | None]]:
+    """The nearest training utterances of each embedding, and the percentiles of its distances to them and by class."""
     distances, ids = known.embeddings.search(embedded, NEIGHBOURS)
     table = known.trials
     far = familiarity.percentiles(distances, known.own, count=len(known.embeddings))
@@ -423,4 +437,5 @@ def _neighbours(
         )
         for row, near in zip(distances.tolist(), ids.tolist(), strict=True)
     ]
-    return near_each, [round(percentile, 1) for percentile in far.tolist()]
+    unlike = known.gaussians.percentiles(embedded).round(1).tolist() if known.gaussians else [None for _ in embedded]
+    return near_each, [round(percentile, 1) for percentile in far.tolist()], unlike
