@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from dvc.repo import Repo
 from numpy.typing import NDArray
 
 from pipeline import commands, detect
@@ -20,7 +21,10 @@ from pipeline.metrics.eer import eer_of
 from tests import systems
 from tests.systems import FRAMES, POOLED
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning"),  # of a library that DVC uses
+]
 ARRAY = f"embeddings/{POOLED}/train/embeddings.npy"
 
 
@@ -155,6 +159,24 @@ def test_a_calibration_is_of_one_state_of_teaching(lesson: Path, monkeypatch: py
     for other in ("both", POOLED):
         with pytest.raises(InputError, match="expected a calibration of"):
             recalibration.applied(assembly.find(other), Path("mine.json"))
+
+
+def test_in_a_dvc_project_the_package_is_tracked(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    clips("a", seed=1)
+    taught(POOLED, "a", "acme-v3", "free")
+    assert "-> free; to undo, delete it" in capsys.readouterr().out
+    Repo.init(no_scm=True)
+    taught(POOLED, "a", "acme-v3", "kept")
+    assert "-> kept, which DVC tracks by kept.dvc; to undo" in capsys.readouterr().out
+    with Repo() as repo:
+        assert [str(stage.outs[0]) for stage in repo.index.stages] == ["kept"]
+        assert repo.status() == {}
+        Path("kept/package.json").write_text("{}")
+        assert "kept.dvc" in repo.status()
 
 
 def test_what_cannot_be_taught_is_refused(lesson: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 SHOWN = 10  # names of bona fide that are hurt, of a set
 EXAMPLES = """\
 RUN is an analysed run of this project, or a package that this command wrote. It stays as it is: OUT is a new package
-that `bonafide detect --run OUT` takes, and deleting it undoes the teaching.
+that `bonafide detect --run OUT` takes, and deleting it undoes the teaching. In a DVC project OUT is tracked as by `dvc
+add`: OUT.dvc is for git.
 
 A taught package scores by the nearest training utterances of both classes, the clips among them, and not by the
 centroids. For dev and each evaluation set of the run the command prints
@@ -54,7 +55,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = teaching.changes(parts, known)
     teaching.write(parts, known, teachings, changes, given.out)
     print("\n".join(_lines(changes)))
-    print(f"-> {given.out}; to track it: dvc add {given.out}; to undo: delete it")
+    print(f"-> {given.out}{_tracked(given.out)}; to undo, delete it")
+
+
+def _tracked(folder: Path) -> str:
+    """Let DVC track a package in a DVC project. Returns what to tell of it. Raises InputError where DVC refuses."""
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
+
+    place = folder.resolve()
+    try:
+        with Repo(Repo.find_root(str(place.parent))) as project:
+            (stage,) = project.add([str(place)])
+    except NotDvcRepoError:
+        return ""
+    except DvcException as error:
+        raise InputError(f"{folder}: the package is whole, but DVC does not track it: {error}") from None
+    return f", which DVC tracks by {stage.relpath}"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
