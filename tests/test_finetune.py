@@ -792,7 +792,7 @@ def test_a_checkpoint_holds_adam_and_no_frozen_weights(
     [
         ("backend", "resnet", r"finetune\.backend: expected one of linear, asp.*, got 'resnet'"),
         ("loss", "focal", r"finetune\.loss: expected one of aoc.*, got 'focal'"),
-        ("set", "training", r"finetune\.set: expected one of train, eval, got 'training'"),
+        ("set", "training", r"finetune\.set: expected one of the sets train, eval, also .*got 'training'"),
         ("set", "dev", r"finetune\.set: expected one of train, eval, got 'dev'"),
         ("layers", "[1, 4]", r"finetune\.layers\.1: expected 0 to 3 or final, got 4"),
         ("layers", "[1, 1]", r"finetune\.layers: expected each entry once"),

@@ -170,7 +170,7 @@ def test_the_fine_tuned_run_is_a_row_and_reads_cached_layers(tmp_path: Path) -> 
         (
             "    set: train",
             "    set: trian",
-            r":{line}: encoder\.finetune\.set: expected one of the sets train, dev, eval, also .*, got 'trian'$",
+            r":{line}: encoder\.finetune\.set: expected one of the sets train, eval, also .*, got 'trian'$",
         ),
         ("  finetuned: []", "  finetuned: [a, b]", r":{line}: evaluate\.finetuned: .*at most 1 item.*got \['a', 'b'\]"),
         ("  finetuned: []", "  finetuned: [a-b]", r":{line}: evaluate\.finetuned\.0: .*got 'a-b'"),

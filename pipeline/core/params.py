@@ -186,9 +186,10 @@ class Params(Section):
         name = self.encoder.finetune_set
         if name is None or name in self.sets:
             return []
+        there = [one for one in self.sets if one != "dev"]
         also = "; a pool is made from features, which the encoder makes" if name in self.pools else ""
         return [
-            f"{self.where('encoder', 'finetune', 'set')}: expected one of the sets {', '.join(self.sets)}, also with "
+            f"{self.where('encoder', 'finetune', 'set')}: expected one of the sets {', '.join(there)}, also with "
             f"`on: false`, got {name!r}{also}"
         ]
 
