@@ -24,7 +24,7 @@ from pipeline.core.files import read_json, write_text
 from pipeline.core.sections import MEAN, Channel
 from pipeline.corpora import manifest
 from pipeline.corpora._formats import ALL
-from pipeline.detect.assembly import Parts, calibrated_by
+from pipeline.detect.assembly import FusedParts, Parts, calibrated_by
 from pipeline.detect.system import Heard, System, Unreadable
 from pipeline.metrics import verdicts
 from pipeline.metrics.binomial import clopper_pearson
@@ -90,7 +90,10 @@ def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> R
 
 
 def _state(parts: Parts) -> str:
-    """Sixteen hex digits of what gives the scores: the weights, and what was taught."""
+    """Sixteen hex digits of what gives the scores: the weights, and what was taught; of a fusion all members'."""
+    if isinstance(parts, FusedParts):
+        told = [*map(_state, parts.members), *map(repr, (*parts.fusion.weights, parts.fusion.offset))]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     weights = runs.fingerprint(parts.run)
     if parts.neighbours is None:
         return weights
