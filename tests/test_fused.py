@@ -11,8 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import commands, detect
+from pipeline.core import params_file
 from pipeline.core.errors import InputError
-from pipeline.detect import assembly
+from pipeline.detect import assembly, package, package_card
+from pipeline.encoder import models
 from stages import fuse
 from tests import systems
 from tests.systems import FRAMES, POOLED
@@ -107,3 +109,97 @@ def test_a_fusion_that_is_not_there_or_another_is_told() -> None:
     shutil.rmtree("data/fusions")
     with pytest.raises(InputError, match=r"fusion\.json"):
         assembly.find("both")
+
+
+# ---------------------------------------------------------------- packages
+
+
+@pytest.fixture
+def packed(both: Path, tmp_path: Path) -> Path:
+    """The package of the fusion, and another current folder than the project."""
+    folder = tmp_path / "packed"
+    commands.dispatch(["package", "both", "--out", str(folder)])
+    return folder
+
+
+def test_a_package_scores_as_the_fusion_with_no_project_around(
+    packed: Path, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [both / path for path in systems.audio("eval")]
+    wanted = list(detect.load("both").detect(files, explain=True))
+    shutil.move(both / "data", both / "gone")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert list(detect.load(packed).detect(files, explain=True)) == wanted
+
+
+def test_a_package_holds_members_side_by_side(packed: Path) -> None:
+    assert sorted(path.name for path in packed.iterdir()) == [
+        "embeddings", "members", "model_card.md", "package.json", "runs", "trials",
+    ]  # fmt: skip
+    for run in (POOLED, FRAMES):
+        files = json.loads((packed / "members" / f"{run}.json").read_text())["files"]
+        assert {name.split("/")[1] for name in files if name.startswith("runs/")} == {run}
+    assert f"| {FRAMES} |" in (packed / "model_card.md").read_text()
+
+
+def test_a_local_encoder_is_stored_once(both: Path, tmp_path: Path) -> None:
+    settings = params_file.load(Path("params.yaml"))
+    model, card = models.load(settings.encoder)
+    models.save(model, Path("own"), card=card)
+    text = YAML(typ="safe").load(Path("params.yaml"))
+    text["encoder"] = {"source": str(both / "own"), "normalize": settings.encoder.normalize}
+    YAML(typ="safe").dump(text, Path("params.yaml"))
+    before = list(detect.load("both").scores(systems.audio("eval")))
+    package.write("both", tmp_path / "packed")
+    assert [path.parent.name for path in (tmp_path / "packed").rglob("*.safetensors")].count("encoder") == 1
+    shutil.rmtree("own")
+    assert list(detect.load(tmp_path / "packed").scores(systems.audio("eval"))) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("weights", {}, "at least 1 item"),
+        ("weights", {POOLED: -1.0}, "greater than or equal to 0"),
+        ("weights", {"../" + POOLED: 1.0}, "should match pattern"),
+        ("weights", {POOLED: "1"}, "valid number"),
+        ("weights", {POOLED: float("nan")}, "finite number"),
+        ("weights", {"other": 1.0}, "expected the digests of all files that are needed"),
+        ("offset", float("inf"), "finite number"),
+        ("threshold", None, "valid number"),
+        ("files", {"../x": "0" * 64}, "should match pattern"),
+        ("format", 1, "expected format 2"),
+    ],
+)
+def test_a_card_that_is_none_is_refused(packed: Path, key: str, value: object, said: str) -> None:
+    path = packed / "package.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=said):
+        assembly.find(packed)
+
+
+def test_a_damaged_member_is_named(packed: Path) -> None:
+    for name in (f"members/{POOLED}.json", f"runs/{FRAMES}/backend.safetensors"):
+        path = packed / name
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        with pytest.raises(InputError, match=f"missing or damaged(.|\n)*{name}"):
+            assembly.find(packed)
+        path.write_bytes(before)
+    swapped = packed / "members" / f"{POOLED}.json"
+    swapped.write_bytes((packed / "members" / f"{FRAMES}.json").read_bytes())
+    card = packed / "package.json"
+    told = json.loads(card.read_text())
+    told["files"][f"members/{POOLED}.json"] = package_card.digest(swapped)
+    card.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="of the runs they name"):
+        assembly.find(packed)
+
+
+def test_a_link_out_of_a_package_is_not_followed(packed: Path, tmp_path: Path) -> None:
+    path = packed / "members" / f"{POOLED}.json"
+    path.rename(tmp_path / "outside.json")
+    path.symlink_to(tmp_path / "outside.json")
+    with pytest.raises(InputError, match="links that lead out"):
+        assembly.find(packed)

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of("bonafide package", "Writes a trained system as one portable folder.", EXAMPLES)
-    parser.add_argument("run", metavar="RUN", help="name of a run of the project in the current folder")
+    parser.add_argument("run", metavar="RUN", help="name of a run or a fusion of the project in the current folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
     return parser.parse_args(argv)

@@ -20,7 +20,7 @@ from pipeline.core.files import read_json
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
-from pipeline.detect import hub
+from pipeline.detect import fused_card, hub
 from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read
 from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
@@ -269,10 +269,30 @@ def calibrated_by(bonafide: Scores, spoof: Scores) -> Calibration | None:
 
 
 def _of_package(folder: Path) -> Parts:
-    card, explaining = read(folder)
+    return _of_fused_package(folder) if fused_card.is_fused(folder) else _of_card(folder, CARD_FILE)
+
+
+def _of_fused_package(folder: Path) -> FusedParts:
+    card = fused_card.read_fused(folder)
+    members = tuple(_of_card(folder, fused_card.member_card(run)) for run in card.weights)
+    if [member.name for member in members] != list(card.weights):
+        raise InputError(f"{folder / CARD_FILE}: expected the cards of members to be of the runs they name; {AGAIN}")
+    return fused_of(
+        members,
+        Fusion(tuple(card.weights.values()), card.offset),
+        name=card.name,
+        threshold=card.threshold,
+        calibration=card.calibration,
+        rule=card.verdicts,
+        doubts=card.doubts,
+    )
+
+
+def _of_card(folder: Path, name: str) -> Parts:
+    card, explaining = read(folder, name)
     encoder, features = card.encoder, card.features.model_dump()
     if specs.fingerprint(features) != _trained_on(runs.card(folder / "runs" / card.name)):
-        raise InputError(f"{folder / CARD_FILE}: the run was trained on other features than the card tells; {AGAIN}")
+        raise InputError(f"{folder / name}: the run was trained on other features than the card tells; {AGAIN}")
     if encoder.source == ENCODER:
         encoder = encoder.model_copy(update={"source": str(folder / ENCODER)})
     return Parts(
@@ -288,7 +308,7 @@ def _of_package(folder: Path) -> Parts:
         calibration=card.calibration,
         rule=card.verdicts,
         explaining=explaining,
-        doubts=tuple(f"on {part.name}, {line}" for part in card.sets if part.metrics for line in part.metrics.warnings),
+        doubts=card.doubts,
         neighbours=card.neighbours,
         taught=card.taught,
     )
