@@ -97,6 +97,12 @@ def test_a_calibration_is_of_one_fusion() -> None:
 
 
 @pytest.mark.usefixtures("both")
+def test_a_fusion_is_not_taught() -> None:
+    with pytest.raises(InputError, match=f"both: expected one run to teach, got a fusion of {POOLED}, {FRAMES}"):
+        commands.dispatch(["teach", "both", "audio/eval", "--name", "new", "--label", "spoof", "--out", "taught"])
+
+
+@pytest.mark.usefixtures("both")
 def test_a_fusion_that_is_not_there_or_another_is_told() -> None:
     assert isinstance(assembly.find("both"), assembly.FusedParts)
     shutil.rmtree(f"data/runs/{FRAMES}")
@@ -111,12 +117,21 @@ def test_a_fusion_that_is_not_there_or_another_is_told() -> None:
         assembly.find("both")
 
 
+@pytest.mark.usefixtures("both")
+def test_weights_that_are_no_numbers_are_told() -> None:
+    path = Path("data/fusions/both/fusion.json")
+    for weight in ("1", None, -1.0, float("nan"), True):
+        path.write_text(json.dumps({"weights": {POOLED: weight, FRAMES: 2.0}, "offset": 0.5}))
+        with pytest.raises(InputError, match=r"fusion\.json: expected"):
+            assembly.find("both")
+
+
 # ---------------------------------------------------------------- packages
 
 
 @pytest.fixture
 def packed(both: Path, tmp_path: Path) -> Path:
-    """The package of the fusion, and another current folder than the project."""
+    """The package of the fusion; the current folder is still the project."""
     folder = tmp_path / "packed"
     commands.dispatch(["package", "both", "--out", str(folder)])
     return folder

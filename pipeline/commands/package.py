@@ -20,6 +20,7 @@ FOLDER works on any machine where bonafide is installed, without the project:
                   seed, and refuses weights with another sha256 than in training
   embeddings/     embeddings of the training set, with labels and attacks in trials/; only for an analysed run;
                   --explain needs them
+  members/        of a fusion: a card of each of its runs, which share the folders above
 
 The command loads the encoder once, to compare its weights with those of the training. An older package in FOLDER is
 replaced. A folder of other things gives an error and is not changed.

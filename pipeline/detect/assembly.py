@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,6 +195,11 @@ def _of_fusion(name: str, settings: Params) -> FusedParts:
     """Threshold, calibration and rule are those of the fused scores of dev, which are out of fold."""
     folder = DATA / "fusions" / name
     told = read_json(folder / "fusion.json", what="fusion", keys=("weights", "offset"), remedy=FUSE_AGAIN)
+    numbers = [*told["weights"].values(), told["offset"]] if isinstance(told["weights"], dict) else []
+    if not numbers or not all(type(number) is float and math.isfinite(number) for number in numbers):
+        raise InputError(f"{folder / 'fusion.json'}: expected finite weights and an offset; {FUSE_AGAIN}")
+    if min(numbers[:-1], default=-1) < 0:
+        raise InputError(f"{folder / 'fusion.json'}: expected weights from 0 up; {FUSE_AGAIN}")
     if list(told["weights"]) != list(settings.fuse[name]):
         raise InputError(f"{folder}: of other runs than {PARAMS} names in fuse.{name}; {FUSE_AGAIN}")
     if further := [run for run in told["weights"] if not (DATA / "runs" / run / runs.CARD_FILE).is_file()]:
