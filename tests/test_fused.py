@@ -218,3 +218,25 @@ def test_a_link_out_of_a_package_is_not_followed(packed: Path, tmp_path: Path) -
     path.symlink_to(tmp_path / "outside.json")
     with pytest.raises(InputError, match="links that lead out"):
         assembly.find(packed)
+
+
+@pytest.mark.usefixtures("both")
+@pytest.mark.parametrize("run", ["both", POOLED])
+def test_a_package_keeps_a_calibration(run: str, tmp_path: Path) -> None:
+    rows = [f"eval/{i}.flac,{'spoof' if i % 2 else 'bonafide'}" for i in range(12)]
+    Path("audio/mine.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    commands.dispatch(["calibrate", run, "--on", "audio/mine.csv", "--out", "mine.json"])
+    folder = tmp_path / "kept"
+    commands.dispatch(["package", run, "--calibration", "mine.json", "--out", str(folder)])
+    told = json.loads(Path("mine.json").read_text())
+    system = detect.load(folder)
+    assert (system.threshold, vars(system.parts.rule)) == (told["threshold"], told["verdicts"])  # type: ignore[arg-type]
+    assert system.threshold != detect.load(run).threshold
+    assert f"{told['measured']['bonafide']} bona fide and 6 spoof files" in (folder / "model_card.md").read_text()
+    with pytest.raises(InputError, match="expected a calibration of --windows min, got one of --windows first"):
+        detect.load(folder, windows="min")
+    with pytest.raises(InputError, match="expected a calibration of"):
+        package.write(FRAMES, tmp_path / "other", calibration=Path("mine.json"))
+    (folder / "calibration.json").write_text("{}")
+    with pytest.raises(InputError, match="missing or damaged"):
+        assembly.find(folder)

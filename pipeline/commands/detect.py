@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.detect import assembly, recalibration
 
     parts = assembly.find(given.run)
-    if given.calibration:
-        parts = recalibration.applied(parts, given.calibration, windows=given.windows, channel=given.channel)
+    if calibration := given.calibration or parts.recalibration:
+        parts = recalibration.applied(parts, calibration, windows=given.windows, channel=given.channel)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=given.windows)

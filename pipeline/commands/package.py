@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if given.push:
         hub.check_name(given.push)  # before the work
-    record = package.write(given.run, given.out)
+    record = package.write(given.run, given.out, calibration=given.calibration)
     size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     print(f"{record['name']} -> {given.out}, {len(record['files'])} files, {readable_size(size)}")
     if not record["training_embeddings"]:
@@ -57,6 +57,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of("bonafide package", "Writes a trained system as one portable folder.", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="name of a run or a fusion of the project in the current folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of `bonafide calibrate`, to keep")
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
     return parser.parse_args(argv)
 

@@ -22,7 +22,7 @@ from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
 from pipeline.detect import fused_card, hub
-from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read
+from pipeline.detect.package_card import AGAIN, CALIBRATION_FILE, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read
 from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
 from pipeline.metrics import calibration, scorefile, verdicts
@@ -49,7 +49,8 @@ class Parts:
     calibration: of scores, by those on dev; None where these cannot be calibrated. rule: of verdicts, by those on dev;
     None in a package that an older version wrote. explaining: of a package, the sha256 of the files that explanations
     alone need, by name; None in a project. doubts: warnings of evaluation sets, which threshold or calibration did not
-    fit. neighbours and taught: of a package of `bonafide teach`, see `PackageCard`.
+    fit. recalibration: the file of a package that was made with one, see `recalibration.applied`. neighbours and
+    taught: of a package of `bonafide teach`, see `PackageCard`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Parts:
     rule: VerdictRule | None = None
     explaining: Mapping[str, str] | None = None
     doubts: tuple[str, ...] = ()
+    recalibration: Path | None = None
     neighbours: int | None = None
     taught: tuple[Teaching, ...] = ()
 
@@ -291,6 +293,7 @@ def _of_fused_package(folder: Path) -> FusedParts:
         calibration=card.calibration,
         rule=card.verdicts,
         doubts=card.doubts,
+        recalibration=folder / CALIBRATION_FILE if CALIBRATION_FILE in card.files else None,
     )
 
 
@@ -315,6 +318,7 @@ def _of_card(folder: Path, name: str) -> Parts:
         rule=card.verdicts,
         explaining=explaining,
         doubts=card.doubts,
+        recalibration=folder / CALIBRATION_FILE if CALIBRATION_FILE in card.files else None,
         neighbours=card.neighbours,
         taught=card.taught,
     )

@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline.core.sections import Name
 from pipeline.detect.package_card import (
     AGAIN,
+    CALIBRATION_FILE,
     CARD_FILE,
     MOST_NUMBER,
     MOST_TEXT,
@@ -66,7 +67,8 @@ def read_fused(folder: Path) -> FusedCard:
     """The card of a package of a fusion. Raises InputError for another card, and for other cards of its members."""
     card = valid(FusedCard, told_by(folder, CARD_FILE), folder / CARD_FILE, AGAIN)
     cards = [member_card(run) for run in card.weights]
-    check(folder, {name: card.files[name] for name in cards if name in card.files}, needed=cards)
+    read = [name for name in (*cards, CALIBRATION_FILE) if name in card.files]
+    check(folder, {name: card.files[name] for name in read}, needed=cards)
     return card
 
 

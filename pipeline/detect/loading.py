@@ -14,7 +14,7 @@ from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.core.errors import InputError
 from pipeline.core.sections import MEAN, Channel
-from pipeline.detect import assembly
+from pipeline.detect import assembly, recalibration
 from pipeline.detect.assembly import FusedParts, Parts
 from pipeline.detect.fused import Fused
 from pipeline.detect.package_card import AGAIN
@@ -37,7 +37,10 @@ def load(
 
     Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
     """
-    return of_parts(assembly.find(run), threshold=threshold, channel=channel, windows=windows)
+    parts = assembly.find(run)
+    if parts.recalibration:
+        parts = recalibration.applied(parts, parts.recalibration, windows=windows, channel=channel)
+    return of_parts(parts, threshold=threshold, channel=channel, windows=windows)
 
 
 def of_parts(

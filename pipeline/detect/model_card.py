@@ -152,4 +152,6 @@ def model_card(card: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["text"] = markdown
-    return environment.get_template(FUSED_TEMPLATE if "weights" in card else TEMPLATE).render(**card)
+    return environment.get_template(FUSED_TEMPLATE if "weights" in card else TEMPLATE).render(
+        {"recalibration": None} | card
+    )

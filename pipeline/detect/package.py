@@ -6,6 +6,7 @@
     embeddings/<run>/<set>/  of the training set, where the run was analysed, without their index; and
     trials/<set>.csv         its trial table, which tells labels and attacks alone
     encoder/                 config.json and model.safetensors, where no hub name and no seed gives the same weights
+    calibration.json         of `bonafide calibrate`, where the package was made with one
     members/<run>.json       of a fusion: the cards of its runs, which share the folders above
 
 Weights are safetensors, centroids a FAISS index of the one plain kind whose bytes are known before FAISS reads them;
@@ -29,19 +30,29 @@ from pipeline.core.files import check_place, folder_beside, replace_folder, writ
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
-from pipeline.detect import hub
+from pipeline.detect import hub, recalibration
 from pipeline.detect.assembly import PARAMS, FusedParts, Parts, find
 from pipeline.detect.fused_card import checked_fused, member_card
 from pipeline.detect.model_card import card_of, fused_card_of, is_local, model_card
-from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, checked, digest
+from pipeline.detect.package_card import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    EMBEDDED,
+    ENCODER,
+    MODEL_CARD_FILE,
+    checked,
+    digest,
+)
 from pipeline.encoder.cards import TRANSFORMERS_EPS
 from pipeline.scoring import runs
 
 # ---------------------------------------------------------------- writing one
 
 
-def write(run: str, folder: Path) -> dict[str, Any]:
+def write(run: str, folder: Path, *, calibration: Path | None = None) -> dict[str, Any]:
     """Write a run or a fusion of the project in the current folder as a package, and give its card.
+
+    calibration: of `bonafide calibrate`, which detection with the package takes.
 
     `folder` is whole or not there. An older package there is replaced. Raises InputError where a run or a part of it is
     missing, centroids, metrics or encoder are not the run's, or a folder of other things is in the way.
@@ -54,7 +65,10 @@ def write(run: str, folder: Path) -> dict[str, Any]:
     check_place(folder, mark=CARD_FILE)
     for one in parts.members if isinstance(parts, FusedParts) else (parts,):
         runs.index(one.run)
+    found = recalibration.read(calibration, parts) if calibration else None
     beside = folder_beside(folder)
+    if calibration and found:
+        _copy(calibration, beside / CALIBRATION_FILE)
     remedy = f"mend {PARAMS} or the run, and package it again"
     if isinstance(parts, FusedParts):
         card = _write_members(parts, settings, beside)
@@ -65,6 +79,7 @@ def write(run: str, folder: Path) -> dict[str, Any]:
         card = card_of(parts, settings, named) | {"files": digests(beside)}
         checked(card, folder / CARD_FILE, remedy=remedy)
     write_text(beside / CARD_FILE, _json(card))
+    card = card | {"recalibration": found.model_dump() if found else None}
     write_text(beside / MODEL_CARD_FILE, model_card(card))
     replace_folder(beside, folder, mark=CARD_FILE)
     return card

@@ -22,6 +22,7 @@ from pipeline.scoring import runs
 
 FORMAT = 2  # raised when older packages can no longer be read
 CARD_FILE, MODEL_CARD_FILE = "package.json", "model_card.md"
+CALIBRATION_FILE = "calibration.json"  # where the package was made with one
 ENCODER = "encoder"  # the folder of weights that are copied
 EMBEDDED = (embeddings.VECTORS_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
 MOST_BYTES = 16 * 2**20  # of a card; with many sets and attacks it has 100 kB

@@ -143,12 +143,8 @@ def write(path: Path, found: Recalibration) -> None:
     write_text(path, json.dumps(found.model_dump(), indent=2) + "\n")
 
 
-def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Channel = MEAN) -> Parts:
-    """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
-
-    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows` or
-    `channel`.
-    """
+def read(path: Path, parts: Parts) -> Recalibration:
+    """A recalibration of a system. Raises InputError where the file is none, damaged, or of another system."""
     told = read_json(path, what="calibration", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
     try:
         found = Recalibration.model_validate_json(json.dumps(told))
@@ -161,6 +157,16 @@ def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Chan
             f"{path}: expected a calibration of {parts.name} with weights {own}, got one of {found.name} with weights "
             f"{found.weights}; {AGAIN}"
         )
+    return found
+
+
+def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Channel = MEAN) -> Parts:
+    """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
+
+    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows` or
+    `channel`.
+    """
+    found = read(path, parts)
     heard, own_heard = (windows, channels.name_of(channel)), (found.windows, channels.name_of(found.channel))
     for option, asked, had in zip(("--windows", "--channel"), heard, own_heard, strict=True):
         if asked != had:
