@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of("bonafide calibrate", "Fits a trained system's decisions to your own files.", EXAMPLES)
     add = parser.add_argument
-    add("run", metavar="RUN", help="name of a run of this project, folder of a package, or hub:owner/name")
+    add("run", metavar="RUN", help="name of a run or a fusion of this project, folder of a package, or hub:owner/name")
     add("--on", type=Path, required=True, metavar="FILE", help="CSV file with the columns path and label")
     add("--root", type=Path, metavar="FOLDER", help="where the paths begin; default: the folder of FILE")
     add("--out", type=Path, required=True, metavar="OUT", help="the calibration to write (JSON)")

@@ -25,14 +25,15 @@ if TYPE_CHECKING:  # torch imports slowly, and --help does not need it
     from pipeline.detect import Detection, System, Timeline, Unreadable
 
 EXAMPLES = """\
-RUN is the name of a run of the project in the current folder (`ls data/runs` shows them), a folder that `bonafide
-package` wrote, or hub:owner/name (hub:owner/name@revision), a package on the Hugging Face hub. A folder of audio is
-searched with its subfolders. Hidden files are left out, and links to folders are not followed. How many files of
-other kinds were left out is printed on stderr. Formats are WAV, FLAC, OGG, MP3, AIFF, AU and CAF, and with the extra
-`av` M4A, MP4, MOV, 3GP, WebM, MKA, AAC, AMR and WMA, at any sampling rate. A file is decoded and checked to its end,
-but only the first window is kept. With --timeline or --windows mean (or min) all of it is kept, and long files are
-decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1 kHz, or 9.3 hours
-at 16 kHz, are refused.
+RUN is the name of a run of the project in the current folder (`ls data/runs` shows them) or of a fusion of runs
+(section `fuse` of params.yaml), a folder that `bonafide package` wrote, or hub:owner/name (hub:owner/name@revision), a
+package on the Hugging Face hub. Centroid, far and neighbours of a fusion are those of its run with the largest weight.
+A folder of audio is searched with its subfolders. Hidden files are left out, and links to folders are not followed.
+How many files of other kinds were left out is printed on stderr. Formats are WAV, FLAC, OGG, MP3, AIFF, AU and CAF,
+and with the extra `av` M4A, MP4, MOV, 3GP, WebM, MKA, AAC, AMR and WMA, at any sampling rate. A file is decoded and
+checked to its end, but only the first window is kept. With --timeline or --windows mean (or min) all of it is kept,
+and long files are decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1
+kHz, or 9.3 hours at 16 kHz, are refused.
 
 results for each file:
   score        of the first window, as in training, or see --windows; higher means more bona fide
@@ -100,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.detect import assembly, recalibration
 
     parts = assembly.find(given.run)
-    if given.calibration:
-        parts = recalibration.applied(parts, given.calibration, windows=given.windows, channel=given.channel)
+    if calibration := given.calibration or parts.recalibration:
+        parts = recalibration.applied(parts, calibration, windows=given.windows, channel=given.channel)
     if given.explain:
         parts.training()  # raises an error early where there are no training embeddings
     system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=given.windows)
@@ -153,7 +154,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--run",
         required=True,
         metavar="RUN",
-        help="name of a run of this project, folder of a package, or hub:owner/name",
+        help="name of a run or a fusion of this project, folder of a package, or hub:owner/name",
     )
     add(
         "--threshold",

@@ -20,6 +20,7 @@ FOLDER works on any machine where bonafide is installed, without the project:
                   seed, and refuses weights with another sha256 than in training
   embeddings/     embeddings of the training set, with labels and attacks in trials/; only for an analysed run;
                   --explain needs them
+  members/        of a fusion: a card of each of its runs, which share the folders above
 
 The command loads the encoder once, to compare its weights with those of the training. An older package in FOLDER is
 replaced. A folder of other things gives an error and is not changed.
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if given.push:
         hub.check_name(given.push)  # before the work
-    record = package.write(given.run, given.out)
+    record = package.write(given.run, given.out, calibration=given.calibration)
     size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     print(f"{record['name']} -> {given.out}, {len(record['files'])} files, {readable_size(size)}")
     if not record["training_embeddings"]:
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of("bonafide package", "Writes a trained system as one portable folder.", EXAMPLES)
-    parser.add_argument("run", metavar="RUN", help="name of a run of the project in the current folder")
+    parser.add_argument("run", metavar="RUN", help="name of a run or a fusion of the project in the current folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of `bonafide calibrate`, to keep")
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
     return parser.parse_args(argv)
 

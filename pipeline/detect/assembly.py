@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +21,14 @@ from pipeline.core.files import read_json
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
-from pipeline.detect import hub
-from pipeline.detect.package_card import AGAIN, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read
+from pipeline.detect import fused_card, hub
+from pipeline.detect.package_card import AGAIN, CALIBRATION_FILE, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read
 from pipeline.encoder import kept
 from pipeline.features import receipt_files, specs
 from pipeline.metrics import calibration, scorefile, verdicts
 from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.eer import eer_of
+from pipeline.metrics.fusion import Fusion
 from pipeline.metrics.verdicts import VerdictRule
 from pipeline.scoring import runs
 
@@ -32,6 +36,7 @@ Scores = NDArray[np.float64]
 
 PARAMS = Path("params.yaml")  # of the project, in the current folder
 DATA = Path("data")
+FUSE_AGAIN = "run `dvc repro -f flow/evaluate/dvc.yaml`"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Parts:
     calibration: of scores, by those on dev; None where these cannot be calibrated. rule: of verdicts, by those on dev;
     None in a package that an older version wrote. explaining: of a package, the sha256 of the files that explanations
     alone need, by name; None in a project. doubts: warnings of evaluation sets, which threshold or calibration did not
-    fit. neighbours and taught: of a package of `bonafide teach`, see `PackageCard`.
+    fit. recalibration: the file of a package that was made with one, see `recalibration.applied`. neighbours and
+    taught: of a package of `bonafide teach`, see `PackageCard`.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Parts:
     rule: VerdictRule | None = None
     explaining: Mapping[str, str] | None = None
     doubts: tuple[str, ...] = ()
+    recalibration: Path | None = None
     neighbours: int | None = None
     taught: tuple[Teaching, ...] = ()
 
@@ -112,8 +119,36 @@ class Parts:
         return sorted(set(there) - {self.train_set}, key=lambda name: (name != "dev", name))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FusedParts(Parts):
+    """The parts of a fusion of runs. Root, training set and embeddings are those of the leading member.
+
+    members: in the order of the weights. The leading one has the largest weight.
+    """
+
+    members: tuple[Parts, ...]
+    fusion: Fusion
+
+    @property
+    def lead(self) -> Parts:
+        """The member with the largest weight, the first of equals."""
+        return self.members[self.fusion.weights.index(max(self.fusion.weights))]
+
+    @property
+    def run(self) -> Path:
+        """The folder of the leading member."""
+        return self.lead.run
+
+    @property
+    def embeddings(self) -> Path:
+        """The folder of the training set's embeddings by the leading member."""
+        return self.lead.embeddings
+
+
 def find(run: str | Path) -> Parts:
-    """The parts of a run of the project in the current folder, by its name, or of a package: a folder, or on the hub.
+    """The parts of a run or a fusion of the project in the current folder, by its name, or of a package.
+
+    A package is a folder, or on the hub.
 
     Raises InputError where there is neither, where a part is missing, or where parts do not belong together.
     """
@@ -122,11 +157,13 @@ def find(run: str | Path) -> Parts:
     if (folder / CARD_FILE).is_file():
         return _of_package(folder)
     there = sorted(path.parent.name for path in (DATA / "runs").glob(f"*/{runs.CARD_FILE}"))
+    if str(run) not in there and PARAMS.is_file() and str(run) in (settings := params_file.load(PARAMS)).fuse:
+        return _of_fusion(str(run), settings)
     if str(run) not in there:
         known = f"data/runs has {', '.join(there)}" if there else "there is no data/runs with runs in this folder"
         raise InputError(
-            f"{run}: expected the name of a run of the project in the current folder, the folder of a package "
-            f"(with {CARD_FILE}), or {hub.PREFIX}owner/name; {known}"
+            f"{run}: expected the name of a run or a fusion of the project in the current folder, the folder of a "
+            f"package (with {CARD_FILE}), or {hub.PREFIX}owner/name; {known}"
         )
     return _of_project(str(run), params_file.load(PARAMS))
 
@@ -154,6 +191,51 @@ def _of_project(name: str, settings: Params) -> Parts:
         rule=verdicts.fit(bonafide, spoof, error_rate=settings.evaluate.error_rate),
         doubts=tuple(_doubts(DATA / "metrics" / name, settings.evaluate.sets)),
     )
+
+
+def _of_fusion(name: str, settings: Params) -> FusedParts:
+    """Threshold, calibration and rule are those of the fused scores of dev, which are out of fold."""
+    folder = DATA / "fusions" / name
+    told = read_json(folder / "fusion.json", what="fusion", keys=("weights", "offset"), remedy=FUSE_AGAIN)
+    numbers = [*told["weights"].values(), told["offset"]] if isinstance(told["weights"], dict) else []
+    if not numbers or not all(type(number) is float and math.isfinite(number) for number in numbers):
+        raise InputError(f"{folder / 'fusion.json'}: expected finite weights and an offset; {FUSE_AGAIN}")
+    if min(numbers[:-1], default=-1) < 0:
+        raise InputError(f"{folder / 'fusion.json'}: expected weights from 0 up; {FUSE_AGAIN}")
+    if list(told["weights"]) != list(settings.fuse[name]):
+        raise InputError(f"{folder}: of other runs than {PARAMS} names in fuse.{name}; {FUSE_AGAIN}")
+    if further := [run for run in told["weights"] if not (DATA / "runs" / run / runs.CARD_FILE).is_file()]:
+        raise InputError(
+            f"{name}: expected a fusion of runs that are in data/runs, got {', '.join(further)}; further scores of "
+            "analysed runs are fused in score files alone"
+        )
+    members = tuple(_of_project(run, settings) for run in told["weights"])
+    bonafide, spoof = _dev_scores(folder / "dev.txt")
+    threshold = eer_of(np.concatenate([bonafide, spoof]), np.arange(len(bonafide) + len(spoof)) < len(bonafide))
+    return fused_of(
+        members,
+        Fusion(tuple(told["weights"].values()), told["offset"]),
+        name=name,
+        threshold=float(str(np.float32(threshold.threshold))),
+        calibration=calibrated_by(bonafide, spoof),
+        rule=verdicts.fit(bonafide, spoof, error_rate=settings.evaluate.error_rate),
+        doubts=tuple(_doubts(DATA / "metrics" / name, settings.evaluate.sets)),
+    )
+
+
+def fused_of(members: tuple[Parts, ...], fusion: Fusion, **changes: Any) -> FusedParts:
+    """The parts of a fusion; whatever `changes` does not name is that of the leading member.
+
+    Raises InputError for members that hear other features than the first.
+    """
+    for other in members[1:]:
+        if (other.features, other.encoder) != (members[0].features, members[0].encoder):
+            raise InputError(
+                f"{members[0].name} and {other.name}: expected members of a fusion with one encoder and window, got two"
+            )
+    lead = members[fusion.weights.index(max(fusion.weights))]
+    own = {field.name: getattr(lead, field.name) for field in dataclasses.fields(Parts)}
+    return FusedParts(**(own | changes), members=members, fusion=fusion)
 
 
 def _is_pinned(facts: dict[str, Any]) -> bool:
@@ -195,10 +277,31 @@ def calibrated_by(bonafide: Scores, spoof: Scores) -> Calibration | None:
 
 
 def _of_package(folder: Path) -> Parts:
-    card, explaining = read(folder)
+    return _of_fused_package(folder) if fused_card.is_fused(folder) else _of_card(folder, CARD_FILE)
+
+
+def _of_fused_package(folder: Path) -> FusedParts:
+    card = fused_card.read_fused(folder)
+    members = tuple(_of_card(folder, fused_card.member_card(run)) for run in card.weights)
+    if [member.name for member in members] != list(card.weights):
+        raise InputError(f"{folder / CARD_FILE}: expected the cards of members to be of the runs they name; {AGAIN}")
+    return fused_of(
+        members,
+        Fusion(tuple(card.weights.values()), card.offset),
+        name=card.name,
+        threshold=card.threshold,
+        calibration=card.calibration,
+        rule=card.verdicts,
+        doubts=card.doubts,
+        recalibration=folder / CALIBRATION_FILE if CALIBRATION_FILE in card.files else None,
+    )
+
+
+def _of_card(folder: Path, name: str) -> Parts:
+    card, explaining = read(folder, name)
     encoder, features = card.encoder, card.features.model_dump()
     if specs.fingerprint(features) != _trained_on(runs.card(folder / "runs" / card.name)):
-        raise InputError(f"{folder / CARD_FILE}: the run was trained on other features than the card tells; {AGAIN}")
+        raise InputError(f"{folder / name}: the run was trained on other features than the card tells; {AGAIN}")
     if encoder.source == ENCODER:
         encoder = encoder.model_copy(update={"source": str(folder / ENCODER)})
     return Parts(
@@ -214,7 +317,8 @@ def _of_package(folder: Path) -> Parts:
         calibration=card.calibration,
         rule=card.verdicts,
         explaining=explaining,
-        doubts=tuple(f"on {part.name}, {line}" for part in card.sets if part.metrics for line in part.metrics.warnings),
+        doubts=card.doubts,
+        recalibration=folder / CALIBRATION_FILE if CALIBRATION_FILE in card.files else None,
         neighbours=card.neighbours,
         taught=card.taught,
     )

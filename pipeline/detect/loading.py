@@ -14,8 +14,9 @@ from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.core.errors import InputError
 from pipeline.core.sections import MEAN, Channel
-from pipeline.detect import assembly
-from pipeline.detect.assembly import Parts
+from pipeline.detect import assembly, recalibration
+from pipeline.detect.assembly import FusedParts, Parts
+from pipeline.detect.fused import Fused
 from pipeline.detect.package_card import AGAIN
 from pipeline.detect.system import Heard, System
 from pipeline.encoder import models, xlsr
@@ -27,7 +28,7 @@ from pipeline.scoring.centroids import CentroidIndex
 def load(
     run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
 ) -> System:
-    """The system of a run of the project in the current folder, by its name, or of the package in a folder.
+    """The system of a run or a fusion of the project in the current folder, by its name, or of a package's folder.
 
     Args:
         threshold: in place of that of the EER on dev.
@@ -36,28 +37,45 @@ def load(
 
     Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
     """
-    return of_parts(assembly.find(run), threshold=threshold, channel=channel, windows=windows)
+    parts = assembly.find(run)
+    if parts.recalibration:
+        parts = recalibration.applied(parts, parts.recalibration, windows=windows, channel=channel)
+    return of_parts(parts, threshold=threshold, channel=channel, windows=windows)
 
 
 def of_parts(
     parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
 ) -> System:
     """The system that consists of some parts; see `load`."""
+    options: dict[str, Any] = {
+        "threshold": parts.threshold if threshold is None else threshold,
+        "channel": channel,
+        "windows": windows,
+    }
+    if not isinstance(parts, FusedParts):
+        return System(encoder=_encoder(parts, _taps(parts)), **_trained(parts), **options)
+    taps = tuple(dict.fromkeys(tap for member in parts.members for tap in _taps(member)))
+    encoder = _encoder(parts, taps)
+    members = tuple(System(encoder=encoder, **_trained(member), threshold=member.threshold) for member in parts.members)
+    lead = members[parts.members.index(parts.lead)]
+    return Fused(
+        parts=parts, encoder=encoder, backend=lead.backend, index=lead.index, layers=taps, reads=lead.reads,
+        members=members, lead=lead, fusion=parts.fusion, **options,
+    )  # fmt: skip
+
+
+def _taps(parts: Parts) -> tuple[Tap, ...]:
+    return tuple(runs.card(parts.run)["kind"]["layers"])
+
+
+def _trained(parts: Parts) -> dict[str, Any]:
+    """What a system has of its run."""
     facts = runs.card(parts.run)
-    layers = tuple(facts["kind"]["layers"])
     backend, index = runs.backend(parts.run), runs.index(parts.run)
     _check_widths(parts, facts, backend, index)
-    return System(
-        parts=parts,
-        encoder=_encoder(parts, layers, channels=facts["kind"]["channels"]),
-        backend=backend,
-        index=index,
-        layers=layers,
-        reads=facts["reads"],
-        threshold=parts.threshold if threshold is None else threshold,
-        channel=channel,
-        windows=windows,
-    )
+    return {
+        "parts": parts, "backend": backend, "index": index, "layers": _taps(parts), "reads": facts["reads"]
+    }  # fmt: skip
 
 
 def _check_widths(parts: Parts, facts: dict[str, Any], backend: nn.Module, index: CentroidIndex) -> None:
@@ -77,8 +95,9 @@ def _check_widths(parts: Parts, facts: dict[str, Any], backend: nn.Module, index
         raise InputError(f"{parts.run}: expected an embedding of width {index.index.d}, got one of {shape}; {AGAIN}")
 
 
-def _encoder(parts: Parts, taps: tuple[Tap, ...], *, channels: int) -> xlsr.Encoder:
+def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:
     """The encoder on its device. Raises InputError where it is not the one that the run was trained with."""
+    channels = runs.card(parts.run)["kind"]["channels"]
     model, card = models.load_deployed(parts.encoder, weights=parts.weights)
     precision: Precision = "bfloat16" if parts.features.get("compute_dtype") == "bfloat16" else "float32"
     found = {

@@ -13,12 +13,12 @@ from pipeline.core.errors import InputError, printable
 from pipeline.core.files import read_json
 from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
-from pipeline.detect.assembly import DATA, PARAMS, Parts
+from pipeline.detect.assembly import DATA, PARAMS, FusedParts, Parts
 from pipeline.detect.package_card import FORMAT
 from pipeline.features import receipt_files
 from pipeline.scoring import runs
 
-TEMPLATE = "model_card.md.j2"
+TEMPLATE, FUSED_TEMPLATE = "model_card.md.j2", "fused_model_card.md.j2"
 PACKAGES = ("bonafide", "torch", "transformers", "numpy", "safetensors", "faiss-cpu", "faiss-gpu", "soundfile", "soxr")
 
 
@@ -51,6 +51,23 @@ def card_of(parts: Parts, settings: Params, encoder: EncoderParams) -> dict[str,
         "sets": [_set(parts, settings, name, role) for name, role in _roles(settings, parts.train_set)],
         "training_embeddings": parts.embeddings.is_dir(),
         "versions": {"python": platform.python_version(), **dict(_versions())},
+    }
+
+
+def fused_card_of(parts: FusedParts, settings: Params) -> dict[str, Any]:
+    """What the package of a fusion says of itself, but for the digests of its files."""
+    roles = _roles(settings, parts.train_set)
+    return {
+        "format": FORMAT,
+        "name": parts.name,
+        "note": settings.report.note,
+        "weights": {member.name: weight for member, weight in zip(parts.members, parts.fusion.weights, strict=True)},
+        "offset": parts.fusion.offset,
+        "threshold": parts.threshold,
+        "calibration": vars(parts.calibration) if parts.calibration else None,
+        "verdicts": vars(parts.rule) if parts.rule else None,
+        "sets": [_set(parts, settings, name, role) for name, role in roles],
+        "training_embeddings": parts.embeddings.is_dir(),
     }
 
 
@@ -135,4 +152,6 @@ def model_card(card: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["text"] = markdown
-    return environment.get_template(TEMPLATE).render(**card)
+    return environment.get_template(FUSED_TEMPLATE if "weights" in card else TEMPLATE).render(
+        {"recalibration": None} | card
+    )

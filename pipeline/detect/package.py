@@ -6,6 +6,8 @@
     embeddings/<run>/<set>/  of the training set, where the run was analysed, without their index; and
     trials/<set>.csv         its trial table, which tells labels and attacks alone
     encoder/                 config.json and model.safetensors, where no hub name and no seed gives the same weights
+    calibration.json         of `bonafide calibrate`, where the package was made with one
+    members/<run>.json       of a fusion: the cards of its runs, which share the folders above
 
 Weights are safetensors, centroids a FAISS index of the one plain kind whose bytes are known before FAISS reads them;
 nothing is pickled. Explanations search an index that is made of the embeddings. Nothing outside the folder is read,
@@ -25,30 +27,88 @@ import numpy as np
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.files import check_place, folder_beside, replace_folder, write_text, writing
+from pipeline.core.params import Params
 from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
-from pipeline.detect import hub
-from pipeline.detect.assembly import PARAMS, Parts, find
-from pipeline.detect.model_card import card_of, is_local, model_card
-from pipeline.detect.package_card import CARD_FILE, EMBEDDED, ENCODER, MODEL_CARD_FILE, checked, digest
+from pipeline.detect import hub, recalibration
+from pipeline.detect.assembly import PARAMS, FusedParts, Parts, find
+from pipeline.detect.fused_card import checked_fused, member_card
+from pipeline.detect.model_card import card_of, fused_card_of, is_local, model_card
+from pipeline.detect.package_card import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    EMBEDDED,
+    ENCODER,
+    MODEL_CARD_FILE,
+    checked,
+    digest,
+)
 from pipeline.encoder.cards import TRANSFORMERS_EPS
 from pipeline.scoring import runs
 
 # ---------------------------------------------------------------- writing one
 
 
-def write(run: str, folder: Path) -> dict[str, Any]:
-    """Write a run of the project in the current folder as a package, and give its card; `folder` is whole or not there.
+def write(run: str, folder: Path, *, calibration: Path | None = None) -> dict[str, Any]:
+    """Write a run or a fusion of the project in the current folder as a package, and give its card.
 
-    An older package there is replaced. Raises InputError where the run or a part of it is missing, centroids, metrics
-    or encoder are not the run's, or a folder of other things is in the way.
+    calibration: of `bonafide calibrate`, which detection with the package takes.
+
+    `folder` is whole or not there. An older package there is replaced. Raises InputError where a run or a part of it is
+    missing, centroids, metrics or encoder are not the run's, or a folder of other things is in the way.
     """
     if run.startswith(hub.PREFIX) or (Path(run) / CARD_FILE).is_file():
-        raise InputError(f"{run}: expected the name of a run of this project, got a package; copy its folder")
+        raise InputError(
+            f"{run}: expected the name of a run or a fusion of this project, got a package; copy its folder"
+        )
     parts, settings = find(run), params_file.load(PARAMS)
     check_place(folder, mark=CARD_FILE)
-    runs.index(parts.run)
+    for one in parts.members if isinstance(parts, FusedParts) else (parts,):
+        runs.index(one.run)
+    found = recalibration.read(calibration, parts) if calibration else None
     beside = folder_beside(folder)
+    if calibration and found:
+        _copy(calibration, beside / CALIBRATION_FILE)
+    remedy = f"mend {PARAMS} or the run, and package it again"
+    if isinstance(parts, FusedParts):
+        card = _write_members(parts, settings, beside)
+        checked_fused(card, folder / CARD_FILE, remedy=remedy)
+    else:
+        _write_run(parts, beside)
+        named = _write_encoder(parts, settings.encoder, beside / ENCODER)
+        card = card_of(parts, settings, named) | {"files": digests(beside)}
+        checked(card, folder / CARD_FILE, remedy=remedy)
+    write_text(beside / CARD_FILE, _json(card))
+    card = card | {"recalibration": found.model_dump() if found else None}
+    write_text(beside / MODEL_CARD_FILE, model_card(card))
+    replace_folder(beside, folder, mark=CARD_FILE)
+    return card
+
+
+def _write_members(parts: FusedParts, settings: Params, beside: Path) -> dict[str, Any]:
+    """Write the members of a fusion into one folder, with one encoder, and give the card of the fusion."""
+    named = _write_encoder(parts, settings.encoder, beside / ENCODER)
+    for member in parts.members:
+        _write_run(member, beside)
+    files = digests(beside)
+    for member in parts.members:
+        others = tuple(
+            f"{room}/{one.name}/" for one in parts.members if one != member for room in ("runs", "embeddings")
+        )
+        own = {name: found for name, found in files.items() if not name.startswith(others)}
+        card = card_of(member, settings, named) | {"files": own}
+        path = beside / member_card(member.name)
+        checked(card, path, remedy=f"mend {PARAMS} or the run, and package it again")
+        write_text(path, _json(card))
+    return fused_card_of(parts, settings) | {"files": digests(beside)}
+
+
+def _json(card: dict[str, Any]) -> str:
+    return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_run(parts: Parts, beside: Path) -> None:
+    """Copy a run, and the embeddings of its training set where they are there."""
     there = dataclasses.replace(parts, root=beside)
     there.run.mkdir(parents=True)
     for name in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE):
@@ -59,13 +119,6 @@ def write(run: str, folder: Path) -> dict[str, Any]:
         for name in EMBEDDED:
             _copy(parts.embeddings / name, there.embeddings / name)
         write_text(there.trials, trial_table.to_csv(labels_alone(table)))
-    named = _write_encoder(parts, settings.encoder, beside / ENCODER)
-    card = card_of(parts, settings, named) | {"files": digests(beside)}
-    checked(card, folder / CARD_FILE, remedy=f"mend {PARAMS} or the run, and package it again")
-    write_text(beside / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_text(beside / MODEL_CARD_FILE, model_card(card))
-    replace_folder(beside, folder, mark=CARD_FILE)
-    return card
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ from pipeline.scoring import runs
 
 FORMAT = 2  # raised when older packages can no longer be read
 CARD_FILE, MODEL_CARD_FILE = "package.json", "model_card.md"
+CALIBRATION_FILE = "calibration.json"  # where the package was made with one
 ENCODER = "encoder"  # the folder of weights that are copied
 EMBEDDED = (embeddings.VECTORS_FILE, embeddings.UTTERANCES_FILE, embeddings.CARD_FILE)
 MOST_BYTES = 16 * 2**20  # of a card; with many sets and attacks it has 100 kB
@@ -69,8 +70,13 @@ def _carried(encoder: EncoderParams) -> EncoderParams:
     return encoder
 
 
-class _PackageSection(BaseModel):
+class PackageSection(BaseModel):
+    """A part of a card: types are taken as they are, and no number is infinite or nan."""
+
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+Card = TypeVar("Card", bound=PackageSection)
 
 
 def _short(window: WindowParams) -> WindowParams:
@@ -80,7 +86,7 @@ def _short(window: WindowParams) -> WindowParams:
     return window
 
 
-class _OpenSection(_PackageSection, extra="allow"):
+class _OpenSection(PackageSection, extra="allow"):
     """A section with further keys for people, whose values are plain. They are also compared, never computed with."""
 
     @model_validator(mode="after")
@@ -99,7 +105,9 @@ class _PackedMetrics(_OpenSection):
     warnings: tuple[ShortText, ...] = ()
 
 
-class _PackedSet(_PackageSection):
+class PackedSet(PackageSection):
+    """What a card tells of a set; None where the project did not know."""
+
     name: Name
     role: Literal["training", "development", "evaluation"]
     corpus: Name
@@ -118,7 +126,7 @@ class _PackedTraining(_OpenSection):
     loss: Name
 
 
-class _PackedSource(_PackageSection):
+class _PackedSource(PackageSection):
     """Where the encoder of the project came from, which may be nowhere else."""
 
     source: ShortText
@@ -128,7 +136,7 @@ class _PackedSource(_PackageSection):
     finetune: _PackedTraining | None = None
 
 
-class Teaching(_PackageSection):
+class Teaching(PackageSection):
     """Clips that were added to the training embeddings. name: their attack. digest: of the clips' names and bytes."""
 
     name: TaughtName
@@ -137,7 +145,7 @@ class Teaching(_PackageSection):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
-class PackageCard(_PackageSection):
+class PackageCard(PackageSection):
     """The card as a whole. Names of files are below the package, never outside.
 
     run: what the card of the run says. centroids: how many. note: of the project's report. training_embeddings: whether
@@ -159,7 +167,7 @@ class PackageCard(_PackageSection):
     threshold: float
     calibration: Calibration | None
     verdicts: VerdictRule | None = None  # older packages have none
-    sets: tuple[_PackedSet, ...]
+    sets: tuple[PackedSet, ...]
     training_embeddings: bool
     versions: Annotated[dict[ShortText, ShortText], Field(max_length=1_000)]
     files: dict[FileName, Digest]
@@ -188,6 +196,11 @@ class PackageCard(_PackageSection):
         return self
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """The warnings of the sets that were evaluated."""
+        return doubts_of(self.sets)
+
+    @property
     def needed(self) -> list[str]:
         """The files that detection needs."""
         run = [f"runs/{self.name}/{file}" for file in (runs.CARD_FILE, runs.BACKEND_FILE, runs.CENTROIDS_FILE)]
@@ -195,20 +208,20 @@ class PackageCard(_PackageSection):
         return [*run, *encoder]
 
 
-def read(folder: Path) -> tuple[PackageCard, dict[str, str]]:
+def doubts_of(sets: Iterable[PackedSet]) -> tuple[str, ...]:
+    """The warnings of some sets, each with the name of the set."""
+    return tuple(f"on {part.name}, {line}" for part in sets if part.metrics for line in part.metrics.warnings)
+
+
+def read(folder: Path, name: str = CARD_FILE) -> tuple[PackageCard, dict[str, str]]:
     """The card of a package, and the digests of files that explanations alone need; the others are checked.
+
+    name: of the card, which is another for a member of a fusion.
 
     Raises InputError for another card, and naming the files that are not those that it lists.
     """
-    path = folder / CARD_FILE
-    _check_links(folder)
-    told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
-    if told["format"] != FORMAT:
-        raise InputError(
-            f"{path}: expected format {FORMAT} of packages, got {told['format']!r}, which another version of bonafide "
-            "wrote; package it again with `bonafide package`"
-        )
-    card = checked(told, path)
+    path = folder / name
+    card = checked(told_by(folder, name), path)
     explaining = {name: digest for name, digest in card.files.items() if name.startswith(EXPLAINING)}
     check(folder, {name: card.files[name] for name in card.files if name not in explaining}, needed=card.needed)
     if card.run != runs.card(folder / "runs" / card.name):
@@ -216,10 +229,28 @@ def read(folder: Path) -> tuple[PackageCard, dict[str, str]]:
     return card, explaining
 
 
+def told_by(folder: Path, name: str) -> dict[str, Any]:
+    """What a card of a package says, unchecked but for its format, and for links in the folder."""
+    path = folder / name
+    _check_links(folder)
+    told = read_json(path, what="card of a package", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
+    if told["format"] != FORMAT:
+        raise InputError(
+            f"{path}: expected format {FORMAT} of packages, got {told['format']!r}, which another version of bonafide "
+            "wrote; package it again with `bonafide package`"
+        )
+    return told
+
+
 def checked(told: Mapping[str, Any], path: Path, *, remedy: str = AGAIN) -> PackageCard:
     """The card that a file holds, or will hold. Raises InputError where a value is missing, or of no use."""
+    return valid(PackageCard, told, path, remedy)
+
+
+def valid(kind: type[Card], told: Mapping[str, Any], path: Path, remedy: str) -> Card:
+    """A card of some kind; errors are those of `checked`."""
     try:
-        return PackageCard.model_validate_json(json.dumps(told))
+        return kind.model_validate_json(json.dumps(told))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}" for problem in error.errors()]
         raise InputError(f"{path}: not the card of a package; {remedy}:\n{listing(problems)}") from None

@@ -24,7 +24,7 @@ from pipeline.core.files import read_json, write_text
 from pipeline.core.sections import MEAN, Channel
 from pipeline.corpora import manifest
 from pipeline.corpora._formats import ALL
-from pipeline.detect.assembly import Parts, calibrated_by
+from pipeline.detect.assembly import FusedParts, Parts, calibrated_by
 from pipeline.detect.system import Heard, System, Unreadable
 from pipeline.metrics import verdicts
 from pipeline.metrics.binomial import clopper_pearson
@@ -90,7 +90,10 @@ def by_files(system: System, table: Path, *, root: Path, error_rate: float) -> R
 
 
 def _state(parts: Parts) -> str:
-    """Sixteen hex digits of what gives the scores: the weights, and what was taught."""
+    """Sixteen hex digits of what gives the scores: the weights, and what was taught; of a fusion all members'."""
+    if isinstance(parts, FusedParts):
+        told = [*map(_state, parts.members), *map(repr, (*parts.fusion.weights, parts.fusion.offset))]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     weights = runs.fingerprint(parts.run)
     if parts.neighbours is None:
         return weights
@@ -140,12 +143,8 @@ def write(path: Path, found: Recalibration) -> None:
     write_text(path, json.dumps(found.model_dump(), indent=2) + "\n")
 
 
-def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Channel = MEAN) -> Parts:
-    """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
-
-    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows` or
-    `channel`.
-    """
+def read(path: Path, parts: Parts) -> Recalibration:
+    """A recalibration of a system. Raises InputError where the file is none, damaged, or of another system."""
     told = read_json(path, what="calibration", keys=("format",), remedy=AGAIN, most=MOST_BYTES)
     try:
         found = Recalibration.model_validate_json(json.dumps(told))
@@ -158,6 +157,16 @@ def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Chan
             f"{path}: expected a calibration of {parts.name} with weights {own}, got one of {found.name} with weights "
             f"{found.weights}; {AGAIN}"
         )
+    return found
+
+
+def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Channel = MEAN) -> Parts:
+    """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
+
+    Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows` or
+    `channel`.
+    """
+    found = read(path, parts)
     heard, own_heard = (windows, channels.name_of(channel)), (found.windows, channels.name_of(found.channel))
     for option, asked, had in zip(("--windows", "--channel"), heard, own_heard, strict=True):
         if asked != had:

@@ -41,7 +41,7 @@ from pipeline.core.sections import MEAN, Channel
 from pipeline.core.trial_table import LABELS, Trials
 from pipeline.detect.assembly import Parts
 from pipeline.encoder import xlsr
-from pipeline.extraction.forward import BatchSize, compute
+from pipeline.extraction.forward import BatchSize, Blocks, compute
 from pipeline.features.dataset import Reads
 from pipeline.scoring import scorer
 from pipeline.scoring.centroids import CentroidIndex
@@ -110,7 +110,7 @@ class Timeline:
         return None if np.isnan(self.score).all() else int(np.nanargmin(self.score))
 
 
-class _Known(NamedTuple):
+class Surroundings(NamedTuple):
     """The embeddings and trials of the training set, and the distances of its utterances to the others.
 
     own: (M,), to the nearest others. gaussians: of both classes; None where they cannot be fitted.
@@ -155,13 +155,18 @@ class System:
         """Samples at 16 kHz that the encoder sees at once."""
         return int(self.parts.features["window"]["samples"])
 
+    @property
+    def width(self) -> int:
+        """The width E of an embedding."""
+        return int(self.index.index.d)
+
     @cached_property
     def training(self) -> tuple[Embeddings, Trials]:
         """Embeddings of the training set, and its trials. Raises InputError where the run was not analysed."""
         return self.parts.training()
 
     @cached_property
-    def known(self) -> _Known | InputError:
+    def known(self) -> Surroundings | InputError:
         """What the distance to the training set needs; or why its embeddings, if they are there, cannot be used."""
         try:
             embeddings, trials = self.training
@@ -169,11 +174,9 @@ class System:
         except InputError as error:
             return error
         gaussians: Gaussians | None = None
-        with contextlib.suppress(
-            InputError
-        ):  # of embeddings that are alike; the nearest ones have distances all the same
+        with contextlib.suppress(InputError):  # embeddings that are alike have nearest ones all the same
             gaussians = Gaussians.of(embeddings.vectors, trials.is_bonafide, normalize=embeddings.normalize)
-        return _Known(embeddings, trials, own, gaussians)
+        return Surroundings(embeddings, trials, own, gaussians)
 
     def score(self, path: str | Path) -> float:
         """The score of a file. Raises InputError for a file that cannot be scored."""
@@ -206,10 +209,10 @@ class System:
         """
         if explain:
             self.parts.training()
-        for found in self._found(paths, self.known if isinstance(self.known, _Known) else None):
+        for found in self._found(paths, self.known if isinstance(self.known, Surroundings) else None):
             yield found if explain or isinstance(found, Unreadable) else replace(found, neighbours=())
 
-    def _found(self, paths: Iterable[str | Path], known: _Known | None) -> Iterator[Detection | Unreadable]:
+    def _found(self, paths: Iterable[str | Path], known: Surroundings | None) -> Iterator[Detection | Unreadable]:
         """What the system says of every file; with what is known of the training set, also its neighbours there."""
         files = (Path(path) for path in paths)
         if self.windows != "first":
@@ -234,7 +237,7 @@ class System:
         (found,) = self._detections([head], None)
         return found.score
 
-    def _file(self, path: Path, known: _Known | None) -> Detection | Unreadable:
+    def _file(self, path: Path, known: Surroundings | None) -> Detection | Unreadable:
         """The detection of all windows of a file."""
         try:
             audio = self._decoded(path)
@@ -242,7 +245,7 @@ class System:
         except InputError as error:
             return Unreadable(path, str(error))
 
-    def _whole(self, path: Path, samples: Samples, warnings: tuple[str, ...], known: _Known | None) -> Detection:
+    def _whole(self, path: Path, samples: Samples, warnings: tuple[str, ...], known: Surroundings | None) -> Detection:
         """The detection of all windows of some samples. Raises InputError where all are silent."""
         starts = window_starts(len(samples), window=self.window)
         heard, embedded = self._embedded(path, samples, starts)
@@ -260,7 +263,7 @@ class System:
         self, path: Path, samples: Samples, starts: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Which of W windows that start at `starts` (W,) are not silent, (H,), and their embeddings (H, E)."""
-        heard, embedded = [np.empty(0, np.int64)], [np.empty((0, self.index.index.d), np.float32)]
+        heard, embedded = [np.empty(0, np.int64)], [np.empty((0, self.width), np.float32)]
         for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // self.parts.batch_size)):
             cuts = [self._cut(samples[start : start + self.window]) for start in starts[rows]]
             sounding = [i for i, (cut, valid) in enumerate(cuts) if np.ptp(cut[:valid]) > 0]
@@ -298,7 +301,7 @@ class System:
     def _cut(self, samples: Samples) -> tuple[Samples, int]:
         return windowing.window(samples, length=self.window, pad=self.parts.features["window"]["pad"])
 
-    def _tried(self, heads: Sequence[_Head], known: _Known | None) -> Iterable[Detection | Unreadable]:
+    def _tried(self, heads: Sequence[_Head], known: Surroundings | None) -> Iterable[Detection | Unreadable]:
         """The detections of a batch; where one of it spoils the batch, each by itself."""
         try:
             return self._detections(heads, known)
@@ -307,7 +310,7 @@ class System:
                 return [Unreadable(heads[0].path, str(error))]
             return [found for head in heads for found in self._tried([head], known)]
 
-    def _detections(self, heads: Sequence[_Head], known: _Known | None) -> list[Detection]:
+    def _detections(self, heads: Sequence[_Head], known: Surroundings | None) -> list[Detection]:
         if not heads:
             return []
         names = [str(head.path) for head in heads]
@@ -322,7 +325,7 @@ class System:
         warnings: Sequence[tuple[str, ...]],
         scores: NDArray[np.float32],
         embedded: NDArray[np.float32],
-        known: _Known | None,
+        known: Surroundings | None,
     ) -> list[Detection]:
         """The detections of n files with scores (n,), explained by embeddings (n, E)."""
         # float32 as a score file has it, whose digits the threshold has too
@@ -363,11 +366,19 @@ class System:
 
         Raises InputError naming the window, one of `names`, whose features are not finite or beyond float16.
         """
+        return self.embed_features(self.features(windows, names=names))
+
+    def features(self, windows: Windows, *, names: Sequence[str]) -> Blocks:
+        """The features of n windows, as the store holds them; arguments and errors are those of `embed`."""
         batch = BatchSize(self.parts.batch_size, grows=False)
         found = compute(
             self.encoder, lambda rows: (windows[0][rows], windows[1][rows]), self.layers, batch=batch, names=names
         )
-        frames, pooled, n_frames = found.blocks()
+        return found.blocks()
+
+    def embed_features(self, blocks: Blocks) -> NDArray[np.float32]:
+        """Embeddings (n, E) of the features of n windows, of `layers` or more."""
+        frames, pooled, n_frames = blocks
         stored = pooled if self.reads == "pooled" else frames
         features = np.stack([stored[layer] for layer in self.layers], axis=1).astype(np.float32)  # (n, L, T or 2, D)
         with torch.inference_mode():
@@ -419,7 +430,7 @@ def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:
 
 
 def _neighbours(
-    embedded: NDArray[np.float32], known: _Known
+    embedded: NDArray[np.float32], known: Surroundings
 ) -> tuple[Sequence[tuple[TrainingNeighbour, ...]], Sequence[float | None], Sequence[float | None]]:
     """The nearest training utterances of each embedding, and the percentiles of its distances to them and by class."""
     distances, ids = known.embeddings.search(embedded, NEIGHBOURS)

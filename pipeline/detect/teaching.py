@@ -29,7 +29,7 @@ from pipeline.core.errors import InputError, listing
 from pipeline.core.files import csv_text, folder_beside, read_json, replace_folder, write_text
 from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
 from pipeline.detect import assembly, loading, package
-from pipeline.detect.assembly import Parts, calibrated_by
+from pipeline.detect.assembly import FusedParts, Parts, calibrated_by
 from pipeline.detect.model_card import model_card
 from pipeline.detect.package_card import CARD_FILE, EMBEDDED, MODEL_CARD_FILE, Teaching, checked
 from pipeline.detect.system import Unreadable
@@ -188,7 +188,13 @@ def _embedded(parts: Parts, clips: Sequence[Path]) -> NDArray[np.float32]:
 
 
 def check_teachable(parts: Parts) -> None:
-    """Raise InputError where the embeddings of training or dev are missing: the run was not analysed, or is packed."""
+    """Raise InputError where the embeddings of training or dev are missing: the run was not analysed, or is packed.
+
+    Also for a fusion, which has no embedding of its own.
+    """
+    if isinstance(parts, FusedParts):
+        names = ", ".join(member.name for member in parts.members)
+        raise InputError(f"{parts.name}: expected one run to teach, got a fusion of {names}; teach one of these")
     parts.training()
     if DEV not in parts.judged_sets():
         raise InputError(
