@@ -50,6 +50,7 @@ def copy(project: Path, folder: Path) -> Path:
         ".dvcignore",
         ".gitignore",
         "data/analysis/.gitkeep",
+        "data/others/.gitkeep",
         "data/recordings/.gitkeep",
     ):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)

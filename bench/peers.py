@@ -55,7 +55,7 @@ MISSING = (
     f"Make one with: python -m venv VENV && VENV/bin/pip install deepfense=={VERSION}"
 )
 CODE = ("pipeline", "stages", "flow", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/analysis/.gitkeep")
-CODE += ("data/recordings/.gitkeep",)
+CODE += ("data/others/.gitkeep", "data/recordings/.gitkeep")
 SETS = ("train", "dev", "eval")
 EMBEDDING, RATE, DECAY, BATCH = 64, 0.001, 0.0001, 20
 SAMPLES = 32_000  # of a window, at 16 kHz

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import write_text
+from pipeline.core.sections import OTHER
 from pipeline.core.trial_table import Trials
 from pipeline.metrics import fusion, join, scorefile
 from pipeline.metrics.eer import dev_metrics
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{args.params}: fuse: expected one of {known}, got {args.name!r}")
     runs = settings.fuse[args.name]
     dev = trial_table.read(args.trials / f"{DEV}.csv")
-    members = _stacked([join.read(args.members_dev / f"{run}.txt", dev) for run in runs])
+    places = [_place_of(run, args) for run in runs]
+    members = _stacked([_read(place.dev, dev) for place in places])
     try:
         fitted = fusion.fit(members, dev.is_bonafide)
         held = fusion.out_of_fold(members, dev.is_bonafide).astype(np.float32)
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in settings.evaluate.sets:
         table = trial_table.read(args.trials / f"{name}.csv")
         layout = scorefile.holding(scorefile.layout_of(settings.sets[name].corpus), table)
-        scores = _by_view(args.members, runs, name, table)
+        scores = _by_view([place.sets for place in places], name, table)
         found = {view: fitted.apply(own).astype(np.float32) for view, own in scores.items()}
         scorefile.write_views(args.scores / f"{name}.txt", args.scores / name, table, found, layout=layout)
     scorefile.write(args.dev_scores, dev, held, layout=scorefile.holding("2019", dev))
@@ -54,10 +57,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.name}: dev EER {metrics['dev_eer']:.2f} %, out of fold, of {', '.join(runs)} -> {args.scores}")
 
 
-def _by_view(folder: Path, runs: Sequence[str], name: str, table: Trials) -> dict[str, NDArray[np.float64]]:
+class _Place(NamedTuple):
+    """Where the scores of a member lie: a file of dev, and a folder with `<set>.txt` and `<set>/<view>.txt`."""
+
+    dev: Path
+    sets: Path
+
+
+def _place_of(run: str, args: argparse.Namespace) -> _Place:
+    if run.startswith(OTHER):
+        folder = args.others / run.removeprefix(OTHER)
+        return _Place(folder / f"{DEV}.txt", folder)
+    return _Place(args.members_dev / f"{run}.txt", args.members / run)
+
+
+def _read(path: Path, table: Trials) -> NDArray[np.float64]:
+    """The scores (N,) of a file. Raises InputError as `join.read`."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no score file there; `dvc repro flow/score/dvc.yaml` writes those of this project's runs, and "
+            "those of other systems are yours to put there, a line `utterance score` for each trial"
+        )
+    return join.read(path, table)
+
+
+def _by_view(folders: Sequence[Path], name: str, table: Trials) -> dict[str, NDArray[np.float64]]:
     """The scores (N, K) of a set by K runs: clean, and in every view in which all of them scored it."""
-    clean = [join.read(folder / run / f"{name}.txt", table) for run in runs]
-    views = [join.read_views(folder / run / name, table) for run in runs]
+    clean = [_read(folder / f"{name}.txt", table) for folder in folders]
+    views = [join.read_views(folder / name, table) for folder in folders]
     shared = [view for view in views[0] if all(view in own for own in views)]
     return {CLEAN: _stacked(clean)} | {view: _stacked([own[view] for own in views]) for view in shared}
 
@@ -85,6 +112,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trials", type=Path, required=True, metavar="FOLDER", help="with the tables of dev and evaluate.sets")
     add("--members", type=Path, required=True, metavar="FOLDER", help="with <run>/<set>.txt of the runs")
     add("--members-dev", type=Path, required=True, metavar="FOLDER", help="with <run>.txt: their dev scores")
+    others = "with <name>/dev.txt and <name>/<set>.txt of systems of elsewhere; default: data/others"
+    add("--others", type=Path, default=Path("data/others"), metavar="FOLDER", help=others)
     add("--scores", type=Path, required=True, metavar="FOLDER", help="to write <set>.txt and <set>/<view>.txt into")
     add("--dev-scores", type=Path, required=True, metavar="FILE", help="score file of dev to write, out of fold")
     add("--fusion", type=Path, required=True, metavar="FILE", help="the weights and the offset, to write (JSON)")

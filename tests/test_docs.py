@@ -75,6 +75,7 @@ class Reader:
             ".dvcignore",
             ".gitignore",
             "data/analysis/.gitkeep",
+            "data/others/.gitkeep",
             "data/recordings/.gitkeep",
         ):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)

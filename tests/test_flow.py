@@ -39,6 +39,7 @@ class Project:
             ".dvcignore",
             ".gitignore",
             "data/analysis/.gitkeep",
+            "data/others/.gitkeep",
             "data/recordings/.gitkeep",
         ):
             (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -124,8 +125,9 @@ def test_a_sweep_writes_the_files_and_locks_of_repro(project: Project, tmp_path:
     copy = tmp_path / "copy"
     shutil.copytree(project.folder, copy, ignore=shutil.ignore_patterns("data", "cache", "tmp", "dvc.lock"))
     (copy / "data/recordings").mkdir(parents=True)
+    (copy / "data/others").mkdir()
     (copy / "data/analysis").mkdir()
-    for kept in ("data/analysis/.gitkeep", "data/recordings/.gitkeep"):
+    for kept in ("data/analysis/.gitkeep", "data/others/.gitkeep", "data/recordings/.gitkeep"):
         shutil.copy(project.folder / kept, copy / kept)
     swept = subprocess.run(
         ["bonafide", "sweep", "-j", "1"], cwd=copy, env=project.env, capture_output=True, text=True, check=False

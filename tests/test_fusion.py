@@ -126,6 +126,26 @@ def test_the_stage_writes_the_files_of_a_run(tmp_path: Path) -> None:
     assert (metrics["parameters"], metrics["remarks"]) == (3, [])
 
 
+def test_scores_of_a_system_of_elsewhere_are_fused_as_a_run(tmp_path: Path) -> None:
+    """The same scores under another name and in another layout give the same fusion."""
+    runs = project(tmp_path, {"both": [*RUNS]})
+    fuse.main(runs)
+    wanted = [(tmp_path / f"fused/{name}").read_bytes() for name in ("dev.txt", "scores/eval.txt")]
+    given = [*project(tmp_path, {"both": [RUNS[0], "other/wavlm"]}), "--others", str(tmp_path / "others")]
+    for source, name in ((f"dev_scores/{RUNS[1]}.txt", "dev"), (f"scores/{RUNS[1]}/eval.txt", "eval")):
+        found = join.read(tmp_path / source, table())
+        lines = [f"{utterance},{score!r}" for utterance, score in zip(table().utterance, found.tolist(), strict=True)]
+        write_text(tmp_path / f"others/wavlm/{name}.txt", "\n".join(["utterance,score", *lines, ""]))
+        (tmp_path / source).unlink()
+    fuse.main(given)
+    assert [(tmp_path / f"fused/{name}").read_bytes() for name in ("dev.txt", "scores/eval.txt")] == wanted
+    assert list(json.loads((tmp_path / "fused/fusion.json").read_text())["weights"]) == [RUNS[0], "other/wavlm"]
+    assert params_file.load(tmp_path / "params.yaml").fused_runs == (RUNS[0],)
+    (tmp_path / "others/wavlm/eval.txt").unlink()
+    with pytest.raises(InputError, match=r"others/wavlm/eval\.txt: no score file there; .* yours to put there"):
+        fuse.main(given)
+
+
 def test_the_stage_tells_of_a_run_without_weight(tmp_path: Path) -> None:
     given = project(tmp_path, {"both": [*RUNS]})
     scorefile.write(tmp_path / f"dev_scores/{RUNS[1]}.txt", table(), -drawn(1)[:, 0], layout="2019")
@@ -157,6 +177,7 @@ def test_a_run_that_lacks_trials_is_named(tmp_path: Path) -> None:
         ({"Both": [*RUNS]}, r"fuse\.Both"),
         ({"other": [*RUNS]}, r"params.yaml: fuse: expected one of other, got 'both'"),
         ({"both": ["../x", RUNS[0]]}, r"fuse\.both"),
+        ({"both": ["other/../x", RUNS[0]]}, r"fuse\.both"),
     ],
 )  # fmt: skip
 def test_fusions_that_cannot_be_are_named(tmp_path: Path, fusions: dict[str, list[str]], message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from pipeline.core.sections import (
+    OTHER,
     AnalyseParams,
     AtlasParams,
     DatasetParams,
@@ -138,8 +139,9 @@ class Params(Section):
 
     @property
     def fused_runs(self) -> tuple[str, ...]:
-        """The runs that fusions name, once."""
-        return tuple(dict.fromkeys(run for runs in self.fuse.values() for run in runs))
+        """The runs that fusions name, once, without the systems of elsewhere."""
+        named = (run for runs in self.fuse.values() for run in runs if not run.startswith(OTHER))
+        return tuple(dict.fromkeys(named))
 
     @property
     def _fusible(self) -> dict[str, str]:
@@ -209,11 +211,12 @@ class Params(Section):
     def _wrong_fusions(self) -> list[str]:
         known = self._fusible
         wrong = [
-            f"{self.where('fuse', name, i)}: expected a run of the grid, the fine-tuned run, or one of these with a "
-            f"scoring of `analyse`, such as {next(iter(known))}, got {run!r}"
+            f"{self.where('fuse', name, i)}: expected a run of the grid, the fine-tuned run, one of these with a "
+            f"scoring of `analyse`, such as {next(iter(known))}, or {OTHER}<name>, which has scores in data/others, "
+            f"got {run!r}"
             for name, runs in self.fuse.items()
             for i, run in enumerate(runs)
-            if run not in known
+            if run not in known and not run.startswith(OTHER)
         ]
         taken = {*known, *known.values()}
         return wrong + [

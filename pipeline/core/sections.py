@@ -46,7 +46,8 @@ def _several(value: Any) -> Any:
 
 
 Pool = Annotated[Names, BeforeValidator(_several)]  # sets that are trained together, an equal share of every batch each
-FusedRun = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
+OTHER = "other/"  # before the name of a system whose scores are in data/others
+FusedRun = Annotated[str, Field(pattern=rf"^({OTHER})?[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
 Fused = Annotated[tuple[FusedRun, ...], Field(min_length=2, strict=False), AfterValidator(_distinct)]  # runs
 Layer = NotNegative | Literal["final"]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]

@@ -207,7 +207,7 @@ def _of_fusion(name: str, settings: Params) -> FusedParts:
     if further := [run for run in told["weights"] if not (DATA / "runs" / run / runs.CARD_FILE).is_file()]:
         raise InputError(
             f"{name}: expected a fusion of runs that are in data/runs, got {', '.join(further)}; further scores of "
-            "analysed runs are fused in score files alone"
+            "analysed runs, and scores of other systems, are fused in score files alone"
         )
     members = tuple(_of_project(run, settings) for run in told["weights"])
     bonafide, spoof = _dev_scores(folder / "dev.txt")

@@ -3,8 +3,8 @@
 The work is a list of units (`pipeline.extraction.units`); a unit is one shard of one view. Units do not depend on each
 other, and making one twice gives the same bytes. An extraction that was killed continues with the first unit that has
 no marker. A unit that fails does not stop the others. Units are made in this process, or by Dask workers
-(`pipeline.extraction.cluster`). Only the set that `train.set` names gets augmented views (`pipeline.audio.views`);
-evaluation sets are never augmented.
+(`pipeline.extraction.cluster`). Beside the clean view a set gets those of `extract.views` where it is trained on, and
+those of `evaluate.views` where it is evaluated (`pipeline.audio.views`).
 """
 
 from __future__ import annotations
