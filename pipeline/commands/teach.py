@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.arguments import parser_of
+from pipeline.core.arguments import TAUGHT_NAME, parser_of
 from pipeline.core.errors import InputError, importing, run_command
 from pipeline.core.trial_table import LABELS
 
@@ -93,7 +93,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _name(text: str) -> str:
     """The name of a teaching, for argparse."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}", text):
+    if not re.fullmatch(TAUGHT_NAME, text):
         raise argparse.ArgumentTypeError(f"expected letters, digits, '.', '_' and '-', at most 60, got {text!r}")
     return text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
+TAUGHT_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}"  # of a teaching, which becomes an attack
 MOST_FOLDS = 100_000  # resamples of a bootstrap; more take hours and all memory, and change no digit that is shown
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.analysis import embeddings
+from pipeline.core.arguments import TAUGHT_NAME
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
 from pipeline.core.sections import EncoderParams, Name, RandomEncoder, WindowParams
@@ -39,7 +40,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*((-[a-z][a-z0-9_]*){3}-[0-9]+)?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]  # no ".."
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-TaughtName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
+TaughtName = Annotated[str, Field(pattern=f"^{TAUGHT_NAME}$")]
 ShortText = Annotated[str, Field(max_length=1_000)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 
