@@ -5,7 +5,8 @@
 Extraction runs as the flow runs it, from FLAC files to a store, against the bare forward passes of the same encoder on
 windows that lie on the GPU. The store is written to a disk, and to /dev/shm, where no disk can be the limit. Weights
 are random and audio is generated; epochs of training read generated features in the shapes of XLSR. Hours for a corpus
-are its utterances by the measured rate, no more. Writes tables in Markdown, with the name of the card.
+are its utterances by the measured rate, no more. With views, each utterance is extracted in `clean` and in augmented
+versions, which processes make while the GPU computes. Writes tables in Markdown, with the name of the card.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The figures of `bench/gpu.py`: the machine, extraction, decoding and augmenting, training."""
+"""The figures of `bench/gpu.py`: the machine, extraction, with views, decoding and augmenting, training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ import transformers
 
 from bench import train as train_bench
 from bench.train import Case
-from pipeline.audio import decode, loader
+from pipeline.audio import decode, loader, views
 from pipeline.core import trial_table
 from pipeline.core.contracts import CLEAN
+from pipeline.core.errors import InputError
 from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
 from pipeline.corpora import demo
 from pipeline.encoder import models, xlsr
@@ -41,6 +42,15 @@ ALL = tuple(range(25))
 # Utterances of the published protocols: 2019 LA, all three sets; 2021 DF, evaluation; ASVspoof 5, all three sets.
 CORPORA = {"19LA": 121_461, "21DF": 611_829, "ASVspoof 5": 1_004_081}
 WARM = 4  # steps
+# Views that are extracted beside the clean one: how many, and kinds by what they cost a processor.
+ROUNDS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("rawboost4_0",),
+    ("rawboost4_0", "rawboost4_1", "rawboost4_2", "rawboost4_3"),
+    ("mp3_32",),
+    ("noise_0",),
+    ("reverb600_0",),
+)
 CASES = (Case("linear", 25_380, 2, 64), Case("asp", 25_380, 1, 64), Case("conformer_tcm", 25_380, 1, 20))
 SMALL = (Case("linear", 500, 2, 64), Case("asp", 100, 1, 64), Case("conformer_tcm", 40, 1, 20))
 
@@ -153,12 +163,64 @@ def extraction(folder: Path, small: bool, say: Callable[..., None]) -> None:
     say()
 
 
+def with_views(folder: Path, small: bool, say: Callable[..., None]) -> None:
+    """Files to a store in memory, in the clean view and others, beside the forward pass."""
+    count, layers = 64 if small else 2_048, (5, 7)
+    place = folder / "with_views"
+    place.mkdir()
+    table = corpus(place / "audio", count)
+    encode, card = loaded(layers, "bfloat16", small=small)
+    forward = bare(encode, 4 if small else 128, small=small)
+    say(
+        f"## Extraction with views, {len(os.sched_getaffinity(0))} cores, bfloat16, layers 5, 7, {count:,} utterances\n"
+    )
+    say(f"Bare forward: {forward:,.0f} windows/s. A window is an utterance in a view. The store is in memory.\n")
+    say("| beside clean | utterances/s | windows/s | forward / windows | processor ms a window |")
+    say("|---|---|---|---|---|")
+    for names in ROUNDS:
+        if lacking := missing(names):
+            say(f"| {', '.join(names)} | skipped: {lacking} | | | |")
+            continue
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+            start = sum(os.times()[:4])
+            rate, _ = whole_way(place, Path(memory) / "cache", table, encode, card, count, names=names)
+            used = sum(os.times()[:4]) - start
+        windows = rate * (1 + len(names))
+        say(
+            f"| {', '.join(names) or 'nothing'} | {rate:,.0f} | {windows:,.0f} | {forward / windows:.2f} "
+            f"| {1000 * used / (count * (1 + len(names))):.1f} |"
+        )
+    say("\nThe first round warms what the others find warm, and each starts its processes anew.\n")
+
+
+def missing(names: tuple[str, ...]) -> str:
+    """Why one of the views cannot be computed here; nothing where all can."""
+    try:
+        for name in names:
+            views.computable(name)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def whole_way(
-    folder: Path, root: Path, table: trial_table.Trials, encode: xlsr.Encoder, card: Card, count: int
+    folder: Path,
+    root: Path,
+    table: trial_table.Trials,
+    encode: xlsr.Encoder,
+    card: Card,
+    count: int,
+    *,
+    names: tuple[str, ...] = (),
 ) -> tuple[float, int]:
-    """Utterances a second from files to a complete store below `root`, and the bytes that were written."""
+    """Utterances a second from files to a complete store below `root`, and the bytes that were written.
+
+    names: of the views beside the clean one.
+    """
     some = trial_table.Trials(**{name: column[:count] for name, column in vars(table).items()})
-    params = ExtractParams(layers=encode.taps, window=WINDOW, shard=256, device="cuda", precision=encode.precision)
+    params = ExtractParams(
+        layers=encode.taps, views=names, window=WINDOW, shard=256, device=GPU.type, precision=encode.precision
+    )
     receipt: list[dict[str, Any]] = []
 
     def run() -> None:
@@ -236,6 +298,7 @@ def epoch(case: Case, data: Any, precision: Any) -> tuple[float, float]:
 PARTS: dict[str, Callable[[Path, bool, Callable[..., None]], None]] = {
     "machine": machine,
     "extraction": extraction,
+    "views": with_views,
     "loading": loading,
     "training": training,
 }
