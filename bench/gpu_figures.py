@@ -165,32 +165,39 @@ def extraction(folder: Path, small: bool, say: Callable[..., None]) -> None:
 
 def with_views(folder: Path, small: bool, say: Callable[..., None]) -> None:
     """Files to a store in memory, in the clean view and others, beside the forward pass."""
-    count, layers = 64 if small else 2_048, (5, 7)
+    total, first = (64, 8) if small else (6_144, 256)
     place = folder / "with_views"
     place.mkdir()
-    table = corpus(place / "audio", count)
-    encode, card = loaded(layers, "bfloat16", small=small)
+    table = corpus(place / "audio", total)
+    encode, card = loaded((5, 7), "bfloat16", small=small)
     forward = bare(encode, 4 if small else 128, small=small)
+
+    def taken(count: int, names: tuple[str, ...] = ()) -> float:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+            return count / whole_way(place, Path(memory) / "cache", table, encode, card, count, names=names)[0]
+
+    taken(first)
+    start_s = taken(first)
+    say(f"## Extraction with views, {len(os.sched_getaffinity(0))} cores, bfloat16, layers 5, 7, store in memory\n")
+    say(f"Bare forward: {forward:,.0f} windows/s. A window is an utterance in a view; about {total:,} in each row.")
     say(
-        f"## Extraction with views, {len(os.sched_getaffinity(0))} cores, bfloat16, layers 5, 7, {count:,} utterances\n"
+        f"The first {first} clean windows take {start_s:.1f} s, with the start of the processes. All but the first rate"
     )
-    say(f"Bare forward: {forward:,.0f} windows/s. A window is an utterance in a view. The store is in memory.\n")
-    say("| beside clean | utterances/s | windows/s | forward / windows | processor ms a window |")
-    say("|---|---|---|---|---|")
+    say("leave these windows and seconds out.\n")
+    say("| beside clean | windows/s, all | windows/s | utterances/s | forward / windows | processor ms a window |")
+    say("|---|---|---|---|---|---|")
     for names in ROUNDS:
         if lacking := missing(names):
-            say(f"| {', '.join(names)} | skipped: {lacking} | | | |")
+            say(f"| {', '.join(names)} | skipped: {lacking} | | | | |")
             continue
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
-            start = sum(os.times()[:4])
-            rate, _ = whole_way(place, Path(memory) / "cache", table, encode, card, count, names=names)
-            used = sum(os.times()[:4]) - start
-        windows = rate * (1 + len(names))
+        count, before = total // (1 + len(names)), sum(os.times()[:4])
+        windows, whole = count * (1 + len(names)), taken(count, names)
+        rate = (windows - first) / (whole - start_s)
         say(
-            f"| {', '.join(names) or 'nothing'} | {rate:,.0f} | {windows:,.0f} | {forward / windows:.2f} "
-            f"| {1000 * used / (count * (1 + len(names))):.1f} |"
+            f"| {', '.join(names) or 'nothing'} | {windows / whole:,.0f} | {rate:,.0f} "
+            f"| {rate / (1 + len(names)):,.0f} | {forward / rate:.2f} | {1000 * (sum(os.times()[:4]) - before) / windows:.1f} |"
         )
-    say("\nThe first round warms what the others find warm, and each starts its processes anew.\n")
+    say()
 
 
 def missing(names: tuple[str, ...]) -> str:
