@@ -192,10 +192,11 @@ def with_views(folder: Path, small: bool, say: Callable[..., None]) -> None:
             continue
         count, before = total // (1 + len(names)), sum(os.times()[:4])
         windows, whole = count * (1 + len(names)), taken(count, names)
+        used = sum(os.times()[:4]) - before
         rate = (windows - first) / (whole - start_s)
         say(
             f"| {', '.join(names) or 'nothing'} | {windows / whole:,.0f} | {rate:,.0f} "
-            f"| {rate / (1 + len(names)):,.0f} | {forward / rate:.2f} | {1000 * (sum(os.times()[:4]) - before) / windows:.1f} |"
+            f"| {rate / (1 + len(names)):,.0f} | {forward / rate:.2f} | {1000 * used / windows:.1f} |"
         )
     say()
 
