@@ -452,8 +452,9 @@ class Ready:
         self.needs: dict[str, set[str]] = {name: set() for name in names}
 
     def command(self, name: str) -> str:
-        backend, layers, seed = name.removeprefix("train@").split("-")
-        return f"python -m stages.train --backend {backend} --layers {layers} --views v --seed {seed} --run {name}"
+        kind, _, cell = name.partition("@")
+        backend, layers, seed = cell.split("-")
+        return f"python -m stages.{kind} --backend {backend} --layers {layers} --views v --seed {seed} --run {name}"
 
 
 @pytest.mark.parametrize(
@@ -505,6 +506,28 @@ def test_no_more_than_eight_trainings_share_a_process_and_the_last_ones_are_shar
         first = next(iter(made.running.values())).work
         made.running = {name: found for name, found in made.running.items() if found.work is not first}
     assert sizes == [8, 8, 8, 4, 2, 1]  # the last ones, so that both processes end at about the same time
+
+
+def test_a_stage_that_begins_with_the_last_trainings_is_not_taken_for_one_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainings = [f"train@b{number}-all-1" for number in range(4)]
+    flow = Ready([*trainings, "score@b9-all-1"])
+    made = Sweep(flow, jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
+    begun: list[list[str]] = []
+
+    def begin(group: list[str]) -> None:
+        begun.append(group)
+        work = starting.Work(None)  # type: ignore[arg-type]
+        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
+
+    monkeypatch.setattr(made, "_start", begin)
+    monkeypatch.setattr(made, "_is_stale", lambda name: not made.waiting.remove(name))
+    made._start_what_can()
+    assert begun == [["score@b9-all-1"], trainings[::2]]
+    made.running.pop("score@b9-all-1")
+    made._start_what_can()
+    assert begun[2:] == [[trainings[1]]], "the last one waits for the next process that is free"
 
 
 # ---------------------------------------------------------------- on Dask's workers
