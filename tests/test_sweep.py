@@ -33,7 +33,7 @@ from pipeline.sweep import locks, starting, unchanged
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
-from pipeline.sweep.sweep import LOGS, Running, Sweep
+from pipeline.sweep.sweep import BESIDE, LOGS, Running, Sweep, kind_of
 from pipeline.sweep.tracked import Flow, State
 
 ROOT = Path(__file__).parents[1]
@@ -390,6 +390,43 @@ def test_where_nothing_changed_dvc_is_not_asked(
     Path("more").mkdir()
     Path("more/dvc.yaml").write_text("stages: {}\n")
     assert not unchanged.is_as_noted(here)
+
+
+def test_modules_of_cells_are_imported_while_dvc_looks_where_all_was_up_to_date_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[set[str]] = []
+
+    def look(*_: object, **__: object) -> None:
+        raise InputError("DVC is asked now")
+
+    def begun(*targets: str) -> list[set[str]]:
+        prepared.clear()
+        with pytest.raises(InputError, match="is asked now"):
+            command.main(targets)
+        return list(prepared)
+
+    monkeypatch.setattr(starting, "prepare", prepared.append)
+    monkeypatch.setattr(command, "Flow", look)
+    note = here / unchanged.NOTE
+    note.parent.mkdir(parents=True)
+    assert begun() == []
+    note.write_text("{}")
+    assert begun() == []  # a project without these stages
+    (here / "stages").mkdir()
+    for module in starting.OF_CELLS:
+        (here / module.replace(".", "/")).with_suffix(".py").touch()
+    assert begun() == [set(starting.OF_CELLS)]
+    assert begun("report") == []
+    note.unlink()
+    assert begun() == []
+
+
+def test_the_modules_of_cells_are_those_of_their_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    steps = Flow([])
+    found = {starting.stage_of(steps.command(name)) for name in steps.steps if kind_of(name) in BESIDE}
+    assert found == set(starting.OF_CELLS)
 
 
 def test_what_changes_while_a_sweep_runs_is_not_noted_as_done(here: Path) -> None:
