@@ -33,7 +33,7 @@ from pipeline.sweep import locks, starting, unchanged
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
-from pipeline.sweep.sweep import LOGS, Running, Sweep
+from pipeline.sweep.sweep import BESIDE, LOGS, Running, Sweep, kind_of
 from pipeline.sweep.tracked import Flow, State
 
 ROOT = Path(__file__).parents[1]
@@ -392,6 +392,43 @@ def test_where_nothing_changed_dvc_is_not_asked(
     assert not unchanged.is_as_noted(here)
 
 
+def test_modules_of_cells_are_imported_while_dvc_looks_where_all_was_up_to_date_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[set[str]] = []
+
+    def look(*_: object, **__: object) -> None:
+        raise InputError("DVC is asked now")
+
+    def begun(*targets: str) -> list[set[str]]:
+        prepared.clear()
+        with pytest.raises(InputError, match="is asked now"):
+            command.main(targets)
+        return list(prepared)
+
+    monkeypatch.setattr(starting, "prepare", prepared.append)
+    monkeypatch.setattr(command, "Flow", look)
+    note = here / unchanged.NOTE
+    note.parent.mkdir(parents=True)
+    assert begun() == []
+    note.write_text("{}")
+    assert begun() == []  # a project without these stages
+    (here / "stages").mkdir()
+    for module in starting.OF_CELLS:
+        (here / module.replace(".", "/")).with_suffix(".py").touch()
+    assert begun() == [set(starting.OF_CELLS)]
+    assert begun("report") == []
+    note.unlink()
+    assert begun() == []
+
+
+def test_the_modules_of_cells_are_those_of_their_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    steps = Flow([])
+    found = {starting.stage_of(steps.command(name)) for name in steps.steps if kind_of(name) in BESIDE}
+    assert found == set(starting.OF_CELLS)
+
+
 def test_what_changes_while_a_sweep_runs_is_not_noted_as_done(here: Path) -> None:
     """An input after DVC looked, and an output after DVC was told."""
     Path("bad.txt").write_text("bad")
@@ -452,8 +489,9 @@ class Ready:
         self.needs: dict[str, set[str]] = {name: set() for name in names}
 
     def command(self, name: str) -> str:
-        backend, layers, seed = name.removeprefix("train@").split("-")
-        return f"python -m stages.train --backend {backend} --layers {layers} --views v --seed {seed} --run {name}"
+        kind, _, cell = name.partition("@")
+        backend, layers, seed = cell.split("-")
+        return f"python -m stages.{kind} --backend {backend} --layers {layers} --views v --seed {seed} --run {name}"
 
 
 @pytest.mark.parametrize(
@@ -505,6 +543,28 @@ def test_no_more_than_eight_trainings_share_a_process_and_the_last_ones_are_shar
         first = next(iter(made.running.values())).work
         made.running = {name: found for name, found in made.running.items() if found.work is not first}
     assert sizes == [8, 8, 8, 4, 2, 1]  # the last ones, so that both processes end at about the same time
+
+
+def test_a_stage_that_begins_with_the_last_trainings_is_not_taken_for_one_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainings = [f"train@b{number}-all-1" for number in range(4)]
+    flow = Ready([*trainings, "score@b9-all-1"])
+    made = Sweep(flow, jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
+    begun: list[list[str]] = []
+
+    def begin(group: list[str]) -> None:
+        begun.append(group)
+        work = starting.Work(None)  # type: ignore[arg-type]
+        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
+
+    monkeypatch.setattr(made, "_start", begin)
+    monkeypatch.setattr(made, "_is_stale", lambda name: not made.waiting.remove(name))
+    made._start_what_can()
+    assert begun == [["score@b9-all-1"], trainings[::2]]
+    made.running.pop("score@b9-all-1")
+    made._start_what_can()
+    assert begun[2:] == [[trainings[1]]], "the last one waits for the next process that is free"
 
 
 # ---------------------------------------------------------------- on Dask's workers

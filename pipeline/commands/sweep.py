@@ -54,9 +54,11 @@ def main(argv: Sequence[str]) -> None:
     if not args.targets and args.halving is None and root and unchanged.is_as_noted(root):
         print(ALL_DONE)
         return
+    code = starting.code_of(root) if root else {}
+    if root == Path.cwd() and not args.targets and unchanged.was_up_to_date(root):
+        starting.prepare_for_cells(root)  # mostly they are what changes, and DVC's look at the flow takes as long
     flow = Flow(args.targets, downstream=args.downstream)
     os.chdir(flow.root)
-    code = starting.code_of(flow.root)
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(Workers(_cluster(args), flow.root / LOGS)) if args.engine == "dask" else None
         jobs = args.jobs or (_jobs() if workers is None else sys.maxsize)

@@ -27,6 +27,8 @@ from pipeline.core.errors import PlainErrors, exit_on_input_error, run_command
 FORKS = multiprocessing.get_context("forkserver")
 PREFIX = ["python", "-m"]
 TOGETHER = "stages.train"  # the stage of which one process can run several
+# The modules of all stages of cells, and of scoring their runs in other ways.
+OF_CELLS = ("stages.evaluate", "stages.rescore", "stages.score", "stages.train")
 # What these stages import within functions, as it takes long. A sweep evaluates many rows.
 INNER_IMPORTS = {"stages.evaluate": ("scipy.special",)}
 SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
@@ -112,10 +114,22 @@ def stage_of(command: str) -> str | None:
 
 
 def prepare(modules: set[str]) -> None:
-    """Begin the process from which stages are forked. It imports modules meanwhile; the first `start` waits for it."""
+    """Begin the process from which stages are forked. It imports modules meanwhile; the first `start` waits for it.
+
+    Where it has begun before, nothing happens: each stage imports for itself what that process did not.
+    """
     later = {name for module in modules for name in INNER_IMPORTS.get(module, ())}
     FORKS.set_forkserver_preload(sorted({__name__, *modules, *later}))
     ensure_running()
+
+
+def prepare_for_cells(root: Path) -> None:
+    """Begin that process with the modules that stages of cells run, before it is known which stages will run.
+
+    root: the folder of the project, where Python is to find them. Nothing happens where one of them is not there.
+    """
+    if all((root / module.replace(".", "/")).with_suffix(".py").is_file() for module in OF_CELLS):
+        prepare(set(OF_CELLS))
 
 
 def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> Work:

@@ -130,7 +130,7 @@ class Sweep:
         self._done: set[str] = set(leave)
         self._code = code or starting.code_of(flow.root)
         self._is_prepared = False
-        self._busy = 0  # processes that ran before others were started beside them
+        self._shared = 0  # processes that were given a share of the trainings since others were started
 
     def run(self) -> Outcome:
         """Run all stages that can run. Whatever ends this, the locks of the stages that ended well are written."""
@@ -163,7 +163,7 @@ class Sweep:
 
     def _start_what_can(self) -> None:
         """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
-        self._busy = self._processes()
+        self._shared = 0
         for name in sorted(self.waiting, key=lambda name: kind_of(name) not in LATE):
             if self.running and self._free() < 1:
                 return
@@ -175,10 +175,13 @@ class Sweep:
             elif self.flow.needs[name] <= self._done and self._has_room_for(name):
                 self._begin(name)
 
+    def _most(self) -> int:
+        """How many processes may run at once."""
+        return self.jobs if self.workers is None else min(self.jobs, self.workers.threads())
+
     def _free(self) -> int:
         """How many processes more may run."""
-        most = self.jobs if self.workers is None else min(self.jobs, self.workers.threads())
-        return most - self._processes()
+        return self._most() - self._processes()
 
     def _processes(self) -> int:
         """How many processes run."""
@@ -213,7 +216,8 @@ class Sweep:
             if self.flow.needs[other] <= self._done and starting.reads(self.flow.command(other)) == same
         ]
         stale = [other for other in ready if self._is_stale(other)]
-        sharers = max(1, self._free()) + self._busy  # workers may have gone
+        sharers = max(1, self._most() - self._shared)  # workers may have gone
+        self._shared += 1
         share = min(TOGETHER, math.ceil((1 + len(stale)) / sharers))
         chosen = stale[sharers - 1 :: sharers][: share - 1]
         self.waiting = [*(other for other in stale if other not in chosen), *self.waiting]

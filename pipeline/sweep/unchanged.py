@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def is_as_noted(root: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):  # no note, or one that was cut off
         return False
     return bool(same)
+
+
+def was_up_to_date(root: Path) -> bool:
+    """Whether all of a project was up to date after some sweep."""
+    return (root / NOTE).is_file()
 
 
 class Seen:
@@ -75,16 +81,20 @@ def facts(path: Path) -> str:
 
     Empty where nothing is there. What Python compiled is left out, as DVC ignores it.
     """
+    return _facts(str(path))
+
+
+def _facts(path: str) -> str:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116  a Path costs as much again, and a sweep asks tens of thousands of times
     except OSError:
         return ""
-    if not path.is_dir():
+    if not stat.S_ISDIR(found.st_mode):
         return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
     lines = []
     for base, folders, files in os.walk(path):
         folders[:] = sorted(set(folders) - {"__pycache__"})
-        lines += [f"{base}/{name}\0{facts(Path(base, name))}" for name in sorted(files)]
+        lines += [f"{base}/{name}\0{_facts(f'{base}/{name}')}" for name in sorted(files)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
