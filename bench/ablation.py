@@ -73,6 +73,14 @@ class Place:
             sweep(self.project("demo"))
         return Path(shutil.copytree(made, self.folder / name, symlinks=True))
 
+    def many(self, name: str) -> Path:
+        """A copy of this project without outputs, with a grid of 300 cells, with --quick of 9."""
+        project = self.project(name)
+        edit(project, self.grow)
+        if not self.quick:  # 6 x 5 x 10 cells
+            edit(project, lambda params: params["grid"].update(loss=list(LOSSES[:5]), seed=list(range(1, 11))))
+        return project
+
     def shorten(self, params: dict[str, Any]) -> None:
         """With --quick, train for one epoch."""
         if self.quick:
@@ -234,11 +242,7 @@ def _ratios(old: float, now: float, before: float) -> str:
 
 def many(place: Place) -> None:
     """A large grid in which all is up to date."""
-    project = place.project("many")
-    edit(project, place.grow)
-
-    if not place.quick:  # 6 x 5 x 10 cells
-        edit(project, lambda params: params["grid"].update(loss=list(LOSSES[:5]), seed=list(range(1, 11))))
+    project = place.many("many")
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it names each lock that it writes
     flow.run_all(project)
     looked = run(project, "dvc", "status")
