@@ -6,9 +6,10 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -30,7 +31,7 @@ WINDOW = 3_200  # samples
 BATCH = 3  # divides shards and sets, so that detection makes the batches that extraction made
 
 
-def _params() -> dict:
+def _params(windows: Mapping[str, Any]) -> dict:
     settings = YAML(typ="safe").load(SETTINGS)
     corpus = {"corpus": "manifest", "protocol": "mine.csv", "root": "audio", "quality": "column"}
     settings["sets"] = {name: {**corpus, "split": name} for name in SIZES}
@@ -38,7 +39,7 @@ def _params() -> dict:
         "layers": 3, "width": 32, "heads": 4, "feedforward": 48, "conv_channels": 16, "seed": 5,
     }  # fmt: skip
     settings["extract"] |= {"layers": [1, 3], "window": {"samples": WINDOW, "pad": "repeat"}}
-    settings["extract"] |= {"shard": 6, "batch_size": BATCH}
+    settings["extract"] |= {"shard": 6, "batch_size": BATCH, "windows": dict(windows)}
     settings["train"] |= {"epochs": 12, "average_best": 1}
     settings["train"]["learning_rate"] = {"backend": 0.01, "centroids": 0.01, "layers": 0.01}
     settings["layers"] = {"all": [3, 1]}
@@ -84,9 +85,14 @@ def _one_thread() -> Iterator[None]:
 @functools.cache
 def project(folder: Path) -> Path:
     """The project, made in a folder once for all tests of a process; leave it as it is, or copy it."""
+    return make(folder)
+
+
+def make(folder: Path, **windows: Any) -> Path:
+    """Make the project in a folder. windows: of `extract.windows`."""
     folder.mkdir()
     _corpus(folder)
-    YAML(typ="safe").dump(_params(), folder / "params.yaml")
+    YAML(typ="safe").dump(_params(windows), folder / "params.yaml")
     with contextlib.chdir(folder), _one_thread():
         for name in SIZES:
             _run(prepare, set=name, trials=f"data/trials/{name}.csv")

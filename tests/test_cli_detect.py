@@ -39,9 +39,9 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:
 
 
 def test_the_table_by_hand(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("detect", "audio/eval/0.flac", "audio/eval/1.flac", "--run", POOLED)
+    run("detect", "audio/eval/0.flac", "audio/eval/1.flac", "--run", POOLED, "--windows", "first")
     head, names, *rows = capsys.readouterr().out.splitlines()
-    found = list(detect.load(POOLED).detect(["audio/eval/0.flac", "audio/eval/1.flac"]))
+    found = list(detect.load(POOLED, windows="first").detect(["audio/eval/0.flac", "audio/eval/1.flac"]))
     assert head == f"{POOLED}: bona fide above {detect.load(POOLED).threshold:.5g}"
     assert names == "    score  P(bona fide)  decision  verdict      far, %  mahal., %  centroid  file"
     assert [row.split() for row in rows] == [
@@ -88,7 +88,7 @@ def test_what_an_evaluation_doubted_is_a_warning_of_the_run_and_of_its_package(
 
 
 def test_one_json_object_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("detect", "audio/eval", "--run", POOLED, "--json", "--explain")
+    run("detect", "audio/eval", "--run", POOLED, "--json", "--explain", "--windows", "first")
     told = lines(capsys)
     order = sorted(range(12), key=lambda i: f"{i}.flac")
     assert [one["file"] for one in told] == [f"audio/eval/{i}.flac" for i in order]
@@ -126,7 +126,7 @@ def test_the_lowest_part_is_in_the_table_and_in_json(
 
 
 def test_explanations_stand_below_their_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("detect", "audio/train/7.flac", "--run", POOLED, "--explain")
+    run("detect", "audio/train/7.flac", "--run", POOLED, "--explain", "--windows", "first")
     _, heads, near_heads, *rows = capsys.readouterr().out.splitlines()
     assert (heads.split()[-1], near_heads.split()) == (
         "file", ["distance", "class", "attack", "nearest", "training", "utterances"],
@@ -148,7 +148,19 @@ def test_bad_files_are_told_on_stderr_and_in_the_output(
     (tmp_path / "bad.wav").write_text("no audio")
     bad, none = tmp_path / "bad.wav", tmp_path / "none.wav"
     for mode in ([], ["--json"]):
-        run("detect", "audio/eval/0.flac", bad, none, "audio/eval/1.flac", "--run", POOLED, *mode, code=1)
+        run(
+            "detect",
+            "audio/eval/0.flac",
+            bad,
+            none,
+            "audio/eval/1.flac",
+            "--run",
+            POOLED,
+            "--windows",
+            "first",
+            *mode,
+            code=1,
+        )
         said = capsys.readouterr()
         first, second, last = said.err.splitlines()
         assert first.startswith(f"error: {bad}: expected an audio file")
@@ -311,7 +323,7 @@ def test_timelines_as_csv_and_png(here: Path, tmp_path: Path, capsys: pytest.Cap
     samples[-WINDOW:] = 0
     (tmp_path / "in/deep").mkdir(parents=True)
     soundfile.write(tmp_path / "in/deep/part.wav", samples, 16_000)
-    run("detect", tmp_path / "in", "--run", POOLED, "--timeline", tmp_path / "out", "--json")
+    run("detect", tmp_path / "in", "--run", POOLED, "--windows", "first", "--timeline", tmp_path / "out", "--json")
     (told,) = lines(capsys)
     path = tmp_path / "out/in/deep/part.wav.csv"
     timeline = told["timeline"]
@@ -349,7 +361,7 @@ def test_a_silent_head_has_a_timeline_yet(here: Path, tmp_path: Path, capsys: py
     soundfile.write(tmp_path / "late.wav", samples, 16_000)
     (tmp_path / "bad.wav").write_text("no audio")
     files = (tmp_path / "late.wav", tmp_path / "bad.wav")
-    run("detect", *files, "--run", POOLED, "--timeline", tmp_path / "out", "--json", code=1)
+    run("detect", *files, "--run", POOLED, "--windows", "first", "--timeline", tmp_path / "out", "--json", code=1)
     said = capsys.readouterr()
     late, bad = map(json.loads, said.out.splitlines())
     assert "silent" in late["error"]

@@ -30,8 +30,8 @@ from pipeline.analysis import embeddings
 from pipeline.analysis.gaussians import Gaussians
 from pipeline.audio import decode, track
 from pipeline.core.errors import InputError
-from pipeline.detect import Detection, System, Unreadable, assembly, loading
-from pipeline.detect import system as detecting
+from pipeline.detect import Detection, System, Unreadable, assembly, hearing, loading
+from pipeline.detect.system import _Head
 from pipeline.extraction import forward
 from pipeline.metrics import calibration, scorefile
 from pipeline.scoring import runs
@@ -46,7 +46,7 @@ CLOSE = 1e-5  # what batches of other shapes move a score by
 @pytest.fixture(scope="module")
 def system(project: Path) -> System:
     with contextlib.chdir(project):
-        return detect.load(POOLED)
+        return detect.load(POOLED, windows="first")
 
 
 def noise(path: Path, samples: int, *, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def detections(system: System, paths: list[Path], *, explain: bool = False) -> l
 
 @pytest.mark.parametrize("run", [POOLED, FRAMES])
 def test_the_scores_are_those_of_the_flow(here: Path, run: str) -> None:
-    found = detections(detect.load(run), systems.audio("eval"))
+    found = detections(detect.load(run, windows="first"), systems.audio("eval"))
     assert [one.path for one in found] == systems.audio("eval")
     got, wanted = np.array([one.score for one in found]), np.array(list(systems.scores(run)))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
@@ -76,7 +76,7 @@ def test_the_scores_are_those_of_the_flow(here: Path, run: str) -> None:
 
 @pytest.mark.parametrize("run", [POOLED, FRAMES])
 def test_frames_pass_through_float16_as_in_the_store(here: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, seen = detect.load(run), []
+    system, seen = detect.load(run, windows="first"), []
     system.backend.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     list(system.detect(systems.audio("eval")[:1]))
     (features,) = seen
@@ -86,7 +86,7 @@ def test_frames_pass_through_float16_as_in_the_store(here: Path, run: str, monke
 
 
 def test_three_lines_give_the_score_of_a_file(here: Path) -> None:
-    system = detect.load(POOLED)
+    system = detect.load(POOLED, windows="first")
     score = system.score("audio/eval/4.flac")
     assert isinstance(score, float)
     assert score == pytest.approx(list(systems.scores(POOLED))[4], abs=CLOSE)
@@ -143,11 +143,11 @@ def test_only_the_first_window_counts(system: System, tmp_path: Path) -> None:
 
 def test_a_score_at_the_threshold_is_spoof(here: Path) -> None:
     path = systems.audio("eval")[0]
-    own = detect.load(POOLED).score(path)
+    own = detect.load(POOLED, windows="first").score(path)
     for threshold, accepted in ((own, False), (math.nextafter(own, -1), True), (own + 0.1, False)):
-        (found,) = detections(detect.load(POOLED, threshold=threshold), [path])
+        (found,) = detections(detect.load(POOLED, threshold=threshold, windows="first"), [path])
         assert found.is_bonafide is accepted
-    assert detect.load(POOLED).threshold == runs.card(Path("data/runs") / POOLED)["dev_threshold"]
+    assert detect.load(POOLED, windows="first").threshold == runs.card(Path("data/runs") / POOLED)["dev_threshold"]
 
 
 def test_scores_have_the_digits_of_a_score_file(system: System, project: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_probability_is_that_of_the_calibration_on_dev(here: Path) -> None:
     bonafide = np.array(dev.label) == "bonafide"
     fitted = calibration.fit(dev.score[bonafide], dev.score[~bonafide])
     assert fitted.slope > 0.1
-    for found in detections(detect.load(POOLED), systems.audio("eval")[:3]):
+    for found in detections(detect.load(POOLED, windows="first"), systems.audio("eval")[:3]):
         ratio = math.exp(fitted.slope * found.score + fitted.offset)
         assert found.probability == pytest.approx(ratio / (1 + ratio), rel=1e-9)
 
@@ -170,7 +170,7 @@ def test_the_verdict_is_that_of_the_rule_on_dev(here: Path) -> None:
     dev = scorefile.parse(Path(f"data/dev_scores/{POOLED}.txt"))
     bonafide = np.array(dev.label) == "bonafide"
     lowest, highest = dev.score[bonafide].min(), dev.score[~bonafide].max()  # ⌊0.25 · 7⌋ = 1 of the six of a class
-    system = detect.load(POOLED)
+    system = detect.load(POOLED, windows="first")
     rule = system.parts.rule
     assert rule is not None
     assert (rule.error_rate, rule.bonafide_from, rule.spoof_up_to) == (0.25, lowest, highest)
@@ -180,7 +180,7 @@ def test_the_verdict_is_that_of_the_rule_on_dev(here: Path) -> None:
 
 
 def test_the_distance_is_a_percentile_of_the_training_sets_own(here: Path) -> None:
-    system = detect.load(POOLED)
+    system = detect.load(POOLED, windows="first")
     known, _ = system.training
     vectors = np.asarray(known.vectors, np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -205,7 +205,7 @@ def test_scores_that_cannot_be_calibrated_have_no_probability(copied: Path) -> N
     path = Path(f"data/dev_scores/{POOLED}.txt")
     lines = [line.split() for line in path.read_text().splitlines()]
     path.write_text("".join(f"{u} {a} {key} {(key == 'bonafide') * 1e-300}\n" for u, a, key, _ in lines))
-    (found,) = detections(detect.load(POOLED), systems.audio("eval")[:1])
+    (found,) = detections(detect.load(POOLED, windows="first"), systems.audio("eval")[:1])
     assert found.probability is None
 
 
@@ -215,7 +215,7 @@ def test_extreme_scores_have_a_probability(system: System) -> None:
 
 
 def test_the_nearest_centroid_is_the_one_of_largest_cosine(here: Path) -> None:
-    found = detections(detect.load(POOLED), systems.audio("eval"))
+    found = detections(detect.load(POOLED, windows="first"), systems.audio("eval"))
     held = embeddings.read(Path(f"data/embeddings/{POOLED}/eval")).vectors
     vectors = runs.centroids(Path("data/runs") / POOLED).vectors
     for one, vector in zip(found, held, strict=True):
@@ -224,7 +224,7 @@ def test_the_nearest_centroid_is_the_one_of_largest_cosine(here: Path) -> None:
 
 
 def test_neighbours_are_the_nearest_of_the_training_set(here: Path) -> None:
-    found = detections(detect.load(POOLED), systems.audio("eval"), explain=True)
+    found = detections(detect.load(POOLED, windows="first"), systems.audio("eval"), explain=True)
     train = embeddings.read(Path(f"data/embeddings/{POOLED}/train"))
     held = embeddings.read(Path(f"data/embeddings/{POOLED}/eval")).vectors
     for one, vector in zip(found, held, strict=True):
@@ -249,7 +249,7 @@ def test_a_training_utterance_is_its_own_nearest(system: System, here: Path) -> 
 
 def test_without_an_analysis_there_is_nothing_to_explain_with(copied: Path) -> None:
     shutil.rmtree("data/embeddings")
-    system = detect.load(POOLED)
+    system = detect.load(POOLED, windows="first")
     message = r"data/embeddings/.*/train: no embeddings of the training set.*`analyse`.*dvc repro flow/analyse"
     with pytest.raises(InputError, match=message):
         next(system.detect(["audio/eval/0.flac"], explain=True))
@@ -341,7 +341,7 @@ def test_files_are_taken_a_few_batches_ahead_and_no_further(system: System, here
 def test_a_window_does_not_hold_on_to_a_long_file(system: System, tmp_path: Path) -> None:
     noise(tmp_path / "long.wav", 20 * WINDOW)
     head = system._head(tmp_path / "long.wav")
-    assert isinstance(head, detecting._Head)
+    assert isinstance(head, _Head)
     assert head.samples.base is None
     assert len(head.samples) == WINDOW
 
@@ -374,7 +374,7 @@ def test_a_channel_is_scored_as_a_file_of_it(system: System, here: Path, tmp_pat
     soundfile.write(tmp_path / "both.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
     alone = [system.score(tmp_path / f"{i}.wav") for i in range(2)]
     for channel, score in (("left", alone[0]), ("right", alone[1]), (1, alone[1])):
-        one = detect.load(POOLED, channel=channel)
+        one = detect.load(POOLED, channel=channel, windows="first")
         assert one.score(tmp_path / "both.wav") == score
         assert one.score_samples(np.stack([left, right], axis=1), 16_000) == score
         assert one.timeline(tmp_path / "both.wav").score[0] == pytest.approx(score, abs=CLOSE)
@@ -402,12 +402,12 @@ def test_no_files_give_nothing(system: System) -> None:
     [(400, [0]), (1_000, [0]), (1_001, [0, 1]), (1_500, [0, 500]), (2_300, [0, 500, 1_000, 1_300])],
 )
 def test_window_starts_by_hand(samples: int, starts: list[int]) -> None:
-    assert detecting.window_starts(samples, window=1_000).tolist() == starts
+    assert hearing.overlapping(samples, window=1_000).tolist() == starts
 
 
 @given(samples=st.integers(400, 100_000), window=st.integers(400, 20_000))
 def test_windows_cover_a_file_and_overlap_by_half(samples: int, window: int) -> None:
-    starts = detecting.window_starts(samples, window=window)
+    starts = hearing.overlapping(samples, window=window)
     assert starts[0] == 0
     assert starts[-1] == max(samples - window, 0)
     steps = np.diff(starts)
@@ -454,7 +454,7 @@ def test_all_windows_score_as_each_by_itself(system: System, tmp_path: Path) -> 
         noise(tmp_path / "short.wav", 1_000)
         (short,) = detections(whole, [tmp_path / "short.wav"])
         assert short.score == system.score(tmp_path / "short.wav")
-        assert short.part == (0.0, 0.0625)
+        assert short.part is None
         with pytest.raises(InputError, match="all 3200 samples at 16 kHz are silent"):
             whole._whole(Path("silent.wav"), np.full(WINDOW, 0.5, np.float32), (), None)
         (missing,) = whole.detect([tmp_path / "none.wav"])

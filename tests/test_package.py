@@ -306,7 +306,7 @@ def test_the_model_card_tells_the_numbers(made: Path, project: Path) -> None:
     assert row.split(" | ")[2:5] == ["6", f"{metrics['eer']:.2f}", f"{low:.2f} to {high:.2f}"]
     assert f"**Threshold** {card['dev_threshold']:.6g}" in text
     assert "> Noise, not speech." in text
-    assert "first 3200 samples at 16 kHz\n(0.20 s)" in text
+    assert "of 3200 samples at 16 kHz (0.20 s)" in text
     assert f"EER on eval by attack, %: A1 {metrics['attacks']['A1']['eer']:.2f}." in text
     assert "those in use: 3, 1" in text
     for word in ("quality_weight 0.1", "weights drawn from seed 5", "mean of the similarities", "A score is evidence"):

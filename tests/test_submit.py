@@ -164,7 +164,7 @@ def test_a_system_behind_the_interface_of_the_arena(monkeypatch: pytest.MonkeyPa
         def score_samples(self, samples: np.ndarray, rate: int) -> float:
             return float(samples.sum()) + rate
 
-    monkeypatch.setattr("pipeline.detect.load", lambda name: Fake() if name == "package" else None)
+    monkeypatch.setattr("pipeline.detect.load", lambda name, **_: Fake() if name == "package" else None)
     model = ArenaModel("package")
     clips = [np.ones(3, np.float32), np.zeros(2, np.float32)]
     model.load()

@@ -42,7 +42,10 @@ class Trained:
         return features(name, layers=self.layers, pooled=self.reads == "pooled")
 
     def embed(self, data: FeatureSet) -> NDArray[np.float32]:
-        """Embeddings (N, E) of a set. Raises InputError for features of another kind than those of training."""
+        """Embeddings (N, E) of a set, of the first window of each utterance.
+
+        Raises InputError for features of another kind than those of training.
+        """
         if data.data.kind != self.kind:
             raise InputError(f"{data.data.name}: expected features of {self.kind}, got {data.data.kind}; {SAME_KIND}")
         return np.concatenate(list(scorer.embed(self.backend, data.data)))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.audio import decode, views, windowing
 from pipeline.audio.recordings import Recordings
+from pipeline.core import windows
 from pipeline.core.contracts import CLEAN
 from pipeline.core.errors import InputError, listing
 from pipeline.core.sections import WindowParams
@@ -116,10 +117,11 @@ def load_window(
 ) -> Window:
     """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
 
-    normalized: whether the encoder normalizes its input. If not, doubtful samples are refused: `prepare` only warns of
-    them where the checkpoint decides that. recordings: those of the view. seeded_by: seeds the draws of the view in
-    place of the utterance's name. place: where the window begins among the places where it can, from 0 to below 1. A
-    silent window there is not taken, but the first one.
+    view: the name of a later window (`pipeline.core.windows`) means that window of the clean utterance. normalized:
+    whether the encoder normalizes its input. If not, doubtful samples are refused: `prepare` only warns of them where
+    the checkpoint decides that. recordings: those of the view. seeded_by: seeds the draws of the view in place of the
+    utterance's name. place: where the window begins among the places where it can, from 0 to below 1. A silent window
+    that is not the first is not taken, but the first one.
 
     Returns the window (S,) and its number of valid samples. Raises InputError with the name of the utterance.
     """
@@ -129,11 +131,13 @@ def load_window(
         heard = decode.read(clip.path, content=clip.content, keep=keep)
         if heard.warnings and not normalized:
             raise InputError(f"{clip.path}: {'; '.join(heard.warnings)} (the encoder does not normalize its input)")
-        samples = views.apply(view, heard.samples, utterance=seeded_by or clip.utterance, recordings=recordings)
-        later = samples[int(place * max(len(samples) - window.samples + 1, 1)) :]
-        cut, valid = windowing.window(later, length=window.samples, pad=window.pad)
-        if place and np.ptp(cut[:valid]) == 0:
-            cut, valid = windowing.window(samples, length=window.samples, pad=window.pad)
+        if later := windows.parse(view):
+            samples, start = heard.samples, later.start(len(heard.samples), length=window.samples)
+        else:
+            samples = views.apply(view, heard.samples, utterance=seeded_by or clip.utterance, recordings=recordings)
+            start = int(place * max(len(samples) - window.samples + 1, 1))
+        start = windowing.sounding(samples, start, length=window.samples)
+        cut, valid = windowing.window(samples[start:], length=window.samples, pad=window.pad)
         if np.ptp(cut[:valid]) == 0:
             raise InputError(f"{clip.path}: the first {valid} samples at 16 kHz are silent; remove the trial")
         return cut, valid

@@ -1,4 +1,7 @@
-"""The window that the encoder gets: the first samples of an utterance. A shorter one is repeated or zero-padded."""
+"""The windows that the encoder gets of an utterance, one unless told otherwise: its first samples.
+
+A shorter utterance is repeated or zero-padded.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,8 @@ def window(samples: Samples, *, length: int, pad: Pad) -> tuple[Samples, int]:
     if pad == "repeat":
         return np.resize(samples, length), length
     return np.pad(samples, (0, length - len(samples))), len(samples)
+
+
+def sounding(samples: Samples, start: int, *, length: int) -> int:
+    """Where a window begins: at `start`, or with the first sample where the `length` samples at `start` are silent."""
+    return start if np.ptp(samples[start : start + length]) > 0 else 0

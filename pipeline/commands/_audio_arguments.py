@@ -20,6 +20,16 @@ def add_channel(parser: ArgumentParser) -> None:
     )
 
 
+def add_windows(parser: ArgumentParser) -> None:
+    """Add --windows. Without it the value is None."""
+    parser.add_argument(
+        "--windows",
+        choices=("mean", "min", "first", "run"),
+        help="which windows of a file are heard: all, with the mean or the lowest of their scores; the first; or those "
+        "of the run's training; default: those of the calibration, of a run with several, else mean",
+    )
+
+
 def _channel(text: str) -> Channel:
     """A channel by its name, for argparse."""
     try:

@@ -29,8 +29,8 @@ A few dozen files of each class are enough for a threshold, and say how little t
               95 %; too few files for the error rate give no limit, and the verdict is cannot_tell
 
 The files should be like those to be judged, and none of them may have been in training. The run or package stays as it
-is, and a calibration in OUT is never replaced. `bonafide detect --calibration OUT` takes it,
-with the same --windows and --channel.
+is, and a calibration in OUT is never replaced. `bonafide detect --calibration OUT` takes it, and hears the windows of a
+file that it was made with; give it the same --channel.
 
 example:
   bonafide calibrate linear-qamo-all-clean-1 --on mine.csv --out mine.json
@@ -64,12 +64,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--on", type=Path, required=True, metavar="FILE", help="CSV file with the columns path and label")
     add("--root", type=Path, metavar="FOLDER", help="where the paths begin; default: the folder of FILE")
     add("--out", type=Path, required=True, metavar="OUT", help="the calibration to write (JSON)")
-    add(
-        "--windows",
-        choices=("first", "mean", "min"),
-        default="first",
-        help="what is scored of a file, as in `bonafide detect`; default: first",
-    )
+    _audio_arguments.add_windows(parser)
     _audio_arguments.add_channel(parser)
     add("--error-rate", type=_share, default=0.05, metavar="X", help="of the verdicts; default: 0.05")
     return parser.parse_args(argv)

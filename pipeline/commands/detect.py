@@ -31,12 +31,11 @@ package on the Hugging Face hub. Centroid, far and neighbours of a fusion are th
 A folder of audio is searched with its subfolders. Hidden files are left out, and links to folders are not followed.
 How many files of other kinds were left out is printed on stderr. Formats are WAV, FLAC, OGG, MP3, AIFF, AU and CAF,
 and with the extra `av` M4A, MP4, MOV, 3GP, WebM, MKA, AAC, AMR and WMA, at any sampling rate. A file is decoded and
-checked to its end, but only the first window is kept. With --timeline or --windows mean (or min) all of it is kept,
-and long files are decoded one at a time: an hour at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1
-kHz, or 9.3 hours at 16 kHz, are refused.
+checked to its end. All of it is kept, except with --windows first, and long files are decoded one at a time: an hour
+at 44.1 kHz takes 1 GB of memory. Files longer than 3.3 hours at 44.1 kHz, or 9.3 hours at 16 kHz, are refused.
 
 results for each file:
-  score        of the first window, as in training, or see --windows; higher means more bona fide
+  score        of all of a file, see --windows; higher means more bona fide
   decision     bonafide where the score is above the threshold: the EER threshold of dev, or --threshold
   probability  that the file is bona fide, if half of all files are; calibrated on dev, so it may be wrong for
                recordings that are unlike dev
@@ -49,9 +48,14 @@ results for each file:
   neighbours   with --explain: the nearest training utterances, with label, attack and distance between embeddings; the
                run must have been analysed (section `analyse` of params.yaml)
 
---windows mean (or min) hears all of a file, in windows that overlap by half, and names the part with the lowest score:
-with min it decides, with mean it speaks most for spoof. Centroid, far and neighbours are of that part. The threshold of
-dev is that of first windows, and the lowest of many scores is low by chance. Silent windows are left out.
+--windows says which windows of a file are heard. A file that is no longer than one is heard as in training.
+  mean   all of the file, in windows that overlap by half, without silent ones; the score is the mean of theirs
+  min    the same with the lowest of their scores, which decides alone and is low by chance in a long file
+  first  the first window alone
+  run    those that the run was trained and scored on (extract.windows), as the leaderboard has it
+Without it they are those of the calibration; else `run` where the run has several windows, else `mean`: threshold and
+verdicts of such a run come from the first windows of dev, and `bonafide calibrate` fits them to whole files. Where
+several are heard, a line names the part with the lowest score. Centroid, far and neighbours are of that part.
 
 --timeline scores all of a file and not only its first window. Windows overlap by half. It writes FOLDER/<file>.csv
 (start and end in seconds, score, probability) and a drawing FOLDER/<file>.png, and shows which parts of a file are
@@ -98,14 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_distinct(found_files)
     with importing():
         from pipeline import detect  # here, because torch imports slowly and --help does not need it
-    from pipeline.detect import assembly, recalibration
 
-    parts = assembly.find(given.run)
-    if calibration := given.calibration or parts.recalibration:
-        parts = recalibration.applied(parts, calibration, windows=given.windows, channel=given.channel)
-    if given.explain:
-        parts.training()  # raises an error early where there are no training embeddings
-    system = detect.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=given.windows)
+    system = _system(given)
+    parts = system.parts
     for doubt in parts.doubts[:DOUBTS_SHOWN]:
         print(f"warning: {system.parts.name}: {printable(doubt)}", file=sys.stderr)
     for doubt in parts.rule.lacking if parts.rule else ():
@@ -129,6 +128,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missed:
         print(f"error: {', '.join(missed)}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _system(given: argparse.Namespace) -> System:
+    """The system that the arguments ask for. Raises InputError as `detect.load`, and where it cannot explain."""
+    from pipeline.detect import assembly, loading, recalibration
+
+    parts = assembly.find(given.run)
+    calibration = given.calibration or parts.recalibration
+    heard = loading.heard_by(parts, given.windows, calibration)
+    if calibration:
+        parts = recalibration.applied(parts, calibration, windows=heard, channel=given.channel)
+    if given.explain:
+        parts.training()
+    return loading.of_parts(parts, threshold=given.threshold, channel=given.channel, windows=heard)
 
 
 def _print_head(system: System, *, explain: bool) -> None:
@@ -164,12 +177,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--calibration", type=Path, metavar="FILE", help="of `bonafide calibrate`, in place of what dev gave")
     _audio_arguments.add_channel(parser)
-    add(
-        "--windows",
-        choices=("first", "mean", "min"),
-        default="first",
-        help="score the first window of a file, or all with the mean or the lowest of their scores; default: first",
-    )
+    _audio_arguments.add_windows(parser)
     add("--explain", action="store_true", help="show the nearest training utterances")
     add("--timeline", type=Path, metavar="FOLDER", help="write the score over time of every file, as CSV and PNG")
     add("--json", action="store_true", help="print one JSON object in each line")

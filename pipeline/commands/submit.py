@@ -87,7 +87,7 @@ def _scored(package: str, name: str, trials: Trials) -> NDArray[np.float64]:
     with importing():
         from pipeline import detect  # here, because torch imports slowly and --help does not need it
 
-    system = detect.load(package, channel=sets[name].channel)
+    system = detect.load(package, channel=sets[name].channel, windows="run")
     paths = (sets[name].folder / path for path in trials.path.tolist())
     scores, unread = np.full(len(trials), np.nan), []
     found = tqdm(system.detect(paths), total=len(trials), unit="file", disable=None, leave=False)

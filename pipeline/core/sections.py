@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.core import windows
 from pipeline.core.arguments import MOST_FOLDS
 from pipeline.core.files import folder_of, in_project
 
@@ -62,6 +64,7 @@ def _as_text(value: Any) -> Any:
 Labels = Annotated[dict[str, Literal["bonafide", "spoof"]], BeforeValidator(_as_text)]
 Channel = Literal["mean", "left", "right"] | Annotated[int, Field(ge=0, lt=1024)]  # of audio; 0 is left
 MEAN: Literal["mean"] = "mean"
+WINDOWS = "windows"  # key in receipts and in the kind of a run's features; without it there is one window
 
 
 class Section(BaseModel):
@@ -176,10 +179,52 @@ class WindowParams(Section):
     pad: Literal["repeat", "zero"]
 
 
+class WindowsParams(Section):
+    """How many windows of an utterance are heard, and how their scores become one.
+
+    hop: samples at 16 kHz from the start of one to that of the next; None spreads them over the utterance, see
+    `windows.Window.start`. reduce: the score of an utterance is the mean of those of its windows, or the lowest.
+    """
+
+    count: Annotated[int, Field(ge=1, le=windows.MOST)] = 1
+    hop: Positive | None = None
+    reduce: Literal["mean", "min"] = "mean"
+
+    @property
+    def later(self) -> tuple[windows.Window, ...]:
+        """All but the first one, which is that of the view `clean`."""
+        return tuple(windows.Window(number, self.count, self.hop) for number in range(1, self.count))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names under which the features of the later windows are cached."""
+        return tuple(window.name for window in self.later)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What receipts and run cards say of them, JSON-ready: nothing of one window."""
+        return {WINDOWS: self.model_dump()} if self.count > 1 else {}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """Those of a receipt or card, see `facts`. Raises ValueError where it says something else."""
+        return cls.model_validate(facts.get(WINDOWS, {}))
+
+    @model_validator(mode="after")
+    def _a_hop_between_two(self) -> Self:
+        if self.hop is not None and self.count == 1:
+            raise ValueError("expected a hop with a count of 2 or more, and null with one window")
+        return self
+
+
+ONE_WINDOW = WindowsParams()
+
+
 class ExtractParams(Section):
     """Which features are cached, and how they are computed.
 
-    views: augmented views beside `clean`, of the training set; those of evaluation sets are evaluate.views. storage:
+    views: augmented views beside `clean`, of the training set; those of evaluation sets are evaluate.views. windows:
+    of every utterance; one, unless they say otherwise. storage:
     the type of frames in the store. precision: the type in which the encoder computes; auto is bfloat16 where the
     device has it. batch_size: auto finds the size on a GPU. scheduler: the address of a running Dask scheduler, or
     local:N for N workers on this machine.
@@ -188,6 +233,7 @@ class ExtractParams(Section):
     layers: Layers
     views: Views = ()
     window: WindowParams
+    windows: WindowsParams = ONE_WINDOW
     shard: Positive
     storage: Literal["float16", "int8"] = "float16"
     batch_size: Positive | Literal["auto"] = "auto"

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.detect.system import Detection, Surroundings, System
+from pipeline.detect import hearing
+from pipeline.detect.detection import Detection, Surroundings
+from pipeline.detect.system import System
 from pipeline.extraction.forward import Blocks
 from pipeline.metrics.fusion import Fusion
 
@@ -44,9 +46,22 @@ class Fused(System):
         scores = [
             member.judge(own, names=names) for member, own in zip(self.members, self._split(embedded), strict=True)
         ]
+        return self._fused(scores)
+
+    def _fused(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Fused scores (n,) of those of each member, (n,)."""
         # The flow fuses the digits of score files, so these are fused too.
         digits = np.array([[float(str(score)) for score in own] for own in scores]).T  # (n, K)
         return self.fusion.apply(digits.reshape(-1, len(self.members))).astype(np.float32)
+
+    def reduced(self, embedded: NDArray[np.float32], scores: NDArray[np.float32]) -> np.float32:
+        """As `System.reduced`. Of the windows of the runs, each member's scores are reduced first, as in the flow."""
+        if self.windows != "run":
+            return super().reduced(embedded, scores)
+        names = [""] * len(embedded)
+        each = zip(self.members, self._split(embedded), strict=True)
+        whole = [hearing.reduced(member.judge(own, names=names), "run", self.own) for member, own in each]
+        return np.float32(self._fused([np.array([score]) for score in whole])[0])
 
     def _split(self, embedded: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The embeddings of each member, whose rows lie together in memory."""

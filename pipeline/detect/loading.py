@@ -13,12 +13,13 @@ from pipeline.core import devices
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision
 from pipeline.core.errors import InputError
-from pipeline.core.sections import MEAN, Channel
-from pipeline.detect import assembly, recalibration
+from pipeline.core.sections import MEAN, Channel, WindowsParams
+from pipeline.detect import assembly, hearing, recalibration
 from pipeline.detect.assembly import FusedParts, Parts
 from pipeline.detect.fused import Fused
+from pipeline.detect.hearing import Heard
 from pipeline.detect.package_card import AGAIN
-from pipeline.detect.system import Heard, System
+from pipeline.detect.system import System
 from pipeline.encoder import models, xlsr
 from pipeline.extraction.identity import FEATURES_VERSION
 from pipeline.scoring import runs
@@ -26,31 +27,50 @@ from pipeline.scoring.centroids import CentroidIndex
 
 
 def load(
-    run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
+    run: str | Path, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard | None = None
 ) -> System:
     """The system of a run or a fusion of the project in the current folder, by its name, or of a package's folder.
 
     Args:
         threshold: in place of that of the EER on dev.
         channel: the channel of files with several that is heard: their mean, left, right, or a number from 0.
-        windows: of a file, the first one, or all with the mean or the lowest of their scores.
+        windows: of a file, the first one; all with the mean or the lowest of their scores; or those that the run was
+            trained on, as the flow scores. None: see `heard_by`.
 
     Raises InputError where there is neither, or where its parts do not belong together, the encoder's weights included.
     """
     parts = assembly.find(run)
+    heard = heard_by(parts, windows, parts.recalibration)
     if parts.recalibration:
-        parts = recalibration.applied(parts, parts.recalibration, windows=windows, channel=channel)
-    return of_parts(parts, threshold=threshold, channel=channel, windows=windows)
+        parts = recalibration.applied(parts, parts.recalibration, windows=heard, channel=channel)
+    return of_parts(parts, threshold=threshold, channel=channel, windows=heard)
+
+
+def heard_by(parts: Parts, asked: Heard | None, calibration: Path | None) -> Heard:
+    """Which windows of a file are heard: those asked for, or else those of the calibration, of the run, or all.
+
+    calibration: of `bonafide calibrate`, None without one. All are heard with their mean where the run has one window.
+    Raises InputError as `recalibration.read`.
+    """
+    if asked is None and calibration:
+        asked = recalibration.read(calibration, parts).windows
+    return hearing.resolved(asked, own_windows(parts))
+
+
+def own_windows(parts: Parts) -> WindowsParams:
+    """The windows that a run was trained and scored on."""
+    return WindowsParams.of(runs.card(parts.run)["kind"])
 
 
 def of_parts(
-    parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard = "first"
+    parts: Parts, *, threshold: float | None = None, channel: Channel = MEAN, windows: Heard | None = None
 ) -> System:
     """The system that consists of some parts; see `load`."""
     options: dict[str, Any] = {
         "threshold": parts.threshold if threshold is None else threshold,
         "channel": channel,
-        "windows": windows,
+        "windows": heard_by(parts, windows, None),
+        "own": own_windows(parts),
     }
     if not isinstance(parts, FusedParts):
         return System(encoder=_encoder(parts, _taps(parts)), **_trained(parts), **options)

@@ -25,7 +25,9 @@ from pipeline.core.sections import MEAN, Channel
 from pipeline.corpora import manifest
 from pipeline.corpora._formats import ALL
 from pipeline.detect.assembly import FusedParts, Parts, calibrated_by
-from pipeline.detect.system import Heard, System, Unreadable
+from pipeline.detect.detection import Unreadable
+from pipeline.detect.hearing import Heard
+from pipeline.detect.system import System
 from pipeline.metrics import verdicts
 from pipeline.metrics.binomial import clopper_pearson
 from pipeline.metrics.calibration import Calibration
@@ -160,14 +162,17 @@ def read(path: Path, parts: Parts) -> Recalibration:
     return found
 
 
-def applied(parts: Parts, path: Path, *, windows: Heard = "first", channel: Channel = MEAN) -> Parts:
+def applied(parts: Parts, path: Path, *, windows: Heard | None = None, channel: Channel = MEAN) -> Parts:
     """The parts of a system with the threshold, calibration and rule of a file in place of those of dev.
+
+    windows: None for those that the calibration was made with.
 
     Raises InputError where the file is none, is damaged, or belongs to another run or to another choice of `windows` or
     `channel`.
     """
     found = read(path, parts)
-    heard, own_heard = (windows, channels.name_of(channel)), (found.windows, channels.name_of(found.channel))
+    heard = (windows or found.windows, channels.name_of(channel))
+    own_heard = (found.windows, channels.name_of(found.channel))
     for option, asked, had in zip(("--windows", "--channel"), heard, own_heard, strict=True):
         if asked != had:
             raise InputError(

@@ -5,9 +5,10 @@
     print(system.score("some.wav"))                    # higher means more bona fide
     print(system.score_samples(samples, 44_100))       # of (n,) or (n, channels) float32 in memory
 
-Every step is the one that extraction and scoring take, features of frames are rounded to float16 as the store rounds
-them, and so the scores are those of the flow: the same numbers where batches have the same shape, else within
-rounding. Of a run on features kept in int8, which are rounded shard by shard, they are those of features that are not.
+Every step is the one that extraction and scoring take, and features of frames are rounded to float16 as the store
+rounds them. So with `windows="run"` the scores are those of the flow: the same numbers where batches have the same
+shape, else within rounding. Of a run on features kept in int8, which are rounded shard by shard, they are those of
+features that are not. Other windows are other scores of files that are longer than one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,89 +38,19 @@ from pipeline.audio.windowing import SAMPLE_RATE, Samples
 from pipeline.core import ahead
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
-from pipeline.core.sections import MEAN, Channel
-from pipeline.core.trial_table import LABELS, Trials
+from pipeline.core.sections import MEAN, ONE_WINDOW, Channel, WindowsParams
+from pipeline.core.trial_table import Trials
+from pipeline.detect import hearing
 from pipeline.detect.assembly import Parts
+from pipeline.detect.detection import Detection, Surroundings, Timeline, Unreadable, neighbours_of
+from pipeline.detect.hearing import Heard
 from pipeline.encoder import xlsr
 from pipeline.extraction.forward import BatchSize, Blocks, compute
 from pipeline.features.dataset import Reads
 from pipeline.scoring import scorer
 from pipeline.scoring.centroids import CentroidIndex
 
-NEIGHBOURS = familiarity.NEIGHBOURS  # utterances that explain a detection
-Heard = Literal["first", "mean", "min"]  # windows of a file: the first, or all with the mean or the lowest score
 IN_MEMORY = Path("samples in memory")  # the name of what has no file
-
-
-class TrainingNeighbour(NamedTuple):
-    """A training utterance near an embedding; distance as scoring compares (see `pipeline.analysis.embeddings`)."""
-
-    utterance: str
-    label: str
-    attack: str
-    distance: float
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What a system says of a file: of its first window, or of all of it, see `System.windows`.
-
-    probability: of bona fide where half of all speech is; None where the scores of dev could not be calibrated.
-    centroid: the one most similar to the embedding, from 0. verdict: `bonafide`, `spoof` or `cannot_tell`, by the rule
-    of `pipeline.metrics.verdicts`; None in a package without one. distance_percentile: in 0..100, of the distance to
-    the training set, see `pipeline.analysis.familiarity`; None without its embeddings. mahalanobis_percentile: the
-    same, see `pipeline.analysis.gaussians`; None also where these cannot be fitted. neighbours: nearest first; empty
-    unless asked for. warnings: what makes the samples of the file doubtful. part: start and end, in seconds, of the
-    window with the lowest score, where all windows are heard; else None. Centroid, distances and neighbours are of it.
-    """
-
-    path: Path
-    score: float
-    is_bonafide: bool
-    probability: float | None
-    centroid: int
-    verdict: str | None = None
-    distance_percentile: float | None = None
-    mahalanobis_percentile: float | None = None
-    neighbours: tuple[TrainingNeighbour, ...] = ()
-    warnings: tuple[str, ...] = ()
-    part: tuple[float, float] | None = None
-
-
-class Unreadable(NamedTuple):
-    """A file that has no score, and why."""
-
-    path: Path
-    why: str
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Scores over time of W windows, each starting half a window after the one before; the last one ends with the file.
-
-    start, end: (W,) seconds; padding is not counted. score: (W,) float32, nan where the window is silent.
-    """
-
-    start: NDArray[np.float64]
-    end: NDArray[np.float64]
-    score: NDArray[np.float32]
-
-    @property
-    def lowest(self) -> int | None:
-        """The window that is least bona fide; None where all are silent."""
-        return None if np.isnan(self.score).all() else int(np.nanargmin(self.score))
-
-
-class Surroundings(NamedTuple):
-    """The embeddings and trials of the training set, and the distances of its utterances to the others.
-
-    own: (M,), to the nearest others. gaussians: of both classes; None where they cannot be fitted.
-    """
-
-    embeddings: Embeddings
-    trials: Trials
-    own: NDArray[np.float64]
-    gaussians: Gaussians | None
 
 
 class _Head(NamedTuple):
@@ -131,13 +62,19 @@ class _Head(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class _Longer(NamedTuple):
+    """A file that is longer than a window, of which more is heard."""
+
+    path: Path
+
+
 @dataclass(frozen=True, eq=False)
 class System:
     """A trained system, ready to score files.
 
     threshold: scores above it are accepted as bona fide. channel: of files with several; the mean, left, right, or a
-    number from 0. windows: `first`, as the flow scores; or all that `window_starts` gives and that are not silent, of
-    which the score of a file is the `mean` or the `min`.
+    number from 0. windows: which of a file are heard, see `hearing.starts`: the `first`; all that are not silent, of
+    which the score of a file is the `mean` or the `min`; or `own`, those of the `run`, as the flow scores.
     """
 
     parts: Parts
@@ -149,6 +86,7 @@ class System:
     threshold: float
     channel: Channel = MEAN
     windows: Heard = "first"
+    own: WindowsParams = ONE_WINDOW
 
     @property
     def window(self) -> int:
@@ -191,10 +129,11 @@ class System:
 
     def embeddings(self, paths: Iterable[str | Path]) -> Iterator[NDArray[np.float32] | Unreadable]:
         """The embedding (E,) of the first window of every file, in order."""
+        first = replace(self, windows="first")
         for path in map(Path, paths):
-            head = self._head(path)
-            if isinstance(head, Unreadable):
-                yield head
+            head = first._head(path)
+            if not isinstance(head, _Head):
+                yield Unreadable(*head)
                 continue
             try:
                 yield self.embed((head.samples[None], np.array([head.valid])), names=[str(path)])[0]
@@ -202,7 +141,7 @@ class System:
                 yield Unreadable(path, str(error))
 
     def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
-        """What the system says of every file, in order: a batch of files at a time, or one where all windows are heard.
+        """What the system says of every file, in order: a batch of files at a time, or one of which more is heard.
 
         The next batches are decoded while this one is computed on; memory does not grow with the number of files.
         Raises InputError, before any file is read, where explanations are asked for and there are none.
@@ -214,15 +153,15 @@ class System:
 
     def _found(self, paths: Iterable[str | Path], known: Surroundings | None) -> Iterator[Detection | Unreadable]:
         """What the system says of every file; with what is known of the training set, also its neighbours there."""
-        files = (Path(path) for path in paths)
-        if self.windows != "first":
-            yield from (self._file(path, known) for path in files)
-            return
-        size = self.parts.batch_size
+        files, size = (Path(path) for path in paths), self.parts.batch_size
         with contextlib.closing(ahead.in_order(self._head, files, threads=loader.workers(), ahead=2 * size)) as heads:
             while batch := list(itertools.islice(heads, size)):
                 found = iter(self._tried([head for head in batch if isinstance(head, _Head)], known))
-                yield from (next(found) if isinstance(head, _Head) else head for head in batch)
+                for head in batch:
+                    if isinstance(head, Unreadable):
+                        yield head
+                    else:
+                        yield self._file(head.path, known) if isinstance(head, _Longer) else next(found)
 
     def score_samples(self, samples: NDArray[np.float32], rate: int) -> float:
         """The score of samples in memory: that of a file which holds them.
@@ -231,7 +170,7 @@ class System:
         """
         heard, warnings = decode.of_samples(samples, rate, name=str(IN_MEMORY), channel=self.channel)
         self._check_scale(IN_MEMORY, warnings)
-        if self.windows != "first":
+        if self.windows != "first" and len(heard) > self.window:
             return self._whole(IN_MEMORY, heard, warnings, None).score
         head = self._first(IN_MEMORY, heard, warnings)
         (found,) = self._detections([head], None)
@@ -246,18 +185,23 @@ class System:
             return Unreadable(path, str(error))
 
     def _whole(self, path: Path, samples: Samples, warnings: tuple[str, ...], known: Surroundings | None) -> Detection:
-        """The detection of all windows of some samples. Raises InputError where all are silent."""
-        starts = window_starts(len(samples), window=self.window)
+        """The detection of several windows of some samples. Raises InputError where all are silent."""
+        starts = hearing.starts(samples, self.windows, self.own, window=self.window)
         heard, embedded = self._embedded(path, samples, starts)
         if not len(heard):
             raise InputError(f"{path}: all {len(samples)} samples at 16 kHz are silent; leave the file out")
         scores = self.judge(embedded, names=_places(path, starts[heard]))
         lowest = int(scores.argmin())
-        score = scores.min() if self.windows == "min" else scores.mean()
+        score = self.reduced(embedded, scores)
         start = int(starts[heard[lowest]])
         part = start / SAMPLE_RATE, min(start + self.window, len(samples)) / SAMPLE_RATE
         (found,) = self._judged([path], [warnings], np.array([score]), embedded[lowest : lowest + 1], known)
         return replace(found, part=part)
+
+    def reduced(self, embedded: NDArray[np.float32], scores: NDArray[np.float32]) -> np.float32:
+        """The score of a file from the embeddings (W, E) and scores (W,) of its windows."""
+        del embedded
+        return hearing.reduced(scores, self.windows, self.own)
 
     def _embedded(
         self, path: Path, samples: Samples, starts: NDArray[np.int64]
@@ -273,9 +217,12 @@ class System:
                 embedded.append(self.embed(windows, names=_places(path, starts[rows[sounding]])))
         return np.concatenate(heard), np.concatenate(embedded)
 
-    def _head(self, path: Path) -> _Head | Unreadable:
+    def _head(self, path: Path) -> _Head | _Longer | Unreadable:
+        more = self.windows != "first"
         try:
-            audio = self._decoded(path, keep=self.window)
+            audio = self._decoded(path, keep=self.window + more)
+            if more and len(audio.samples) > self.window:
+                return _Longer(path)
             return self._first(path, audio.samples, audio.warnings)
         except InputError as error:
             return Unreadable(path, str(error))
@@ -332,7 +279,7 @@ class System:
         digits = [float(str(score)) for score in scores]
         nearest = self._nearest_centroids(embedded)
         none = [None for _ in paths]
-        neighbours, far, unlike = _neighbours(embedded, known) if known else ([() for _ in paths], none, none)
+        neighbours, far, unlike = neighbours_of(embedded, known) if known else ([() for _ in paths], none, none)
         rule = self.parts.rule
         return [
             Detection(
@@ -399,7 +346,7 @@ class System:
     def timeline(self, path: str | Path) -> Timeline:
         """The scores of a whole file in overlapping windows. Raises InputError for a file that cannot be decoded."""
         samples = self._decoded(Path(path)).samples
-        starts = window_starts(len(samples), window=self.window)
+        starts = hearing.overlapping(len(samples), window=self.window)
         scores = np.full(len(starts), np.nan, np.float32)
         heard, embedded = self._embedded(Path(path), samples, starts)
         if len(heard):
@@ -413,12 +360,6 @@ def _places(path: Path, starts: NDArray[np.int64]) -> list[str]:
     return [f"{path} at {start / SAMPLE_RATE:.2f} s" for start in starts]
 
 
-def window_starts(samples: int, *, window: int) -> NDArray[np.int64]:
-    """Where overlapping windows start: every half window, and one that ends with the last sample."""
-    last = max(samples - window, 0)
-    return np.unique(np.append(np.arange(0, last + 1, window // 2), last))
-
-
 def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:
     """See `System._decoded`."""
     try:
@@ -427,26 +368,3 @@ def _decoded(path: Path, *, channel: Channel, keep: int | None) -> Audio:
         return decode.read(path, channel=channel, keep=keep)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-
-
-def _neighbours(
-    embedded: NDArray[np.float32], known: Surroundings
-) -> tuple[Sequence[tuple[TrainingNeighbour, ...]], Sequence[float | None], Sequence[float | None]]:
-    """The nearest training utterances of each embedding, and the percentiles of its distances to them and by class."""
-    distances, ids = known.embeddings.search(embedded, NEIGHBOURS)
-    table = known.trials
-    far = familiarity.percentiles(distances, known.own, count=len(known.embeddings))
-    near_each = [
-        tuple(
-            TrainingNeighbour(
-                utterance=str(table.utterance[i]),
-                label=LABELS[0] if table.is_bonafide[i] else LABELS[1],
-                attack=str(table.attack[i]),
-                distance=distance,
-            )
-            for distance, i in zip(row, near, strict=True)
-        )
-        for row, near in zip(distances.tolist(), ids.tolist(), strict=True)
-    ]
-    unlike = known.gaussians.percentiles(embedded).round(1).tolist() if known.gaussians else [None for _ in embedded]
-    return near_each, [round(percentile, 1) for percentile in far.tolist()], unlike

@@ -30,9 +30,9 @@ from pipeline.core.files import csv_text, folder_beside, read_json, replace_fold
 from pipeline.core.trial_table import LABELS, UNKNOWN, Trials
 from pipeline.detect import assembly, loading, package
 from pipeline.detect.assembly import FusedParts, Parts, calibrated_by
+from pipeline.detect.detection import Unreadable
 from pipeline.detect.model_card import model_card
 from pipeline.detect.package_card import CARD_FILE, EMBEDDED, MODEL_CARD_FILE, Teaching, checked
-from pipeline.detect.system import Unreadable
 from pipeline.metrics import verdicts
 from pipeline.metrics.eer import eer_of
 from pipeline.scoring import runs, scorer

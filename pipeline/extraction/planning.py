@@ -4,7 +4,8 @@ The work is a list of units (`pipeline.extraction.units`); a unit is one shard o
 other, and making one twice gives the same bytes. An extraction that was killed continues with the first unit that has
 no marker. A unit that fails does not stop the others. Units are made in this process, or by Dask workers
 (`pipeline.extraction.cluster`). Beside the clean view a set gets those of `extract.views` where it is trained on, and
-those of `evaluate.views` where it is evaluated (`pipeline.audio.views`).
+those of `evaluate.views` where it is evaluated (`pipeline.audio.views`). The later windows of an utterance are stored
+like views.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json, readable_size
 from pipeline.core.object_store import is_local
-from pipeline.core.sections import ExtractParams
+from pipeline.core.sections import ONE_WINDOW, ExtractParams, WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.encoder.cards import Card
 from pipeline.extraction import units
@@ -132,7 +133,8 @@ def extract(
     is too small, and a worker that died. When all other units are complete, it raises InputError for the units whose
     audio or features cannot be used.
     """
-    layers, names = params.layers, views_of(params.views)
+    layers = params.layers
+    names = (CLEAN, *params.windows.views, *views_of(params.views)[1:])
     spec = spec_of(trials, card, params)
 
     def clips(unit: Unit) -> list[Clip]:
@@ -152,7 +154,7 @@ def extract(
             target.add_arrays(name, layers, attributes=_attributes(name, recordings))
         if todo:
             _make(todo, clips, target=target, encoder=encoder, params=params, recordings=recordings)
-    return receipt(target, set_name=set_name, names=names, layers=layers)
+    return receipt(target, set_name=set_name, names=names, layers=layers, windows=params.windows)
 
 
 def _make(
@@ -217,12 +219,19 @@ def _attributes(name: str, recordings: Mapping[str, Recordings]) -> dict[str, An
     return {} if name == CLEAN else {VERSION_KEY: views.VIEWS_VERSION, **digest}
 
 
-def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Sequence[Tap]) -> dict[str, Any]:
+def receipt(
+    target: Store,
+    *,
+    set_name: str,
+    names: Sequence[str],
+    layers: Sequence[Tap],
+    windows: WindowsParams = ONE_WINDOW,
+) -> dict[str, Any]:
     """The receipt of a store, which DVC tracks in its place: the same content gives the same bytes.
 
-    It has the version of the augmented views where there are some, and the digest of the recordings of each view that
-    takes sound from some. It names the layers of each view that are, or have shards that are, imported and not computed
-    here.
+    It says which windows of an utterance are heard, where there are several, and how their scores become one. It has
+    the version of the augmented views where there are some, and the digest of the recordings of each view that takes
+    sound from some. It names the layers of each view that are, or have shards that are, imported and not computed here.
     """
     spec = target.spec
     foreign = [place for place, made in target.made(names, layers).items() if IMPORTED in made]
@@ -241,6 +250,7 @@ def receipt(target: Store, *, set_name: str, names: Sequence[str], layers: Seque
         "channels": spec.channels,
         "layers": list(layers),
         "views": list(names),
+        **windows.facts,
         **version,
         **recorded,
         **imported,

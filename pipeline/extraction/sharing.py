@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.audio import views
-from pipeline.core import trial_table
+from pipeline.core import trial_table, windows
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import write_bytes, write_text
@@ -129,7 +129,8 @@ def _check(told: dict[str, dict[str, Any]], *, trials: int, where: Path) -> None
         if not isinstance(receipt["views"], list) or not isinstance(receipt["layers"], list):
             raise InputError(f"{where}: expected a receipt with lists of views and layers, got another")
         for view in receipt["views"]:
-            views.parse(str(view))
+            if not windows.parse(str(view)):
+                views.parse(str(view))
         for layer in receipt["layers"]:
             if layer != "final" and not (type(layer) is int and 0 <= layer <= DEEPEST_LAYER):
                 raise InputError(f"{where}: expected a receipt with the numbers of layers, got {str(layer)[:100]!r}")

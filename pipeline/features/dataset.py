@@ -16,6 +16,7 @@ from pipeline.core import trial_table
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.devices import CPU
 from pipeline.core.errors import InputError
+from pipeline.core.sections import ONE_WINDOW, WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sources, streaming
 from pipeline.features.reader import Reader
@@ -39,6 +40,7 @@ class Dataset:
 
     name: the set's name. encoder: fingerprint of encoder and window. digest: sha256 from the receipt, which pins the
     bytes of the features. views: the augmented views. groups: (N,) int, the set of each utterance in a joined dataset.
+    windows: of every utterance. The addresses of the W windows come first, those of the augmented views after them.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Dataset:
     digest: str
     views: tuple[str, ...] = ()
     groups: NDArray[np.int64] | None = None
+    windows: WindowsParams = ONE_WINDOW
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -57,7 +60,13 @@ class Dataset:
     @property
     def kind(self) -> dict[str, Any]:
         """The facts in which a training set and a scored set must agree, ready for JSON."""
-        return {"encoder": self.encoder, "layers": list(self.layers), "channels": self.channels}
+        return {
+            "encoder": self.encoder, "layers": list(self.layers), "channels": self.channels, **self.windows.facts,
+        }  # fmt: skip
+
+    def place(self, view: str) -> int:
+        """Which of the N addresses of each window and view are those of an augmented view: the number before them."""
+        return self.windows.count + self.views.index(view)
 
     def features(self, addresses: Addresses) -> Batch:
         """Read the features of some addresses, and their valid frames, into new memory.
@@ -79,7 +88,7 @@ def open_set(
     hold: Hold = "disk",
     device: str = "cpu",
 ) -> Dataset:
-    """Open the clean features of a set, with some of its augmented views. For a pool its sets are joined.
+    """Open the clean features of a set, of all its windows, with some augmented views. For a pool its sets are joined.
 
     Args:
         receipt: the receipt of the set or pool. trials: all its trials.
@@ -100,10 +109,16 @@ def open_set(
                 f"{receipt}: expected features of frames, got pooled ones alone; choose backends that read means and "
                 f"deviations, or pull {part.name} from a place where it was pushed without --pooled"
             )
-        source = OnDisk(Reader(part.store, views=(CLEAN, *views), layers=chosen, pooled=reads == "pooled"))
-        placed = _placed(source, hold, views=1 + len(views), device=torch.device(device), name=part.name)
+        windows = WindowsParams.of(found)
+        names = (CLEAN, *windows.views, *views)
+        source = OnDisk(Reader(part.store, views=names, layers=chosen, pooled=reads == "pooled"))
+        placed = _placed(source, hold, views=len(names), device=torch.device(device), name=part.name)
         encoder, channels, digest = fingerprint(found["encoder"]), found["channels"], found["digest"]
-        parts.append(Dataset(part.name, part.trials, placed, chosen, channels, encoder, digest, tuple(views)))
+        parts.append(
+            Dataset(
+                part.name, part.trials, placed, chosen, channels, encoder, digest, tuple(views), windows=windows
+            )
+        )  # fmt: skip
     return join(parts) if len(parts) > 1 else parts[0]
 
 
@@ -146,6 +161,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         digest=hashlib.sha256(" ".join(data.digest for data in datasets).encode()).hexdigest(),
         views=first.views,
         groups=np.repeat(np.arange(len(datasets)), [len(data) for data in datasets]),
+        windows=first.windows,
     )
 
 

@@ -24,6 +24,7 @@ from pipeline.core import trial_table
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
+from pipeline.core.sections import WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import libraries
 from pipeline.features.libraries import IMPORTED
@@ -97,6 +98,12 @@ def _check(path: Path, receipt: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{path}: expected a receipt with lists of views and layers, each once, got another; {AGAIN}"
             )
+    try:
+        heard = WindowsParams.of(receipt)
+    except ValueError as error:
+        raise InputError(f"{path}: expected a receipt with the windows of an utterance; {AGAIN}: {error}") from None
+    if missing := [view for view in heard.views if view not in receipt["views"]]:
+        raise InputError(f"{path}: expected a receipt with the views {', '.join(missing)}, got one without; {AGAIN}")
 
 
 def open_receipts(path: Path, *, root: Path) -> dict[str, tuple[Store, dict[str, Any]]]:
@@ -135,7 +142,7 @@ def of_choice(folder: Path, name: str, choice: str) -> Path:
 def selected(
     store: Store, receipt: Mapping[str, Any], *, layers: Sequence[Tap], views: Sequence[str]
 ) -> dict[str, Any]:
-    """The receipt of some layers and augmented views of a store, from the receipt of the whole.
+    """The receipt of some layers and augmented views of a store, and of all windows, from the receipt of the whole.
 
     views: those that the store does not have are left out, as only training sets have any.
     Raises InputError for a layer that is not in the receipt.
@@ -145,7 +152,8 @@ def selected(
             f"{store.path}: expected the layers {', '.join(missing)}, the features have "
             f"{', '.join(map(str, receipt['layers']))}; add them to extract.layers and run `dvc repro extract`"
         )
-    names = [CLEAN, *(view for view in views if view in receipt["views"] and view != CLEAN)]
+    of_windows = (CLEAN, *WindowsParams.of(receipt).views)
+    names = [*of_windows, *(view for view in views if view in receipt["views"] and view not in of_windows)]
     kept = {view: [layer for layer in layers if layer in receipt.get(IMPORTED, {}).get(view, ())] for view in names}
     imported = {view: taps for view, taps in kept.items() if taps}
     found = {

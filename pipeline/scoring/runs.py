@@ -21,7 +21,7 @@ from pipeline.core import members
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import folder_beside, read_json, replace_folder, writing
-from pipeline.core.sections import Layers, Name
+from pipeline.core.sections import ONE_WINDOW, Layers, Name, WindowsParams
 from pipeline.scoring.centroids import CentroidIndex, build, read_index, write_index
 
 BACKEND_FILE = "backend.safetensors"
@@ -50,6 +50,7 @@ class _Kind(BaseModel, extra="allow"):
     layers: Annotated[Layers, Field(max_length=1_000)]
     channels: Annotated[int, Field(ge=1, le=2**20)]
     encoder: str | None = None
+    windows: WindowsParams = ONE_WINDOW
 
 
 class _Train(BaseModel, extra="allow"):

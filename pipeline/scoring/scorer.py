@@ -18,6 +18,7 @@ from torch import nn
 from pipeline.core.contracts import CLEAN
 from pipeline.core.devices import CPU
 from pipeline.core.errors import InputError
+from pipeline.core.sections import WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import dataset, streaming
 from pipeline.features.dataset import Dataset
@@ -30,18 +31,24 @@ BATCH = 64  # utterances a forward pass
 
 @torch.inference_mode()
 def embed(
-    backend: nn.Module, data: Dataset, *, stream: Callable[..., Generator[Batch]] = streaming.stream, view: int = 0
+    backend: nn.Module,
+    data: Dataset,
+    *,
+    stream: Callable[..., Generator[Batch]] = streaming.stream,
+    view: int = 0,
+    views: int = 1,
 ) -> Iterator[NDArray[np.float32]]:
     """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode.
 
-    stream: gives the batches, as `streaming.stream` does. view: 0 is the clean one, v the v-th of `data.views`.
+    stream: gives the batches, as `streaming.stream` does. view: the first window is 0, the others of `data.windows`
+    follow, then `data.views`. views: how many, one after the other, from `view` on.
 
     Computed in float32 wherever the backend is, whatever precision it was trained in: training selects by the same
     numbers that are deployed.
     """
     backend.eval()
     device = next((parameter.device for parameter in backend.parameters()), CPU)
-    first, end = view * len(data), (view + 1) * len(data)  # addresses, see `pipeline.features.sources`
+    first, end = view * len(data), (view + views) * len(data)  # addresses, see `pipeline.features.sources`
     rows = (np.arange(start, min(start + BATCH, end)) for start in range(first, end, BATCH))
     with contextlib.closing(stream(data.source, rows, device=device)) as batches:
         for features, n_frames in batches:
@@ -89,9 +96,25 @@ def score_each(
     return np.concatenate(scores)
 
 
-def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset, *, view: int = 0) -> NDArray[np.float32]:
-    """Scores (N,) of a whole set. view: as for `embed`."""
-    return score_each(embed(backend, data, view=view), index, names=data.trials.utterance.tolist())
+def score_windows(
+    batches: Iterable[NDArray[np.float32]], index: CentroidIndex, *, names: Sequence[str], windows: WindowsParams
+) -> NDArray[np.float32]:
+    """Scores (N,) of N utterances `names` from the embeddings of W windows: all first ones, all second ones, and on."""
+    found = score_each(batches, index, names=[*names] * windows.count)
+    return reduce_windows(found.reshape(windows.count, len(names)), windows)
+
+
+def reduce_windows(scores: NDArray[np.float32], windows: WindowsParams) -> NDArray[np.float32]:
+    """The scores (N,) of utterances from those of their windows, (W, N): the mean or the lowest."""
+    return np.asarray(scores.min(0) if windows.reduce == "min" else scores.mean(0, dtype=np.float32))
+
+
+def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset, *, view: str = CLEAN) -> NDArray[np.float32]:
+    """Scores (N,) of a whole set: of all windows of the clean utterances, or of the one window of an augmented view."""
+    names = data.trials.utterance.tolist()
+    if view != CLEAN:
+        return score_each(embed(backend, data, view=data.place(view)), index, names=names)
+    return score_windows(embed(backend, data, views=data.windows.count), index, names=names, windows=data.windows)
 
 
 def open_set(run: Path, receipt: Path, trials: Trials, *, root: Path, views: Sequence[str] = ()) -> Dataset:
@@ -116,4 +139,4 @@ def score_set(
     """
     data = open_set(run, receipt, trials, root=root, views=views)
     backend, index = runs.backend(run), runs.index(run)
-    return {name: score_all(backend, index, data, view=view) for view, name in enumerate((CLEAN, *data.views))}
+    return {name: score_all(backend, index, data, view=name) for name in (CLEAN, *data.views)}

@@ -12,6 +12,7 @@ from pipeline.core.contracts import Labels
 from pipeline.features.sampling import Augment, level_shift
 
 VIEWS_STREAM = 1  # sets the generator of views apart from that of the order, which (seed, epoch) alone seed
+WINDOWS_STREAM = 2  # likewise for the windows
 CLEAN_VIEW = -1
 
 
@@ -25,6 +26,13 @@ def drawn_views(count: int, augment: Augment, *, seed: int, epoch: int) -> NDArr
     rng = np.random.default_rng((seed, epoch, VIEWS_STREAM))
     augmented = rng.random(count) < augment.probability
     return np.where(augmented, rng.integers(len(augment.views), size=count), CLEAN_VIEW)
+
+
+def drawn_windows(count: int, windows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Which of the windows of each of `count` utterances is trained on in an epoch, (N,), the first is 0."""
+    if windows == 1:
+        return np.zeros(count, np.int64)
+    return np.random.default_rng((seed, epoch, WINDOWS_STREAM)).integers(windows, size=count)
 
 
 def lowered(labels: Labels, drawn: NDArray[np.int64], augment: Augment) -> Labels:

@@ -24,7 +24,7 @@ from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
 from pipeline.core.members import check_embeddings, check_loss
 from pipeline.core.params import Params
-from pipeline.core.sections import TrainParams
+from pipeline.core.sections import TrainParams, WindowsParams
 from pipeline.features import dataset, sampling, sources, streaming
 from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment
@@ -56,6 +56,11 @@ class HeadLearner(Learner):
     seat: Seat = ALONE
     section: str = "train"
 
+    @property
+    def windows(self) -> WindowsParams:
+        """Those of dev and of the training set, which agree."""
+        return self.dev_features.windows
+
     @cached_property
     def identity(self) -> str:
         """Fingerprint of all that the result depends on, to be taken before the first step."""
@@ -83,8 +88,10 @@ class HeadLearner(Learner):
     def losses(self, epoch: int) -> Generator[Tensor]:
         """For each step of an epoch, in order, add up the gradients and yield the loss, detached."""
         views, labels = self.drawn(epoch)
-        position = np.array([1 + self.features.views.index(name) for name in self.augment.views] + [0])
-        addresses = np.arange(len(views)) + len(views) * position[views]  # of the clean or an augmented view
+        windows = drawing.drawn_windows(len(views), self.features.windows.count, seed=self.seed, epoch=epoch)
+        augmented = np.array([self.features.place(name) for name in self.augment.views] or [0])
+        place = np.where(views == drawing.CLEAN_VIEW, windows, augmented[views])
+        addresses = np.arange(len(views)) + len(views) * place
         order = list(
             sampling.batches(
                 self.train.is_bonafide,
@@ -120,11 +127,15 @@ class HeadLearner(Learner):
                 yield self.system.backend(*batch).clone()
 
     def embed_dev(self, *, epoch: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Embeddings (B, E) of the dev set, in order. epoch: the one that ends with this pass, None for another one."""
+        """Embeddings (B, E) of the dev set, in order, of all first windows, then of all second ones, and on.
+
+        epoch: the one that ends with this pass, None for another one.
+        """
+        count = self.windows.count
         if epoch is None:
-            return scorer.embed(self.system.backend, self.dev_features)
+            return scorer.embed(self.system.backend, self.dev_features, views=count)
         stream = partial(self.seat.stream, key=("dev", epoch))
-        return scorer.embed(self.system.backend, self.dev_features, stream=stream)
+        return scorer.embed(self.system.backend, self.dev_features, stream=stream, views=count)
 
     def now(self) -> float:
         """A clock in seconds that stands still while other trainings have their turn."""

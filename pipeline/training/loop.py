@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from pipeline.core.contracts import Centroids, Enrols, Labels
 from pipeline.core.errors import InputError
-from pipeline.core.sections import FinetuneParams, TrainParams
+from pipeline.core.sections import ONE_WINDOW, FinetuneParams, TrainParams, WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
@@ -98,10 +98,15 @@ class Learner(ABC):
 
     @abstractmethod
     def embed_dev(self, *, epoch: int | None = None) -> Iterable[NDArray[np.float32]]:
-        """Embeddings (B, E) of the dev set, in order, in eval mode.
+        """Embeddings (B, E) of the dev set, in order, in eval mode; of several windows as `score_windows` takes them.
 
         epoch: the one that ends with this pass, which all trainings that take turns make; None: a pass of its own.
         """
+
+    @property
+    def windows(self) -> WindowsParams:
+        """How many windows of an utterance of dev are heard, and how their scores become one."""
+        return ONE_WINDOW
 
     @property
     def rank(self) -> int:
@@ -358,7 +363,8 @@ def _finite(loss: float, learner: Learner, epoch: int) -> float:
 def scored(learner: Learner, embeddings: Embeddings | None = None) -> Scores:
     """The deployed scores (N,) of the dev set, of its embeddings (B, E) in order, or else those of the system now."""
     found = trained_centroids(learner.system.loss, section=learner.section)
-    return dev_scores(learner.embed_dev() if embeddings is None else embeddings, found, learner.dev)
+    seen = learner.embed_dev() if embeddings is None else embeddings
+    return dev_scores(seen, found, learner.dev, windows=learner.windows)
 
 
 @torch.no_grad()

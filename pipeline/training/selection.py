@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.core.contracts import Centroids, Labels
 from pipeline.core.errors import InputError
 from pipeline.core.members import check_centroids
+from pipeline.core.sections import WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.metrics.eer import Eer, eer_of
 from pipeline.scoring import centroids, scorer
@@ -95,9 +96,11 @@ def trained_centroids(loss: nn.Module, *, section: str) -> Centroids:
     return centroids
 
 
-def dev_scores(embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev: Trials) -> Scores:
+def dev_scores(
+    embeddings: Iterable[NDArray[np.float32]], found: Centroids, dev: Trials, *, windows: WindowsParams
+) -> Scores:
     """The deployed scores (N,) of the dev set, of its embeddings (B, E) in order."""
-    return scorer.score_each(embeddings, centroids.build(found), names=dev.utterance.tolist())
+    return scorer.score_windows(embeddings, centroids.build(found), names=dev.utterance.tolist(), windows=windows)
 
 
 def dev_eer(scores: Scores, dev: Trials) -> Eer:
@@ -107,9 +110,13 @@ def dev_eer(scores: Scores, dev: Trials) -> Eer:
 
 @torch.no_grad()
 def dev_loss(loss: nn.Module, embeddings: NDArray[np.float32], dev: Trials, *, device: torch.device) -> float:
-    """The loss of embeddings (N, E) of the dev set in eval mode, as if no quality and no speaker were known."""
-    unknown = torch.full((len(dev),), -1, device=device)
-    labels = Labels(torch.from_numpy(dev.is_bonafide).to(device), unknown, unknown)
+    """The loss of embeddings (N, E) of the dev set in eval mode, as if no quality and no speaker were known.
+
+    Of several windows all embeddings (W · N, E) count alike.
+    """
+    unknown = torch.full((len(embeddings),), -1, device=device)
+    is_bonafide = np.tile(dev.is_bonafide, len(embeddings) // len(dev))
+    labels = Labels(torch.from_numpy(is_bonafide).to(device), unknown, unknown)
     value: Tensor = loss.eval()(torch.from_numpy(embeddings).to(device), labels)
     return float(value)
 
