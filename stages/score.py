@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from pipeline.core import params_file, trial_table
+from pipeline.core import devices, params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.metrics import scorefile
 from pipeline.scoring import scorer
@@ -27,7 +25,7 @@ def main() -> None:
     settings = params_file.load(args.params)
     if args.set not in settings.sets:
         raise InputError(f"{args.params}: sets: expected one of {', '.join(settings.sets)}, got {args.set!r}")
-    torch.set_num_threads(settings.train.threads)  # the last bits of scores depend on it
+    devices.use_threads(settings.train.threads)  # the last bits of scores depend on it
     table = trial_table.read(args.trials)
     views = settings.scored_views(args.set)
     scores = scorer.score_set(args.run, args.features, table, root=settings.features.folder, views=views)

@@ -14,9 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline.core import params_file
+from pipeline.core import devices, params_file
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
@@ -53,7 +51,7 @@ def take_turns(
 def train(args: argparse.Namespace, seat: Seat) -> Stops[None]:
     """Open, fit, save, with a stop at each batch. seat: among the cells that take turns."""
     settings = params_file.load(args.params)
-    torch.set_num_threads(settings.train.threads)
+    devices.use_threads(settings.train.threads)
     cell = cells.find(settings, backend=args.backend, loss=args.loss, layers=args.layers, views=args.views)
     seat.reads = cell.backend.reads
     yield together.START

@@ -109,7 +109,7 @@ def make(folder: Path) -> Path:
     """A project in a folder before any of the commands, with its audio and parameters."""
     folder.mkdir()
     systems._corpus(folder)
-    settings = systems._params()
+    settings = systems._params({})
     settings["grid"] |= {"backend": ["linear"], "loss": ["qamo"]}
     settings["pools"] = {"both": ["train", "eval"]}
     settings["train"]["epochs"], settings["analyse"]["points"] = 2, 100

@@ -310,9 +310,9 @@ def test_columns_read_any_text_or_refuse_it(text: str, places: list[int]) -> Non
     for name, score in zip(found.utterance, found.score.tolist(), strict=True):
         assert '"' in text or name in text  # blanks at its ends are kept, as a key would have to have them
         cells = [re.split(mark, line) if mark else line.split() for mark in (",", "\t", "") for line in lines]
-        cells = [[cell.strip(' "') for cell in row] for row in cells]
+        cells = [[cell.strip(' \t"') for cell in row] for row in cells]
         assert any(
-            row[places[0] - 1 : places[0]] == [name.strip(' "')] and str(score) in map(shown, row) for row in cells
+            row[places[0] - 1 : places[0]] == [name.strip(' \t"')] and str(score) in map(shown, row) for row in cells
         )
 
 

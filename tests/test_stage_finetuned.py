@@ -128,7 +128,7 @@ def test_dev_is_scored_as_its_audio_is(made: Path, monkeypatch: pytest.MonkeyPat
     told = scorefile.parse(Path("data/dev_scores/mine.txt"))
     assert scorefile.own_key(told).is_bonafide.tolist() == table.is_bonafide.tolist()
     root = YAML(typ="safe").load(Path("params.yaml"))["sets"]["dev"]["root"]
-    system = detect.load("mine")
+    system = detect.load("mine", windows="run")
     heard = [system.score(Path(root) / path) for path in table.path.tolist()]
     np.testing.assert_allclose(told.score, heard, atol=1e-4)
     assert np.ptp(heard) > 1e-3
@@ -269,7 +269,7 @@ def test_it_is_analysed_explained_and_packaged_as_any_run(
     first = root / trial_table.read(Path("data/trials/train.csv")).path[0]
     commands.dispatch(["package", "mine", "--out", "package"])
     for system in ("mine", "package"):
-        (found,) = detect.load(system).detect([first], explain=True)
+        (found,) = detect.load(system, windows="run").detect([first], explain=True)
         assert found.neighbours[0].utterance == "u0"
         assert found.neighbours[0].distance == pytest.approx(0, abs=1e-3)
         assert len(found.neighbours) == 5

@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -39,6 +41,7 @@ from pipeline.sweep.sweep import LOGS, Outcome, Steps, Sweep, is_cell
 from pipeline.sweep.tracked import Flow
 
 ALL_DONE = "All is up to date."
+GPU_MIB = 16 * 1024  # for a process that trains; `asp` and `conformer_tcm` at XLSR's width take 10 GiB
 FIRST_SHARE = 8  # of the epochs of a training, by default the first rung is one part in so many
 
 
@@ -121,8 +124,23 @@ def _say(outcome: Outcome) -> None:
 
 
 def _jobs() -> int:
-    """A stage a processor; one where a GPU trains, whose memory all would share."""
-    return 1 if Path("/dev/nvidia0").exists() else len(os.sched_getaffinity(0))
+    """A stage a processor; where a GPU trains at most one for each `GPU_MIB` of its memory, which all share."""
+    processors, settings = len(os.sched_getaffinity(0)), Path("params.yaml")
+    if settings.is_file() and params_file.load(settings).train.device == "cpu":
+        return processors
+    memory = _gpu_mib()
+    return processors if memory is None else max(1, min(processors, memory // GPU_MIB))
+
+
+def _gpu_mib() -> int | None:
+    """The memory of the first GPU in MiB, 0 where it cannot be told; None where there is none, or none may be used."""
+    if not Path("/dev/nvidia0").exists() or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return None
+    program = shutil.which("nvidia-smi")
+    command = [str(program), "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout if program else ""  # noqa: S603
+    first = said.split("\n")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 def _together() -> bool:
@@ -167,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--halving", nargs="?", type=positive, const=0, metavar="N", help=halving)
     jobs = (
-        "stages at once (default: as many as processors, 1 where there is a GPU; with dask as many as the workers have "
-        "threads)"
+        "stages at once (default: as many as processors; where a GPU trains, one for each 16 GiB of its memory; with "
+        "dask as many as the workers have threads)"
     )
     parser.add_argument("-j", "--jobs", type=positive, metavar="N", help=jobs)
     engine = "what runs the stages of cells: this machine, or Dask's workers (default: local)"

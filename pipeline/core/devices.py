@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import threadpoolctl
 import torch
 
 from pipeline.core.errors import InputError
@@ -21,6 +22,15 @@ def device_of(wanted: Literal["auto", "cpu", "cuda"], *, key: str) -> torch.devi
     if wanted == "cuda" and not there:
         raise InputError(f"{key}: expected a GPU that torch can use, got none; set it to auto or cpu")
     return torch.device("cuda", torch.cuda.current_device()) if there and wanted != "cpu" else CPU
+
+
+def use_threads(count: int) -> None:
+    """Let PyTorch, and the linear algebra of NumPy and FAISS as far as they are imported, compute with some threads.
+
+    Else each process that trains beside others has threads for all processors, and they wait for each other.
+    """
+    torch.set_num_threads(count)
+    threadpoolctl.threadpool_limits(count)
 
 
 def precision_on(device: torch.device) -> Precision:
