@@ -24,6 +24,7 @@ from distributed.utils import get_mp_context
 from dvc import output
 from dvc.repo import Repo
 from dvc.utils import serialize
+from ruamel.yaml import YAML
 
 from pipeline.commands import status
 from pipeline.commands import sweep as command
@@ -35,6 +36,7 @@ from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
 from pipeline.sweep.sweep import BESIDE, LOGS, Running, Sweep, kind_of
 from pipeline.sweep.tracked import Flow, State
+from tests.places import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of a library that DVC uses
@@ -791,3 +793,26 @@ def test_dask_needs_a_scheduler_and_a_scheduler_needs_dask(here: Path, capsys: p
     with pytest.raises(SystemExit, match="2"):
         command.main(["--scheduler", "local:2"])
     assert "--scheduler: expected --engine dask beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "processors", "jobs"),
+    [
+        ("auto", None, 6, 6),  # no GPU
+        ("auto", 143_771, 16, 8),
+        ("cuda", 24_576, 16, 1),
+        ("auto", 81_559, 3, 3),
+        ("auto", 0, 16, 1),  # unknown
+        ("cpu", 143_771, 16, 16),
+    ],
+)
+def test_how_many_trainings_share_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, memory: int | None, processors: int, jobs: int
+) -> None:
+    settings = YAML(typ="safe").load(SETTINGS)
+    settings["train"]["device"] = device
+    YAML(typ="safe").dump(settings, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(processors))
+    monkeypatch.setattr(command, "_gpu_mib", lambda: memory)
+    assert command._jobs() == jobs
