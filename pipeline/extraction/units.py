@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.audio import loader
 from pipeline.audio.loader import Clip
 from pipeline.audio.recordings import Recordings
+from pipeline.core import windows
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import HopelessError, InputError
 from pipeline.core.sections import EncoderParams, ExtractParams
@@ -84,12 +85,13 @@ def make(
     from pipeline.extraction.forward import BatchSize, compute
 
     batch, problems = BatchSize(params.first_batch, grows=params.batch_size == "auto"), []
-    heavy = any(unit.view != CLEAN for unit, _ in tasks) or next(model.parameters()).is_cuda
+    augmented = any(unit.view != CLEAN and windows.parse(unit.view) is None for unit, _ in tasks)
+    heavy = augmented or next(model.parameters()).is_cuda
     with loader.open_executor(heavy=heavy) as executor, _Writer(target) as writer:
         for unit, names, loading in _loading(tasks, executor, params, recordings, normalized=model.normalize != "none"):
-            windows = partial(loader.loaded, loading)
+            loaded = partial(loader.loaded, loading)
             try:
-                found = compute(model, windows, unit.layers, batch=batch, names=names, advance=advance)
+                found = compute(model, loaded, unit.layers, batch=batch, names=names, advance=advance)
             except HopelessError:
                 raise
             except InputError as error:
