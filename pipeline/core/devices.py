@@ -25,9 +25,9 @@ def device_of(wanted: Literal["auto", "cpu", "cuda"], *, key: str) -> torch.devi
 
 
 def use_threads(count: int) -> None:
-    """Let PyTorch, and the linear algebra of NumPy and FAISS as far as they are imported, compute with some threads.
+    """Let PyTorch, and NumPy and FAISS as far as they are imported, compute with so many threads.
 
-    Else each process that trains beside others has threads for all processors, and they wait for each other.
+    Their pools are not all PyTorch's. Each process that trains beside others would have threads for all processors.
     """
     torch.set_num_threads(count)
     threadpoolctl.threadpool_limits(count)
