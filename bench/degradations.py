@@ -27,8 +27,9 @@ from views import WINDOW, clips_of, make_corpus  # bench/views.py
 from pipeline.audio import decode, loader, views
 from pipeline.audio.recordings import Recordings
 from pipeline.core.contracts import CLEAN
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.members import names
-from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder
+from pipeline.core.sections import ExtractParams
 from pipeline.core.trial_table import Trials
 from pipeline.encoder import models, xlsr
 from pipeline.extraction import planning

@@ -35,7 +35,8 @@ from pipeline.audio.loader import Windows
 from pipeline.core import trial_table
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import device_of
-from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
+from pipeline.core.sections import ExtractParams, WindowParams
 from pipeline.corpora import manifest
 from pipeline.encoder import models, xlsr
 from pipeline.encoder.cards import Card

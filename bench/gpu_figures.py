@@ -25,8 +25,9 @@ from bench.train import Case
 from pipeline.audio import decode, loader, views
 from pipeline.core import trial_table
 from pipeline.core.contracts import CLEAN
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.errors import InputError
-from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.core.sections import ExtractParams, WindowParams
 from pipeline.corpora import demo
 from pipeline.encoder import models, xlsr
 from pipeline.encoder.cards import Card

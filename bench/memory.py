@@ -26,7 +26,8 @@ import soundfile
 
 from pipeline.audio import inspection, windowing
 from pipeline.core import trial_table
-from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
+from pipeline.core.sections import ExtractParams, WindowParams
 from pipeline.extraction import planning
 
 SAMPLES = 20_000

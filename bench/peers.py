@@ -43,7 +43,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from pipeline.core import files, members
-from pipeline.core.sections import EncoderParams, RandomEncoder
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "bench" / "peers.md"

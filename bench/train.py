@@ -35,7 +35,8 @@ from torch import Tensor
 from pipeline.core import members, trial_table
 from pipeline.core.contracts import CLEAN, Facts, Labels
 from pipeline.core.devices import CPU, Precision
-from pipeline.core.sections import EncoderParams, LearningRates, RandomEncoder, TrainParams
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
+from pipeline.core.sections import LearningRates, TrainParams
 from pipeline.encoder import models, xlsr
 from pipeline.features import dataset, sampling, streaming, zarr_metadata
 from pipeline.features.dataset import Dataset

@@ -28,7 +28,8 @@ import torch
 from pipeline.audio import inspection, loader, views, windowing
 from pipeline.core import trial_table
 from pipeline.core.contracts import Tap
-from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
+from pipeline.core.sections import ExtractParams, WindowParams
 from pipeline.encoder import models, xlsr
 from pipeline.extraction import planning
 

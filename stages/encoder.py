@@ -26,10 +26,10 @@ from tqdm import tqdm
 from pipeline.audio.recordings import FOLDER
 from pipeline.core import params_file
 from pipeline.core.devices import device_of
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import check_place, folder_beside, in_project, replace_folder, write_text
 from pipeline.core.params import Params
-from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, kept, models
 from pipeline.finetuning import processes
 

@@ -24,7 +24,7 @@ import soundfile
 from hypothesis import settings
 
 from pipeline.audio import decode
-from pipeline.core.sections import EncoderParams, RandomEncoder
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.trial_table import Row, Trials, from_rows
 from tests import warm
 from tests.golden import Arrays, read_golden

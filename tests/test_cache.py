@@ -19,8 +19,8 @@ from pipeline import commands
 from pipeline.commands import cache as command
 from pipeline.core import params_file, trial_table
 from pipeline.core.contracts import CLEAN
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import kept, models
 from pipeline.encoder.cards import Card
 from pipeline.extraction import hdf5, hdf5_file, housekeeping, identity, needed, planning

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
 from pipeline.core import params_file
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError, run_command
-from pipeline.core.sections import EncoderParams
 from pipeline.encoder import models, sources, tensor_files, xlsr
 from pipeline.encoder.cards import FAIRSEQ_EPS, TRANSFORMERS_EPS
 from stages import encoder as stage

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from pipeline.core import params_file, trial_table
+from pipeline.core.encoder_sections import EncoderParams, FinetuneParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import EncoderParams, FinetuneParams
 from pipeline.core.trial_table import Row
 from pipeline.encoder import cards, configuration, models, xlsr
 from pipeline.extraction import forward, identity

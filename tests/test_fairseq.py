@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, WavLMConfig, WavLMModel
 
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import EncoderParams
 from pipeline.encoder import fairseq, models, tensor_files, xlsr
 from pipeline.encoder.cards import Card
 from tests.golden import GOLDEN, read_golden

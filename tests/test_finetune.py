@@ -22,10 +22,11 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 from pipeline.audio import decode, views, windowing
 from pipeline.core import trial_table
+from pipeline.core.encoder_sections import FinetuneParams, FinetuneRates, LoraParams
 from pipeline.core.errors import InputError
 from pipeline.core.params import Params
 from pipeline.core.params_file import load
-from pipeline.core.sections import FinetuneParams, FinetuneRates, LoraParams, ViewsParams, WindowParams
+from pipeline.core.sections import ViewsParams, WindowParams
 from pipeline.core.trial_table import Row, Trials
 from pipeline.encoder import cards, xlsr
 from pipeline.encoder import models as models_module

@@ -13,8 +13,9 @@ import pytest
 import torch
 import zarr
 
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.errors import HopelessError
-from pipeline.core.sections import EncoderParams, ExtractParams, RandomEncoder, WindowParams
+from pipeline.core.sections import ExtractParams, WindowParams
 from pipeline.core.trial_table import to_csv
 from pipeline.encoder import models, xlsr
 from pipeline.extraction import forward, planning

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.core.encoder_sections import LoraParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import LoraParams
 from pipeline.finetuning import memory
 from tests.test_finetune import FINETUNE
 

@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 from pipeline import commands, detect
 from pipeline.commands import submit
 from pipeline.core import trial_table
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.errors import InputError
-from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.detect import Detection, assembly, package, package_card
 from pipeline.detect.model_card import markdown
 from pipeline.encoder import kept, models

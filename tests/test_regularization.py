@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from pipeline.audio import decode, windowing
 from pipeline.core import trial_table
-from pipeline.core.sections import LATER, FinetuneParams, WindowParams
+from pipeline.core.encoder_sections import LATER, FinetuneParams
+from pipeline.core.sections import WindowParams
 from pipeline.core.trial_table import Row
 from pipeline.encoder import cards
 from pipeline.finetuning import regularization, schedule, speech

@@ -14,8 +14,8 @@ from transformers.models.hubert.modeling_hubert import HubertModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from transformers.models.wavlm.modeling_wavlm import WavLMModel
 
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import EncoderParams
 from pipeline.encoder import cards, checksums, models, xlsr
 from pipeline.extraction.identity import FEATURES_VERSION
 from tests.conftest import TINY

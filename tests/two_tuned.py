@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.core import trial_table
+from pipeline.core.encoder_sections import LoraParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import LoraParams
 from pipeline.finetuning import finetune, processes, ranks
 from pipeline.training import loop
 from tests.test_finetune import CPU, StopError, gradients, learner, prepared, stop

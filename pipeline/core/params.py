@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.sections import (
     OTHER,
     AnalyseParams,
     AtlasParams,
     DatasetParams,
-    EncoderParams,
     EvaluateParams,
     ExtractParams,
     FeaturesParams,

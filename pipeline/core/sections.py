@@ -13,8 +13,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
     model_validator,
 )
 
@@ -31,14 +29,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values. Raises ValueError where one comes twice."""
     if len(set(values)) != len(values):
         raise ValueError(f"expected each entry once, got {list(values)}")
     return values
 
 
-Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
-Choices = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_distinct)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(distinct)]
+Choices = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(distinct)]
 
 
 def _several(value: Any) -> Any:
@@ -50,9 +49,9 @@ def _several(value: Any) -> Any:
 Pool = Annotated[Names, BeforeValidator(_several)]  # sets that are trained together, an equal share of every batch each
 OTHER = "other/"  # before the name of a system whose scores are in data/others
 FusedRun = Annotated[str, Field(pattern=rf"^({OTHER})?[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
-Fused = Annotated[tuple[FusedRun, ...], Field(min_length=2, strict=False), AfterValidator(_distinct)]  # runs
+Fused = Annotated[tuple[FusedRun, ...], Field(min_length=2, strict=False), AfterValidator(distinct)]  # runs
 Layer = NotNegative | Literal["final"]
-Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+Layers = Annotated[tuple[Layer, ...], Field(min_length=1, strict=False), AfterValidator(distinct)]
 Views = Choices
 
 
@@ -114,62 +113,6 @@ def _one_corpus(value: Any) -> Any:
 
 
 OneSet = Annotated[SetParams, BeforeValidator(_one_corpus)]
-
-
-class RandomEncoder(Section):
-    """Size and seed of a random encoder with XLSR's structure."""
-
-    layers: Positive
-    width: Positive
-    heads: Positive
-    feedforward: Positive
-    conv_channels: Positive
-    seed: Seed
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.width % self.heads or self.width % 16:
-            raise ValueError(
-                f"expected a width divisible by 16 and by heads, got width {self.width}, heads {self.heads}"
-            )
-        return self
-
-
-class EncoderParams(Section):
-    """The source of the encoder, and how it is fine-tuned.
-
-    source: a hub name, a local folder, a checkpoint, or `random`, which needs the section `random`. normalize: auto
-    takes what the checkpoint says. finetune: None for a frozen encoder; a section with `on: false` becomes None.
-    """
-
-    source: str
-    revision: str | None = None
-    random: RandomEncoder | None = None
-    normalize: Literal["auto", "utterance", "none"] = "auto"
-    finetune: FinetuneParams | None = None
-
-    _finetune_set: str | None = PrivateAttr(default=None)
-
-    @property
-    def finetune_set(self) -> str | None:
-        """The set of `finetune`, also where it is off, because `dvc.yaml` names it; None without the section."""
-        return self._finetune_set
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _frozen_unless_on(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        found = handler(data)
-        if found.finetune:
-            found._finetune_set = found.finetune.set
-        return found if not found.finetune or found.finetune.on else found.model_copy(update={"finetune": None})
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.source == "random") != (self.random is not None):
-            raise ValueError("expected the section `random` with source: random, and only then")
-        if self.revision is not None and (self.random is not None or Path(self.source).exists()):
-            raise ValueError("expected a revision with a hub name alone; files and random weights have none")
-        return self
 
 
 class WindowParams(Section):
@@ -304,98 +247,6 @@ class ViewsParams(Section):
         return self
 
 
-class FinetuneRates(LearningRates):
-    """The learning rates of fine-tuning: one more, for the encoder."""
-
-    encoder: Rate
-
-
-class LoraParams(Section):
-    """Low-rank updates of the named linear maps: fine-tuning trains A and B of W + alpha / rank · B A, and not W."""
-
-    rank: Positive
-    alpha: Rate
-    targets: Annotated[
-        tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"], ...],
-        Field(min_length=1, strict=False),
-        AfterValidator(_distinct),
-    ]
-
-
-# Parameters of fine-tuning that came later.
-LATER = ("warm_up", "schedule", "clip_gradient", "crop", "dropout", "layer_drop", "mask_frames", "mask_channels")
-
-
-class FinetuneParams(Section):
-    """How the encoder is trained end to end with a backend and a loss, which have their own sections.
-
-    on: false freezes the encoder. set: the training set. layers: those that the backend reads. views: augmented views,
-    computed during training. accumulate: a step of the optimizer takes accumulate × batch_size utterances, of which
-    batch_size are in the device's memory at once. freeze_front_end: do not train the convolutions.
-    gradient_checkpointing: compute layers twice to save memory. lora: train low-rank updates, and none of the encoder's
-    own weights; without it all of them are trained. warm_up: epochs in which learning rates rise. schedule: what they
-    do after that. clip_gradient: the largest norm of all gradients together, which are scaled down to it; null: any.
-    crop: where the window of a longer utterance begins in training. dropout and the next three regularize the encoder,
-    see `finetuning.regularization`; they are shares of what is dropped or masked. processes: how many train together on
-    this machine, each on a GPU of its own; they share out each batch, and come to the numbers of one but for the last
-    bits. tensorboard: whether the curves are written for TensorBoard, too.
-    """
-
-    on: bool = True
-    set: Name = "train"
-    backend: Name
-    loss: Name
-    layers: Layers
-    views: ViewsParams
-    seed: Seed
-    epochs: Positive
-    batch_size: Annotated[int, Field(ge=2)]
-    accumulate: Positive
-    learning_rate: FinetuneRates
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    patience: Positive
-    average_best: Positive
-    freeze_front_end: bool
-    gradient_checkpointing: bool
-    precision: Literal["float32", "bfloat16"]
-    lora: LoraParams | None = None
-    warm_up: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    clip_gradient: Rate | None = None
-    crop: Literal["start", "random"] = "start"
-    dropout: Dropped = 0.0
-    layer_drop: Dropped = 0.0
-    mask_frames: Dropped = 0.0
-    mask_channels: Dropped = 0.0
-    processes: Positive = 1
-    tensorboard: bool = False
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What decides a training, JSON-ready; of `LATER` only what changes something, so older encoders are found."""
-        values = self.model_dump(mode="json", exclude={"on", "processes", "tensorboard"})
-        fields = type(self).model_fields
-        return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> Self:
-        if self.warm_up >= self.epochs:
-            raise ValueError(f"expected a warm_up of fewer than the {self.epochs} epochs, got {self.warm_up:g}")
-        return self
-
-    @model_validator(mode="after")
-    def _each_process_has_an_utterance(self) -> Self:
-        if self.processes > self.batch_size:
-            raise ValueError(f"expected processes of at most batch_size, {self.batch_size}, got {self.processes}")
-        return self
-
-    @model_validator(mode="after")
-    def _lora_freezes(self) -> Self:
-        if self.lora and not self.freeze_front_end:
-            raise ValueError("expected freeze_front_end: true with lora, which trains no convolution, got false")
-        return self
-
-
 class TrainParams(Section):
     """How every cell of the grid is trained. set: the set or pool to train on.
 
@@ -421,7 +272,7 @@ class GridParams(Section):
     loss: Names
     layers: Names
     views: Names
-    seed: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+    seed: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(distinct)]
 
     @property
     def runs(self) -> dict[str, str]:
@@ -450,17 +301,17 @@ class AnalyseParams(Section):
     loss: Choices
     layers: Choices
     views: Choices
-    seed: Annotated[tuple[Seed, ...], Field(strict=False), AfterValidator(_distinct)]
+    seed: Annotated[tuple[Seed, ...], Field(strict=False), AfterValidator(distinct)]
     scorings: Annotated[
         tuple[Literal["kmeans", "knn", "knn_difference", "mahalanobis"], ...],
         Field(strict=False),
-        AfterValidator(_distinct),
+        AfterValidator(distinct),
     ]
     centroids: Annotated[int, Field(ge=1)] | None
     neighbours: Positive
     points: Annotated[int, Field(ge=100)]
     projections: Annotated[
-        tuple[Literal["pca", "tsne", "umap"], ...], Field(min_length=1, strict=False), AfterValidator(_distinct)
+        tuple[Literal["pca", "tsne", "umap"], ...], Field(min_length=1, strict=False), AfterValidator(distinct)
     ]
 
 
@@ -500,7 +351,7 @@ class AtlasParams(Section):
     """
 
     domains: dict[str, Names] = {}
-    encoders: Literal["all"] | Annotated[tuple[Fingerprint, ...], Field(strict=False), AfterValidator(_distinct)] = ()
+    encoders: Literal["all"] | Annotated[tuple[Fingerprint, ...], Field(strict=False), AfterValidator(distinct)] = ()
     views: Views = ()
 
     @property
@@ -510,7 +361,7 @@ class AtlasParams(Section):
 
     @model_validator(mode="after")
     def _each_set_in_one_domain(self) -> Self:
-        _distinct(self.sets)
+        distinct(self.sets)
         return self
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pipeline.analysis import embeddings
 from pipeline.analysis.embeddings import Embeddings
 from pipeline.core import params_file, trial_table
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
 from pipeline.core.params import Params
-from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import Trials
 from pipeline.detect import fused_card, hub
 from pipeline.detect.package_card import AGAIN, CALIBRATION_FILE, CARD_FILE, EMBEDDED, ENCODER, Teaching, check, read

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError, printable
 from pipeline.core.files import read_json
 from pipeline.core.params import Params
-from pipeline.core.sections import EncoderParams
 from pipeline.detect.assembly import DATA, PARAMS, FusedParts, Parts
 from pipeline.detect.package_card import FORMAT
 from pipeline.features import receipt_files

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import params_file, trial_table
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError
 from pipeline.core.files import check_place, folder_beside, replace_folder, write_text, writing
 from pipeline.core.params import Params
-from pipeline.core.sections import EncoderParams
 from pipeline.core.trial_table import UNKNOWN, Trials
 from pipeline.detect import hub, recalibration
 from pipeline.detect.assembly import PARAMS, FusedParts, Parts, find

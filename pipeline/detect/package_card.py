@@ -14,9 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.analysis import embeddings
 from pipeline.core.arguments import TAUGHT_NAME
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import read_json
-from pipeline.core.sections import EncoderParams, Name, RandomEncoder, WindowParams
+from pipeline.core.sections import Name, WindowParams
 from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.verdicts import VerdictRule
 from pipeline.scoring import runs

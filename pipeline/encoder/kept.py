@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import InputError, listing
 from pipeline.core.files import in_project, read_json, write_text
 from pipeline.core.object_store import is_local
-from pipeline.core.sections import EncoderParams
 
 ENCODERS, MARK_FILE, ASKED_FILE = "encoders", "encoder.json", "asked.json"
 RUN_FOLDER = "run"  # within an encoder's folder

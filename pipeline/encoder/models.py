@@ -16,9 +16,9 @@ from transformers.utils import logging
 
 from pipeline.core.contracts import Tap
 from pipeline.core.devices import Precision, device_of
+from pipeline.core.encoder_sections import EncoderParams, RandomEncoder
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text, writing
-from pipeline.core.sections import EncoderParams, RandomEncoder
 from pipeline.encoder import checksums, configuration, folders, kept, pretrained, processors, sources
 from pipeline.encoder.cards import TRANSFORMERS_EPS, Card, card_of
 from pipeline.encoder.xlsr import Device, Encoder

@@ -19,8 +19,9 @@ from pipeline.audio.loader import Clip
 from pipeline.audio.recordings import Recordings
 from pipeline.core import windows
 from pipeline.core.contracts import CLEAN, Tap
+from pipeline.core.encoder_sections import EncoderParams
 from pipeline.core.errors import HopelessError, InputError
-from pipeline.core.sections import EncoderParams, ExtractParams
+from pipeline.core.sections import ExtractParams
 from pipeline.encoder.cards import Card
 from pipeline.features import libraries
 from pipeline.features.store import Store

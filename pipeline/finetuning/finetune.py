@@ -28,9 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline.core.contracts import CLEAN, Labels
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.core.errors import InputError
 from pipeline.core.files import write_text
-from pipeline.core.sections import FinetuneParams
 from pipeline.encoder import xlsr
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment

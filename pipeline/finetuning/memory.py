@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import FinetuneParams
 
 OF_TRAINING = 3  # numbers beside a weight that learns: its gradient and Adam's two moments
 SECTION = "encoder.finetune"

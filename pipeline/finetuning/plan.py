@@ -16,9 +16,10 @@ from pipeline.audio import views
 from pipeline.audio.recordings import FOLDER
 from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.core.errors import InputError
 from pipeline.core.params import Params
-from pipeline.core.sections import FinetuneParams, WindowParams
+from pipeline.core.sections import WindowParams
 from pipeline.encoder.cards import Card
 from pipeline.features import specs
 from pipeline.finetuning.speech import Speech

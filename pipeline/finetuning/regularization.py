@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.sections import FinetuneParams
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.encoder import xlsr
 
 SPAN_FRAMES, SPAN_CHANNELS = 10, 64  # wav2vec 2.0's own spans of SpecAugment (arXiv 2006.11477, appendix B)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.core.sections import FinetuneParams
+from pipeline.core.encoder_sections import FinetuneParams
 
 
 def rate(params: FinetuneParams, *, done: float) -> float:

@@ -16,8 +16,9 @@ from pipeline.audio import loader, windowing
 from pipeline.audio.recordings import Recordings
 from pipeline.core import ahead
 from pipeline.core.contracts import CLEAN
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.core.errors import InputError, listing
-from pipeline.core.sections import FinetuneParams, WindowParams
+from pipeline.core.sections import WindowParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 from pipeline.finetuning import ranks

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.core.contracts import Labels
+from pipeline.core.encoder_sections import LoraParams
 from pipeline.core.errors import InputError
 from pipeline.core.members import check_embeddings, check_loss
-from pipeline.core.sections import LoraParams
 from pipeline.encoder import xlsr
 
 

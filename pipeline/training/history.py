@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.contracts import Centroids
-from pipeline.core.sections import FinetuneParams, TrainParams
+from pipeline.core.encoder_sections import FinetuneParams
+from pipeline.core.sections import TrainParams
 from pipeline.training.checkpoints import State
 
 COLUMNS = ("epoch", "loss", "dev_loss", "train_eer", "dev_eer")

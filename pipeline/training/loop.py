@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.core.contracts import Centroids, Enrols, Labels
+from pipeline.core.encoder_sections import FinetuneParams
 from pipeline.core.errors import InputError
-from pipeline.core.sections import ONE_WINDOW, FinetuneParams, TrainParams, WindowsParams
+from pipeline.core.sections import ONE_WINDOW, TrainParams, WindowsParams
 from pipeline.core.trial_table import Trials
 from pipeline.features import sampling
 from pipeline.features.sampling import Augment
