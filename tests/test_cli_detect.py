@@ -148,19 +148,8 @@ def test_bad_files_are_told_on_stderr_and_in_the_output(
     (tmp_path / "bad.wav").write_text("no audio")
     bad, none = tmp_path / "bad.wav", tmp_path / "none.wav"
     for mode in ([], ["--json"]):
-        run(
-            "detect",
-            "audio/eval/0.flac",
-            bad,
-            none,
-            "audio/eval/1.flac",
-            "--run",
-            POOLED,
-            "--windows",
-            "first",
-            *mode,
-            code=1,
-        )
+        files = ("audio/eval/0.flac", bad, none, "audio/eval/1.flac")
+        run("detect", *files, "--run", POOLED, "--windows", "first", *mode, code=1)
         said = capsys.readouterr()
         first, second, last = said.err.splitlines()
         assert first.startswith(f"error: {bad}: expected an audio file")
@@ -172,7 +161,8 @@ def test_bad_files_are_told_on_stderr_and_in_the_output(
             assert [list(one)[1] for one in told] == ["score", "error", "error", "score"]
             assert told[1] == {"file": str(bad), "error": first.removeprefix("error: ")}
         else:
-            assert rows[1].split() == ["-", "-", "error", "-", "-", "-", str(bad)]
+            assert rows[1].split() == ["-", "-", "error", "-", "-", "-", "-", str(bad)]
+            assert rows[1].index(str(bad)) == rows[0].index("audio/")  # in the column of the others
             assert rows[3].endswith("audio/eval/1.flac")
 
 

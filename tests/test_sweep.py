@@ -496,6 +496,20 @@ class Ready:
         return f"python -m stages.{kind} --backend {backend} --layers {layers} --views v --seed {seed} --run {name}"
 
 
+def beginning(made: Sweep, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The stages that a sweep begins together; all are out of date, and none really starts."""
+    begun: list[list[str]] = []
+
+    def begin(group: list[str]) -> None:
+        begun.append(group)
+        work = starting.Work(None)  # type: ignore[arg-type]
+        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
+
+    monkeypatch.setattr(made, "_start", begin)
+    monkeypatch.setattr(made, "_is_stale", lambda name: not made.waiting.remove(name))
+    return begun
+
+
 @pytest.mark.parametrize(
     ("jobs", "together", "groups"),
     [
@@ -511,15 +525,7 @@ def test_trainings_that_read_the_same_are_shared_out_among_the_jobs(
     names = [f"train@b{number}-all-1" for number in range(8)]
     others = ["train@b0-last-1", "train@b0-all-2"]  # these read something else
     made = Sweep(Ready([*names, *others]), jobs=jobs, tell=lambda _: None, together=together)  # type: ignore[arg-type]
-    begun: list[list[str]] = []
-
-    def begin(group: list[str]) -> None:
-        begun.append(group)
-        work = starting.Work(None)  # type: ignore[arg-type]
-        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
-
-    monkeypatch.setattr(made, "_start", begin)
-    monkeypatch.setattr(made, "_is_stale", lambda name: not made.waiting.remove(name))
+    begun = beginning(made, monkeypatch)
     made._start_what_can()
     assert begun == [[names[number] for number in group] for group in groups]
 
@@ -553,15 +559,7 @@ def test_a_stage_that_begins_with_the_last_trainings_is_not_taken_for_one_of_the
     trainings = [f"train@b{number}-all-1" for number in range(4)]
     flow = Ready([*trainings, "score@b9-all-1"])
     made = Sweep(flow, jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
-    begun: list[list[str]] = []
-
-    def begin(group: list[str]) -> None:
-        begun.append(group)
-        work = starting.Work(None)  # type: ignore[arg-type]
-        made.running |= {name: Running(work, 0, Path(), contextlib.ExitStack()) for name in group}
-
-    monkeypatch.setattr(made, "_start", begin)
-    monkeypatch.setattr(made, "_is_stale", lambda name: not made.waiting.remove(name))
+    begun = beginning(made, monkeypatch)
     made._start_what_can()
     assert begun == [["score@b9-all-1"], trainings[::2]]
     made.running.pop("score@b9-all-1")

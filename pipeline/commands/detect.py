@@ -327,7 +327,7 @@ def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[
 
     name = in_one_line(result.path)
     if isinstance(result, Unreadable):
-        yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':11}  {'-':>6}  {'-':>8}  {name}"
+        yield f"{'-':>9}  {'-':>12}  {'error':8}  {'-':11}  {'-':>6}  {'-':>9}  {'-':>8}  {name}"
     else:
         likely = "-" if result.probability is None else f"{result.probability:.3f}"
         far, by_class = (
