@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.backends._windows import over_windows
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import read_json, write_text
@@ -36,7 +37,7 @@ def main() -> None:
     run = encoder.folder / kept.RUN_FOLDER
     tuned = read_json(run / runs.CARD_FILE, what="fine-tuned run", keys=KEYS, remedy=kept.AGAIN)
     dev = _opened(args, settings, tuned, weights=encoder.card["weights_sha256"])
-    backend, centres = runs.backend(run), runs.centroids(run)
+    backend, centres = over_windows(runs.backend(run), dev.windows), runs.centroids(run)
     scores = scorer.score_all(backend, centroids.build(centres), dev)
     metrics = dev_metrics(scores, dev.trials.is_bonafide) | {key: tuned[key] for key in AS_TRAINED if key in tuned}
     card = tuned | {"train": tuned["finetune"], "kind": dev.kind, "features": {"dev": dev.digest}} | metrics

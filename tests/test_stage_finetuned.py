@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import soundfile
+import torch
 from ruamel.yaml import YAML
 
 from pipeline import commands, detect
@@ -20,7 +21,7 @@ from pipeline.core.trial_table import Row
 from pipeline.encoder import kept
 from pipeline.features.specs import fingerprint
 from pipeline.metrics import scorefile
-from pipeline.scoring import runs
+from pipeline.scoring import runs, scorer
 from stages import analyse, embed, encoder, evaluate, extract, finetuned, score
 from tests.conftest import Corpus
 from tests.test_stage_encoder import FINETUNE, parameters, tables
@@ -132,6 +133,30 @@ def test_dev_is_scored_as_its_audio_is(made: Path, monkeypatch: pytest.MonkeyPat
     heard = [system.score(Path(root) / path) for path in table.path.tolist()]
     np.testing.assert_allclose(told.score, heard, atol=1e-4)
     assert np.ptp(heard) > 1e-3
+
+
+def test_attention_over_its_windows_is_the_mean(project: Path) -> None:
+    """Its backend has heard one window of each utterance, so there is nothing that attention could have learnt."""
+    settings = YAML(typ="safe").load(Path("params.yaml"))
+    settings["extract"]["windows"] = {"count": 3, "hop": None, "reduce": "attention"}
+    YAML(typ="safe").dump(settings, Path("params.yaml"))
+    run(
+        extract, set="dev", trials="data/trials/dev.csv", card="data/encoder.json",
+        receipt="data/features/dev.json",
+    )  # fmt: skip
+    run(finetuned, **ARGUMENTS)
+    table, receipt = trial_table.read(Path("data/trials/dev.csv")), Path("data/features/dev.json")
+    data = scorer.open_set(Path("data/runs/mine"), receipt, table, root=Path("data/cache"))
+    features, n_frames = data.features(np.arange(12))
+    backend = runs.backend(tuned_run())
+    with torch.inference_mode():
+        each = np.stack([backend(window, n_frames).numpy() for window in features.unbind(1)])
+    assert np.abs(np.diff(each, axis=0)).max() > 1e-3
+    expected = scorer.score(each.mean(0), runs.index(Path("data/runs/mine")), names=table.utterance.tolist())
+    np.testing.assert_allclose(scorefile.parse(Path("data/dev_scores/mine.txt")).score, expected, rtol=1e-4, atol=1e-5)
+    system = detect.load("mine")
+    heard = [system.score(Path(settings["sets"]["dev"]["root"]) / path) for path in table.path.tolist()]
+    np.testing.assert_allclose(heard, expected, atol=1e-4)
 
 
 def test_metrics_are_those_of_the_scores_by_a_naive_loop(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

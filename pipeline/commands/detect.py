@@ -52,10 +52,12 @@ results for each file:
   mean   all of the file, in windows that overlap by half, without silent ones; the score is the mean of theirs
   min    the same with the lowest of their scores, which decides alone and is low by chance in a long file
   first  the first window alone
-  run    those that the run was trained and scored on (extract.windows), as the leaderboard has it
+  run    those that the run was trained and scored on (extract.windows), as the leaderboard has it: their mean, the
+         lowest, or what attention makes of them
 Without it they are those of the calibration; else `run` where the run has several windows, else `mean`: threshold and
 verdicts of such a run come from the first windows of dev, and `bonafide calibrate` fits them to whole files. Where
-several are heard, a line names the part with the lowest score. Centroid, far and neighbours are of that part.
+several are heard, a line names the part with the lowest score; centroid, far and neighbours are of that part. With
+attention it is the part with the largest weight, and these are of all windows together.
 
 --timeline scores all of a file and not only its first window. Windows overlap by half. It writes FOLDER/<file>.csv
 (start and end in seconds, score, probability) and a drawing FOLDER/<file>.png, and shows which parts of a file are
@@ -113,15 +115,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"warning: {system.parts.name}: no distances to the training set: {system.known}", file=sys.stderr)
     unreadable = [detect.Unreadable(folder, why) for folder, why in closed.items()]
     found = system.detect((audio.path for audio in found_files), explain=given.explain)
+    part = "window of largest weight" if system.attends else "lowest window"
     if not given.json:
         _print_head(system, explain=given.explain)
     for folder in unreadable:
-        _tell(folder, {}, as_json=given.json)
+        _tell(folder, {}, part=part, as_json=given.json)
     failed = 0
     with tqdm(total=len(found_files), unit="file", disable=None, leave=False) as bar:
         for audio, result in zip(found_files, found, strict=True):
             timeline = _timeline(system, audio, given.timeline) if given.timeline else {}
-            failed += _tell(result, timeline, as_json=given.json)
+            failed += _tell(result, timeline, part=part, as_json=given.json)
             bar.update()
     missed = [f"{failed} of {len(found_files)} files could not be scored"] if failed else []
     missed += [f"{len(closed)} folders could not be read"] if closed else []
@@ -284,8 +287,11 @@ def _to_csv(found: Timeline, system: System) -> str:
     return files.csv_text(rows)
 
 
-def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, as_json: bool) -> bool:
-    """Print the results for one file, above the progress bar; return whether there was an error."""
+def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, part: str, as_json: bool) -> bool:
+    """Print the results for one file, above the progress bar; return whether there was an error.
+
+    part: the name of the window that decides.
+    """
     from pipeline.detect import Unreadable
 
     for warning in [] if isinstance(result, Unreadable) else result.warnings:
@@ -294,7 +300,7 @@ def _tell(result: Detection | Unreadable, timeline: dict[str, Any], *, as_json: 
     errors += [timeline["error"]] if "error" in timeline else []
     for why in dict.fromkeys(errors):  # a file that cannot be decoded gives the same error twice
         tqdm.write(f"error: {why.replace(str(result.path), in_one_line(result.path))}", file=sys.stderr)
-    tqdm.write(_json(result, timeline) if as_json else "\n".join(_rows(result, timeline)), file=sys.stdout)
+    tqdm.write(_json(result, timeline) if as_json else "\n".join(_rows(result, timeline, part=part)), file=sys.stdout)
     sys.stdout.flush()
     return bool(errors)
 
@@ -321,7 +327,7 @@ def _json(result: Detection | Unreadable, timeline: dict[str, Any]) -> str:
     return json.dumps(facts, allow_nan=False)  # in ASCII, because names may be any bytes
 
 
-def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[str]:
+def _rows(result: Detection | Unreadable, timeline: dict[str, Any], *, part: str) -> Iterator[str]:
     """Yield the lines of the table for one file."""
     from pipeline.detect import Unreadable
 
@@ -337,7 +343,7 @@ def _rows(result: Detection | Unreadable, timeline: dict[str, Any]) -> Iterator[
         judged = f"{_decision(result):8}  {result.verdict or '-':11}  {far:>6}  {by_class:>9}"
         yield f"{result.score:9.4f}  {likely:>12}  {judged}  {result.centroid:>8}  {name}"
         if result.part:
-            yield f"{'':11}lowest window at {result.part[0]:.1f} to {result.part[1]:.1f} s"
+            yield f"{'':11}{part} at {result.part[0]:.1f} to {result.part[1]:.1f} s"
         for near in result.neighbours:
             yield f"{'':11}{near.distance:12.4f}  {near.label:8}  {near.attack:>8}  {near.utterance}"
     if "windows" in timeline:

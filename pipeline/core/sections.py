@@ -123,15 +123,16 @@ class WindowParams(Section):
 
 
 class WindowsParams(Section):
-    """How many windows of an utterance are heard, and how their scores become one.
+    """How many windows of an utterance are heard, and how they come to one score.
 
     hop: samples at 16 kHz from the start of one to that of the next; None spreads them over the utterance, see
-    `windows.Window.start`. reduce: the score of an utterance is the mean of those of its windows, or the lowest.
+    `windows.Window.start`. reduce: the score of an utterance is the mean of those of its windows, or the lowest; or
+    that of one embedding, a mean of theirs with weights that the backend learns, see `pipeline.backends._windows`.
     """
 
     count: Annotated[int, Field(ge=1, le=windows.MOST)] = 1
     hop: Positive | None = None
-    reduce: Literal["mean", "min"] = "mean"
+    reduce: Literal["mean", "min", "attention"] = "mean"
 
     @property
     def later(self) -> tuple[windows.Window, ...]:
@@ -142,6 +143,16 @@ class WindowsParams(Section):
     def views(self) -> tuple[str, ...]:
         """The names under which the features of the later windows are cached."""
         return tuple(window.name for window in self.later)
+
+    @property
+    def attended(self) -> bool:
+        """Whether an utterance has one embedding of all its windows."""
+        return self.count > 1 and self.reduce == "attention"
+
+    @property
+    def apart(self) -> int:
+        """How many embeddings and scores an utterance has: one a window, or one of all."""
+        return 1 if self.attended else self.count
 
     @property
     def facts(self) -> dict[str, Any]:

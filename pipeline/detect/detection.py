@@ -38,6 +38,7 @@ class Detection:
     same, see `pipeline.analysis.gaussians`; None also where these cannot be fitted. neighbours: nearest first; empty
     unless asked for. warnings: what makes the samples of the file doubtful. part: start and end, in seconds, of the
     window with the lowest score, where several are heard; else None. Centroid, distances and neighbours are of it.
+    Where attention makes one embedding of the windows, they are of this one, and the part has the largest weight.
     """
 
     path: Path

@@ -63,6 +63,11 @@ class Fused(System):
         whole = [hearing.reduced(member.judge(own, names=names), "run", self.own) for member, own in each]
         return np.float32(self._fused([np.array([score]) for score in whole])[0])
 
+    def attended(self, embedded: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `System.attended`, of each member; the weights are those of the leading one."""
+        found = [member.attended(own) for member, own in zip(self.members, self._split(embedded), strict=True)]
+        return np.concatenate([whole for whole, _ in found], axis=1), found[self.members.index(self.lead)][1]
+
     def _split(self, embedded: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The embeddings of each member, whose rows lie together in memory."""
         ends = np.cumsum([member.width for member in self.members])[:-1]

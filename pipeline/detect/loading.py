@@ -76,7 +76,10 @@ def of_parts(
         return System(encoder=_encoder(parts, _taps(parts)), **_trained(parts), **options)
     taps = tuple(dict.fromkeys(tap for member in parts.members for tap in _taps(member)))
     encoder = _encoder(parts, taps)
-    members = tuple(System(encoder=encoder, **_trained(member), threshold=member.threshold) for member in parts.members)
+    members = tuple(
+        System(encoder=encoder, **_trained(member), threshold=member.threshold, own=own_windows(member))
+        for member in parts.members
+    )
     lead = members[parts.members.index(parts.lead)]
     return Fused(
         parts=parts, encoder=encoder, backend=lead.backend, index=lead.index, layers=taps, reads=lead.reads,
@@ -105,14 +108,16 @@ def _check_widths(parts: Parts, facts: dict[str, Any], backend: nn.Module, index
     """
     kind = facts["kind"]
     frames = 2 if facts["reads"] == "pooled" else 8
-    noise = torch.from_numpy(np.random.default_rng(0).random((1, len(kind["layers"]), frames, kind["channels"]), "f4"))
+    attended = (1,) if own_windows(parts).attended else ()
+    shape = (1, *attended, len(kind["layers"]), frames, kind["channels"])
+    noise = torch.from_numpy(np.random.default_rng(0).random(shape, "f4"))
     try:
         with torch.inference_mode():
-            shape = tuple(backend(noise, torch.tensor([frames])).shape)
+            width = tuple(backend(noise, torch.tensor([frames])).shape)
     except Exception as error:  # whatever a backend raises whose parameters do not fit each other
         raise InputError(f"{parts.run}: the backend does not fit the features of its card: {error}; {AGAIN}") from None
-    if shape != (1, index.index.d):
-        raise InputError(f"{parts.run}: expected an embedding of width {index.index.d}, got one of {shape}; {AGAIN}")
+    if width != (1, index.index.d):
+        raise InputError(f"{parts.run}: expected an embedding of width {index.index.d}, got one of {width}; {AGAIN}")
 
 
 def _encoder(parts: Parts, taps: tuple[Tap, ...]) -> xlsr.Encoder:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,14 @@ class _Longer(NamedTuple):
     path: Path
 
 
+class _Decided(NamedTuple):
+    """The score (1,) of a file, the embedding (1, E) that explains it, and which of its windows decides."""
+
+    score: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    window: int
+
+
 @dataclass(frozen=True, eq=False)
 class System:
     """A trained system, ready to score files.
@@ -97,6 +105,11 @@ class System:
     def width(self) -> int:
         """The width E of an embedding."""
         return int(self.index.index.d)
+
+    @property
+    def attends(self) -> bool:
+        """Whether one embedding of all heard windows gives the score of a file, by attention."""
+        return self.windows == "run" and self.own.attended
 
     @cached_property
     def training(self) -> tuple[Embeddings, Trials]:
@@ -128,17 +141,29 @@ class System:
         return (found if isinstance(found, Unreadable) else found.score for found in self._found(paths, None))
 
     def embeddings(self, paths: Iterable[str | Path]) -> Iterator[NDArray[np.float32] | Unreadable]:
-        """The embedding (E,) of the first window of every file, in order."""
-        first = replace(self, windows="first")
+        """The embedding (E,) of every file, in order, as the flow has it: of the first window, or of those of the run.
+
+        They are of several windows where attention makes one embedding of them.
+        """
+        system = replace(self, windows="run" if self.own.attended else "first")
         for path in map(Path, paths):
-            head = first._head(path)
-            if not isinstance(head, _Head):
-                yield Unreadable(*head)
+            head = system._head(path)
+            if isinstance(head, Unreadable):
+                yield head
                 continue
             try:
-                yield self.embed((head.samples[None], np.array([head.valid])), names=[str(path)])[0]
+                yield system._embedding(head)
             except InputError as error:
                 yield Unreadable(path, str(error))
+
+    def _embedding(self, head: _Head | _Longer) -> NDArray[np.float32]:
+        """The embedding (E,) of a file. Raises InputError as `embed`, and where all windows are silent."""
+        if isinstance(head, _Head):
+            (embedding,) = self.embed((head.samples[None], np.array([head.valid])), names=[str(head.path)])
+        else:
+            _, windows = self._sounding(head.path, self._decoded(head.path).samples)
+            ((embedding,), _) = self.attended(windows)
+        return np.asarray(embedding)
 
     def detect(self, paths: Iterable[str | Path], *, explain: bool = False) -> Iterator[Detection | Unreadable]:
         """What the system says of every file, in order: a batch of files at a time, or one of which more is heard.
@@ -186,17 +211,39 @@ class System:
 
     def _whole(self, path: Path, samples: Samples, warnings: tuple[str, ...], known: Surroundings | None) -> Detection:
         """The detection of several windows of some samples. Raises InputError where all are silent."""
+        starts, embedded = self._sounding(path, samples)
+        whole = self._decided(embedded, names=_places(path, starts))
+        start = int(starts[whole.window])
+        part = start / SAMPLE_RATE, min(start + self.window, len(samples)) / SAMPLE_RATE
+        (found,) = self._judged([path], [warnings], whole.score, whole.embedding, known)
+        return replace(found, part=part)
+
+    def _sounding(self, path: Path, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Where the heard windows start that are not silent, (W,), and their embeddings (W, E). Raises InputError."""
         starts = hearing.starts(samples, self.windows, self.own, window=self.window)
         heard, embedded = self._embedded(path, samples, starts)
         if not len(heard):
             raise InputError(f"{path}: all {len(samples)} samples at 16 kHz are silent; leave the file out")
-        scores = self.judge(embedded, names=_places(path, starts[heard]))
+        return starts[heard], embedded
+
+    def _decided(self, embedded: NDArray[np.float32], *, names: Sequence[str]) -> _Decided:
+        """What is said of a file from the embeddings (W, E) of its windows.
+
+        The window with the lowest score decides; with attention, of those with the largest weight.
+        """
+        scores = self.judge(embedded, names=names)
+        if self.attends:
+            embedding, weights = self.attended(embedded)
+            return _Decided(self.judge(embedding, names=names[:1]), embedding, int(np.lexsort((scores, -weights))[0]))
         lowest = int(scores.argmin())
-        score = self.reduced(embedded, scores)
-        start = int(starts[heard[lowest]])
-        part = start / SAMPLE_RATE, min(start + self.window, len(samples)) / SAMPLE_RATE
-        (found,) = self._judged([path], [warnings], np.array([score]), embedded[lowest : lowest + 1], known)
-        return replace(found, part=part)
+        return _Decided(np.array([self.reduced(embedded, scores)]), embedded[lowest : lowest + 1], lowest)
+
+    def attended(self, embedded: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The one embedding (1, E) that attention makes of those of W windows, (W, E), and their weights (W,)."""
+        backend: Any = self.backend
+        windows = torch.from_numpy(embedded)[None]
+        with torch.inference_mode():
+            return backend.pooled(windows).numpy(), backend.weights(windows)[0].numpy()
 
     def reduced(self, embedded: NDArray[np.float32], scores: NDArray[np.float32]) -> np.float32:
         """The score of a file from the embeddings (W, E) and scores (W,) of its windows."""
@@ -328,6 +375,8 @@ class System:
         frames, pooled, n_frames = blocks
         stored = pooled if self.reads == "pooled" else frames
         features = np.stack([stored[layer] for layer in self.layers], axis=1).astype(np.float32)  # (n, L, T or 2, D)
+        if self.own.attended:
+            features = features[:, None]  # each window by itself
         with torch.inference_mode():
             embedded = self.backend(torch.from_numpy(features), torch.from_numpy(n_frames.astype(np.int64)))
         return np.asarray(embedded.float().numpy(), dtype=np.float32)

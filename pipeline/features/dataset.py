@@ -21,7 +21,7 @@ from pipeline.core.trial_table import Trials
 from pipeline.features import sources, streaming
 from pipeline.features.reader import Reader
 from pipeline.features.receipt_files import has_no_frames, open_sets
-from pipeline.features.sources import Addresses, JoinedSource, OnDisk, Source
+from pipeline.features.sources import Addresses, JoinedSource, OnDisk, Source, WindowsTogether
 from pipeline.features.specs import fingerprint
 from pipeline.features.streaming import Batch
 
@@ -41,6 +41,7 @@ class Dataset:
     name: the set's name. encoder: fingerprint of encoder and window. digest: sha256 from the receipt, which pins the
     bytes of the features. views: the augmented views. groups: (N,) int, the set of each utterance in a joined dataset.
     windows: of every utterance. The addresses of the W windows come first, those of the augmented views after them.
+    Where attention goes over the windows, they are one row, with the addresses of the first.
     """
 
     name: str
@@ -66,13 +67,14 @@ class Dataset:
 
     def place(self, view: str) -> int:
         """Which of the N addresses of each window and view are those of an augmented view: the number before them."""
-        return self.windows.count + self.views.index(view)
+        return self.windows.apart + self.views.index(view)
 
     def features(self, addresses: Addresses) -> Batch:
         """Read the features of some addresses, and their valid frames, into new memory.
 
         Returns:
-            (B, L, T, D) frames or (B, L, 2, D) pooled means and standard deviations, float32; n_frames (B,) int64.
+            (B, L, T, D) frames or (B, L, 2, D) pooled means and standard deviations, float32, with attention over W
+            windows (B, W, L, T or 2, D); n_frames (B,) int64.
         """
         return streaming.read(self.source, addresses)
 
@@ -113,6 +115,8 @@ def open_set(
         names = (CLEAN, *windows.views, *views)
         source = OnDisk(Reader(part.store, views=names, layers=chosen, pooled=reads == "pooled"))
         placed = _placed(source, hold, views=len(names), device=torch.device(device), name=part.name)
+        if windows.attended:
+            placed = WindowsTogether(placed, windows.count)
         encoder, channels, digest = fingerprint(found["encoder"]), found["channels"], found["digest"]
         parts.append(
             Dataset(

@@ -173,6 +173,48 @@ class JoinedSource:
             out.index_copy_(0, torch.from_numpy(mine).to(self.device), block)
 
 
+@dataclass(frozen=True)
+class WindowsTogether:
+    """All W windows of each utterance as one row. The addresses of a source of windows and views, without the windows.
+
+    An augmented view has one window, which stands for all.
+    """
+
+    source: Source
+    windows: int
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """(W, L, T, D) or (W, L, 2, D)."""
+        return (self.windows, *self.source.row)
+
+    @property
+    def n_frames(self) -> NDArray[np.int32]:
+        """(N,)."""
+        return self.source.n_frames
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float16 or float32."""
+        return self.source.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which `gather` needs its `out`."""
+        return self.source.device
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether reading is a copy in memory."""
+        return self.source.at_hand
+
+    def gather(self, addresses: Addresses, out: Tensor) -> None:
+        """Fill out (B, *row)."""
+        views, rows = np.divmod(addresses[:, None], len(self.n_frames))
+        place = np.where(views == 0, np.arange(self.windows), self.windows - 1 + views)  # (B, W)
+        self.source.gather((place * len(self.n_frames) + rows).ravel(), out.view(-1, *self.source.row))
+
+
 def row_bytes(source: Source) -> int:
     """Bytes of the features of one utterance."""
     return math.prod(source.row) * source.dtype.itemsize

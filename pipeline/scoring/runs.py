@@ -149,17 +149,20 @@ def backend(folder: Path) -> Any:
     """
     import torch
 
+    from pipeline.backends._windows import over_windows
+
     facts = card(folder)
     kind = facts["kind"]
+    windows = WindowsParams.of(kind)
     weights = {name: torch.from_numpy(array) for name, array in _arrays(folder / BACKEND_FILE).items()}
     made = members.member("backends", facts["backend"]).Backend
     try:
         make = partial(made, layers=len(kind["layers"]), channels=kind["channels"], **facts["backend_parameters"])
         with torch.device("meta"), _at_most(len(weights)):
-            wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+            wanted = {name: tuple(tensor.shape) for name, tensor in over_windows(make(), windows).state_dict().items()}
         if wrong := _misfits(wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
             raise ValueError("\n" + listing(wrong))
-        module = make()
+        module = over_windows(make(), windows)
         module.load_state_dict(weights)
     except Exception as error:  # whatever a backend raises for parameters that it does not expect
         raise InputError(f"{folder}: weights and card do not fit; {AGAIN}: {error}") from None

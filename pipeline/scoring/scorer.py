@@ -99,9 +99,12 @@ def score_each(
 def score_windows(
     batches: Iterable[NDArray[np.float32]], index: CentroidIndex, *, names: Sequence[str], windows: WindowsParams
 ) -> NDArray[np.float32]:
-    """Scores (N,) of N utterances `names` from the embeddings of W windows: all first ones, all second ones, and on."""
-    found = score_each(batches, index, names=[*names] * windows.count)
-    return reduce_windows(found.reshape(windows.count, len(names)), windows)
+    """Scores (N,) of N utterances `names` from the embeddings of W windows: all first ones, all second ones, and on.
+
+    Where attention made one embedding of the windows, that has the score.
+    """
+    found = score_each(batches, index, names=[*names] * windows.apart)
+    return reduce_windows(found.reshape(windows.apart, len(names)), windows)
 
 
 def reduce_windows(scores: NDArray[np.float32], windows: WindowsParams) -> NDArray[np.float32]:
@@ -114,7 +117,7 @@ def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset, *, view: 
     names = data.trials.utterance.tolist()
     if view != CLEAN:
         return score_each(embed(backend, data, view=data.place(view)), index, names=names)
-    return score_windows(embed(backend, data, views=data.windows.count), index, names=names, windows=data.windows)
+    return score_windows(embed(backend, data, views=data.windows.apart), index, names=names, windows=data.windows)
 
 
 def open_set(run: Path, receipt: Path, trials: Trials, *, root: Path, views: Sequence[str] = ()) -> Dataset:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.backends._windows import over_windows
 from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.devices import device_of
@@ -88,7 +89,7 @@ class HeadLearner(Learner):
     def losses(self, epoch: int) -> Generator[Tensor]:
         """For each step of an epoch, in order, add up the gradients and yield the loss, detached."""
         views, labels = self.drawn(epoch)
-        windows = drawing.drawn_windows(len(views), self.features.windows.count, seed=self.seed, epoch=epoch)
+        windows = drawing.drawn_windows(len(views), self.features.windows.apart, seed=self.seed, epoch=epoch)
         augmented = np.array([self.features.place(name) for name in self.augment.views] or [0])
         place = np.where(views == drawing.CLEAN_VIEW, windows, augmented[views])
         addresses = np.arange(len(views)) + len(views) * place
@@ -131,7 +132,7 @@ class HeadLearner(Learner):
 
         epoch: the one that ends with this pass, None for another one.
         """
-        count = self.windows.count
+        count = self.windows.apart
         if epoch is None:
             return scorer.embed(self.system.backend, self.dev_features, views=count)
         stream = partial(self.seat.stream, key=("dev", epoch))
@@ -177,7 +178,7 @@ def fit_steps(
     """
     device = device_of(params.device, key="train.device")
     with loop.seeded(seed, device):
-        backend: nn.Module = make_backend()
+        backend = over_windows(make_backend(), train.windows)
         loss: nn.Module = make_loss(embedding_dim=backend.embedding_dim)
         learner = HeadLearner(
             system=Head(backend, loss).to(device),
