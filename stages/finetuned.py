@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.backends._windows import over_windows
 from pipeline.core import params_file, trial_table
 from pipeline.core.errors import InputError, run_command
 from pipeline.core.files import read_json, write_text
@@ -22,6 +21,7 @@ from pipeline.features.dataset import Dataset
 from pipeline.metrics import scorefile
 from pipeline.metrics.eer import dev_metrics
 from pipeline.scoring import centroids, runs, scorer
+from pipeline.scoring.attention import over_windows
 from pipeline.training import history
 
 KEYS = (*runs.KEYS, "curves", "finetune", "epochs", "parameters")  # of the card of a fine-tuned run

@@ -20,7 +20,6 @@ from pipeline import commands, detect
 from pipeline.analysis import embeddings
 from pipeline.audio import decode
 from pipeline.backends import asp
-from pipeline.backends._windows import OverWindows, over_windows
 from pipeline.core import trial_table
 from pipeline.core.errors import InputError
 from pipeline.core.members import member
@@ -32,6 +31,7 @@ from pipeline.features.sampling import Augment
 from pipeline.features.sources import WindowsTogether
 from pipeline.metrics.eer import eer_of
 from pipeline.scoring import centroids, runs, scorer
+from pipeline.scoring.attention import OverWindows, over_windows
 from pipeline.training import heads, loop, together
 from tests import backends, systems
 from tests.systems import FRAMES, POOLED, WINDOW

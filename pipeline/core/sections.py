@@ -127,7 +127,7 @@ class WindowsParams(Section):
 
     hop: samples at 16 kHz from the start of one to that of the next; None spreads them over the utterance, see
     `windows.Window.start`. reduce: the score of an utterance is the mean of those of its windows, or the lowest; or
-    that of one embedding, a mean of theirs with weights that the backend learns, see `pipeline.backends._windows`.
+    that of one embedding, a mean of theirs with weights that the backend learns, see `pipeline.scoring.attention`.
     """
 
     count: Annotated[int, Field(ge=1, le=windows.MOST)] = 1

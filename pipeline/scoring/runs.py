@@ -149,7 +149,7 @@ def backend(folder: Path) -> Any:
     """
     import torch
 
-    from pipeline.backends._windows import over_windows
+    from pipeline.scoring.attention import over_windows
 
     facts = card(folder)
     kind = facts["kind"]

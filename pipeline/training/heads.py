@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.backends._windows import over_windows
 from pipeline.core import trial_table
 from pipeline.core.contracts import Labels
 from pipeline.core.devices import device_of
@@ -31,6 +30,7 @@ from pipeline.features.dataset import Dataset
 from pipeline.features.sampling import NO_AUGMENT, Augment
 from pipeline.features.streaming import Batch
 from pipeline.scoring import scorer
+from pipeline.scoring.attention import over_windows
 from pipeline.training import adam, cells, checkpoints, drawing, history, loop, selection, together
 from pipeline.training.adam import Groups
 from pipeline.training.cells import Cell

@@ -1,4 +1,4 @@
-"""Attention over the windows of an utterance, around any backend: where `extract.windows.reduce` is `attention`."""
+"""Attention over the windows of an utterance, around any backend: `extract.windows.reduce: attention`."""
 
 from __future__ import annotations
 
