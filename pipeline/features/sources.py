@@ -173,40 +173,20 @@ class JoinedSource:
             out.index_copy_(0, torch.from_numpy(mine).to(self.device), block)
 
 
-@dataclass(frozen=True)
 class WindowsTogether:
-    """All W windows of each utterance as one row. The addresses of a source of windows and views, without the windows.
+    """All W windows of each utterance as one row, (W, L, T or 2, D): a source of which the windows are the first views.
 
-    An augmented view has one window, which stands for all.
+    Address i has the windows of utterance i, address v · N + i its v-th augmented view, which stands for all W.
     """
 
-    source: Source
-    windows: int
-
-    @property
-    def row(self) -> tuple[int, ...]:
-        """(W, L, T, D) or (W, L, 2, D)."""
-        return (self.windows, *self.source.row)
-
-    @property
-    def n_frames(self) -> NDArray[np.int32]:
-        """(N,)."""
-        return self.source.n_frames
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float16 or float32."""
-        return self.source.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which `gather` needs its `out`."""
-        return self.source.device
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether reading is a copy in memory."""
-        return self.source.at_hand
+    def __init__(self, source: Source, windows: int) -> None:
+        self.source = source
+        self.windows = windows
+        self.row = (windows, *source.row)
+        self.dtype = source.dtype
+        self.device = source.device
+        self.at_hand = source.at_hand
+        self.n_frames = source.n_frames
 
     def gather(self, addresses: Addresses, out: Tensor) -> None:
         """Fill out (B, *row)."""
