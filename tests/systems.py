@@ -65,7 +65,8 @@ def _corpus(folder: Path) -> None:
     (folder / "mine.csv").write_text("\n".join(lines) + "\n")
 
 
-def _run(stage: ModuleType, **options: str) -> None:
+def run_stage(stage: ModuleType, **options: str) -> None:
+    """A stage in the current folder, with options as on the command line."""
     before = sys.argv
     sys.argv = ["stage", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value))]
     try:
@@ -95,10 +96,10 @@ def make(folder: Path, **windows: Any) -> Path:
     YAML(typ="safe").dump(_params(windows), folder / "params.yaml")
     with contextlib.chdir(folder), _one_thread():
         for name in SIZES:
-            _run(prepare, set=name, trials=f"data/trials/{name}.csv")
-        _run(encoder, trials="data/trials", card="data/encoder.json")
+            run_stage(prepare, set=name, trials=f"data/trials/{name}.csv")
+        run_stage(encoder, trials="data/trials", card="data/encoder.json")
         for name in SIZES:
-            _run(
+            run_stage(
                 extract, set=name, trials=f"data/trials/{name}.csv", card="data/encoder.json",
                 receipt=f"data/features/{name}.json",
             )  # fmt: skip
@@ -110,17 +111,17 @@ def make(folder: Path, **windows: Any) -> Path:
 def _train(run: str) -> None:
     backend, loss, layers, views, seed = run.split("-")
     training, dev_scores = f"data/metrics/{run}.json", f"data/dev_scores/{run}.txt"
-    _run(
+    run_stage(
         train, backend=backend, loss=loss, layers=layers, views=views, seed=seed, trials="data/trials",
         features="data/features", run=f"data/runs/{run}", metrics=training, curves=f"data/curves/{run}.csv",
         dev_scores=dev_scores, seconds=f"data/seconds/{run}.json",
     )  # fmt: skip
-    _run(
+    run_stage(
         score, set="eval", run=f"data/runs/{run}", trials="data/trials/eval.csv",
         features="data/features/eval.json", scores=f"data/scores/{run}/eval.txt", views=f"data/scores/{run}/eval",
     )  # fmt: skip
     _evaluate(run, threshold=json.loads(Path(training).read_text())["dev_threshold"])
-    _run(
+    run_stage(
         embed, run=f"data/runs/{run}", trials="data/trials", features="data/features",
         embeddings=f"data/embeddings/{run}",
     )  # fmt: skip

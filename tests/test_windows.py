@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline import detect
-from pipeline.audio import decode, loader, windowing
+from pipeline.audio import decode, loader, views, windowing
 from pipeline.audio.loader import Clip
 from pipeline.core import params_file, trial_table, windows
 from pipeline.core.contracts import Centroids
@@ -27,16 +28,19 @@ from pipeline.core.sections import WindowParams, WindowsParams
 from pipeline.core.windows import Window
 from pipeline.detect import fused, hearing, package
 from pipeline.encoder.cards import Card
+from pipeline.extraction import hdf5
 from pipeline.features import dataset, receipt_files, sampling
 from pipeline.features.sampling import Augment
+from pipeline.metrics import scorefile
 from pipeline.metrics.eer import eer_of
 from pipeline.metrics.fusion import Fusion
 from pipeline.scoring import centroids, runs, scorer
 from pipeline.training import drawing, heads, loop
+from stages import extract, score
 from tests import systems
 from tests.conftest import Corpus
 from tests.places import SETTINGS
-from tests.systems import FRAMES, POOLED, WINDOW
+from tests.systems import FRAMES, POOLED, WINDOW, run_stage
 from tests.test_extract import PARAMS, in_threads, make_encoder, run, store_of
 from tests.test_fit import Flat, array_of, cell, run_of, separable
 from tests.test_store import tree
@@ -81,19 +85,32 @@ def test_windows_lie_in_the_utterance_in_order(samples: int, length: int, count:
         assert np.ptp(steps) <= 1  # spread evenly
 
 
-@given(count=st.integers(2, windows.MOST), hop=st.none() | st.integers(1, 10**9 - 1), data=st.data())
-def test_a_name_is_that_of_one_window(count: int, hop: int | None, data: st.DataObject) -> None:
+@given(
+    view=st.sampled_from(["clean", "mp3_32", "trim", "recorded_noise10_0"]),
+    count=st.integers(2, windows.MOST),
+    hop=st.none() | st.integers(1, 10**9 - 1),
+    data=st.data(),
+)
+def test_a_name_is_that_of_one_window_of_one_view(view: str, count: int, hop: int | None, data: st.DataObject) -> None:
     window = Window(data.draw(st.integers(1, count - 1)), count, hop)
-    assert windows.parse(window.name) == window
+    assert windows.parse(window.name(view)) == (view, window)
+    assert windows.parse(Window(0, count, hop).name(view)) == (view, windows.FIRST)
+
+
+def test_names_by_hand() -> None:
+    assert WindowsParams(count=3).names(["clean", "mp3_32"]) == (
+        "clean", "window_1_of_3", "window_2_of_3", "mp3_32", "mp3_32_window_1_of_3", "mp3_32_window_2_of_3",
+    )  # fmt: skip
+    assert WindowsParams(count=2, hop=800).names(["clean"]) == ("clean", "window_1_of_2_hop_800")
 
 
 @pytest.mark.parametrize(
     "name",
     ["clean", "window_0_of_3", "window_3_of_3", "window_01_of_3", "window_1_of_3_hop_0", "window_1_of_3_hop_",
-     "window_1_of_3/..", "window_1_of_3\n", "window_1_of_1001", "noise_0"],
+     "window_1_of_3/..", "window_1_of_3\n", "window_1_of_1001", "noise_0", "noise_0window_1_of_3"],
 )  # fmt: skip
 def test_other_names_are_of_no_window(name: str) -> None:
-    assert windows.parse(name) is None
+    assert windows.parse(name) == (name, windows.FIRST)
 
 
 def test_a_silent_window_is_left_for_the_first(tmp_path: Path) -> None:
@@ -103,7 +120,7 @@ def test_a_silent_window_is_left_for_the_first(tmp_path: Path) -> None:
     clip = Clip("a", tmp_path / "a.wav", decode.digest((tmp_path / "a.wav").read_bytes()))
     found = [
         loader.load_window(clip, view=view, window=WindowParams(samples=1_000, pad="repeat"))[0]
-        for view in ("clean", *THREE.views)
+        for view in THREE.names(["clean"])
     ]
     for cut, start in zip(found, (0, 0, 2_000), strict=True):
         np.testing.assert_array_equal(cut, samples[start : start + 1_000])
@@ -115,18 +132,20 @@ def test_a_silent_window_is_left_for_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pad", ["repeat", "zero"])
 @pytest.mark.parametrize("hop", [None, 300])
 @pytest.mark.usefixtures("in_threads")
-def test_the_store_holds_what_the_encoder_gives_of_each_window(
+def test_the_store_holds_what_the_encoder_gives_of_each_window_of_each_view(
     corpus: Corpus, tmp_path: Path, card: Card, pad: str, hop: int | None
 ) -> None:
-    chosen = WindowsParams(count=3, hop=hop)
-    params = PARAMS.model_copy(update={"window": WindowParams(samples=3_200, pad=pad), "windows": chosen})
+    chosen = {"windows": WindowsParams(count=3, hop=hop), "views": ("noise_0",)}
+    params = PARAMS.model_copy(update={"window": WindowParams(samples=3_200, pad=pad), **chosen})
     receipt = run(corpus, tmp_path, card, params)
+    each = [(view, number) for view in ("clean", "noise_0") for number in range(3)]
     group = zarr.open_group(store_of(tmp_path, receipt), mode="r")
     encode, (folder, trials) = make_encoder((1, 3)), corpus
     moved = 0
     for i, path in enumerate(trials.path):
-        whole = decode.load(folder / path)
-        for number, view in enumerate(("clean", *chosen.views)):
+        clean = decode.load(folder / path)
+        for (view, number), name in zip(each, receipt["views"], strict=True):
+            whole = views.apply(view, clean, utterance=str(trials.utterance[i]))
             room = max(len(whole) - 3_200, 0)
             start = int(number * (room if hop is None else min(room, 2 * hop)) / 2)
             moved += start > 0
@@ -135,9 +154,9 @@ def test_the_store_holds_what_the_encoder_gives_of_each_window(
             assert group["n_frames"][i] == n_frames.item()
             for layer, features in taps.items():
                 frames = features[0, : n_frames.item()].numpy()
-                got = group[f"{view}/layer_{layer:02d}"][i].astype(np.float32)
+                got = group[f"{name}/layer_{layer:02d}"][i].astype(np.float32)
                 np.testing.assert_allclose(got[: len(frames)], frames, atol=4e-3)  # float16 up to 4
-    assert moved >= 6
+    assert moved >= 12
 
 
 @pytest.mark.usefixtures("in_threads")
@@ -164,13 +183,22 @@ def test_a_choice_of_layers_and_views_keeps_all_windows(corpus: Corpus, tmp_path
     (tmp_path / "dev.json").write_text(json.dumps(run(corpus, tmp_path, card, params)))
     ((store, receipt),) = receipt_files.open_receipts(tmp_path / "dev.json", root=tmp_path).values()
     chosen = receipt_files.selected(store, receipt, layers=[3], views=["trim"])
-    assert chosen["views"] == ["clean", *THREE.views, "trim"]
+    assert chosen["views"] == ["clean", "window_1_of_3", "window_2_of_3", *THREE.names(["trim"])]
     (tmp_path / "dev.json").write_text(json.dumps(chosen))
     data = dataset.open_set(tmp_path / "dev.json", corpus[1], root=tmp_path, reads="frames", views=["trim"])
     assert (data.windows, data.place("trim"), data.kind["windows"]) == (THREE, 3, THREE.model_dump())
     group = zarr.open_group(store.path, mode="r")
     for place, view in enumerate(chosen["views"]):
         np.testing.assert_array_equal(data.features(np.arange(10) + 10 * place)[0][:, 0], group[f"{view}/layer_03"][:])
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_all_windows_go_to_a_file_of_hdf5_and_come_back(corpus: Corpus, tmp_path: Path, card: Card) -> None:
+    params = PARAMS.model_copy(update={"windows": WindowsParams(count=2, hop=800), "views": ("noise_0",)})
+    (tmp_path / "dev.json").write_text(json.dumps(receipt := run(corpus, tmp_path, card, params)))
+    hdf5.export(tmp_path / "dev.json", tmp_path / "dev.h5", root=tmp_path, trials=corpus[1])
+    back = hdf5.bring_back(tmp_path / "dev.h5", root=tmp_path / "other")
+    assert back.digest(receipt["views"], receipt["layers"]) == receipt["digest"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +231,6 @@ def test_a_receipt_of_other_windows_than_it_has_is_refused(
             {"windows": {"count": 2, "reduce": "max"}},
             "windows.reduce: expected 'mean', 'min' or 'attention'",
         ),
-        ("evaluate", {"views": ["mp3_32"]}, r": expected \[\] with several windows .*got \['mp3_32'\]"),
     ],
 )
 def test_windows_that_cannot_be_are_told_with_their_line(
@@ -222,11 +249,11 @@ def test_windows_that_cannot_be_are_told_with_their_line(
 
 def several(n: int, *, seed: int, chosen: WindowsParams = THREE, views: tuple[str, ...] = ()) -> dataset.Dataset:
     """A set in which later windows are noisier, and augmented views after them."""
-    data = separable(n, seed=seed, views=(*chosen.views, *views))
+    data = separable(n, seed=seed, views=chosen.names(["clean", *views])[1:])
     return replace(data, views=views, windows=chosen)
 
 
-def test_training_draws_every_window_alike_where_no_view_is_drawn() -> None:
+def test_training_draws_every_window_alike() -> None:
     count = 6_000
     drawn = drawing.drawn_windows(count, 3, seed=5, epoch=1)
     np.testing.assert_allclose(np.bincount(drawn) / count, [1 / 3] * 3, atol=0.02)
@@ -235,7 +262,7 @@ def test_training_draws_every_window_alike_where_no_view_is_drawn() -> None:
     assert not drawing.drawn_windows(count, 1, seed=5, epoch=1).any()
 
 
-def test_an_epoch_reads_the_drawn_window_or_view_of_each_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_reads_the_drawn_window_of_the_drawn_view_of_each_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
     data = several(30, seed=0, views=("noise_0", "narrowband"))
     learner, seen = run_of(data, augment=Augment(("narrowband",), 0.4)), []
     monkeypatch.setattr(heads.HeadLearner, "loss", lambda _self, batch, _labels: seen.append(batch[0].clone()))
@@ -243,8 +270,9 @@ def test_an_epoch_reads_the_drawn_window_or_view_of_each_utterance(monkeypatch: 
     order = list(sampling.batches(data.trials.is_bonafide, size=16, seed=5, epoch=2))
     views, _ = learner.drawn(2)
     chosen = drawing.drawn_windows(30, 3, seed=5, epoch=2)
-    place = [4 if view == 0 else window for view, window in zip(views.tolist(), chosen.tolist(), strict=True)]
-    assert set(place) == {0, 1, 2, 4}
+    first = {-1: 0, 0: 6}  # of clean and of narrowband
+    place = [first[view] + window for view, window in zip(views.tolist(), chosen.tolist(), strict=True)]
+    assert set(place) == {0, 1, 2, 6, 7, 8}
     for features, rows in zip(seen, order, strict=True):
         expected = array_of(data)[[30 * place[row] + row for row in rows.tolist()]]
         np.testing.assert_array_equal(features.numpy(), expected)
@@ -255,12 +283,12 @@ def test_a_score_is_reduced_over_the_windows(reduce: str) -> None:
     data = several(150, seed=0, chosen=WindowsParams(count=3, reduce=reduce), views=("noise_0",))
     rng = np.random.default_rng(0)
     made = Centroids(rng.normal(size=(2, 48)).astype(np.float32), True, 0.5, "max")
-    index, rows = centroids.build(made), array_of(data).reshape(4, 150, -1)
+    index, rows = centroids.build(made), array_of(data).reshape(6, 150, -1)
     names = data.trials.utterance.tolist()
     each = np.stack([scorer.score(view, index, names=names) for view in rows])
-    expected = each[:3].min(0) if reduce == "min" else each[:3].mean(0)
-    np.testing.assert_allclose(scorer.score_all(Flat(), index, data), expected, rtol=1e-6)
-    np.testing.assert_array_equal(scorer.score_all(Flat(), index, data, view="noise_0"), each[3])
+    for view, of_view in (("clean", each[:3]), ("noise_0", each[3:])):
+        expected = of_view.min(0) if reduce == "min" else of_view.mean(0)
+        np.testing.assert_allclose(scorer.score_all(Flat(), index, data, view=view), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "min"])
@@ -309,6 +337,27 @@ def test_a_run_is_scored_on_all_windows_that_it_was_trained_on(flow: Path, name:
         each = [scorer.score_each(scorer.embed(backend, data, view=number), index, names=names) for number in range(3)]
         np.testing.assert_allclose(list(systems.scores(name)), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
         assert np.abs(np.diff(each, axis=0)).max() > 1e-3
+
+
+def test_a_set_is_scored_in_all_windows_of_each_view(flow: Path, tmp_path: Path) -> None:
+    shutil.copytree(flow, tmp_path / "project")
+    with contextlib.chdir(tmp_path / "project"):
+        settings = YAML(typ="safe").load(Path("params.yaml"))
+        settings["evaluate"]["views"] = ["noise_0"]
+        YAML(typ="safe").dump(settings, Path("params.yaml"))
+        trials, run, receipt = "data/trials/eval.csv", f"data/runs/{POOLED}", "data/features/eval.json"
+        run_stage(extract, set="eval", trials=trials, card="data/encoder.json", receipt=receipt)
+        run_stage(
+            score, set="eval", run=run, trials=trials, features=receipt, scores="data/eval.txt", views="data/eval"
+        )  # fmt: skip
+        table = trial_table.read(Path(trials))
+        data = scorer.open_set(Path(run), Path(receipt), table, root=Path("data/cache"), views=["noise_0"])
+        backend, index, names = runs.backend(Path(run)), runs.index(Path(run)), table.utterance.tolist()
+        each = [scorer.score_each(scorer.embed(backend, data, view=place), index, names=names) for place in range(6)]
+        found = scorefile.parse(Path("data/eval/noise_0.txt"))
+        np.testing.assert_allclose(found.score, np.mean(each[3:], axis=0), rtol=1e-5, atol=1e-6)
+        assert np.abs(np.mean(each[:3], axis=0) - np.mean(each[3:], axis=0)).max() > 1e-3
+        assert Path("data/eval.txt").read_bytes() == Path(f"data/scores/{POOLED}/eval.txt").read_bytes()
 
 
 def test_a_run_does_not_score_features_of_other_windows(flow: Path, project: Path) -> None:

@@ -117,7 +117,7 @@ def load_window(
 ) -> Window:
     """Decode an utterance, augment all of it as the view says, and cut its window. Of a clean one no more is kept.
 
-    view: the name of a later window (`pipeline.core.windows`) means that window of the clean utterance. normalized:
+    view: its name, or that of a later window of it (`pipeline.core.windows`). normalized:
     whether the encoder normalizes its input. If not, doubtful samples are refused: `prepare` only warns of them where
     the checkpoint decides that. recordings: those of the view. seeded_by: seeds the draws of the view in place of the
     utterance's name. place: where the window begins among the places where it can, from 0 to below 1. A silent window
@@ -131,11 +131,10 @@ def load_window(
         heard = decode.read(clip.path, content=clip.content, keep=keep)
         if heard.warnings and not normalized:
             raise InputError(f"{clip.path}: {'; '.join(heard.warnings)} (the encoder does not normalize its input)")
-        if later := windows.parse(view):
-            samples, start = heard.samples, later.start(len(heard.samples), length=window.samples)
-        else:
-            samples = views.apply(view, heard.samples, utterance=seeded_by or clip.utterance, recordings=recordings)
-            start = int(place * max(len(samples) - window.samples + 1, 1))
+        name, which = windows.parse(view)
+        samples = views.apply(name, heard.samples, utterance=seeded_by or clip.utterance, recordings=recordings)
+        start = which.start(len(samples), length=window.samples)
+        start = start or int(place * max(len(samples) - window.samples + 1, 1))
         start = windowing.sounding(samples, start, length=window.samples)
         cut, valid = windowing.window(samples[start:], length=window.samples, pad=window.pad)
         if np.ptp(cut[:valid]) == 0:

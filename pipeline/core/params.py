@@ -94,7 +94,7 @@ class Params(Section):
             wrong += self._unknown(("grid", axis), getattr(self.grid, axis), known, section)
         for domain, names in self.atlas.domains.items():
             wrong += self._unknown(("atlas", "domains", domain), names, self.sets, "sets")
-        wrong += self._not_in_the_grid() + self._views_of_windows() + self._not_finetuned()
+        wrong += self._not_in_the_grid() + self._not_finetuned()
         wrong += self._wrong_fusions() if not wrong else []  # the names of runs follow from the other sections
         for name, layers in self.layers.items():
             wrong += self._not_cached(("layers", name), layers, self.extract.layers, "layers")
@@ -180,14 +180,6 @@ class Params(Section):
             for axis, names in chosen.items()
             for i, name in enumerate(names)
             if name not in getattr(self.grid, axis)
-        ]
-
-    def _views_of_windows(self) -> list[str]:
-        if self.extract.windows.count == 1 or not self.evaluate.views:
-            return []
-        return [
-            f"{self.where('evaluate', 'views')}: expected [] with several windows of an utterance (extract.windows), "
-            f"as views are cached of the first window alone, got {list(self.evaluate.views)}"
         ]
 
     def _wrong_finetune_set(self) -> list[str]:

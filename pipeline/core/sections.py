@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -135,14 +135,13 @@ class WindowsParams(Section):
     reduce: Literal["mean", "min", "attention"] = "mean"
 
     @property
-    def later(self) -> tuple[windows.Window, ...]:
-        """All but the first one, which is that of the view `clean`."""
-        return tuple(windows.Window(number, self.count, self.hop) for number in range(1, self.count))
+    def each(self) -> tuple[windows.Window, ...]:
+        """The windows, in order."""
+        return tuple(windows.Window(number, self.count, self.hop) for number in range(self.count))
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The names under which the features of the later windows are cached."""
-        return tuple(window.name for window in self.later)
+    def names(self, views: Iterable[str]) -> tuple[str, ...]:
+        """The names under which the features of views are cached: all windows of the first view, and on."""
+        return tuple(window.name(view) for view in views for window in self.each)
 
     @property
     def attended(self) -> bool:

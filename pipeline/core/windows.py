@@ -1,8 +1,8 @@
 """Several windows of an utterance: how many, where they begin, and the names under which their features are cached.
 
-The first window is that of the view `clean`. Each later one is cached beside it like a view, named by all that its
-place depends on: `window_1_of_3`, or `window_1_of_3_hop_8000`. So one window stays as it is, and other choices of
-windows share the store.
+The first window has the name of the view alone, such as `clean` or `mp3_32`. Each later one is cached beside it, named
+by all that its place depends on: `window_1_of_3` of the clean utterance, or `window_1_of_3_hop_8000`, and
+`mp3_32_window_1_of_3` of a view. So one window stays as it is, and other choices of windows share the store.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pipeline.core.contracts import CLEAN
+
 MOST = 1_000  # windows of an utterance
-_NAME = re.compile(r"window_([1-9][0-9]{0,3})_of_([1-9][0-9]{0,3})(?:_hop_([1-9][0-9]{0,8}))?")
+_NAME = re.compile(r"(?:(.+)_)?window_([1-9][0-9]{0,3})_of_([1-9][0-9]{0,3})(?:_hop_([1-9][0-9]{0,8}))?")
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,12 @@ class Window:
     count: int
     hop: int | None = None
 
-    @property
-    def name(self) -> str:
-        """The name of its features in a store, for all but the first one."""
-        return f"window_{self.number}_of_{self.count}" + (f"_hop_{self.hop}" if self.hop else "")
+    def name(self, view: str = CLEAN) -> str:
+        """The name of its features in a store: those of an utterance in a view."""
+        if self.number == 0:
+            return view
+        own = f"window_{self.number}_of_{self.count}" + (f"_hop_{self.hop}" if self.hop else "")
+        return own if view == CLEAN else f"{view}_{own}"
 
     def start(self, samples: int, *, length: int) -> int:
         """Where the window begins in an utterance of this many samples. length: of a window, in samples.
@@ -39,10 +43,12 @@ class Window:
         return self.number * reach // max(steps, 1)
 
 
-def parse(name: str) -> Window | None:
-    """The window of a name; None where no window has it."""
+FIRST = Window(0, 1)
+
+
+def parse(name: str) -> tuple[str, Window]:
+    """The view and the window of the name of cached features. A name that has no later window is that of a view."""
     found = _NAME.fullmatch(name)
-    if not found:
-        return None
-    number, count = int(found[1]), int(found[2])
-    return Window(number, count, int(found[3]) if found[3] else None) if number < count <= MOST else None
+    if not found or not int(found[2]) < int(found[3]) <= MOST:
+        return name, FIRST
+    return found[1] or CLEAN, Window(int(found[2]), int(found[3]), int(found[4]) if found[4] else None)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pipeline.audio import windowing
 from pipeline.audio.windowing import Samples
 from pipeline.core.sections import WindowsParams
-from pipeline.core.windows import Window
 from pipeline.scoring import scorer
 
 Heard = Literal["first", "mean", "min", "run"]
@@ -35,8 +34,7 @@ def starts(samples: Samples, heard: Heard, own: WindowsParams, *, window: int) -
         return np.zeros(1, np.int64)
     if heard != "run":
         return overlapping(len(samples), window=window)
-    places = (Window(0, own.count, own.hop), *own.later)
-    begin = (place.start(len(samples), length=window) for place in places)
+    begin = (one.start(len(samples), length=window) for one in own.each)
     return np.array([windowing.sounding(samples, start, length=window) for start in begin])
 
 

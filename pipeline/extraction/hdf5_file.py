@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.audio.views import parse
+from pipeline.core import windows
 from pipeline.core.contracts import Tap
 from pipeline.core.errors import InputError
 from pipeline.core.files import parse_json
@@ -170,7 +171,7 @@ def _views(file: Path, source: Any) -> list[str]:
     for view in views:
         if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", view):
             raise InputError(f"{file}: expected the name of a view, got {view!r}")
-        parse(view)
+        parse(windows.parse(view)[0])
         _check_attributes(file, source[view], {ATTRIBUTES})
     if not views:
         raise InputError(f"{file}: expected at least one view, got none; {ANEW}")

@@ -4,8 +4,7 @@ The work is a list of units (`pipeline.extraction.units`); a unit is one shard o
 other, and making one twice gives the same bytes. An extraction that was killed continues with the first unit that has
 no marker. A unit that fails does not stop the others. Units are made in this process, or by Dask workers
 (`pipeline.extraction.cluster`). Beside the clean view a set gets those of `extract.views` where it is trained on, and
-those of `evaluate.views` where it is evaluated (`pipeline.audio.views`). The later windows of an utterance are stored
-like views.
+those of `evaluate.views` where it is evaluated (`pipeline.audio.views`), each in all windows of an utterance.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from pipeline.core.files import read_json, readable_size
 from pipeline.core.object_store import is_local
 from pipeline.core.sections import ONE_WINDOW, ExtractParams, WindowsParams
 from pipeline.core.trial_table import Trials
+from pipeline.core.windows import parse
 from pipeline.encoder.cards import Card
 from pipeline.extraction import units
 from pipeline.extraction.identity import spec_of
@@ -134,7 +134,7 @@ def extract(
     audio or features cannot be used.
     """
     layers = params.layers
-    names = (CLEAN, *params.windows.views, *views_of(params.views)[1:])
+    names = params.windows.names(views_of(params.views))
     spec = spec_of(trials, card, params)
 
     def clips(unit: Unit) -> list[Clip]:
@@ -205,17 +205,19 @@ def check_versions(target: Store, names: Sequence[str], recordings: Mapping[str,
             raise InputError(
                 f"{folder}: expected a view of version {views.VIEWS_VERSION}, got {found.get(VERSION_KEY)}; {mend}"
             )
-        if name in recordings and found.get(RECORDINGS_KEY) != recordings[name].digest:
+        heard = recordings.get(parse(name)[0])
+        if heard and found.get(RECORDINGS_KEY) != heard.digest:
             raise InputError(
-                f"{folder}: expected a view by the recordings of {recordings[name].listing} (digest "
-                f"{recordings[name].digest}), got {found.get(RECORDINGS_KEY)}; delete that folder, and the next `dvc "
-                "repro` makes this view alone anew, or put the former list back"
+                f"{folder}: expected a view by the recordings of {heard.listing} (digest {heard.digest}), got "
+                f"{found.get(RECORDINGS_KEY)}; delete that folder, and the next `dvc repro` makes it alone anew, or "
+                "put the former list back"
             )
 
 
 def _attributes(name: str, recordings: Mapping[str, Recordings]) -> dict[str, Any]:
     """The attributes of a view."""
-    digest = {RECORDINGS_KEY: recordings[name].digest} if name in recordings else {}
+    heard = recordings.get(parse(name)[0])
+    digest = {RECORDINGS_KEY: heard.digest} if heard else {}
     return {} if name == CLEAN else {VERSION_KEY: views.VIEWS_VERSION, **digest}
 
 

@@ -129,8 +129,7 @@ def _check(told: dict[str, dict[str, Any]], *, trials: int, where: Path) -> None
         if not isinstance(receipt["views"], list) or not isinstance(receipt["layers"], list):
             raise InputError(f"{where}: expected a receipt with lists of views and layers, got another")
         for view in receipt["views"]:
-            if not windows.parse(str(view)):
-                views.parse(str(view))
+            views.parse(windows.parse(str(view))[0])
         for layer in receipt["layers"]:
             if layer != "final" and not (type(layer) is int and 0 <= layer <= DEEPEST_LAYER):
                 raise InputError(f"{where}: expected a receipt with the numbers of layers, got {str(layer)[:100]!r}")

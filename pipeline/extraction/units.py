@@ -86,7 +86,7 @@ def make(
     from pipeline.extraction.forward import BatchSize, compute
 
     batch, problems = BatchSize(params.first_batch, grows=params.batch_size == "auto"), []
-    augmented = any(unit.view != CLEAN and windows.parse(unit.view) is None for unit, _ in tasks)
+    augmented = any(windows.parse(unit.view)[0] != CLEAN for unit, _ in tasks)
     heavy = augmented or next(model.parameters()).is_cuda
     with loader.open_executor(heavy=heavy) as executor, _Writer(target) as writer:
         for unit, names, loading in _loading(tasks, executor, params, recordings, normalized=model.normalize != "none"):
@@ -122,7 +122,7 @@ def _loading(
                 view=unit.view,
                 window=params.window,
                 normalized=normalized,
-                recordings=recordings.get(unit.view),
+                recordings=recordings.get(windows.parse(unit.view)[0]),
             )
             ahead.append((unit, [clip.utterance for clip in clips], loading))
             if len(ahead) > 1:

@@ -40,8 +40,8 @@ class Dataset:
 
     name: the set's name. encoder: fingerprint of encoder and window. digest: sha256 from the receipt, which pins the
     bytes of the features. views: the augmented views. groups: (N,) int, the set of each utterance in a joined dataset.
-    windows: of every utterance. The addresses of the W windows come first, those of the augmented views after them.
-    Where attention goes over the windows, they are one row, with the addresses of the first.
+    windows: of every utterance. The addresses of the W windows of the clean utterance come first, then those of each
+    view. Where attention goes over the windows of an utterance, they are one row with one address.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Dataset:
         }  # fmt: skip
 
     def place(self, view: str) -> int:
-        """Which of the N addresses of each window and view are those of an augmented view: the number before them."""
-        return self.windows.apart + self.views.index(view)
+        """How many times N addresses come before those of the first window of a view."""
+        return (CLEAN, *self.views).index(view) * self.windows.apart
 
     def features(self, addresses: Addresses) -> Batch:
         """Read the features of some addresses, and their valid frames, into new memory.
@@ -90,7 +90,7 @@ def open_set(
     hold: Hold = "disk",
     device: str = "cpu",
 ) -> Dataset:
-    """Open the clean features of a set, of all its windows, with some augmented views. For a pool its sets are joined.
+    """Open the clean features of a set, with some augmented views, in all windows. For a pool its sets are joined.
 
     Args:
         receipt: the receipt of the set or pool. trials: all its trials.
@@ -112,7 +112,7 @@ def open_set(
                 f"deviations, or pull {part.name} from a place where it was pushed without --pooled"
             )
         windows = WindowsParams.of(found)
-        names = (CLEAN, *windows.views, *views)
+        names = windows.names((CLEAN, *views))
         source = OnDisk(Reader(part.store, views=names, layers=chosen, pooled=reads == "pooled"))
         placed = _placed(source, hold, views=len(names), device=torch.device(device), name=part.name)
         if windows.attended:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.core import trial_table
+from pipeline.core import trial_table, windows
 from pipeline.core.contracts import CLEAN, Tap
 from pipeline.core.errors import InputError
 from pipeline.core.files import read_json
@@ -102,7 +102,8 @@ def _check(path: Path, receipt: Mapping[str, Any]) -> None:
         heard = WindowsParams.of(receipt)
     except ValueError as error:
         raise InputError(f"{path}: expected a receipt with the windows of an utterance; {AGAIN}: {error}") from None
-    if missing := [view for view in heard.views if view not in receipt["views"]]:
+    views = [name for name in receipt["views"] if isinstance(name, str) and windows.parse(name)[1] == windows.FIRST]
+    if missing := [name for name in heard.names(views) if name not in receipt["views"]]:
         raise InputError(f"{path}: expected a receipt with the views {', '.join(missing)}, got one without; {AGAIN}")
 
 
@@ -142,7 +143,7 @@ def of_choice(folder: Path, name: str, choice: str) -> Path:
 def selected(
     store: Store, receipt: Mapping[str, Any], *, layers: Sequence[Tap], views: Sequence[str]
 ) -> dict[str, Any]:
-    """The receipt of some layers and augmented views of a store, and of all windows, from the receipt of the whole.
+    """The receipt of some layers and augmented views of a store, in all windows, from the receipt of the whole.
 
     views: those that the store does not have are left out, as only training sets have any.
     Raises InputError for a layer that is not in the receipt.
@@ -152,8 +153,8 @@ def selected(
             f"{store.path}: expected the layers {', '.join(missing)}, the features have "
             f"{', '.join(map(str, receipt['layers']))}; add them to extract.layers and run `dvc repro extract`"
         )
-    of_windows = (CLEAN, *WindowsParams.of(receipt).views)
-    names = [*of_windows, *(view for view in views if view in receipt["views"] and view not in of_windows)]
+    chosen = [view for view in views if view in receipt["views"] and windows.parse(view) == (view, windows.FIRST)]
+    names = list(WindowsParams.of(receipt).names(dict.fromkeys((CLEAN, *chosen))))
     kept = {view: [layer for layer in layers if layer in receipt.get(IMPORTED, {}).get(view, ())] for view in names}
     imported = {view: taps for view, taps in kept.items() if taps}
     found = {

@@ -174,9 +174,9 @@ class JoinedSource:
 
 
 class WindowsTogether:
-    """All W windows of each utterance as one row, (W, L, T or 2, D): a source of which the windows are the first views.
+    """All W windows of each utterance as one row, (W, L, T or 2, D), of a source that has W times as many views.
 
-    Address i has the windows of utterance i, address v · N + i its v-th augmented view, which stands for all W.
+    Where the windows of utterance i in its v-th view have the addresses (v · W + w) · N + i there, they have v · N + i.
     """
 
     def __init__(self, source: Source, windows: int) -> None:
@@ -191,8 +191,8 @@ class WindowsTogether:
     def gather(self, addresses: Addresses, out: Tensor) -> None:
         """Fill out (B, *row)."""
         views, rows = np.divmod(addresses[:, None], len(self.n_frames))
-        place = np.where(views == 0, np.arange(self.windows), self.windows - 1 + views)  # (B, W)
-        self.source.gather((place * len(self.n_frames) + rows).ravel(), out.view(-1, *self.source.row))
+        places = views * self.windows + np.arange(self.windows)  # (B, W)
+        self.source.gather((places * len(self.n_frames) + rows).ravel(), out.view(-1, *self.source.row))
 
 
 def row_bytes(source: Source) -> int:

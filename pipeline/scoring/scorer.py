@@ -40,8 +40,8 @@ def embed(
 ) -> Iterator[NDArray[np.float32]]:
     """Embeddings of all utterances in order, (B, E) float32 at a time; the backend is left in eval mode.
 
-    stream: gives the batches, as `streaming.stream` does. view: the first window is 0, the others of `data.windows`
-    follow, then `data.views`. views: how many, one after the other, from `view` on.
+    stream: gives the batches, as `streaming.stream` does. view: the first one, as `data.place` numbers windows and
+    views. views: how many, one after the other.
 
     Computed in float32 wherever the backend is, whatever precision it was trained in: training selects by the same
     numbers that are deployed.
@@ -113,11 +113,9 @@ def reduce_windows(scores: NDArray[np.float32], windows: WindowsParams) -> NDArr
 
 
 def score_all(backend: nn.Module, index: CentroidIndex, data: Dataset, *, view: str = CLEAN) -> NDArray[np.float32]:
-    """Scores (N,) of a whole set: of all windows of the clean utterances, or of the one window of an augmented view."""
-    names = data.trials.utterance.tolist()
-    if view != CLEAN:
-        return score_each(embed(backend, data, view=data.place(view)), index, names=names)
-    return score_windows(embed(backend, data, views=data.windows.apart), index, names=names, windows=data.windows)
+    """Scores (N,) of a whole set in a view, of all windows of each utterance."""
+    embeddings = embed(backend, data, view=data.place(view), views=data.windows.apart)
+    return score_windows(embeddings, index, names=data.trials.utterance.tolist(), windows=data.windows)
 
 
 def open_set(run: Path, receipt: Path, trials: Trials, *, root: Path, views: Sequence[str] = ()) -> Dataset:

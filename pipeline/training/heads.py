@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.core import trial_table
-from pipeline.core.contracts import Labels
+from pipeline.core.contracts import CLEAN, Labels
 from pipeline.core.devices import device_of
 from pipeline.core.errors import InputError
 from pipeline.core.members import check_embeddings, check_loss
@@ -90,9 +90,8 @@ class HeadLearner(Learner):
         """For each step of an epoch, in order, add up the gradients and yield the loss, detached."""
         views, labels = self.drawn(epoch)
         windows = drawing.drawn_windows(len(views), self.features.windows.apart, seed=self.seed, epoch=epoch)
-        augmented = np.array([self.features.place(name) for name in self.augment.views] or [0])
-        place = np.where(views == drawing.CLEAN_VIEW, windows, augmented[views])
-        addresses = np.arange(len(views)) + len(views) * place
+        places = np.array([self.features.place(name) for name in (*self.augment.views, CLEAN)])  # clean is number -1
+        addresses = np.arange(len(views)) + len(views) * (places[views] + windows)
         order = list(
             sampling.batches(
                 self.train.is_bonafide,
