@@ -34,7 +34,7 @@ from pipeline.sweep import locks, starting, unchanged
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
-from pipeline.sweep.sweep import BESIDE, LOGS, Running, Sweep, kind_of
+from pipeline.sweep.sweep import CELLS, LOGS, Running, Sweep, kind_of
 from pipeline.sweep.tracked import Flow, State
 from tests.places import SETTINGS
 
@@ -427,7 +427,7 @@ def test_modules_of_cells_are_imported_while_dvc_looks_where_all_was_up_to_date_
 def test_the_modules_of_cells_are_those_of_their_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     steps = Flow([])
-    found = {starting.stage_of(steps.command(name)) for name in steps.steps if kind_of(name) in BESIDE}
+    found = {starting.stage_of(steps.command(name)) for name in steps.steps if kind_of(name) in CELLS}
     assert found == set(starting.OF_CELLS)
 
 

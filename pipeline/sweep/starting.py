@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from pipeline.core.errors import PlainErrors, exit_on_input_error, run_command
 
 FORKS = multiprocessing.get_context("forkserver")
+FRESH = multiprocessing.get_context("spawn")
 PREFIX = ["python", "-m"]
 TOGETHER = "stages.train"  # the stage of which one process can run several
 # The modules of all stages of cells, and of scoring their runs in other ways.
@@ -71,7 +73,8 @@ class Assignment:
     """Stages for one process. Several of them are trainings that read the same.
 
     commands: what each runs. logs: the file for what it says. names: as DVC calls them. root: the project's folder.
-    warm: use the modules that are imported, as they are what lies on the disk.
+    warm: use the modules that are imported, as they are what lies on the disk. early: do not wait until the process of
+    the forks has imported its modules.
     """
 
     commands: tuple[str, ...]
@@ -79,12 +82,16 @@ class Assignment:
     names: tuple[str, ...]
     root: Path
     warm: bool
+    early: bool = False
 
     def begin(self) -> Work:
         """Start the process on this machine."""
         if len(self.commands) > 1:
             return start_together(self.commands, self.logs, name=self.names[0], root=self.root)
-        return start(self.commands[0], self.logs[0], name=self.names[0], root=self.root, warm=self.warm)
+        context: ForkServerContext | SpawnContext = FRESH if self.early else FORKS
+        return start(
+            self.commands[0], self.logs[0], name=self.names[0], root=self.root, warm=self.warm, context=context
+        )
 
     def only(self, numbers: Sequence[int]) -> Assignment:
         """Some of the stages, by their numbers."""
@@ -132,13 +139,15 @@ def prepare_for_cells(root: Path) -> None:
         prepare(set(OF_CELLS))
 
 
-def start(command: str, log: Path, *, name: str, root: Path, warm: bool) -> Work:
+def start(
+    command: str, log: Path, *, name: str, root: Path, warm: bool, context: ForkServerContext | SpawnContext = FORKS
+) -> Work:
     """Run the command of a stage in a fork. What it says goes to the file `log`.
 
     name: as DVC calls the stage. root: the project's folder. warm: use the modules that are imported, as they are what
-    lies on the disk.
+    lies on the disk. context: FORKS, or FRESH for a process that imports for itself.
     """
-    process = FORKS.Process(target=_run, args=(command, log, name, root, warm))
+    process = context.Process(target=_run, args=(command, log, name, root, warm))
     process.start()
     return Work(process)
 

@@ -18,8 +18,10 @@ from pipeline.sweep.cluster import Sent, Workers
 from pipeline.sweep.starting import Assignment, Work
 from pipeline.sweep.tracked import State
 
-BESIDE = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # the others use all processors
-LATE = ("score", "evaluate", "rescore", "evaluate_rescored")
+CELLS = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # kinds of stages that workers run, too
+BESIDE = (*CELLS, "embed", "analyse")  # kinds that run side by side
+EARLY = ("prepare",)  # kinds that need nothing that takes long to import
+LATE = tuple(kind for kind in BESIDE if kind != "train")
 TOGETHER = 8  # trainings in one process at most: what each has learnt is in its memory
 LOGS = Path(".dvc/tmp/sweep")
 SHOWN_LINES = 15  # of a stage that ends without a message
@@ -102,9 +104,8 @@ class Sweep:
     """A sweep over a flow, with at most `jobs` stages at once.
 
     Trainings that read the same features run together in one process where `together` is set. They are shared out among
-    the jobs, the last ones evenly. Stages of a cell run side by side. Each other stage, such as extraction, uses all
-    processors by itself, so it runs alone: side by side with others it would also get other threads, and so other last
-    bits, than under `dvc repro`.
+    the jobs, the last ones evenly. Stages of a cell run side by side, and analyses of runs beside them. Each other
+    stage, such as extraction, uses all processors or much memory by itself, so it runs alone.
 
     workers: run the stages of cells in place of this machine; jobs is then the most that run at once on all of them.
     leave: stages that are left as they are; none that needs them waits for them. code: that of the project when the
@@ -194,10 +195,10 @@ class Sweep:
 
     def _begin(self, name: str) -> None:
         """Look at a stage, and start it if it is out of date, with others that read the same."""
-        if kind_of(name) in BESIDE:
-            self._prepare(other for other in self.flow.steps if kind_of(other) in BESIDE)
+        if kind_of(name) in CELLS:
+            self._prepare(other for other in self.flow.steps if kind_of(other) in CELLS)
         if self._is_stale(name):
-            if self.workers and kind_of(name) in BESIDE:
+            if self.workers and kind_of(name) in CELLS:
                 self.workers.need()
             self._start([name, *self._companions(name)])
 
@@ -252,12 +253,13 @@ class Sweep:
             names=tuple(names),
             root=self.flow.root,
             warm=self._is_warm(),
+            early=kind_of(names[0]) in EARLY,
         )
         with contextlib.ExitStack() as stack:
             busy = [stack.enter_context(contextlib.ExitStack()) for _ in names]
             for name, held in zip(names, busy, strict=True):
                 held.enter_context(self.flow.busy(name))
-            if self.workers and kind_of(names[0]) in BESIDE:
+            if self.workers and kind_of(names[0]) in CELLS:
                 work: Work | Sent = self._send(self.workers, assignment)
             else:
                 work = assignment.begin()
@@ -269,7 +271,7 @@ class Sweep:
         """Send stages to a worker, with what they read and write."""
         reads = {path for name in assignment.names for path in self.flow.reads(name)}
         writes = [self.flow.writes(name) for name in assignment.names]
-        cells = [name for name in self.flow.steps if kind_of(name) in BESIDE]
+        cells = [name for name in self.flow.steps if kind_of(name) in CELLS]
         return workers.send(assignment, reads=reads, writes=writes, modules=self._modules(cells))
 
     def _wait(self) -> None:
