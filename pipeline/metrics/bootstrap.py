@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.metrics.det import checked
 
 MOST_THREADS = 8  # each holds up to 20 bytes a trial
+FEW = 3_000  # trials, up to which threads save nothing
 LARGE = 64  # trials, from where on one binomial draw takes less time than one draw a trial
 
 # A metric of DET points: (FRR (P,), FAR (P,)) -> value. It gets the lower corners of a resample's staircase, where any
@@ -124,8 +125,11 @@ def intervals(
     """
     _check(folds, level)
     draw = _draw([_walk(scores, is_bonafide)], np.asarray(is_bonafide), groups)
-    values = _resampled(draw, list(statistics.values()), folds=folds, seed=seed)[:, 0]  # (folds, statistics)
-    return {name: _interval(values[:, column], level) for column, name in enumerate(statistics)}
+    trials = np.size(is_bonafide)
+    values = _resampled(
+        draw, list(statistics.values()), trials=trials, folds=folds, seed=seed
+    )  # (folds, 1, statistics)
+    return {name: _interval(values[:, 0, column], level) for column, name in enumerate(statistics)}
 
 
 def paired(
@@ -155,7 +159,8 @@ def paired(
     _check(folds, level)
     walks = [_walk(scores_a, is_bonafide), _walk(scores_b, is_bonafide)]
     draw = _draw(walks, np.asarray(is_bonafide), groups)
-    values = _resampled(draw, [statistic], folds=folds, seed=seed)[:, :, 0]  # (folds, 2)
+    trials = np.size(is_bonafide)
+    values = _resampled(draw, [statistic], trials=trials, folds=folds, seed=seed)[:, :, 0]  # (folds, 2)
     found = [statistic(*_det(*_counts(walk, None, None))) for walk in walks]
     differences = values[:, 0] - values[:, 1]
     ends = _interval(differences, level)
@@ -186,7 +191,8 @@ def interval_of_means(
         rng = np.random.default_rng((seed, fold))
         return float(sum(values.take(rng.integers(values.size, size=values.size)).mean() for values in classes))
 
-    return _interval(np.array(_for_all_folds(value, folds)), level)
+    trials = sum(values.size for values in classes)
+    return _interval(np.array(_for_all_folds(value, folds, trials=trials)), level)
 
 
 def _check(folds: int, level: float) -> None:
@@ -293,21 +299,28 @@ def _draw_groups(walks: Sequence[_Walk], is_bonafide: NDArray[np.bool_], names: 
     return draw
 
 
-def _resampled(draw: _Draw, statistics: Sequence[Statistic], *, folds: int, seed: int) -> NDArray[np.float64]:
+def _resampled(
+    draw: _Draw, statistics: Sequence[Statistic], *, trials: int, folds: int, seed: int
+) -> NDArray[np.float64]:
     """Every statistic of every system on every resample: (folds, systems, statistics)."""
 
     def values(fold: int) -> list[list[float]]:
         points = [_det(*counts) for counts in draw(np.random.default_rng((seed, fold)))]
         return [[statistic(*point) for statistic in statistics] for point in points]
 
-    found = np.array(_for_all_folds(values, folds))
+    found = np.array(_for_all_folds(values, folds, trials=trials))
     if np.isnan(found).any():
         raise ValueError(f"expected statistics that are numbers, got nan in {np.isnan(found).sum()} of {found.size}")
     return found
 
 
-def _for_all_folds(value: Callable[[int], Value], folds: int) -> list[Value]:
-    """The values of the folds 0, 1, ..., in threads: NumPy lets go of the interpreter while it draws and sums."""
+def _for_all_folds(value: Callable[[int], Value], folds: int, *, trials: int) -> list[Value]:
+    """The values of the folds 0, 1, ..., in threads: NumPy lets go of the interpreter while it draws and sums.
+
+    Of few trials it takes so little time for that that the threads would wait for each other.
+    """
+    if trials <= FEW:
+        return [value(fold) for fold in range(folds)]
     with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(value, range(folds)))
 
