@@ -125,11 +125,9 @@ def intervals(
     """
     _check(folds, level)
     draw = _draw([_walk(scores, is_bonafide)], np.asarray(is_bonafide), groups)
-    trials = np.size(is_bonafide)
-    values = _resampled(
-        draw, list(statistics.values()), trials=trials, folds=folds, seed=seed
-    )  # (folds, 1, statistics)
-    return {name: _interval(values[:, 0, column], level) for column, name in enumerate(statistics)}
+    found = _resampled(draw, [*statistics.values()], trials=np.size(is_bonafide), folds=folds, seed=seed)
+    values = found[:, 0]  # (folds, statistics)
+    return {name: _interval(values[:, column], level) for column, name in enumerate(statistics)}
 
 
 def paired(
@@ -159,8 +157,8 @@ def paired(
     _check(folds, level)
     walks = [_walk(scores_a, is_bonafide), _walk(scores_b, is_bonafide)]
     draw = _draw(walks, np.asarray(is_bonafide), groups)
-    trials = np.size(is_bonafide)
-    values = _resampled(draw, [statistic], trials=trials, folds=folds, seed=seed)[:, :, 0]  # (folds, 2)
+    resampled = _resampled(draw, [statistic], trials=np.size(is_bonafide), folds=folds, seed=seed)
+    values = resampled[:, :, 0]  # (folds, 2)
     found = [statistic(*_det(*_counts(walk, None, None))) for walk in walks]
     differences = values[:, 0] - values[:, 1]
     ends = _interval(differences, level)
