@@ -567,6 +567,39 @@ def test_a_stage_that_begins_with_the_last_trainings_is_not_taken_for_one_of_the
     assert begun[2:] == [[trainings[1]]], "the last one waits for the next process that is free"
 
 
+def test_an_analysis_runs_beside_trainings_and_an_extraction_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = [f"train@b{number}-all-1" for number in range(2)]
+    flow = Ready([*trainings, "analyse@b9-all-1", "extract@b9-all-1"])
+    made = Sweep(flow, jobs=4, tell=lambda _: None)  # type: ignore[arg-type]
+    begun = beginning(made, monkeypatch)
+    made._start_what_can()
+    assert begun == [["analyse@b9-all-1"], *([name] for name in trainings)]
+    made.running.clear()
+    made._start_what_can()
+    assert begun[3:] == [["extract@b9-all-1"]]
+
+
+def test_a_stage_that_imports_little_does_not_wait_for_the_process_of_the_forks(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[tuple[str, ...], bool]] = []
+
+    def noting(assignment: starting.Assignment) -> starting.Work:
+        begun.append((assignment.names, assignment.early))
+        return begin(assignment)
+
+    begin = starting.Assignment.begin
+    monkeypatch.setattr(starting.Assignment, "begin", noting)
+    (here / "dvc.yaml").write_text(
+        "stages:\n"
+        "  prepare: {cmd: echo here > table, outs: [table]}\n"
+        "  extract: {cmd: cat table > features, deps: [table], outs: [features]}\n"
+    )
+    sweep()
+    assert begun == [(("prepare",), True), (("extract",), False)]
+    assert (here / "features").read_text() == "here\n"
+
+
 # ---------------------------------------------------------------- on Dask's workers
 
 
