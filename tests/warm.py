@@ -14,8 +14,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
-import functools
 import gc
+import hashlib
 import importlib
 import marshal
 import multiprocessing
@@ -132,7 +132,7 @@ def serve(folder: str) -> None:
     get_plugins()  # else each child looks for them among all packages
     os.fsync = fsync
     diskcache.core.DEFAULT_SETTINGS["sqlite_synchronous"] = 0  # as fsync, for DVC's databases
-    _read_and_write_yaml_sooner()
+    _read_and_write_yaml_sooner(Path(folder))
     multiprocessing.set_executable(f"{folder}/python")
     gc.collect()
     gc.freeze()  # else each child copies the memory that its search for garbage marks
@@ -222,16 +222,26 @@ def fsync(_file: int) -> None:
     """No test pulls the plug, so nothing waits for the disk."""
 
 
-def _read_and_write_yaml_sooner() -> None:
-    """Have DVC read a text once, and write lock files by libyaml: in Python it takes half of all that DVC does."""
+def _read_and_write_yaml_sooner(texts: Path) -> None:
+    """Have DVC write lock files by libyaml, and parse no text twice: in Python both take half of all that DVC does.
+
+    texts: a folder for what texts hold, by their checksum, for all processes.
+    """
     from dvc.utils.serialize import _yaml
     from ruamel.yaml import YAML
 
     parse = _yaml.parse_yaml
-    parsed = functools.lru_cache(maxsize=64)(lambda text, path: pickle.dumps(parse(text, path)))
 
     def read(text: str, path: str, typ: str = "safe") -> object:
-        return pickle.loads(parsed(text, path)) if typ == "safe" else parse(text, path, typ)  # noqa: S301  # our own
+        place = texts / hashlib.sha256(text.encode()).hexdigest()
+        if typ == "safe" and place.exists():
+            return pickle.loads(place.read_bytes())  # noqa: S301  # our own
+        found = parse(text, path, typ)
+        if typ == "safe":
+            part = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}")
+            part.write_bytes(pickle.dumps(found))
+            part.rename(place)
+        return found
 
     def dump(data: object, stream: TextIO) -> None:
         yaml = YAML(typ="safe")
