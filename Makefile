@@ -47,8 +47,8 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pyte
 
 # These files start processes, train, or draw thousands of samples.
 SLOW := audio_whole backend_precision browser cache calibrate centroids checkpoints cli_detect cli_embed cli_metrics cli_plot \
-	cluster corpus_demo detect docs dvc encoder_kinds endings evaluate extract fairseq faults finetune fit five_corpora \
-	flow fused fuzz gather gpu_encoder gpu_extraction gpu_training halving metric_binomial metric_bootstrap \
+	cluster corpus_demo detect devices docs dvc encoder_kinds endings evaluate extract fairseq faults finetune fit \
+	five_corpora flow fused fuzz gather gpu_encoder gpu_extraction gpu_training halving metric_binomial metric_bootstrap \
 	metric_calibration metric_transfer needed package params plots pool prepare processes quality ranks rawboost regularization \
 	remarks remote report spaces stage_analyse stage_embed stage_encoder stage_finetuned stage_layers stage_rescore \
 	store sweep teach together xlsr

@@ -49,7 +49,7 @@ def asked(address: str, base: ExtractParams = PARAMS) -> ExtractParams:
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Any]:
+def workers(warm_processes: None) -> Iterator[Any]:
     """A client of two workers, processes of this machine; the death of one is put down to its tasks at once.
 
     Workers are forked from a process that has imported what they need, as imports take longer than the tests.

@@ -32,6 +32,8 @@ LANGUAGES = {"bash", "python", "yaml", "text"}
 RUN = "linear-qamo-all-clean-1"
 SIZES = {"train": (200, 40), "dev": (80, 20), "eval": (160, 20)}  # utterances of the demo, and here
 SMALL = {
+    "encoder": {"random": {"width": 32, "feedforward": 64, "conv_channels": 16}},
+    "extract": {"window": {"samples": 16_000}},
     "train": {"epochs": 2},
     "grid": {"backend": ["linear"], "loss": ["qamo"]},
     "analyse": {"scorings": [], "projections": ["pca"]},

@@ -424,7 +424,10 @@ def test_a_lost_store_comes_back_with_the_command_that_the_error_names(project: 
 
 
 def test_a_layer_a_seed_and_choices_of_layers_more_run_the_missing_cells_alone(project: Project) -> None:
-    """A layer more is extracted and probed, and reruns no cell that does not read it."""
+    """A layer more is extracted and probed, and reruns no cell that does not read it.
+
+    Of the grid with all of these DVC names the missing cells; those of two of the three choices run.
+    """
     settings = project.params()
     settings["grid"]["loss"] = ["aoc"]
     settings["extract"]["layers"] = [1, 2, "final"]
@@ -433,12 +436,20 @@ def test_a_layer_a_seed_and_choices_of_layers_more_run_the_missing_cells_alone(p
     settings["layers"]["normed"] = ["final"]
     settings["grid"] |= {"layers": ["all", "last", "normed"], "seed": [1, 2]}
     project.set_params(settings)
+
+    def missing(*choices: str) -> set[str]:
+        cells = {(layers, seed) for layers in choices for seed in (1, 2)} - {("all", 1)}
+        return {name for layers, seed in cells for name in names("aoc", layers=layers, seed=seed)}
+
+    assert {name for name in stale(project) if "@linear" in name} == missing("all", "last", "normed")
+    settings["grid"]["layers"] = ["last", "normed"]
+    project.set_params(settings)
     sets = {f"{kind}@{name}" for kind in ("extract", "select") for name in ("train", "dev")}
-    cells = {(layers, seed) for layers in ("all", "last", "normed") for seed in (1, 2)} - {("all", 1)}
-    missing = {name for layers, seed in cells for name in names("aoc", layers=layers, seed=seed)}
-    assert set(project.repro()) == {*sets, *missing, "layers", "report"}
+    assert set(project.repro()) == {*sets, *missing("last", "normed"), "layers", "report"}
     card = json.loads((project.folder / "data/runs/linear-aoc-last-clean-2/run.json").read_text())
     assert (card["kind"]["layers"], card["seed"]) == ([2], 2)
+    card = json.loads((project.folder / "data/runs/linear-aoc-normed-clean-1/run.json").read_text())
+    assert card["kind"]["layers"] == ["final"]
     shown = json.loads((project.folder / "data/summary.json").read_text())["eer"]
     eers = [
         json.loads((project.folder / f"data/metrics/linear-aoc-last-clean-{seed}/dev.json").read_text())["eer"]

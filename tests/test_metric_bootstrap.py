@@ -173,7 +173,7 @@ def test_what_is_drawn_by_the_cell_is_a_resample_too(monkeypatch: pytest.MonkeyP
 
 def test_cells_are_drawn_as_often_as_their_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two systems, six trials of one class: cells of three, of two and of one trial.
-    blocks, draws = np.array([[0, 0, 0, 1, 1, 3], [2, 2, 2, 0, 0, 0]]), 20_000
+    blocks, draws = np.array([[0, 0, 0, 1, 1, 3], [2, 2, 2, 0, 0, 0]]), 6_000
     found = {}
     for large in (1, 2, 3, 4):  # all cells large, ..., none
         monkeypatch.setattr(bootstrap, "LARGE", large)
@@ -217,7 +217,7 @@ def test_ninety_percent_of_ninety_percent_intervals_hold_the_truth() -> None:
     held = 0
     for world in range(worlds):
         scores, is_bonafide = normal(150, 450, apart=1.5, seed=1_000 + world)
-        found = intervals(scores, is_bonafide, {"eer": eer}, folds=100, seed=world, level=0.9)["eer"]
+        found = intervals(scores, is_bonafide, {"eer": eer}, folds=50, seed=world, level=0.9)["eer"]
         held += found.low <= truth <= found.high
     assert held / worlds == pytest.approx(0.9, abs=0.075)  # three standard errors
 
@@ -301,7 +301,7 @@ def test_intervals_of_new_speakers_hold_the_truth_and_those_of_trials_do_not() -
     for world in range(worlds):
         scores, is_bonafide, groups = speakers(50, 10, spread=1.0, seed=world)
         for name, given_groups in (("trials", None), ("groups", groups)):
-            found = intervals(scores, is_bonafide, {"eer": eer}, folds=100, seed=0, groups=given_groups)["eer"]
+            found = intervals(scores, is_bonafide, {"eer": eer}, folds=50, seed=0, groups=given_groups)["eer"]
             held[name] += found.low <= truth <= found.high
     assert held["groups"] / worlds > 0.85
     assert held["trials"] / worlds < 0.75
@@ -373,7 +373,7 @@ def test_equal_systems_are_seldom_told_apart() -> None:
     worlds = 100
     p_values = np.array(
         [
-            paired(*pair(better=0, seed=world, trials=2_000), eer, folds=100, seed=world).p_value
+            paired(*pair(better=0, seed=world, trials=2_000), eer, folds=50, seed=world).p_value
             for world in range(worlds)
         ]
     )

@@ -49,8 +49,9 @@ def spoilt(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "spoilt"))
 
 
-def found(run: str | Path, project: Path, *, explain: bool = False) -> list[Detection]:
-    paths = [project / path for path in systems.audio("eval")]
+def found(run: str | Path, project: Path, *, explain: bool = False, count: int | None = None) -> list[Detection]:
+    """What detection finds in the files of eval, or in the first `count` of them."""
+    paths = [project / path for path in systems.audio("eval")[:count]]
     return list(detect.load(run).detect(paths, explain=explain))  # type: ignore[arg-type]
 
 
@@ -588,7 +589,7 @@ def test_any_value_of_a_card_is_read_or_refused(spoilt: Path, project: Path, nam
         if name != "package.json":
             reseal(spoilt)
         try:
-            scores = [one.score for one in found(spoilt, project, explain=True)]
+            scores = [one.score for one in found(spoilt, project, explain=True, count=1)]
         except InputError:
             refused += 1
         else:
@@ -654,7 +655,7 @@ def test_damaged_files_of_a_package_give_one_message(spoilt: Path, project: Path
             (spoilt / name).write_bytes(bytes(data))
             reseal(spoilt)
             try:
-                found(spoilt, project, explain=True)
+                found(spoilt, project, explain=True, count=1)
                 outcomes["read"] += 1
             except InputError:
                 outcomes["refused"] += 1

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import moto.backends
 import numpy as np
 import pytest
 import torch
@@ -69,6 +70,7 @@ def server() -> Iterator[ThreadedMotoServer]:
     log = logging.getLogger("werkzeug")
     before = log.level
     log.setLevel(logging.ERROR)
+    known = frozenset(moto.backends.list_of_moto_modules())  # which it looks for in its folders at every request
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     with pytest.MonkeyPatch.context() as patched, fresh(patched):
@@ -80,6 +82,7 @@ def server() -> Iterator[ThreadedMotoServer]:
             "AWS_MAX_ATTEMPTS": "1",
         }.items():
             patched.setenv(name, value)
+        patched.setattr(moto.backends, "list_of_moto_modules", lambda: known)
         yield running
     running.stop()
     log.setLevel(before)

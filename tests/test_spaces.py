@@ -135,6 +135,7 @@ def test_the_same_analysis_gives_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tables_hold_what_the_report_holds(tmp_path: Path) -> None:
     analysis_files.write(tmp_path, report(), chart())
     rows = {path.stem: list(csv.reader(path.read_text().splitlines())) for path in tmp_path.glob("*.csv")}

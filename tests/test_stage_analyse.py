@@ -19,6 +19,7 @@ from pipeline.core import trial_table
 from pipeline.core.contracts import Centroids
 from pipeline.core.errors import InputError
 from pipeline.core.trial_table import Row, Trials
+from pipeline.report import analysis_pictures
 from pipeline.scoring import centroids, runs, scorer
 from stages import analyse
 from tests.places import SETTINGS
@@ -107,6 +108,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are files without a drawing, for tests of what else is written."""
+    monkeypatch.setattr(analysis_pictures, "save", lambda _figure, path: path.write_bytes(b""))
+
+
 def test_the_report_names_the_run_and_its_sets(made: Path) -> None:
     found = read(made, "analysis.json")
     assert (found["run"], found["train"], found["sets"]) == (RUN, "train", ["train", "dev", "eval"])
@@ -176,12 +183,14 @@ def test_the_same_input_gives_the_same_bytes_over_an_older_analysis(
     assert said[-1] == f"-> {made / 'out'}"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_blocks_change_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analyse, "BLOCK", 7)
     analyse.main(arguments(made, "again"))
     assert (made / "again/map.json").read_bytes() == (made / "out/map.json").read_bytes()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_run_that_does_not_normalise_and_knows_no_levels(tmp_path: Path) -> None:
     project(tmp_path, normalize=False, made=VECTORS[:1], cuts=())
     analyse.main(arguments(tmp_path))
@@ -194,6 +203,7 @@ def test_a_run_that_does_not_normalise_and_knows_no_levels(tmp_path: Path) -> No
     assert chart["projections"][0]["centroids"] is None
 
 
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize(("adapters", "told"), [("demo demo", "first more"), ("demo manifest", "demo manifest")])
 def test_trials_of_a_pool_are_told_by_where_they_came_from(tmp_path: Path, adapters: str, told: str) -> None:
     project(tmp_path)
@@ -258,6 +268,7 @@ def test_a_damaged_embedding_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         analyse.main(arguments(tmp_path))
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     project(tmp_path)
     (tmp_path / "out").mkdir()

@@ -630,7 +630,7 @@ sleep 60
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Client]:
+def cluster(warm_processes: None) -> Iterator[Client]:
     """Two workers, processes of this machine, which are forked from one that has imported what they need."""
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context().set_forkserver_preload(["distributed", "pipeline.sweep.cluster"])

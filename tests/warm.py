@@ -5,8 +5,8 @@ has imported the libraries, to fork. The child takes over arguments, folder, env
 `python -m module`, `python -c code`, `python script.py`, `dvc` or `bonafide` as a new process would. It gets SIGINT and
 SIGTERM from the caller. A signal that ends it ends the caller, and the end of the caller ends it. Processes that it
 starts by multiprocessing begin as it does, but not those of these. The server imports no module of the project: a child
-takes those of its folder. What an interpreter reads as it starts, such as PYTHONIOENCODING, is that of the server. All
-other uses of `python` go to the real one.
+takes those of its folder. What an interpreter reads as it starts, such as PYTHONIOENCODING, is that of the server, and
+what libraries do as a process ends is left out. All other uses of `python` go to the real one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import atexit
 import contextlib
 import fcntl
 import gc
+import hashlib
 import importlib
-import json
+import marshal
 import multiprocessing
 import os
+import pickle
 import runpy
 import select
 import signal
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,32 +53,38 @@ LIBRARIES = (
     "transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer", "transformers.models.wavlm.modeling_wavlm",
     "transformers.models.whisper.modeling_whisper", "zarr",
 )  # fmt: skip
+# It imports no Python module: those that it would need take longer than all else that it does.
 SHIM = """#!{python} -IS
-import _signal, json, os, socket, struct, sys
+import _signal, _socket, _struct, marshal, posix, sys
 words = sys.argv[1:]
 if {name!r} != "python":
     words = ["-m", {name!r}, *words]
 elif words[:1] == ["-B"]:  # so multiprocessing says it
     del words[0]
 if not (words[:1] in (["-c"], ["-m"]) or words and words[0].endswith(".py")):
-    os.execv({python!r}, [{python!r}, *words])
-files = [int(file) for file in os.listdir("/proc/self/fd")]
-files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # without that of the folder itself
+    posix.execv({python!r}, [{python!r}, *words])
+def open_here(file):
+    try:
+        return bool(posix.fstat(file))
+    except OSError:  # that of the folder itself
+        return False
+files = [file for file in map(int, posix.listdir("/proc/self/fd")) if open_here(file)]
 signals = (_signal.SIGINT, _signal.SIGTERM)
 ignored = [number for number in signals if _signal.getsignal(number) == _signal.SIG_IGN]
-request = json.dumps([words, os.getcwd(), dict(os.environ), files, ignored]).encode()
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect({address!r})
-    socket.send_fds(server, [struct.pack("<Q", len(request))], files)
-    server.sendall(request)
-    for number in signals:  # also those that are ignored: what runs may change that
-        _signal.signal(number, lambda number, _frame: server.send(bytes([number])))
-    answer = server.recv(2)
-(code,) = struct.unpack("<h", answer) if answer else (1,)
+request = marshal.dumps([words, posix.getcwd(), posix.environ, files, ignored])
+server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+server.connect({address!r})
+rights = _struct.pack(f"{{len(files)}}i", *files)
+server.sendmsg([_struct.pack("<Q", len(request))], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+server.sendall(request)
+for number in signals:  # also those that are ignored: what runs may change that
+    _signal.signal(number, lambda number, _frame: server.send(bytes([number])))
+answer = server.recv(2)
+(code,) = _struct.unpack("<h", answer) if answer else (1,)
 if code < 0:
     if code != -_signal.SIGKILL:
         _signal.signal(-code, _signal.SIG_DFL)
-    os.kill(os.getpid(), -code)
+    posix.kill(posix.getpid(), -code)
 sys.exit(code)
 """
 
@@ -123,41 +132,116 @@ def serve(folder: str) -> None:
     get_plugins()  # else each child looks for them among all packages
     os.fsync = fsync
     diskcache.core.DEFAULT_SETTINGS["sqlite_synchronous"] = 0  # as fsync, for DVC's databases
-    _write_locks_sooner()
+    _read_and_write_yaml_sooner(Path(folder))
     multiprocessing.set_executable(f"{folder}/python")
     gc.collect()
     gc.freeze()  # else each child copies the memory that its search for garbage marks
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+    _leave_nothing_to_the_end()
     with socket.socket(socket.AF_UNIX) as listening, open(f"{folder}/users") as users:  # noqa: PTH123
         listening.bind(f"{folder}/s")
         listening.listen()
-        listening.settimeout(1)
         os.write(1, b"ready\n")
-        while True:
-            try:
-                asking, _ = listening.accept()
-            except TimeoutError:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(f"{folder}/s")  # noqa: PTH108
-                    return
-                continue
-            with asking:
-                if os.fork() == 0:
-                    listening.close()
-                    users.close()
-                    asking.settimeout(None)
-                    _answer(asking)
+        _serve(listening, users)
+        os.unlink(f"{folder}/s")  # noqa: PTH108
+
+
+def _serve(listening: socket.socket, users: TextIO) -> None:
+    """Fork for who asks, pass signals on, and send exit codes, until nobody uses the folder and nothing runs."""
+    running: dict[int, tuple[int, socket.socket]] = {}  # by the file that shows its end: a child, and who waits for it
+    while running or not _unused(users):
+        waiting = [asking for _, asking in running.values()]
+        ready = select.select([listening, *running, *waiting], [], [], 1)[0]
+        for ended, (child, asking) in list(running.items()):
+            if ended in ready or (asking in ready and _signalled(child, asking)):
+                _, status = os.waitpid(child, 0)
+                with contextlib.suppress(OSError):  # nobody waits any more
+                    asking.sendall(struct.pack("<h", os.waitstatus_to_exitcode(status)))
+                asking.close()
+                os.close(ended)
+                del running[ended]
+        if listening in ready:
+            asking, _ = listening.accept()
+            child = _begin(asking, [listening, users, *waiting], list(running))
+            if child:
+                running[os.pidfd_open(child)] = child, asking
+
+
+def _unused(users: TextIO) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _signalled(child: int, asking: socket.socket) -> bool:
+    """Send the child the signal that its caller got; whether the caller has ended, and so the child."""
+    number = b""
+    with contextlib.suppress(ConnectionResetError):
+        number = asking.recv(1)
+    os.kill(child, number[0] if number else signal.SIGKILL)
+    return not number
+
+
+def _begin(asking: socket.socket, others: list[socket.socket | TextIO], ended: list[int]) -> int:
+    """Fork for who asks; the child, or 0 where the caller ended before it had said what it wants.
+
+    others, ended: what the server has open for others.
+    """
+    header, files, _, _ = socket.recv_fds(asking, 8, 250)
+    size, request = struct.unpack("<Q", header)[0] if header else 1, b""
+    while len(request) < size and (more := asking.recv(size - len(request))):
+        request += more
+    whole = len(request) == size
+    child = os.fork() if whole else 0
+    if whole and not child:
+        for other in (asking, *others):
+            other.close()
+        for file in ended:
+            os.close(file)
+        words, place, environment, numbers, ignored = marshal.loads(request)  # noqa: S302  # of our own command
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        _become(words, place, environment, numbers, files)
+    for file in files:
+        os.close(file)
+    return child
+
+
+def _leave_nothing_to_the_end() -> None:
+    """Take from each child what libraries do as a process ends: a table of times, and what is freed anyway."""
+    import torch._dynamo.utils
+
+    atexit.unregister(torch._dynamo.utils.dump_compile_times)
+    for one in list(weakref.finalize._registry):
+        one.atexit = False
 
 
 def fsync(_file: int) -> None:
     """No test pulls the plug, so nothing waits for the disk."""
 
 
-def _write_locks_sooner() -> None:
-    """Have DVC read and write lock files by libyaml: in Python it takes a quarter of all that DVC does."""
+def _read_and_write_yaml_sooner(texts: Path) -> None:
+    """Have DVC write lock files by libyaml, and parse no text twice: in Python both take half of all that DVC does.
+
+    texts: a folder for what texts hold, by their checksum, for all processes.
+    """
     from dvc.utils.serialize import _yaml
     from ruamel.yaml import YAML
+
+    parse = _yaml.parse_yaml
+
+    def read(text: str, path: str, typ: str = "safe") -> object:
+        place = texts / hashlib.sha256(text.encode()).hexdigest()
+        if typ == "safe" and place.exists():
+            return pickle.loads(place.read_bytes())  # noqa: S301  # our own
+        found = parse(text, path, typ)
+        if typ == "safe":
+            part = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}")
+            part.write_bytes(pickle.dumps(found))
+            part.rename(place)
+        return found
 
     def dump(data: object, stream: TextIO) -> None:
         yaml = YAML(typ="safe")
@@ -165,36 +249,7 @@ def _write_locks_sooner() -> None:
         yaml.Representer.add_representer(OrderedDict, yaml.Representer.represent_dict)
         yaml.dump(data, stream)
 
-    _yaml.parse_yaml_for_update, _yaml._dump = _yaml.parse_yaml, dump
-
-
-def _answer(asking: socket.socket) -> None:
-    """Run what is asked for in a process of its own, and send its exit code."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    header, files, _, _ = socket.recv_fds(asking, 8, 250)
-    (size,) = struct.unpack("<Q", header)
-    request = b""
-    while len(request) < size:
-        request += asking.recv(size - len(request))
-    child = os.fork()
-    if child == 0:
-        asking.close()
-        words, place, environment, numbers, ignored = json.loads(request)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-        _become(words, place, environment, numbers, files)
-    for file in files:
-        os.close(file)
-    ended = os.pidfd_open(child)
-    while ended not in select.select([ended, asking], [], [])[0]:
-        number = asking.recv(1)  # a signal for the child, or nothing where the caller ended
-        os.kill(child, number[0] if number else signal.SIGKILL)
-        if not number:
-            break
-    _, status = os.waitpid(child, 0)
-    asking.sendall(struct.pack("<h", os.waitstatus_to_exitcode(status)))
-    os._exit(0)
+    _yaml.parse_yaml, _yaml.parse_yaml_for_update, _yaml._dump = read, read, dump
 
 
 def _run(words: list[str]) -> int:
@@ -218,7 +273,9 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _become(words: list[str], folder: str, environment: dict[str, str], numbers: list[int], files: list[int]) -> None:
+def _become(
+    words: list[str], folder: str, environment: dict[bytes, bytes], numbers: list[int], files: list[int]
+) -> None:
     """Run what is asked for as if this process had been started for it. numbers: those of the files at the caller."""
     code: object = 1
     try:
@@ -230,8 +287,8 @@ def _become(words: list[str], folder: str, environment: dict[str, str], numbers:
             os.close(file)
         os.chdir(folder)
         os.environ.clear()
-        os.environ.update(environment)
-        sys.path[:1] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environb.update(environment)
+        sys.path[:1] = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         code = _run(words)
     except SystemExit as ended:
         code = ended.code

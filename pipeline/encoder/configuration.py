@@ -161,7 +161,8 @@ def _config(path: Path, kind: str, found: dict[str, Any], quiet: dict[str, Any])
     try:
         known = _Config.model_validate(found).model_dump(exclude_unset=True)
         known |= quiet | dict.fromkeys(("conformer_conv_dropout", "encoder_layerdrop", "dropout"), 0.0)
-        config = made(**{key: value for key, value in known.items() if hasattr(made(), key)})
+        usual = made()
+        config = made(**{key: value for key, value in known.items() if hasattr(usual, key)})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise InputError(f"{path}: not the configuration of a {kind}; {MEND}:\n{listing(problems)}") from None
