@@ -146,6 +146,15 @@ def test_draws_depend_on_seed_and_fold_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert intervals(scores, is_bonafide, STATISTICS, folds=50, seed=7) == found
 
 
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    is_bonafide = rng.random(300) < 0.4
+    scores = rng.normal(size=300) + is_bonafide
+    alone = intervals(scores, is_bonafide, STATISTICS, folds=99, seed=1)
+    monkeypatch.setattr(bootstrap, "FEW", 0)
+    assert intervals(scores, is_bonafide, STATISTICS, folds=99, seed=1) == alone
+
+
 def test_the_interval_knows_only_the_order_of_the_scores() -> None:
     scores, is_bonafide = normal(300, 900, apart=2.0, seed=1)
     found = intervals(scores, is_bonafide, STATISTICS, folds=30, seed=7)

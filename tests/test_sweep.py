@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -28,9 +29,10 @@ from ruamel.yaml import YAML
 
 from pipeline.commands import status
 from pipeline.commands import sweep as command
+from pipeline.core import params_file
 from pipeline.core.errors import InputError
 from pipeline.extraction.dask_workers import CODE, Cluster
-from pipeline.sweep import locks, starting, unchanged
+from pipeline.sweep import locks, starting, unchanged, warmed
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
@@ -598,6 +600,18 @@ def test_a_stage_that_imports_little_does_not_wait_for_the_process_of_the_forks(
     sweep()
     assert begun == [(("prepare",), True), (("extract",), False)]
     assert (here / "features").read_text() == "here\n"
+
+
+def test_the_process_of_the_forks_has_read_the_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in (None, "sets: [", SETTINGS.read_text()):  # what is wrong, the stages say
+        if text is not None:
+            Path("params.yaml").write_text(text)
+        params_file._loaded.cache_clear()
+        importlib.reload(warmed)
+    before = params_file._loaded.cache_info()
+    assert params_file.load(Path("params.yaml")).grid.seed
+    assert params_file._loaded.cache_info().hits == before.hits + 1
 
 
 # ---------------------------------------------------------------- on Dask's workers

@@ -28,6 +28,7 @@ from pipeline.core.errors import PlainErrors, exit_on_input_error, run_command
 FORKS = multiprocessing.get_context("forkserver")
 FRESH = multiprocessing.get_context("spawn")
 PREFIX = ["python", "-m"]
+WARMED = "pipeline.sweep.warmed"  # what stages read is read once
 TOGETHER = "stages.train"  # the stage of which one process can run several
 # The modules of all stages of cells, and of scoring their runs in other ways.
 OF_CELLS = ("stages.evaluate", "stages.rescore", "stages.score", "stages.train")
@@ -126,7 +127,7 @@ def prepare(modules: set[str]) -> None:
     Where it has begun before, nothing happens: each stage imports for itself what that process did not.
     """
     later = {name for module in modules for name in INNER_IMPORTS.get(module, ())}
-    FORKS.set_forkserver_preload(sorted({__name__, *modules, *later}))
+    FORKS.set_forkserver_preload([*sorted({__name__, *modules, *later}), WARMED])
     ensure_running()
 
 
