@@ -54,8 +54,9 @@ class FeatureSet(Dataset[Item]):
         """Features of some utterances, or of all, in memory of their own.
 
         Returns:
-            (B, L, T, D) frames or (B, L, 2, D) means and standard deviations over the frames, float32; and (B,) int64,
-            how many frames of each utterance are signal: frames from there on are padding.
+            (B, L, T, D) frames or (B, L, 2, D) means and standard deviations over the frames, float32, of the first
+            window, or of all W, (B, W, L, ...), where `extract.windows.reduce` is attention; and (B,) int64, how many
+            frames of each utterance are signal: frames from there on are padding.
         """
         chosen = np.arange(len(self))[slice(None) if rows is None else rows]
         return self.data.features(chosen)

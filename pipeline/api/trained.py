@@ -42,7 +42,7 @@ class Trained:
         return features(name, layers=self.layers, pooled=self.reads == "pooled")
 
     def embed(self, data: FeatureSet) -> NDArray[np.float32]:
-        """Embeddings (N, E) of a set, of the first window of each utterance.
+        """Embeddings (N, E) of a set: of the first window of each utterance, with attention of all its windows.
 
         Raises InputError for features of another kind than those of training.
         """

@@ -141,9 +141,9 @@ class System:
         return (found if isinstance(found, Unreadable) else found.score for found in self._found(paths, None))
 
     def embeddings(self, paths: Iterable[str | Path]) -> Iterator[NDArray[np.float32] | Unreadable]:
-        """The embedding (E,) of every file, in order, as the flow has it: of the first window, or of those of the run.
+        """The embedding (E,) of every file, in order, as the flow has it.
 
-        They are of several windows where attention makes one embedding of them.
+        It is of the first window, or of all windows of the run where attention makes one embedding of them.
         """
         system = replace(self, windows="run" if self.own.attended else "first")
         for path in map(Path, paths):

@@ -177,7 +177,7 @@ def _joined(table: Trials, new: Trials) -> Trials:
 
 
 def _embedded(parts: Parts, clips: Sequence[Path]) -> NDArray[np.float32]:
-    """The embeddings (n, E) of the clips' first windows. Raises InputError naming all that have none."""
+    """The embeddings (n, E) of clips, as the flow has them. Raises InputError naming all that have none."""
     found = list(loading.of_parts(dataclasses.replace(parts, neighbours=None)).embeddings(clips))
     if wrong := [one.why for one in found if isinstance(one, Unreadable)]:
         raise InputError(f"{len(wrong)} of {len(found)} clips cannot be taught; leave them out:\n{listing(wrong)}")
