@@ -22,6 +22,7 @@ import dask
 import pytest
 from distributed import Client, Scheduler, SpecCluster, Worker
 from distributed.utils import get_mp_context
+from dulwich.repo import Repo as DulwichRepo
 from dvc import output
 from dvc.repo import Repo
 from dvc.utils import serialize
@@ -34,6 +35,7 @@ from pipeline.core.errors import InputError
 from pipeline.extraction.dask_workers import CODE, Cluster
 from pipeline.sweep import locks, starting, unchanged, warmed
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
+from pipeline.sweep.remembered import Remembered
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
 from pipeline.sweep.sweep import CELLS, LOGS, Running, Sweep, kind_of
@@ -161,6 +163,34 @@ def test_what_stages_share_is_read_once_and_the_locks_are_those_of_dvc_repro(
     assert (set(ran()), Path("dvc.lock").read_bytes()) == ({"one", "two"}, expected)
     templates = ["params.yaml"]  # DVC reads it once more for what stands in ${}
     assert sorted(name for name in asked if ".out" not in name) == ["code", "params.yaml", *templates]
+
+
+def test_git_says_once_what_it_tracks_and_dvc_refuses_such_an_output(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = functools.partial(subprocess.run, check=True, capture_output=True)
+    shutil.rmtree(".dvc")
+    git(["git", "init"])
+    git(["git", "add", "code"])
+    dvc("init", "-q")
+    read: list[str] = []
+    index = DulwichRepo.open_index
+    monkeypatch.setattr(DulwichRepo, "open_index", lambda repo: read.append(repo.path) or index(repo))
+    assert set(sweep().outcome.ran) == {"train@one", "train@two"}
+    assert len(read) == 1
+    assert sorted(Path(".gitignore").read_text().split()) == ["/one.out", "/two.out"]
+    Path("code/a.py").write_text("edited")
+    Path("two.out").write_text("kept")
+    git(["git", "add", "-f", "two.out"])
+    outcome = sweep().outcome
+    assert outcome.ran == ["train@one"]
+    assert re.search("two.out.*already tracked by SCM", outcome.failed["train@two"])
+    assert len(read) == 2
+    git(["git", "rm", "-f", "--cached", "two.out"])
+    made = Remembered()
+    made.teach_git(scm := Repo().scm)
+    tracked = [scm.is_tracked(str(Path(path).absolute())) for path in ("code", "code/a.py", "two.out", "cod")]
+    assert tracked == [True, True, False, False]
 
 
 LAYOUTS: list[tuple[Callable[[str], str], bool]] = [  # of a lock file, and whether DVC would write it so
@@ -343,6 +373,42 @@ def test_an_interruption_tells_dvc_of_what_was_done(here: Path) -> None:
     done = set(made.outcome.ran)
     assert all(f"\n  {name}:" in Path("dvc.lock").read_text() for name in done)
     assert set(sweep().outcome.current) == done
+
+
+def noting_order(made: Sweep, monkeypatch: pytest.MonkeyPatch, *, fails_at: int = 0) -> list[str]:
+    """What a sweep starts and keeps, in turn. fails_at: the start of this number, from 1, is interrupted."""
+    told: list[str] = []
+    start, keep = made._start, made.flow.keep
+
+    def starting(names: list[str]) -> None:
+        told.extend(f"start {name}" for name in names)
+        if len(told) == fails_at:
+            raise KeyboardInterrupt
+        start(names)
+
+    monkeypatch.setattr(made, "_start", starting)
+    monkeypatch.setattr(made.flow, "keep", lambda name: told.append(f"keep {name}") or keep(name))
+    return told
+
+
+def test_a_stage_begins_before_dvc_takes_note_of_the_one_before_it(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Sweep(Flow([]), jobs=1, tell=lambda _: None)
+    told = noting_order(made, monkeypatch)
+    made.run()
+    assert told == ["start train@one", "start train@two", "keep train@one", "keep train@two"]
+
+
+def test_what_has_ended_is_kept_where_the_next_stage_is_interrupted(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Sweep(Flow([]), jobs=1, tell=lambda _: None)
+    told = noting_order(made, monkeypatch, fails_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert told == ["start train@one", "start train@two", "keep train@one"]
+    assert sweep().outcome.current == ["train@one"]
 
 
 def test_another_command_of_dvc_finds_what_a_stage_writes_locked(here: Path) -> None:
@@ -558,27 +624,38 @@ def test_no_more_than_eight_trainings_share_a_process_and_the_last_ones_are_shar
 def test_a_stage_that_begins_with_the_last_trainings_is_not_taken_for_one_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainings = [f"train@b{number}-all-1" for number in range(4)]
+    trainings = [f"train@b{number}-all-1" for number in range(20)]
     flow = Ready([*trainings, "score@b9-all-1"])
     made = Sweep(flow, jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
     begun = beginning(made, monkeypatch)
     made._start_what_can()
-    assert begun == [["score@b9-all-1"], trainings[::2]]
+    assert begun == [["score@b9-all-1"], trainings[:16:2]]
     made.running.pop("score@b9-all-1")
     made._start_what_can()
-    assert begun[2:] == [[trainings[1]]], "the last one waits for the next process that is free"
+    assert [len(group) for group in begun[2:]] == [6], "the other half waits for the next process that is free"
+
+
+def test_the_last_trainings_begin_before_what_ends_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that short stages come last, and no processor waits for a training in another one."""
+    for count, first in ((17, "score"), (16, "train")):
+        names = [f"train@b{number}-all-1" for number in range(count)]
+        made = Sweep(Ready(["score@b9-all-1", *names]), jobs=2, tell=lambda _: None)  # type: ignore[arg-type]
+        begun = beginning(made, monkeypatch)
+        made._start_what_can()
+        assert kind_of(begun[0][0]) == first
 
 
 def test_an_analysis_runs_beside_trainings_and_an_extraction_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     trainings = [f"train@b{number}-all-1" for number in range(2)]
-    flow = Ready([*trainings, "analyse@b9-all-1", "extract@b9-all-1"])
-    made = Sweep(flow, jobs=4, tell=lambda _: None)  # type: ignore[arg-type]
+    analyses = ["analyse@b9-all-1", "layers@b9-all-1"]
+    flow = Ready([*trainings, *analyses, "extract@b9-all-1"])
+    made = Sweep(flow, jobs=5, tell=lambda _: None)  # type: ignore[arg-type]
     begun = beginning(made, monkeypatch)
     made._start_what_can()
-    assert begun == [["analyse@b9-all-1"], *([name] for name in trainings)]
+    assert begun == [[name] for name in (*trainings, *analyses)]
     made.running.clear()
     made._start_what_can()
-    assert begun[3:] == [["extract@b9-all-1"]]
+    assert begun[4:] == [["extract@b9-all-1"]]
 
 
 def test_a_stage_that_imports_little_does_not_wait_for_the_process_of_the_forks(
@@ -594,12 +671,26 @@ def test_a_stage_that_imports_little_does_not_wait_for_the_process_of_the_forks(
     monkeypatch.setattr(starting.Assignment, "begin", noting)
     (here / "dvc.yaml").write_text(
         "stages:\n"
-        "  prepare: {cmd: echo here > table, outs: [table]}\n"
-        "  extract: {cmd: cat table > features, deps: [table], outs: [features]}\n"
+        "  prepare: {matrix: {set: [dev, eval]}, cmd: 'echo here > ${item.set}', outs: ['${item.set}']}\n"
+        "  extract: {cmd: cat dev > features, deps: [dev], outs: [features]}\n"
     )
     sweep()
-    assert begun == [(("prepare",), True), (("extract",), False)]
+    assert begun == [(("prepare@dev",), True), (("prepare@eval",), False), (("extract",), False)]
     assert (here / "features").read_text() == "here\n"
+
+
+def test_idle_threads_of_a_stage_sleep_unless_the_user_says_otherwise(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "dvc.yaml").write_text('stages:\n  prepare: {cmd: echo "$OPENBLAS_THREAD_TIMEOUT" > said, outs: [said]}\n')
+    for of_user, said in ((None, "4"), ("20", "20")):
+        monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+        if of_user:
+            monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", of_user)
+        shutil.rmtree(".dvc/cache", ignore_errors=True)
+        Path("said").unlink(missing_ok=True)
+        sweep()
+        assert Path("said").read_text() == f"{said}\n"
 
 
 def test_the_process_of_the_forks_has_read_the_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

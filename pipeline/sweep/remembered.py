@@ -1,15 +1,17 @@
 """What DVC found of files that many stages read, so that a sweep has it read each of them once.
 
-For each stage DVC hashes all rooms of code that the stage depends on, and reads all of `params.yaml`. A sweep remembers
-what came out, by the names, sizes and times of files: by these DVC itself decides whether to read a file again.
+For each stage DVC hashes all rooms of code that the stage depends on, and reads all of `params.yaml`. For each output
+it reads Git's index. A sweep remembers what came out, by the names, sizes and times of files: by these DVC itself
+decides whether to read a file again.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.sweep.unchanged import facts
@@ -32,6 +34,24 @@ class Remembered:
                 item.read_params = functools.partial(self._params, item, item.read_params)
             else:
                 item._build = functools.partial(self._build, item._build)
+
+    def teach_git(self, git: Any) -> None:
+        """Let a repository of Git ask here first whether it tracks a file or folder. Another kind is left as it is."""
+        from scmrepo.git import Git
+
+        if isinstance(git, Git):
+            git.is_tracked = functools.partial(self._is_tracked, git)
+
+    def _is_tracked(self, git: Any, path: str) -> bool:
+        """As `Git.is_tracked` of scmrepo, which DVC asks for each output."""
+        repo = git.dulwich.repo
+
+        def tracked() -> set[str]:
+            files = [os.fsdecode(name) for name in repo.open_index()]
+            return {place for name in files for place in (name, *map(str, PurePosixPath(name).parents))}
+
+        found: set[str] = self._once(repo.index_path(), "tracked", tracked)
+        return Path(os.path.relpath(path, git.root_dir)).as_posix() in found
 
     def _build(self, build: Callable[..., Any], odb: Any, path: str, fs: Any, kind: str, **options: Any) -> Any:
         """The hash of a file or folder, as `Output._build` of DVC gives it for a dependency."""

@@ -34,6 +34,9 @@ TOGETHER = "stages.train"  # the stage of which one process can run several
 OF_CELLS = ("stages.evaluate", "stages.rescore", "stages.score", "stages.train")
 # What these stages import within functions, as it takes long. A sweep evaluates many rows.
 INNER_IMPORTS = {"stages.evaluate": ("scipy.special",)}
+# An idle thread of OpenBLAS spins for 2^28 ticks of the processor's clock, 0.1 s, before it sleeps. A stage that says
+# how many there are (train.threads) starts them anew, and they take processors from the stages beside it.
+IDLE_THREADS = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # 2^4 ticks
 SAME = ("--params", "--layers", "--views", "--seed", "--trials", "--features")  # the arguments that say what it reads
 
 
@@ -126,6 +129,8 @@ def prepare(modules: set[str]) -> None:
 
     Where it has begun before, nothing happens: each stage imports for itself what that process did not.
     """
+    for name, value in IDLE_THREADS.items():  # OpenBLAS reads it when it is loaded, there and in what that starts
+        os.environ.setdefault(name, value)
     later = {name for module in modules for name in INNER_IMPORTS.get(module, ())}
     FORKS.set_forkserver_preload([*sorted({__name__, *modules, *later}), WARMED])
     ensure_running()

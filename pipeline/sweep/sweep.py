@@ -19,9 +19,9 @@ from pipeline.sweep.starting import Assignment, Work
 from pipeline.sweep.tracked import State
 
 CELLS = ("train", "score", "evaluate", "evaluate_rescored", "rescore")  # kinds of stages that workers run, too
-BESIDE = (*CELLS, "embed", "analyse")  # kinds that run side by side
+BESIDE = (*CELLS, "layers", "embed", "analyse")  # kinds that run side by side
+LATE = ("score", "evaluate", "evaluate_rescored", "rescore", "embed", "analyse")  # kinds that come after a training
 EARLY = ("prepare",)  # kinds that need nothing that takes long to import
-LATE = tuple(kind for kind in BESIDE if kind != "train")
 TOGETHER = 8  # trainings in one process at most: what each has learnt is in its memory
 LOGS = Path(".dvc/tmp/sweep")
 SHOWN_LINES = 15  # of a stage that ends without a message
@@ -104,8 +104,8 @@ class Sweep:
     """A sweep over a flow, with at most `jobs` stages at once.
 
     Trainings that read the same features run together in one process where `together` is set. They are shared out among
-    the jobs, the last ones evenly. Stages of a cell run side by side, and analyses of runs beside them. Each other
-    stage, such as extraction, uses all processors or much memory by itself, so it runs alone.
+    the jobs, the last ones evenly. Stages of a cell run side by side, and analyses of layers and runs beside them. Each
+    other stage, such as extraction, uses all processors or much memory by itself, so it runs alone.
 
     workers: run the stages of cells in place of this machine; jobs is then the most that run at once on all of them.
     leave: stages that are left as they are; none that needs them waits for them. code: that of the project when the
@@ -130,7 +130,7 @@ class Sweep:
         self.waiting = [name for name in flow.steps if name not in leave]
         self._done: set[str] = set(leave)
         self._code = code or starting.code_of(flow.root)
-        self._is_prepared = False
+        self._is_prepared = self._has_begun = False
         self._shared = 0  # processes that were given a share of the trainings since others were started
 
     def run(self) -> Outcome:
@@ -163,9 +163,14 @@ class Sweep:
         return {module for module in found if module}
 
     def _start_what_can(self) -> None:
-        """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order."""
+        """Start stages whose needs are met: first those that bring a cell to its end, else in DVC's order.
+
+        The last trainings begin before them, as short stages then fill the time in which a processor has none.
+        """
         self._shared = 0
-        for name in sorted(self.waiting, key=lambda name: kind_of(name) not in LATE):
+        trainings = sum(kind_of(name) == "train" for name in self.waiting)
+        first = ("train",) if trainings <= self._most() * (TOGETHER if self.together else 1) else LATE
+        for name in sorted(self.waiting, key=lambda name: kind_of(name) not in first):
             if self.running and self._free() < 1:
                 return
             if name not in self.waiting:  # it runs together with one before it
@@ -253,8 +258,9 @@ class Sweep:
             names=tuple(names),
             root=self.flow.root,
             warm=self._is_warm(),
-            early=kind_of(names[0]) in EARLY,
+            early=kind_of(names[0]) in EARLY and not self._has_begun,
         )
+        self._has_begun = True
         with contextlib.ExitStack() as stack:
             busy = [stack.enter_context(contextlib.ExitStack()) for _ in names]
             for name, held in zip(names, busy, strict=True):
@@ -279,10 +285,15 @@ class Sweep:
         if not self.running:
             return
         wait({news for found in self.running.values() for news in found.work.news}, timeout=1)
-        for name, found in list(self.running.items()):
-            if (code := found.work.code(found.number)) is not None:
-                del self.running[name]
-                found.busy.close()
+        codes = {name: found.work.code(found.number) for name, found in self.running.items()}
+        ended = [(name, self.running.pop(name), code) for name, code in codes.items() if code is not None]
+        for _, found, _ in ended:
+            found.busy.close()
+        try:
+            if ended:
+                self._start_what_can()  # before DVC takes note of what has ended, which takes as long as a short stage
+        finally:
+            for name, found, code in ended:
                 self._end(name, found, code)
 
     def _end(self, name: str, found: Running, code: int) -> None:

@@ -67,6 +67,7 @@ class Flow:
         remembered = Remembered()
         for stage in plan:
             remembered.teach(stage)
+        remembered.teach_git(self._repo.scm)
         self._stages = {stage.addressing: stage for stage in plan}
         self.steps = list(self._stages)
         self.needs = {
