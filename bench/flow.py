@@ -93,7 +93,7 @@ def inside(stages: list[PipelineStage]) -> dict[str, list[str]]:
 def run_all(folder: Path) -> None:
     """Make the outputs of all stages and write the locks, each once."""
     with contextlib.chdir(folder), Repo(folder) as repo, repo.lock:
-        stages, remembered = stages_of(repo), Remembered()
+        stages, remembered = stages_of(repo), Remembered(folder)
         for stage in stages:
             for item in stage.outs:
                 make(folder, item.def_path)

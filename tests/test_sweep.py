@@ -35,7 +35,7 @@ from pipeline.core.errors import InputError
 from pipeline.extraction.dask_workers import CODE, Cluster
 from pipeline.sweep import locks, starting, unchanged, warmed
 from pipeline.sweep.cluster import Note, Request, Sent, Workers, _wait_for_inputs, digests, run, versions
-from pipeline.sweep.remembered import Remembered
+from pipeline.sweep.remembered import HASHES, Remembered
 from pipeline.sweep.starting import Assignment
 from pipeline.sweep.status import Progress, cells, progress
 from pipeline.sweep.sweep import CELLS, LOGS, Running, Sweep, kind_of
@@ -165,6 +165,51 @@ def test_what_stages_share_is_read_once_and_the_locks_are_those_of_dvc_repro(
     assert sorted(name for name in asked if ".out" not in name) == ["code", "params.yaml", *templates]
 
 
+def test_hashes_are_kept_for_the_next_sweep_while_nothing_changes_them(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    build = output.build
+
+    def noting(odb: Any, path: str, *given: Any, **options: Any) -> Any:
+        asked.append(Path(path).name)
+        return build(odb, path, *given, **options)
+
+    monkeypatch.setattr(output, "build", noting)
+    sweep()
+    every = ["code", "one.out", "two.out"]
+
+    def looked() -> tuple[list[str], list[str]]:
+        """What is hashed, and which stages are current, where nothing runs."""
+        asked.clear()
+        flow = Flow([])
+        current = [name for name in flow.steps if not flow.is_stale(name)]
+        flow.write_locks()
+        return sorted(asked), current
+
+    both = ["train@one", "train@two"]
+    assert looked() == (every[1:], both)  # a sweep looks at outputs before their stage runs, and not again
+    assert looked() == ([], both)
+    Path("code/a.py").write_text("b")
+    assert looked() == (["code"], [])
+    Path("code/a.py").write_text("a")
+    assert looked() == (["code"], both)
+    Path("code/b.txt").write_text("ignored by DVC")
+    assert looked() == (["code"], [])
+    Path(".dvcignore").write_text("b.txt\n")
+    assert looked() == (every, both)
+    kept = Path(HASHES).read_text()
+    for damaged in (kept[:-9], "[]", '{"hashes": {"md5 a": 1}}', kept.replace('"dvc": "', '"dvc": "0.')):
+        Path(HASHES).write_text(damaged)
+        assert looked() == (every, both), damaged[:20]
+    Path("one.out").unlink()
+    assert looked() == ([], ["train@two"])
+    assert "one.out" in Path(HASHES).read_text()
+    Path("two.out").write_text("edited")
+    assert looked() == (["two.out"], [])
+    assert "one.out" not in Path(HASHES).read_text()
+
+
 def test_git_says_once_what_it_tracks_and_dvc_refuses_such_an_output(
     sharing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +232,7 @@ def test_git_says_once_what_it_tracks_and_dvc_refuses_such_an_output(
     assert re.search("two.out.*already tracked by SCM", outcome.failed["train@two"])
     assert len(read) == 2
     git(["git", "rm", "-f", "--cached", "two.out"])
-    made = Remembered()
+    made = Remembered(sharing)
     made.teach_git(scm := Repo().scm)
     tracked = [scm.is_tracked(str(Path(path).absolute())) for path in ("code", "code/a.py", "two.out", "cod")]
     assert tracked == [True, True, False, False]
@@ -778,7 +823,7 @@ def test_workers_write_what_one_machine_writes_and_a_cell_that_fails_there_is_na
     assert outcome.failed == {"train@bad": "no luck"}
     assert outcome.left_out == ["evaluate@bad"]
     assert max(most) == 2  # a process for each thread of the workers
-    assert [path.name for path in LOGS.iterdir()] == ["train@bad.txt"]
+    assert [path.name for path in LOGS.glob("*.txt")] == ["train@bad.txt"]
     locks, outputs = Path("dvc.lock").read_bytes(), {path: path.read_text() for path in Path().glob("*.out")}
     assert outputs == {Path("one.out"): "1\n", Path("two.out"): "22\n", Path("bad.out"): ""}
     shutil.rmtree(".dvc/cache")

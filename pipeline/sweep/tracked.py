@@ -64,10 +64,10 @@ class Flow:
             _check_parameters(root)
             raise InputError(_words(error)) from None
         self.root = Path(self._repo.root_dir)
-        remembered = Remembered()
+        self._remembered = Remembered(root)
         for stage in plan:
-            remembered.teach(stage)
-        remembered.teach_git(self._repo.scm)
+            self._remembered.teach(stage)
+        self._remembered.teach_git(self._repo.scm)
         self._stages = {stage.addressing: stage for stage in plan}
         self.steps = list(self._stages)
         self.needs = {
@@ -173,6 +173,7 @@ class Flow:
             for stages in files.values():
                 self._write_lock(stages)
         self._entries.clear()
+        self._remembered.keep()
 
     def note_that_all_is_done(self) -> None:
         """Leave a note for the next sweep, see `unchanged`, after all stages of the project were looked at."""
